@@ -1,0 +1,45 @@
+# Two commands for newcomers: `make demo` and `make test`. Both set up .venv on first use.
+PYTHON ?= python3
+VENV ?= .venv
+# Extra words for pip, for example an index that has torch's CPU build.
+PIP_FLAGS ?=
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format parity train clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(READY): pyproject.toml constraints.txt
+	@echo "== setting up $(VENV) (first use takes some minutes: torch, onnx, onnxruntime)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --progress-bar on $(PIP_FLAGS) -c constraints.txt -e ".[dev]"
+	@touch $@
+
+setup: $(READY)  ## create .venv with everything for development
+
+demo: $(READY)  ## export, serve, send the real sample, draw the picture
+	$(BIN)/python -m examples.demo
+
+test: $(READY)  ## run every test
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## linters and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)  ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+parity: $(READY)  ## compare with an installed ultralytics (see benchmarks/README.md)
+	$(BIN)/python -m benchmarks.parity
+
+train: $(READY)  ## train the n detector on the two sample pictures
+	$(BIN)/python -m examples.train_detector
+
+clean:  ## remove what was built, keep .venv
+	rm -rf artifacts out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
