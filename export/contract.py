@@ -1,0 +1,148 @@
+"""The contract: a JSON file beside each exported model that says what goes in and what comes out.
+
+Reading one needs nothing but the standard library, so a server can do it without torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CONTRACT_VERSION = 1
+KINDS = ("assigner", "loss")
+
+Axis = int | str
+
+
+class ContractError(ValueError):
+    """A contract or the file it describes cannot be used; the message names the file and the remedy."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output.
+
+    Attributes:
+        name: Name in the graph.
+        dtype: numpy's name of the element type, for example ``float32``.
+        axes: One entry per axis: a number when fixed, a letter of the shape legend when dynamic.
+        heavy: Large and derivable; left out of an answer unless asked for by name.
+    """
+
+    name: str
+    dtype: str
+    axes: tuple[Axis, ...]
+    heavy: bool = False
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What an exported model takes, gives and was built with.
+
+    Attributes:
+        name: Name under which the model is served; also the stem of both files.
+        kind: ``assigner`` or ``loss``.
+        file: Name of the ONNX file, beside the contract.
+        sha256: Hash of that file's bytes.
+        formulation: How the assignment is computed inside, for example ``dense``.
+        hyperparameters: All numbers that decide the result.
+        inputs: Inputs in the graph's order.
+        outputs: Outputs in the graph's order.
+        versions: Versions of this project and of the libraries that took part.
+        contract_version: Version of this format.
+    """
+
+    name: str
+    kind: str
+    file: str
+    sha256: str
+    formulation: str
+    hyperparameters: dict[str, Any]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    versions: dict[str, str]
+    contract_version: int = CONTRACT_VERSION
+
+    @property
+    def default_outputs(self) -> tuple[str, ...]:
+        """Names of the outputs that are sent when none is asked for."""
+        return tuple(spec.name for spec in self.outputs if not spec.heavy)
+
+    def save(self, path: Path) -> None:
+        """Write the contract as JSON, through a temporary file so that no half of one is ever seen."""
+        temporary = path.with_suffix(".json.tmp")
+        temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+        temporary.replace(path)
+
+
+def _specs(rows: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(**{**row, "axes": tuple(row["axes"])}) for row in rows)
+
+
+def load_contract(path: Path) -> Contract:
+    """Read a contract.
+
+    Args:
+        path: The JSON file.
+
+    Raises:
+        ContractError: It is not JSON, not a contract, or of a newer format than this release reads.
+    """
+    remedy = "export the model again with `python -m export onnx`"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ContractError(f"{path} cannot be read as a contract ({error}); {remedy}") from error
+    version = data.get("contract_version") if isinstance(data, dict) else None
+    if not isinstance(version, int):
+        raise ContractError(f"{path} is not a contract: it has no contract_version; {remedy}")
+    if version > CONTRACT_VERSION:
+        raise ContractError(
+            f"{path} has contract version {version}, this release reads up to {CONTRACT_VERSION}; "
+            "upgrade yolo-assigner or export the model again with this release"
+        )
+    try:
+        contract = Contract(**{**data, "inputs": _specs(data["inputs"]), "outputs": _specs(data["outputs"])})
+    except (KeyError, TypeError) as error:
+        raise ContractError(f"{path} is not a complete contract ({error}); {remedy}") from error
+    if contract.kind not in KINDS:
+        raise ContractError(f"{path} describes a model of kind {contract.kind!r}, not one of {', '.join(KINDS)}")
+    return contract
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def find_contracts(folder: Path) -> list[tuple[Path, Contract]]:
+    """All contracts in a folder with the files they describe, each file checked against its hash.
+
+    Args:
+        folder: Where ``python -m export onnx --out`` wrote.
+
+    Returns:
+        Pairs of the model file's path and its contract, ordered by name.
+
+    Raises:
+        ContractError: There is none, one is unreadable, or a file is missing or not the one that was described.
+    """
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        contract = load_contract(path)
+        model = folder / contract.file
+        if not model.is_file():
+            raise ContractError(f"{path} describes {contract.file}, which is not beside it; export the model again")
+        if file_hash(model) != contract.sha256:
+            raise ContractError(f"{model} is not the file that {path.name} describes (hash differs); export it again")
+        found.append((model, contract))
+    if not found:
+        raise ContractError(
+            f"no contract (*.json) in {folder}; write one with `python -m export onnx --model loss --out {folder}`"
+        )
+    return found
