@@ -1,1 +1,38 @@
-"""Placeholder."""
+"""YOLOv8's label assignment and detection loss as torch modules that export.
+
+Letters of all shapes: **B** images, **A** anchor points of all levels together, **M** ground-truth slots per image
+(padded), **C** classes, **R** bins per box side (``reg_max``), **P** pairs of a ground truth and an anchor inside it.
+Boxes are xyxy in pixels unless a name says otherwise (``_grid``, ``_xywh``).
+"""
+
+from yolo_loss.anchors import decode, make_anchors
+from yolo_loss.assigner import PRESETS, TaskAlignedAssigner
+from yolo_loss.boxes import bbox2dist, dist2bbox, xywh2xyxy, xyxy2xywh
+from yolo_loss.ciou import ciou
+from yolo_loss.criterion import DetectionLoss
+from yolo_loss.detection_loss import v8DetectionLoss
+from yolo_loss.results import Assignment, AssignmentResult, Gains, GroundTruth, LossResult, Predictions
+from yolo_loss.targets import pad_ground_truth
+from yolo_loss.terms import loss_from_sums
+
+__all__ = [
+    "PRESETS",
+    "Assignment",
+    "AssignmentResult",
+    "DetectionLoss",
+    "Gains",
+    "GroundTruth",
+    "LossResult",
+    "Predictions",
+    "TaskAlignedAssigner",
+    "bbox2dist",
+    "ciou",
+    "decode",
+    "dist2bbox",
+    "loss_from_sums",
+    "make_anchors",
+    "pad_ground_truth",
+    "v8DetectionLoss",
+    "xywh2xyxy",
+    "xyxy2xywh",
+]

@@ -1,0 +1,72 @@
+"""Anchor points of a feature pyramid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from yolo_loss.boxes import dist2bbox
+
+
+def make_anchors(
+    feats: Sequence[Tensor], strides: Sequence[float] | Tensor, grid_cell_offset: float = 0.5
+) -> tuple[Tensor, Tensor]:
+    """Centres of all cells, level by level, row by row, x fastest.
+
+    Args:
+        feats: L feature maps (B, channels, H_i, W_i); only shape, dtype and device are read.
+        strides: L strides in pixels per cell.
+        grid_cell_offset: Where in its cell a point lies; 0.5 is the centre.
+
+    Returns:
+        Anchor points (A, 2) as x, y in grid units, and the stride of each (A, 1), in the maps' dtype;
+        half precision becomes float32, because float16 cannot tell neighbouring points of a large map apart.
+
+    Raises:
+        ValueError: The number of maps and of strides differ.
+    """
+    levels = list(zip(feats, _as_floats(strides), strict=False))
+    if len(levels) != len(feats) or len(levels) != len(strides):
+        raise ValueError(f"{len(feats)} feature maps but {len(strides)} strides; give one stride per map")
+    points, scales = [], []
+    for feat, stride in levels:
+        dtype = compute_dtype(feat)
+        height, width = feat.shape[2], feat.shape[3]
+        x = torch.arange(width, dtype=dtype, device=feat.device) + grid_cell_offset
+        y = torch.arange(height, dtype=dtype, device=feat.device) + grid_cell_offset
+        grid = torch.stack((x.expand(height, width), y[:, None].expand(height, width)), dim=-1)  # (H, W, 2)
+        points.append(grid.reshape(-1, 2))
+        scales.append(torch.full((height * width, 1), stride, dtype=dtype, device=feat.device))
+    return torch.cat(points), torch.cat(scales)
+
+
+def decode(pred_distri: Tensor, anchor_points: Tensor, reg_max: int) -> Tensor:
+    """Boxes from distributions over R bins a side (Li et al., arXiv 2006.04388).
+
+    Args:
+        pred_distri: (B, 4R, A) logits, side-major: left's R bins, then top, right, bottom.
+        anchor_points: (A, 2) in grid units.
+        reg_max: R; with 1 the four numbers are the distances themselves.
+
+    Returns:
+        (B, A, 4) boxes xyxy in grid units.
+    """
+    if reg_max > 1:
+        bins = torch.arange(reg_max, dtype=pred_distri.dtype, device=pred_distri.device)
+        probabilities = pred_distri.unflatten(1, (4, reg_max)).softmax(dim=2)  # (B, 4, R, A)
+        pred_distri = (probabilities * bins[:, None]).sum(dim=2)  # (B, 4, A)
+    return dist2bbox(pred_distri.transpose(1, 2), anchor_points)
+
+
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """The type to compute in: float64 when an input has it, else float32.
+
+    Half precision is never enough: u^6 underflows in float16 below u = 0.0625.
+    """
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def _as_floats(strides: Sequence[float] | Tensor) -> list[float]:
+    return [float(stride) for stride in strides]

@@ -1,0 +1,158 @@
+"""The detection loss of YOLOv8: assignment, then class, box and distribution terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from yolo_loss.anchors import decode
+from yolo_loss.assigner import PRESETS, TaskAlignedAssigner, labels_and_boxes
+from yolo_loss.predictions import RawOutput, join_predictions
+from yolo_loss.results import Assignment, Gains, GroundTruth, LossResult, Predictions
+from yolo_loss.targets import add_empty_slot, pad_ground_truth
+from yolo_loss.terms import box_term, class_term, dfl_term, loss_from_sums, varifocal_term
+from yolo_loss.validate import check_batch, check_labels
+
+CLASS_LOSSES = ("bce", "varifocal")
+
+
+class DetectionLoss(nn.Module):
+    """The criterion, built from plain numbers.
+
+    Computes in float32, whatever half-precision type the maps have; float64 stays float64.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 80,
+        strides: Sequence[float] = (8, 16, 32),
+        reg_max: int = 16,
+        *,
+        topk: int = 10,
+        alpha: float = 0.5,
+        beta: float = 6.0,
+        eps: float = 1e-9,
+        gains: Gains = Gains(),  # noqa: B008  (immutable)
+        class_loss: str = "bce",
+        preset: str = "yolov8",
+        formulation: str = "dense",
+        **assigner_options: Any,
+    ) -> None:
+        """Set the hyper-parameters.
+
+        Args:
+            num_classes: C.
+            strides: Pixels per cell of each level.
+            reg_max: R, bins per side; 1 means plain distances and no distribution term.
+            topk: Candidates per ground truth.
+            alpha: Exponent of the class score in the assignment.
+            beta: Exponent of the overlap in the assignment.
+            eps: Of the assignment.
+            gains: Weights of the three terms.
+            class_loss: ``bce`` or ``varifocal``.
+            preset: ``yolov8``, or ``ultralytics-8.4`` for that release's larger candidate areas.
+            formulation: How the assignment is computed; the result is the same.
+            **assigner_options: ``min_box_side`` and ``topk2``, over the preset's.
+
+        Raises:
+            ValueError: A name is unknown or a count not positive.
+        """
+        super().__init__()
+        if class_loss not in CLASS_LOSSES:
+            raise ValueError(f"class_loss is {class_loss!r}, expected one of {', '.join(CLASS_LOSSES)}")
+        if preset not in PRESETS:
+            raise ValueError(f"preset is {preset!r}, expected one of {', '.join(PRESETS)}")
+        if reg_max < 1:
+            raise ValueError(f"reg_max is {reg_max}, expected at least 1")
+        self.num_classes = num_classes
+        self.strides = tuple(float(stride) for stride in strides)
+        self.reg_max = reg_max
+        self.gains = Gains(*gains)
+        self.class_loss = class_loss
+        self.preset = preset
+        options = PRESETS[preset] | assigner_options
+        self.assigner = TaskAlignedAssigner(topk, num_classes, alpha, beta, eps, formulation=formulation, **options)
+
+    def forward(self, preds: RawOutput, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The loss of a training batch.
+
+        Args:
+            preds: The head's output: L maps (B, 4R + C, H_i, W_i), a tuple with such a list second, or a dict of
+                ``boxes``, ``scores`` and ``feats``.
+            batch: ``batch_idx`` (T,), ``cls`` (T,), ``bboxes`` (T, 4) normalised centre x, centre y, width, height.
+
+        Returns:
+            The loss () to call ``backward`` on, the sum of the terms times B; and box, cls, dfl (3,), detached.
+
+        Raises:
+            ValueError: Shapes, dtypes, labels or image indices that do not belong together.
+        """
+        result = self.evaluate(preds, batch)
+        return result.loss, result.loss_items
+
+    def evaluate(self, preds: RawOutput, batch: Mapping[str, Tensor]) -> LossResult:
+        """Like calling the criterion, but with sums per image and the assignment beside the loss."""
+        predictions = join_predictions(preds, self.strides, self.num_classes, self.reg_max)
+        images, labels, bboxes_xywh = check_batch(batch, predictions.pred_scores.shape[0])
+        check_labels("batch['cls']", labels, self.num_classes)
+        device, dtype = predictions.pred_scores.device, predictions.pred_scores.dtype
+        ground_truth = pad_ground_truth(
+            images.to(device),
+            labels.to(device),
+            bboxes_xywh.to(device, dtype),
+            predictions.pred_scores.shape[0],
+            predictions.image_size,
+        )
+        return self.from_padded(predictions, ground_truth)
+
+    def from_padded(self, predictions: Predictions, ground_truth: GroundTruth) -> LossResult:
+        """The loss from joined predictions and padded ground truth; nothing here depends on values for its shape.
+
+        Args:
+            predictions: As ``join_predictions`` gives them.
+            ground_truth: As ``pad_ground_truth`` gives it.
+
+        Returns:
+            The loss with what it was made from.
+        """
+        if ground_truth.gt_labels.shape[1] == 0:
+            ground_truth = add_empty_slot(ground_truth)
+        pred_bboxes = decode(predictions.pred_distri, predictions.anchor_points, self.reg_max)  # (B, A, 4) grid
+        assignment = self._assign(predictions, pred_bboxes.detach(), ground_truth)
+        image_sums = self._image_sums(predictions, pred_bboxes, ground_truth, assignment)
+        loss, items = loss_from_sums(image_sums, self.gains)
+        return LossResult(loss, items.detach(), image_sums, assignment)
+
+    def _assign(self, predictions: Predictions, pred_bboxes: Tensor, ground_truth: GroundTruth) -> Assignment:
+        strides = predictions.strides
+        with torch.no_grad():
+            scores = predictions.pred_scores.sigmoid()
+        return self.assigner.assign(scores, pred_bboxes * strides, predictions.anchor_points * strides, ground_truth)
+
+    def _image_sums(
+        self, predictions: Predictions, pred_bboxes: Tensor, ground_truth: GroundTruth, assignment: Assignment
+    ) -> Tensor:
+        logits = predictions.pred_scores  # (B, C, A)
+        fg_mask, _, weights = assignment
+        labels, target_bboxes = labels_and_boxes(assignment, ground_truth)
+        own_logits = logits.gather(1, labels.unsqueeze(1)).squeeze(1)  # (B, A)
+        class_sum = self._class_sum(logits, own_logits, assignment)
+
+        target_grid = target_bboxes / predictions.strides  # (B, A, 4)
+        # Background boxes are replaced before the term, so that no non-finite derivative of theirs is multiplied by 0.
+        foreground_bboxes = torch.where(fg_mask.unsqueeze(-1), pred_bboxes, 0.0)
+        box_sum = (torch.where(fg_mask, box_term(foreground_bboxes, target_grid), 0.0) * weights).sum(dim=1)
+        if self.reg_max == 1:
+            return torch.stack((box_sum, class_sum, torch.zeros_like(box_sum), weights.sum(dim=1)), dim=1)
+        distri = predictions.pred_distri.unflatten(1, (4, self.reg_max)).movedim(3, 1)  # (B, A, 4, R)
+        dfl = dfl_term(distri, target_grid, predictions.anchor_points)
+        dfl_sum = (torch.where(fg_mask, dfl, 0.0) * weights).sum(dim=1)
+        return torch.stack((box_sum, class_sum, dfl_sum, weights.sum(dim=1)), dim=1)  # (B, 4)
+
+    def _class_sum(self, logits: Tensor, own_logits: Tensor, assignment: Assignment) -> Tensor:
+        if self.class_loss == "varifocal":
+            return varifocal_term(logits, own_logits, assignment.target_weights, assignment.fg_mask)
+        return class_term(logits, own_logits, assignment.target_weights)

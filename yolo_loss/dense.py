@@ -1,0 +1,173 @@
+"""Task-aligned assignment over dense (B, M, A) tensors (Feng et al., arXiv 2108.07755).
+
+No data-dependent shape and no scatter, so every runtime takes it, TensorRT included.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from yolo_loss.ciou import ciou
+from yolo_loss.results import Assignment, GroundTruth
+
+
+class AssignerParams(NamedTuple):
+    """Hyper-parameters of the assignment.
+
+    Attributes:
+        topk: Candidates k per ground truth.
+        alpha: Exponent of the class score.
+        beta: Exponent of the overlap.
+        eps: Margin inside a box, and what keeps the soft score finite.
+        min_box_side: Boxes with a shorter side count as this many pixels when candidates are sought; None: as they are.
+        topk2: Anchors that each ground truth keeps in the end; None: all it won.
+    """
+
+    topk: int = 13
+    alpha: float = 1.0
+    beta: float = 6.0
+    eps: float = 1e-9
+    min_box_side: float | None = None
+    topk2: int | None = None
+
+
+def assign_dense(
+    scores: Tensor, pd_bboxes: Tensor, anc_points: Tensor, ground_truth: GroundTruth, params: AssignerParams
+) -> Assignment:
+    """Give each anchor at most one ground truth.
+
+    Args:
+        scores: (B, C, A) class probabilities, float32 or float64.
+        pd_bboxes: (B, A, 4) predicted boxes, pixel xyxy.
+        anc_points: (A, 2) pixels.
+        ground_truth: Padded, M >= 1.
+        params: Hyper-parameters.
+
+    Returns:
+        The assignment in compact form.
+    """
+    candidates = find_candidates(anc_points, ground_truth, params)  # (B, M, A)
+    overlaps, metric = align_metric(scores, pd_bboxes, ground_truth, candidates, params)
+    chosen = select_topk(metric, params.topk)
+    assigned = one_owner(chosen, overlaps, candidates)
+    if params.topk2 is not None:
+        assigned = select_topk(torch.where(assigned, metric, 0.0), params.topk2)
+    return soft_scores(assigned, metric, overlaps, params.eps)
+
+
+def find_candidates(anc_points: Tensor, ground_truth: GroundTruth, params: AssignerParams) -> Tensor:
+    """Pairs whose anchor's centre lies inside the box.
+
+    Returns:
+        (B, M, A) bool.
+    """
+    boxes = ground_truth.gt_bboxes
+    if params.min_box_side is not None:
+        boxes = enlarge(boxes, params.min_box_side)
+    x1, y1, x2, y2 = boxes.split(1, dim=-1)  # each (B, M, 1)
+    x, y = anc_points.unbind(-1)  # each (A,)
+    inside_x = torch.minimum(x - x1, x2 - x)  # (B, M, A)
+    inside_y = torch.minimum(y - y1, y2 - y)
+    return (torch.minimum(inside_x, inside_y) > params.eps) & ground_truth.mask_gt
+
+
+def enlarge(boxes: Tensor, min_side: float) -> Tensor:
+    """Sides below ``min_side`` grow to it about the box's centre.
+
+    Args:
+        boxes: (..., 4) pixel xyxy.
+        min_side: Pixels.
+
+    Returns:
+        (..., 4) pixel xyxy; boxes that are large enough keep their bits.
+    """
+    top_left, bottom_right = boxes[..., :2], boxes[..., 2:]
+    small = (bottom_right - top_left) < min_side
+    centre = (top_left + bottom_right) / 2
+    half = min_side / 2
+    return torch.cat(
+        (torch.where(small, centre - half, top_left), torch.where(small, centre + half, bottom_right)), dim=-1
+    )
+
+
+def align_metric(
+    scores: Tensor, pd_bboxes: Tensor, ground_truth: GroundTruth, candidates: Tensor, params: AssignerParams
+) -> tuple[Tensor, Tensor]:
+    """Overlap u and metric t = s^alpha * u^beta of all pairs, zero outside the candidates.
+
+    Returns:
+        u and t, each (B, M, A).
+    """
+    overlaps = ciou(ground_truth.gt_bboxes.unsqueeze(2), pd_bboxes.unsqueeze(1))  # (B, M, A)
+    # `> 0` and not clamp: a prediction that is not a number then counts as no overlap.
+    overlaps = torch.where(candidates & (overlaps > 0), overlaps, 0.0)
+    images = torch.arange(scores.shape[0], device=scores.device)[:, None]
+    labels = ground_truth.gt_labels.squeeze(-1).clamp(min=0)  # (B, M)
+    class_scores = scores[images, labels]  # (B, M, A)
+    metric = class_scores.pow(params.alpha) * overlaps.pow(params.beta)
+    return overlaps, torch.where(candidates & (metric > 0), metric, 0.0)
+
+
+def select_topk(metric: Tensor, k: int) -> Tensor:
+    """The k largest positive entries of each row; among equal ones the smaller index wins.
+
+    Runtimes disagree on which of several equal values their top-k returns, so only its threshold is used and
+    what lies on the threshold is counted off in order.
+
+    Args:
+        metric: (B, M, A), not negative.
+        k: How many at most.
+
+    Returns:
+        (B, M, A) bool.
+    """
+    k = torch.sym_min(k, metric.shape[-1])
+    threshold = metric.topk(k, dim=-1, sorted=False).values.amin(dim=-1, keepdim=True)  # (B, M, 1)
+    above = metric > threshold
+    level = (metric == threshold) & (metric > 0)
+    room = k - above.sum(dim=-1, keepdim=True, dtype=torch.int32)
+    return above | (level & (level.cumsum(dim=-1, dtype=torch.int32) <= room))
+
+
+def one_owner(chosen: Tensor, overlaps: Tensor, candidates: Tensor) -> Tensor:
+    """An anchor chosen by several goes to the largest overlap among all whose candidate it is.
+
+    Args:
+        chosen: (B, M, A) bool.
+        overlaps: (B, M, A).
+        candidates: (B, M, A) bool; an owner need not be among those that chose.
+
+    Returns:
+        (B, M, A) bool with at most one True along M.
+    """
+    contested = chosen.sum(dim=1, keepdim=True, dtype=torch.int32) > 1  # (B, 1, A)
+    owner = torch.where(candidates, overlaps, -1.0).argmax(dim=1, keepdim=True)  # (B, 1, A), ties: smallest index
+    slots = torch.arange(chosen.shape[1], device=chosen.device)[:, None]  # (M, 1)
+    # and/or/not in place of where: ONNX Runtime has none for bool.
+    return (contested & (owner == slots)) | (~contested & chosen)
+
+
+def soft_scores(assigned: Tensor, metric: Tensor, overlaps: Tensor, eps: float) -> Assignment:
+    """Weight of each assigned anchor: t * max_u / (max_t + eps), multiplied first.
+
+    The maxima run over the anchors assigned to the same ground truth.
+
+    Args:
+        assigned: (B, M, A) bool with at most one True along M.
+        metric: (B, M, A).
+        overlaps: (B, M, A).
+        eps: Keeps the quotient finite.
+
+    Returns:
+        The assignment in compact form.
+    """
+    fg_mask = assigned.any(dim=1)  # (B, A)
+    gt_idx = assigned.to(torch.int32).argmax(dim=1)  # (B, A), 0 on background
+    max_metric = torch.where(assigned, metric, 0.0).amax(dim=-1)  # (B, M)
+    max_overlap = torch.where(assigned, overlaps, 0.0).amax(dim=-1)
+    own_metric = metric.gather(1, gt_idx.unsqueeze(1)).squeeze(1)  # (B, A)
+    weights = own_metric * max_overlap.gather(1, gt_idx) / (max_metric.gather(1, gt_idx) + eps)
+    return Assignment(fg_mask, gt_idx, torch.where(fg_mask, weights, 0.0))

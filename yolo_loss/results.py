@@ -1,0 +1,95 @@
+"""What passes between the parts. Field names are the exported models' tensor names."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class AssignmentResult(NamedTuple):
+    """The assigner's five outputs, in the order users of YOLO code unpack them.
+
+    Attributes:
+        target_labels: (B, A) int64, class of the assigned ground truth.
+        target_bboxes: (B, A, 4) its box, pixel xyxy.
+        target_scores: (B, A, C) one-hot(label) times soft score; zero on background.
+        fg_mask: (B, A) bool, anchors that have a ground truth.
+        target_gt_idx: (B, A) int64, slot of the ground truth; 0 on background.
+    """
+
+    target_labels: Tensor
+    target_bboxes: Tensor
+    target_scores: Tensor
+    fg_mask: Tensor
+    target_gt_idx: Tensor
+
+
+class Assignment(NamedTuple):
+    """An assignment in its compact form: everything else can be looked up.
+
+    Attributes:
+        fg_mask: (B, A) bool.
+        target_gt_idx: (B, A) int64, 0 on background.
+        target_weights: (B, A) soft scores, 0 on background.
+    """
+
+    fg_mask: Tensor
+    target_gt_idx: Tensor
+    target_weights: Tensor
+
+
+class GroundTruth(NamedTuple):
+    """Padded ground truth of a batch.
+
+    Attributes:
+        gt_labels: (B, M, 1) int64.
+        gt_bboxes: (B, M, 4) pixel xyxy.
+        mask_gt: (B, M, 1) bool, False on padding.
+    """
+
+    gt_labels: Tensor
+    gt_bboxes: Tensor
+    mask_gt: Tensor
+
+
+class Predictions(NamedTuple):
+    """The head's output, all levels joined, channels first as the maps have it.
+
+    Attributes:
+        pred_distri: (B, 4R, A) logits of the box distributions.
+        pred_scores: (B, C, A) class logits.
+        anchor_points: (A, 2) grid units.
+        strides: (A, 1) pixels per grid unit.
+        image_size: (height, width) in pixels.
+    """
+
+    pred_distri: Tensor
+    pred_scores: Tensor
+    anchor_points: Tensor
+    strides: Tensor
+    image_size: tuple[int, int]
+
+
+class LossResult(NamedTuple):
+    """The loss with everything it was made from.
+
+    Attributes:
+        loss: () sum of the three terms times B.
+        loss_items: (3,) box, cls, dfl with their gains, before times B; detached.
+        image_sums: (B, 4) per image, without gains, not normalised: box, cls, dfl and target-score sums.
+        assignment: The targets in compact form.
+    """
+
+    loss: Tensor
+    loss_items: Tensor
+    image_sums: Tensor
+    assignment: Assignment
+
+
+class Gains(NamedTuple):
+    """Weights of the three terms; the defaults are YOLOv8's."""
+
+    box: float = 7.5
+    cls: float = 0.5
+    dfl: float = 1.5
