@@ -1,1 +1,15 @@
-"""Placeholder."""
+"""The YOLOv8 detector, whose head's maps the loss takes."""
+
+from models.checkpoint import load_checkpoint, read_state_dict
+from models.head import Detect, Detections
+from models.yolov8 import SCALES, DetectionModel, DetectorConfig
+
+__all__ = [
+    "SCALES",
+    "Detect",
+    "DetectionModel",
+    "Detections",
+    "DetectorConfig",
+    "load_checkpoint",
+    "read_state_dict",
+]

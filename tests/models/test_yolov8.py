@@ -1,0 +1,139 @@
+"""The network: public counts, names and shapes, wiring, export."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models import DetectionModel, Detections, DetectorConfig
+
+# Public model summaries of the five detectors with 80 classes.
+PARAMETERS = {"n": 3_157_200, "s": 11_166_560, "m": 25_902_640, "l": 43_691_520, "x": 68_229_648}
+# Shapes of public n weights with 80 classes, one or more of each kind of layer.
+N_SHAPES = {
+    "model.0.conv.weight": (16, 3, 3, 3),
+    "model.0.bn.running_var": (16,),
+    "model.2.cv1.conv.weight": (32, 32, 1, 1),
+    "model.2.m.0.cv1.conv.weight": (16, 16, 3, 3),
+    "model.4.m.1.cv2.bn.num_batches_tracked": (),
+    "model.8.cv2.conv.weight": (256, 384, 1, 1),
+    "model.9.cv1.conv.weight": (128, 256, 1, 1),
+    "model.9.cv2.conv.weight": (256, 512, 1, 1),
+    "model.12.cv1.conv.weight": (128, 384, 1, 1),
+    "model.15.cv1.conv.weight": (64, 192, 1, 1),
+    "model.21.cv1.conv.weight": (256, 384, 1, 1),
+    "model.22.cv2.0.0.conv.weight": (64, 64, 3, 3),
+    "model.22.cv2.2.2.weight": (64, 64, 1, 1),
+    "model.22.cv3.0.0.conv.weight": (80, 64, 3, 3),
+    "model.22.cv3.0.2.bias": (80,),
+    "model.22.dfl.conv.weight": (1, 16, 1, 1),
+}
+
+
+@pytest.fixture(scope="module")
+def tiny() -> DetectionModel:
+    torch.manual_seed(0)
+    return DetectionModel(DetectorConfig("n", nc=2)).eval()
+
+
+def empty(config: DetectorConfig) -> DetectionModel:
+    """A model without storage, for its shapes."""
+    with torch.device("meta"):
+        return DetectionModel(config)
+
+
+@pytest.mark.parametrize("scale", PARAMETERS)
+def test_parameter_counts_are_the_public_ones(scale: str) -> None:
+    parameters = list(empty(DetectorConfig(scale)).parameters())
+    assert sum(parameter.numel() for parameter in parameters) == PARAMETERS[scale]
+    # Only the 16 bin numbers are frozen.
+    assert sum(parameter.numel() for parameter in parameters if not parameter.requires_grad) == 16
+
+
+def test_names_and_shapes_are_those_of_public_state_dicts() -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in empty(DetectorConfig("n")).state_dict().items()}
+    assert len(shapes) == 355
+    assert {name: shapes.get(name) for name in N_SHAPES} == N_SHAPES
+    layers = {int(name.split(".")[1]) for name in shapes}
+    assert layers == set(range(23)) - {10, 11, 13, 14, 17, 20}
+
+
+def test_carries_what_a_criterion_reads(tiny: DetectionModel) -> None:
+    head: Any = tiny.model[-1]
+    assert (head.nc, head.reg_max, head.no) == (2, 16, 66)
+    assert head.stride.tolist() == [8, 16, 32]
+    assert vars(tiny.args) == {"box": 7.5, "cls": 0.5, "dfl": 1.5}
+
+
+def test_train_mode_gives_raw_maps_of_a_picture_that_is_not_square() -> None:
+    maps = DetectionModel(DetectorConfig("n", nc=2))(torch.rand(2, 3, 96, 64))
+    assert [tuple(level.shape) for level in maps] == [(2, 66, 12, 8), (2, 66, 6, 4), (2, 66, 3, 2)]
+
+
+def test_eval_mode_gives_predictions_too(tiny: DetectionModel) -> None:
+    result = tiny(torch.rand(1, 3, 64, 96))
+    assert isinstance(result, Detections)
+    assert result.predictions.shape == (1, 6, 96 + 24 + 6)
+    assert [tuple(level.shape[2:]) for level in result.maps] == [(8, 12), (4, 6), (2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("layer", "first", "second", "doubled"),
+    [(12, 9, 6, True), (15, 12, 4, True), (18, 16, 12, False), (21, 19, 9, False)],
+)
+def test_layers_of_the_neck_take_their_two_sources_in_order(
+    tiny: DetectionModel, layer: int, first: int, second: int, doubled: bool
+) -> None:
+    inputs: dict[int, Tensor] = {}
+    outputs: dict[int, Tensor] = {}
+
+    def record(index: int) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        def hook(_module: nn.Module, given: tuple[Any, ...], result: Any) -> None:
+            inputs[index], outputs[index] = given[0], result
+
+        return hook
+
+    handles = [module.register_forward_hook(record(index)) for index, module in enumerate(tiny.model)]
+    tiny(torch.rand(1, 3, 64, 64))
+    for handle in handles:
+        handle.remove()
+    upper = outputs[first].repeat_interleave(2, 2).repeat_interleave(2, 3) if doubled else outputs[first]
+    assert torch.equal(inputs[layer], torch.cat((upper, outputs[second]), dim=1))
+
+
+def test_an_object_reaches_all_weights() -> None:
+    model = DetectionModel(DetectorConfig("n", nc=2))
+    maps: list[Tensor] = model(torch.rand(2, 3, 64, 64))
+    torch.stack([level.square().mean() for level in maps]).sum().backward()
+    without = [name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    assert without == []
+
+
+def test_exports_with_free_batch_and_picture_size(tiny: DetectionModel) -> None:
+    batch, rows, columns = (torch.export.Dim(name, min=2, max=40) for name in ("batch", "rows", "columns"))
+    program = torch.export.export(
+        tiny, (torch.rand(2, 3, 64, 96),), dynamic_shapes={"images": {0: batch, 2: 32 * rows, 3: 32 * columns}}
+    )
+    images = torch.rand(3, 3, 128, 64)
+    torch.testing.assert_close(program.module()(images).predictions, tiny(images).predictions)
+
+
+@pytest.mark.parametrize("size", [(64, 65), (48, 64)])
+def test_refuses_sizes_that_the_strides_do_not_divide(tiny: DetectionModel, size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=f"{size[0]} x {size[1]}; resize or pad both sides to multiples of 32"):
+        tiny(torch.rand(1, 3, *size))
+
+
+@pytest.mark.parametrize("wrong", [{"scale": "xl"}, {"nc": 0}, {"reg_max": 0}])
+def test_config_refuses_what_has_no_network(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
+        DetectorConfig(**wrong)
+
+
+def test_config_scales_depth_and_width() -> None:
+    # m: 0.67 x 6 = 4.02 bottlenecks; 0.75 x min(1024, 768) = 576 channels.
+    assert (DetectorConfig("m").depth(6), DetectorConfig("m").channels(1024)) == (4, 576)
+    # n: 0.33 x 3 = 0.99 bottlenecks.
+    assert DetectorConfig("n").depth(3) == 1
