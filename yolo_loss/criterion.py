@@ -98,13 +98,14 @@ class DetectionLoss(nn.Module):
         predictions = join_predictions(preds, self.strides, self.num_classes, self.reg_max)
         images, labels, bboxes_xywh = check_batch(batch, predictions.pred_scores.shape[0])
         check_labels("batch['cls']", labels, self.num_classes)
+        height, width = (int(cells * self.strides[0]) for cells in predictions.grid_size)
         device, dtype = predictions.pred_scores.device, predictions.pred_scores.dtype
         ground_truth = pad_ground_truth(
             images.to(device),
             labels.to(device),
             bboxes_xywh.to(device, dtype),
             predictions.pred_scores.shape[0],
-            predictions.image_size,
+            (height, width),
         )
         return self.from_padded(predictions, ground_truth)
 

@@ -73,6 +73,4 @@ def _check_maps(maps: Any, strides: Sequence[float], channels: int | None, meani
 def _with_anchors(distri: Tensor, scores: Tensor, maps: Sequence[Tensor], strides: Sequence[float]) -> Predictions:
     anchor_points, stride_of_anchor = make_anchors(maps, strides)
     anchor_points, stride_of_anchor = anchor_points.to(distri.dtype), stride_of_anchor.to(distri.dtype)
-    height, width = maps[0].shape[2:]
-    image_size = (int(height * strides[0]), int(width * strides[0]))
-    return Predictions(distri, scores, anchor_points, stride_of_anchor, image_size)
+    return Predictions(distri, scores, anchor_points, stride_of_anchor, (maps[0].shape[2], maps[0].shape[3]))

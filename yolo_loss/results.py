@@ -61,14 +61,14 @@ class Predictions(NamedTuple):
         pred_scores: (B, C, A) class logits.
         anchor_points: (A, 2) grid units.
         strides: (A, 1) pixels per grid unit.
-        image_size: (height, width) in pixels.
+        grid_size: (H_0, W_0) cells of the first level.
     """
 
     pred_distri: Tensor
     pred_scores: Tensor
     anchor_points: Tensor
     strides: Tensor
-    image_size: tuple[int, int]
+    grid_size: tuple[int, int]
 
 
 class LossResult(NamedTuple):

@@ -1,0 +1,70 @@
+"""Thin wrappers around untouched modules: what becomes a graph, and the names of its tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from yolo_loss import DetectionLoss, GroundTruth, TaskAlignedAssigner
+from yolo_loss.assigner import dense_scores, labels_and_boxes
+from yolo_loss.predictions import join_predictions
+from yolo_loss.results import Assignment
+from yolo_loss.targets import add_empty_slot
+
+GROUND_TRUTH_INPUTS = ("gt_labels", "gt_bboxes", "mask_gt")
+ASSIGNER_INPUTS = ("pd_scores", "pd_bboxes", "anc_points", *GROUND_TRUTH_INPUTS)
+TARGET_OUTPUTS = ("target_labels", "target_bboxes", "target_scores", "fg_mask", "target_gt_idx", "target_weights")
+LOSS_OUTPUTS = ("loss", "loss_items", "image_sums", *TARGET_OUTPUTS)
+
+
+class AssignerGraph(nn.Module):
+    """``TaskAlignedAssigner`` as a graph in which B, M (0 too), A and C may be any size."""
+
+    def __init__(self, assigner: TaskAlignedAssigner) -> None:
+        super().__init__()
+        self.assigner = assigner
+
+    def forward(
+        self,
+        pd_scores: Tensor,
+        pd_bboxes: Tensor,
+        anc_points: Tensor,
+        gt_labels: Tensor,
+        gt_bboxes: Tensor,
+        mask_gt: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """The inputs of the assigner to ``TARGET_OUTPUTS``."""
+        ground_truth = GroundTruth(gt_labels, gt_bboxes, mask_gt)
+        # Maxima over an empty axis are errors at run time, so one empty slot stands behind the real ones.
+        padded = add_empty_slot(ground_truth)
+        assignment = self.assigner.assign(pd_scores.transpose(1, 2), pd_bboxes, anc_points, padded)
+        return _targets(assignment, ground_truth, padded, pd_scores.shape[2])
+
+
+class LossGraph(nn.Module):
+    """``DetectionLoss`` as a graph in which B, M (0 too) and the maps' sizes may be anything."""
+
+    def __init__(self, criterion: DetectionLoss) -> None:
+        super().__init__()
+        self.criterion = criterion
+
+    def forward(self, feats: list[Tensor], gt_labels: Tensor, gt_bboxes: Tensor, mask_gt: Tensor) -> tuple[Tensor, ...]:
+        """Raw maps and padded ground truth to ``LOSS_OUTPUTS``."""
+        criterion = self.criterion
+        predictions = join_predictions(feats, criterion.strides, criterion.num_classes, criterion.reg_max)
+        ground_truth = GroundTruth(gt_labels, gt_bboxes, mask_gt)
+        padded = add_empty_slot(ground_truth)
+        result = criterion.from_padded(predictions, padded)
+        targets = _targets(result.assignment, ground_truth, padded, criterion.num_classes)
+        return result.loss, result.loss_items, result.image_sums, *targets
+
+
+def _targets(
+    assignment: Assignment, ground_truth: GroundTruth, padded: GroundTruth, num_classes: int
+) -> tuple[Tensor, ...]:
+    labels, boxes = labels_and_boxes(assignment, padded)
+    # Without ground truth the label is num_classes. M is no Python number here: the graph must not depend on it.
+    slots = torch.ones_like(ground_truth.gt_labels).sum()
+    labels = torch.where(slots == 0, num_classes, labels)
+    scores = dense_scores(labels, assignment.target_weights, num_classes)
+    return labels, boxes, scores, assignment.fg_mask, assignment.target_gt_idx, assignment.target_weights

@@ -1,0 +1,123 @@
+"""Writing the ONNX file and its contract.
+
+The file is not named ``onnx.py``: run as a script, it would hide the package of that name.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnxscript import ir, optimizer
+
+from export.build import Hyperparameters, build_graph, input_specs, output_specs
+from export.contract import Contract, TensorSpec, file_hash
+from export.samples import Case, pyramid, sample_assigner_inputs, sample_loss_inputs
+
+OPSET = 20
+# Sizes to trace with: no two dynamic axes alike, none 0 or 1, which tracing would take for constants.
+TRACE_IMAGE, TRACE_BATCH, TRACE_SLOTS = (160, 224), 2, 3
+
+
+def export_onnx(
+    kind: str, numbers: Hyperparameters, out: Path, *, name: str | None = None, formulation: str = "dense"
+) -> tuple[Path, Contract]:
+    """Write ``NAME.onnx`` and ``NAME.json``.
+
+    Args:
+        kind: ``assigner`` or ``loss``.
+        numbers: Hyper-parameters.
+        out: Folder, made when it is not there.
+        name: Under which the model is served; the kind when None.
+        formulation: How the assignment is computed.
+
+    Returns:
+        Path of the ONNX file and its contract.
+
+    Raises:
+        ValueError: A hyper-parameter is out of range.
+    """
+    name = name or kind
+    inputs, outputs = input_specs(kind, numbers), output_specs(kind, numbers)
+    program = _trace(build_graph(kind, numbers, formulation), trace_inputs(kind, numbers), inputs, outputs)
+    _simplify(program.model)
+    model = program.model_proto
+    onnx.checker.check_model(model, full_check=True)
+
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{name}.onnx"
+    temporary = path.with_suffix(".onnx.tmp")
+    temporary.write_bytes(model.SerializeToString())
+    # An old contract beside a new file would be a mismatch; the other way round is noticed by its hash.
+    temporary.replace(path)
+    contract = Contract(
+        name, kind, path.name, file_hash(path), formulation, numbers.as_contract(), inputs, outputs, _versions()
+    )
+    contract.save(out / f"{name}.json")
+    return path, contract
+
+
+def trace_inputs(kind: str, numbers: Hyperparameters) -> tuple[Any, ...]:
+    """Example inputs of the graph."""
+    case = Case(TRACE_BATCH, TRACE_SLOTS, pyramid(*TRACE_IMAGE, numbers.strides), numbers.num_classes)
+    if kind == "assigner":
+        # One class would be taken for a constant.
+        return sample_assigner_inputs(case._replace(num_classes=max(case.num_classes, 2)), numbers.strides, seed=0)
+    return sample_loss_inputs(case, numbers.strides, numbers.reg_max, seed=0)
+
+
+def _trace(
+    graph: torch.nn.Module, example: tuple[Any, ...], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> torch.onnx.ONNXProgram:
+    shapes = iter(_dynamic_axes(spec) for spec in inputs)
+    dynamic_shapes = tuple([next(shapes) for _ in item] if isinstance(item, list) else next(shapes) for item in example)
+    # It would list the torchvision operators that it skips.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations; what it gets wrong is found by `verify`
+        program = torch.onnx.export(
+            graph,
+            example,
+            dynamo=True,
+            dynamic_shapes=dynamic_shapes,
+            input_names=[spec.name for spec in inputs],
+            output_names=[spec.name for spec in outputs],
+            opset_version=OPSET,
+            # The default optimiser takes 1e-9 for zero and drops `+ eps` without a word.
+            optimize=False,
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned nothing")
+    return program
+
+
+def _dynamic_axes(spec: TensorSpec) -> dict[int, torch.export.Dim]:
+    return {index: _dim(axis) for index, axis in enumerate(spec.axes) if isinstance(axis, str)}
+
+
+_DIMS: dict[str, torch.export.Dim] = {}
+
+
+def _dim(axis: str) -> torch.export.Dim:
+    return _DIMS.setdefault(axis, torch.export.Dim(axis))
+
+
+def _simplify(model: ir.Model) -> None:
+    """Fold constants and drop what nothing reads: neither can change a number, and TensorRT's parser needs both."""
+    optimizer.fold_constants(model)
+    optimizer.remove_unused_nodes(model)
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()  # stack traces with the exporting machine's paths, most of the file
+        node.doc_string = None
+
+
+def _versions() -> dict[str, str]:
+    packages = ("yolo-assigner", "torch", "onnx", "onnxscript")
+    return {**{package: version(package) for package in packages}, "opset": str(OPSET)}

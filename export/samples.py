@@ -1,0 +1,89 @@
+"""Seeded inputs that look like a detector's: some boxes are found well, most anchors see nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from yolo_loss import GroundTruth, make_anchors
+
+
+class Case(NamedTuple):
+    """Sizes of one input.
+
+    Attributes:
+        batch: B.
+        slots: M.
+        grids: (H_i, W_i) of each level.
+        num_classes: C.
+        weak: Predicted boxes are small, overlaps are near 0.
+    """
+
+    batch: int
+    slots: int
+    grids: tuple[tuple[int, int], ...]
+    num_classes: int
+    weak: bool = False
+
+
+PADDING_SHARE, NO_AREA_SHARE, SHAKEN_SHARE = 0.25, 0.03, 0.5
+
+
+def pyramid(height: int, width: int, strides: Sequence[float]) -> tuple[tuple[int, int], ...]:
+    """Sizes of the maps of an image of (height, width) pixels."""
+    return tuple((max(int(height // stride), 1), max(int(width // stride), 1)) for stride in strides)
+
+
+def sample_ground_truth(case: Case, image_size: tuple[float, float], generator: torch.Generator) -> GroundTruth:
+    """Boxes of all sizes, some partly outside, some without area, about a quarter of the slots padding."""
+    shape = (case.batch, case.slots, 1)
+    height, width = image_size
+    size = torch.tensor((width, height))
+    centre = torch.rand((*shape[:2], 2), generator=generator) * size
+    side = size * torch.rand((*shape[:2], 2), generator=generator).square() * 0.7
+    side = side * (torch.rand(shape, generator=generator) > NO_AREA_SHARE)
+    labels = torch.randint(case.num_classes, shape, generator=generator)
+    mask = torch.rand(shape, generator=generator) > PADDING_SHARE
+    boxes = torch.cat((centre - side / 2, centre + side / 2), dim=-1) * mask
+    return GroundTruth(labels * mask, boxes, mask)
+
+
+def sample_assigner_inputs(case: Case, strides: Sequence[float], seed: int) -> tuple[Tensor, ...]:
+    """Inputs of the assigner, float32: predicted boxes are a ground truth's, shaken, where one is near."""
+    generator = torch.Generator().manual_seed(seed)
+    maps = [torch.empty((1, 1, *grid)) for grid in case.grids]
+    points, stride = make_anchors(maps, strides)
+    points = points * stride
+    height, width = case.grids[0][0] * strides[0], case.grids[0][1] * strides[0]
+    ground_truth = sample_ground_truth(case, (height, width), generator)
+    anchors = points.shape[0]
+    scores = torch.rand((case.batch, anchors, case.num_classes), generator=generator).square()
+    reach = torch.rand((case.batch, anchors, 4), generator=generator)
+    reach = stride * (0.3 * reach if case.weak else 0.5 + 5 * reach)
+    boxes = torch.cat((points - reach[..., :2], points + reach[..., 2:]), dim=-1)
+    if case.slots and not case.weak:
+        slot = torch.randint(case.slots, (case.batch, anchors), generator=generator)
+        images = torch.arange(case.batch)[:, None]
+        shaken = ground_truth.gt_bboxes[images, slot] + stride * torch.randn(boxes.shape, generator=generator) * 0.5
+        boxes = torch.where(torch.rand((case.batch, anchors, 1), generator=generator) < SHAKEN_SHARE, shaken, boxes)
+    return scores, boxes, points, *ground_truth
+
+
+def sample_loss_inputs(
+    case: Case, strides: Sequence[float], reg_max: int, seed: int
+) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    """Inputs of the loss, float32: raw maps and padded ground truth."""
+    generator = torch.Generator().manual_seed(seed)
+    channels = 4 * reg_max + case.num_classes
+    feats = [torch.randn((case.batch, channels, *grid), generator=generator) * 2 for grid in case.grids]
+    if case.weak:
+        # The first bin of each side is distance 0.
+        lift = torch.zeros(channels).index_fill(0, torch.arange(4) * reg_max, 9.0)
+        feats = [feat + lift[:, None, None] for feat in feats]
+    if reg_max == 1:
+        feats = [torch.cat((feat[:, :4].abs() + 0.5, feat[:, 4:]), dim=1) for feat in feats]
+    height, width = case.grids[0][0] * strides[0], case.grids[0][1] * strides[0]
+    return feats, *sample_ground_truth(case, (height, width), generator)
