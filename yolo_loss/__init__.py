@@ -8,9 +8,9 @@ Boxes are xyxy in pixels unless a name says otherwise (``_grid``, ``_xywh``).
 from yolo_loss.anchors import decode, make_anchors
 from yolo_loss.assigner import PRESETS, TaskAlignedAssigner
 from yolo_loss.boxes import bbox2dist, dist2bbox, xywh2xyxy, xyxy2xywh
-from yolo_loss.ciou import ciou
 from yolo_loss.criterion import DetectionLoss
 from yolo_loss.detection_loss import v8DetectionLoss
+from yolo_loss.overlap import ciou
 from yolo_loss.results import Assignment, AssignmentResult, Gains, GroundTruth, LossResult, Predictions
 from yolo_loss.targets import pad_ground_truth
 from yolo_loss.terms import loss_from_sums

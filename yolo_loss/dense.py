@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from yolo_loss.ciou import ciou
+from yolo_loss.overlap import ciou
 from yolo_loss.results import Assignment, GroundTruth
 
 

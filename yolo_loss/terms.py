@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from yolo_loss.boxes import bbox2dist
-from yolo_loss.ciou import ciou
+from yolo_loss.overlap import ciou
 from yolo_loss.results import Gains
 
 # Above this softplus(x) is x; at 40 the two differ by less than float64 can tell.
