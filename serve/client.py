@@ -1,0 +1,162 @@
+"""A small client: maps and a batch in, NamedTuples of numpy arrays out.
+
+Takes numpy arrays or torch tensors (torch is not imported), talks binary tensors through ``tritonclient``::
+
+    with AssignerClient("localhost:8000") as client:
+        result = client.loss(feats, {"batch_idx": ..., "cls": ..., "bboxes": ...})
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from geventhttpclient.response import HTTPParseError
+from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from serve.ragged import pad_ground_truth
+from serve.results import Array, AssignmentResult, LossResult
+
+LOSS_OUTPUTS = ("loss", "loss_items", "image_sums")
+
+
+class ServerError(RuntimeError):
+    """The server refused or could not be reached; the text is its reason.
+
+    Attributes:
+        status: HTTP status, None when there was no reply.
+    """
+
+    def __init__(self, text: str, status: int | None = None) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class AssignerClient:
+    """A connection to a server. Use one per thread.
+
+    Args:
+        url: ``host:port``, with or without ``http://``.
+        half: Send maps and scores as FP16: half the bytes, three digits. Boxes and points always go as FP32, since FP16
+            has steps of half a pixel above 512.
+        strides: Pixels per cell of the served loss model's levels; the first gives the image size.
+        timeout: Seconds to wait for the connection and for each reply.
+    """
+
+    def __init__(
+        self, url: str, *, half: bool = False, strides: Sequence[int] = (8, 16, 32), timeout: float = 60.0
+    ) -> None:
+        self._url = url.removeprefix("http://").rstrip("/")
+        self._scores_type = np.dtype(np.float16 if half else np.float32)
+        self._stride = strides[0]
+        self._http = InferenceServerClient(self._url, connection_timeout=timeout, network_timeout=timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._http.close()
+
+    def loss(
+        self, feats: Sequence[Any], batch: Mapping[str, Any], *, model: str = "loss", outputs: Sequence[str] = ()
+    ) -> LossResult:
+        """The detection loss of a batch.
+
+        Args:
+            feats: One map (B, 4R + C, H_i, W_i) per stride.
+            batch: ``batch_idx`` (T,), ``cls`` (T,) and ``bboxes`` (T, 4) normalised centre x, centre y, width, height.
+            model: Name of the served model.
+            outputs: Targets to fetch as well, by their names in :class:`LossResult`.
+
+        Raises:
+            ValueError: The batch is not regular, or a box belongs to no image.
+            ServerError: The server refused, or could not be reached.
+        """
+        maps = [_numpy(feat, self._scores_type) for feat in feats]
+        if not maps or any(feat.ndim != 4 for feat in maps):  # noqa: PLR2004
+            raise ValueError(f"feats has shapes {[feat.shape for feat in maps]}; give maps (B, 4R + C, H, W)")
+        missing = [key for key in ("batch_idx", "cls", "bboxes") if key not in batch]
+        if missing:
+            raise ValueError(f"batch lacks {', '.join(missing)}; it needs batch_idx (T,), cls (T,) and bboxes (T, 4)")
+        batch_idx, cls, bboxes = (_numpy(batch[key]) for key in ("batch_idx", "cls", "bboxes"))
+        height, width = (size * self._stride for size in maps[0].shape[2:])
+        truth = pad_ground_truth(batch_idx, cls, bboxes, maps[0].shape[0], (height, width))
+        inputs = {f"feat_{level}": feat for level, feat in enumerate(maps)}
+        return LossResult(**self._infer(model, inputs | truth._asdict(), (*LOSS_OUTPUTS, *outputs)))
+
+    def assign(
+        self,
+        pd_scores: Any,
+        pd_bboxes: Any,
+        anc_points: Any,
+        gt_labels: Any,
+        gt_bboxes: Any,
+        mask_gt: Any,
+        *,
+        model: str = "assigner",
+    ) -> AssignmentResult:
+        """The task-aligned assignment, with the inputs and outputs of the assigner module.
+
+        Args:
+            pd_scores: (B, A, C) class probabilities.
+            pd_bboxes: (B, A, 4) pixel xyxy.
+            anc_points: (A, 2) pixels.
+            gt_labels: (B, M, 1) classes.
+            gt_bboxes: (B, M, 4) pixel xyxy.
+            mask_gt: (B, M, 1), true where a slot is valid.
+            model: Name of the served model.
+
+        Raises:
+            ServerError: The server refused, or could not be reached.
+        """
+        scores = _numpy(pd_scores, self._scores_type)
+        inputs = {
+            "pd_scores": scores,
+            "pd_bboxes": _numpy(pd_bboxes, np.float32),
+            "anc_points": _numpy(anc_points, np.float32),
+            "gt_labels": _numpy(gt_labels, np.int64),
+            "gt_bboxes": _numpy(gt_bboxes, np.float32),
+            "mask_gt": _numpy(mask_gt, np.bool_),
+        }
+        names = ("target_labels", "target_bboxes", "fg_mask", "target_gt_idx", "target_weights")
+        targets = self._infer(model, inputs, names)
+        weights = targets.pop("target_weights")
+        # The dense scores are C times the rest of the reply and hold nothing that label and weight do not say.
+        target_scores = np.zeros(scores.shape, np.float32)
+        image, anchor = np.nonzero(targets["fg_mask"])
+        target_scores[image, anchor, targets["target_labels"][image, anchor]] = weights[image, anchor]
+        return AssignmentResult(target_scores=target_scores, **targets)
+
+    def _infer(self, model: str, arrays: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        inputs = []
+        for name, array in arrays.items():
+            tensor = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+            inputs.append(tensor.set_data_from_numpy(array))
+        wanted = [InferRequestedOutput(name, binary_data=True) for name in outputs]
+        try:
+            reply = self._http.infer(model, inputs, outputs=wanted)
+        except InferenceServerException as error:
+            status = error.status()
+            text = str(error.message())
+            raise ServerError(text, int(status) if str(status).isdigit() else None) from error
+        except (OSError, HTTPParseError) as error:
+            raise ServerError(f"no reply from {self._url} ({error}); is `python -m serve` running there?") from error
+        return {name: reply.as_numpy(name) for name in outputs}
+
+
+def _numpy(value: Any, dtype: Any = None) -> Array:
+    """An array of numpy or torch values, on the host, copied only where its type or layout needs it."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        # numpy has no bfloat16; float32 holds its values exactly.
+        value = (value.float() if "bfloat16" in str(value.dtype) else value).numpy()
+    return np.ascontiguousarray(value, dtype)

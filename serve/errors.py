@@ -1,0 +1,58 @@
+"""What can go wrong with a request. Each error carries its HTTP status; one handler turns it into a reply."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ServeError(Exception):
+    """A request that gets no result; the text is for the caller, so it names the value and the remedy.
+
+    Attributes:
+        status: HTTP status of the reply.
+        headers: Extra headers of the reply.
+    """
+
+    status: ClassVar[int] = 500
+    headers: ClassVar[dict[str, str]] = {}
+
+
+class BadRequestError(ServeError):
+    """The request itself is wrong; sending it again unchanged will not help."""
+
+    status = 400
+
+
+class NotFoundError(ServeError):
+    """No such model, version or path."""
+
+    status = 404
+
+
+class TooLargeError(ServeError):
+    """The body is over the server's limit."""
+
+    status = 413
+
+
+class InferenceError(ServeError):
+    """The engine failed on an input that passed every check."""
+
+    status = 500
+
+
+class UnsupportedError(ServeError):
+    """A part of the protocol that this server does not implement or has switched off."""
+
+    status = 501
+
+
+class NotReadyError(ServeError):
+    """Loading or warming up; the same request will be served soon."""
+
+    status = 503
+    headers: ClassVar[dict[str, str]] = {"Retry-After": "1"}
+
+
+class ClientGoneError(Exception):
+    """The caller hung up before its request was complete; nobody is left to answer."""

@@ -1,0 +1,80 @@
+"""The routes for people: typed JSON in and out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request, Response
+from pydantic import ValidationError
+
+from serve.body import read_body
+from serve.core import Registry
+from serve.encode import dump_json
+from serve.errors import BadRequestError, NotReadyError
+from serve.openapi import document_requests
+from serve.schemas import AssignReply, AssignRequest, LossReply, LossRequest
+from serve.typed_reply import LOSS_OUTPUTS, TARGETS, assign_reply, loss_reply
+from serve.typed_request import Prepared, prepare
+
+SHOWN = 60  # characters of a value in an error
+AnyRequest = TypeVar("AnyRequest", bound=LossRequest)
+
+
+def add_people_routes(app: FastAPI, registry: Registry, max_request_bytes: int) -> None:
+    """Add ``/v1/loss`` and ``/v1/assign``.
+
+    The bodies are read by hand and not by the framework: they are bounded, may be compressed, need no Content-Type,
+    and are parsed where they do not hold up other callers.
+
+    Args:
+        app: Gets the routes and their OpenAPI page.
+        registry: All models.
+        max_request_bytes: Largest body, before and after decompression.
+    """
+
+    async def prepared(request: Request, kind: type[AnyRequest]) -> Prepared:
+        if not registry.ready:
+            raise NotReadyError("models are being loaded; try again in a moment")
+        body = await read_body(request.scope, request.receive, max_request_bytes)
+        return await asyncio.to_thread(lambda: prepare(registry, _parse(kind, body)))
+
+    @app.post("/v1/loss", summary="The detection loss of a batch", response_model=LossReply, tags=["For people"])
+    async def loss(request: Request) -> Response:
+        """Loss, its three terms, and the sums of each image, from raw predictions and boxes."""
+        job = await prepared(request, LossRequest)
+        outputs = await job.model.infer(job.inputs, _names(LOSS_OUTPUTS, job))
+        return await _reply(lambda: loss_reply(job, outputs))
+
+    @app.post("/v1/assign", summary="Which anchors learn which box", response_model=AssignReply, tags=["For people"])
+    async def assign(request: Request) -> Response:
+        """The task-aligned assignment, from raw or decoded predictions and boxes."""
+        job = await prepared(request, AssignRequest)
+        outputs = await job.model.infer(job.inputs, _names(TARGETS, job))
+        return await _reply(lambda: assign_reply(job, outputs))
+
+    document_requests(app, registry)
+
+
+def _parse(kind: type[AnyRequest], body: memoryview) -> AnyRequest:
+    try:
+        return kind.model_validate_json(bytes(body))
+    except ValidationError as error:
+        first, *others = error.errors(include_url=False)
+        where = ".".join(str(part) for part in first["loc"] if part not in ("nested", "packed"))
+        shown = repr(first["input"])
+        useful = len(shown) <= SHOWN and first["type"] not in ("missing", "json_invalid")
+        got = f", not {shown}" if useful else ""
+        more = f" (and {len(others)} more)" if others else ""
+        text = f"{where or 'the body'}: {first['msg']}{got}{more}; the form is shown at /docs"
+        raise BadRequestError(text) from error
+
+
+def _names(needed: tuple[str, ...], job: Prepared) -> list[str]:
+    return list(dict.fromkeys((*needed, *job.outputs)))
+
+
+async def _reply(make: Callable[[], dict[str, Any]]) -> Response:
+    body = await asyncio.to_thread(lambda: dump_json(make()))
+    return Response(body, media_type="application/json")

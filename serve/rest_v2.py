@@ -1,0 +1,103 @@
+"""The protocol on HTTP: rows 1 to 6. Each route asks the core and writes down what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from starlette.types import Receive, Scope, Send
+
+from serve import dataplane
+from serve.body import header_number, read_body
+from serve.core import Registry
+from serve.encode import EncodedResponse, dump_json
+from serve.errors import NotReadyError
+
+JSON_LENGTH = "Inference-Header-Content-Length"
+BODY = {
+    "requestBody": {
+        "description": f"JSON; binary tensors follow it when the header {JSON_LENGTH} says where it ends",
+        "required": True,
+        "content": {"application/json": {}, "application/octet-stream": {}},
+    }
+}
+
+
+def reply(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A JSON reply; numbers that JSON has not become ``null``."""
+    return Response(dump_json(value), status, headers, media_type="application/json")
+
+
+class TensorResponse(Response):
+    """A reply in parts, each sent from where it lies.
+
+    Args:
+        encoded: The parts.
+    """
+
+    def __init__(self, encoded: EncodedResponse) -> None:
+        binary = encoded.header_length is not None
+        headers = {"Content-Length": str(sum(len(chunk) for chunk in encoded.chunks))}
+        if binary:
+            headers[JSON_LENGTH] = str(encoded.header_length)
+        media_type = "application/octet-stream" if binary else "application/json"
+        super().__init__(headers=headers, media_type=media_type)
+        self._chunks = encoded.chunks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Send the parts as one body."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        last = len(self._chunks) - 1
+        for place, chunk in enumerate(self._chunks):
+            await send({"type": "http.response.body", "body": chunk, "more_body": place < last})
+
+
+def health_routes(registry: Registry) -> APIRouter:
+    """Rows 1 to 5: what the server and its models are, and whether they can be used."""
+    router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+
+    @router.get("/health/live", summary="The process answers")
+    async def live() -> Response:
+        return reply({"live": True})
+
+    @router.get("/health/ready", summary="Every model can be used; 503 while loading")
+    async def ready() -> Response:
+        if not registry.ready:
+            raise NotReadyError("models are being loaded; try again in a moment")
+        return reply({"ready": True})
+
+    @router.get("", summary="Name, version and extensions of the server")
+    async def server() -> Response:
+        return reply(dataplane.server_metadata())
+
+    @router.get("/models/{name}/versions/{version}/ready", summary="One version can be used")
+    @router.get("/models/{name}/ready", summary="One model can be used")
+    async def model_ready(name: str, version: str | None = None) -> Response:
+        if not registry.find(name, version).ready:
+            raise NotReadyError(f"model {name!r} is being loaded; try again in a moment")
+        return reply({"name": name, "ready": True})
+
+    @router.get("/models/{name}/versions/{version}", summary="Inputs and outputs of one version")
+    @router.get("/models/{name}", summary="Inputs and outputs of one model")
+    async def model(name: str, version: str | None = None) -> Response:
+        return reply(dataplane.model_metadata(registry.find(name, version)))
+
+    return router
+
+
+def infer_routes(registry: Registry, max_request_bytes: int) -> APIRouter:
+    """Row 6. The body is taken from the raw stream: clients send no Content-Type."""
+    router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+
+    @router.post("/models/{name}/versions/{version}/infer", summary="Run one version", openapi_extra=BODY)
+    @router.post("/models/{name}/infer", summary="Run one model", openapi_extra=BODY)
+    async def infer(request: Request, name: str, version: str | None = None) -> Response:
+        model = registry.find(name, version)
+        if not model.ready:
+            raise NotReadyError(f"model {name!r} is being loaded; try again in a moment")
+        json_length = header_number(request.headers, JSON_LENGTH)
+        body = await read_body(request.scope, request.receive, max_request_bytes, json_length or 0)
+        return TensorResponse(await dataplane.infer(model, body, json_length))
+
+    return router

@@ -1,0 +1,111 @@
+"""The typed JSON of ``/v1``: what people send and get. The texts are shown in the OpenAPI page."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+
+class Strict(BaseModel):
+    """No unknown fields, no numbers written as text."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class PackedTensor(Strict):
+    """A tensor as base64 of its little-endian, row-major bytes: a third of the size of nested lists."""
+
+    shape: list[Annotated[int, Field(ge=0)]]
+    dtype: Literal["float16", "float32"]
+    base64: str
+
+
+def _form(value: Any) -> str:
+    return "packed" if isinstance(value, dict | PackedTensor) else "nested"
+
+
+Positive = Annotated[int, Field(gt=0)]
+Packed = Annotated[PackedTensor, Tag("packed")]
+Tensor3 = Annotated[Annotated[list[list[list[float]]], Tag("nested")] | Packed, Discriminator(_form)]
+Tensor4 = Annotated[Annotated[list[list[list[list[float]]]], Tag("nested")] | Packed, Discriminator(_form)]
+
+
+class Batch(Strict):
+    """Boxes of all images, one entry each, as YOLO data loaders give them. Empty lists are an ordinary case."""
+
+    batch_idx: list[float] = Field(description="(T) image of each box, counted from 0")
+    cls: list[float] = Field(description="(T) class of each box, counted from 0")
+    bboxes: list[tuple[float, float, float, float]] = Field(
+        description="(T, 4) centre x, centre y, width, height, each in 0..1 of the image"
+    )
+
+
+class LossRequest(Strict):
+    """Raw predictions, either as maps (`feats`) or flattened (`pred_distri`, `pred_scores`, `imgsz`), and the boxes."""
+
+    model: str | None = Field(None, description="Name of the model; the first of its kind when left out")
+    feats: list[Tensor4] | None = Field(None, description="One map [B, 4R + C, H, W] per stride")
+    pred_distri: Tensor3 | None = Field(None, description="[B, A, 4R] logits of the box distributions")
+    pred_scores: Tensor3 | None = Field(None, description="[B, A, C] class logits")
+    imgsz: tuple[Positive, Positive] | None = Field(None, description="Height and width in pixels; `feats` imply it")
+    batch: Batch
+    outputs: list[str] = Field([], description="Outputs of the model to add to the reply as `tensors`")
+
+
+class AssignRequest(LossRequest):
+    """Predictions as for the loss, or decoded ones (`pd_scores`, `pd_bboxes`, `imgsz`), and the boxes."""
+
+    pd_scores: Tensor3 | None = Field(None, description="[B, A, C] class probabilities")
+    pd_bboxes: Tensor3 | None = Field(None, description="[B, A, 4] boxes x1, y1, x2, y2 in pixels")
+    strides: list[Positive] | None = Field(
+        None, min_length=1, description="Of the decoded predictions; the model's, 8, 16, 32, when left out"
+    )
+
+
+class LossItems(BaseModel):
+    """The three terms with their gains, averaged over the batch."""
+
+    box: float | None
+    cls: float | None
+    dfl: float | None
+
+
+class ImageSums(LossItems):
+    """The terms of one image without gains, not normalised, and the sum of its target scores.
+
+    Added over images, then divided by the larger of 1 and the sum of `target_scores`, they give the loss of any batch.
+    """
+
+    target_scores: float | None
+
+
+class LossReply(BaseModel):
+    """The loss. Numbers that are not finite are `null`."""
+
+    model: str
+    loss: float | None = Field(description="Sum of `loss_items`, times the number of images")
+    loss_items: LossItems
+    image_sums: list[ImageSums]
+    tensors: dict[str, Any] = Field(description="The outputs that were asked for, as nested lists")
+
+
+class ImageTargets(BaseModel):
+    """The anchors of one image that got a box, P of them, in the order of their index."""
+
+    anchor_idx: list[int] = Field(description="(P) index among all anchors: by stride, then by row, then by column")
+    anchor_points: list[list[float]] = Field(description="(P, 2) x and y in pixels")
+    target_gt_idx: list[int] = Field(description="(P) which of the image's boxes, in the order they were given")
+    target_labels: list[int] = Field(description="(P) its class")
+    target_bboxes: list[list[float]] = Field(description="(P, 4) its corners x1, y1, x2, y2 in pixels")
+    target_weights: list[float | None] = Field(description="(P) the soft score to learn for that class")
+
+
+class AssignReply(BaseModel):
+    """The assignment: for every image, the foreground anchors only."""
+
+    model: str
+    imgsz: tuple[int, int]
+    num_anchors: int
+    images: list[ImageTargets]
+    tensors: dict[str, Any] = Field(description="The outputs that were asked for, for all anchors, as nested lists")

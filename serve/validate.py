@@ -1,0 +1,121 @@
+"""Whether named arrays are an input of a model, judged by its contract alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from export.contract import Contract, TensorSpec
+from serve.datatypes import Array, widens, wire_name
+from serve.errors import BadRequestError
+from serve.grid import strides_of
+
+AXES = {"B": "images", "A": "anchor points", "M": "ground-truth slots", "C": "classes"}
+
+
+def check_inputs(contract: Contract, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Check inputs against a contract.
+
+    Args:
+        contract: The model's.
+        arrays: By name, in the types in which they came.
+
+    Returns:
+        The same values in the order and types of the contract: narrower floats are widened.
+
+    Raises:
+        BadRequestError: A name is missing or unknown, a type or rank is wrong, a fixed axis has another size, axes of
+            one letter disagree, the maps are of different images, or a class does not exist.
+    """
+    _check_names(contract, arrays)
+    axes: dict[str, tuple[int, str]] = {}
+    inputs = {spec.name: _converted(spec, arrays[spec.name]) for spec in contract.inputs}
+    for spec in contract.inputs:
+        _bind_axes(spec, inputs[spec.name], axes)
+    if contract.kind == "loss":
+        _check_levels(contract, inputs)
+    classes = contract.hyperparameters["num_classes"] if contract.kind == "loss" else axes["C"][0]
+    _check_labels(inputs["gt_labels"], inputs["mask_gt"], classes)
+    return inputs
+
+
+def check_outputs(contract: Contract, names: list[str]) -> None:
+    """Check that outputs exist.
+
+    Raises:
+        BadRequestError: One does not.
+    """
+    known = [spec.name for spec in contract.outputs]
+    for name in names:
+        if name not in known:
+            raise BadRequestError(f"model {contract.name!r} has no output {name!r}; it has {', '.join(known)}")
+
+
+def _check_names(contract: Contract, arrays: Mapping[str, Array]) -> None:
+    known = [spec.name for spec in contract.inputs]
+    unknown = [name for name in arrays if name not in known]
+    missing = [name for name in known if name not in arrays]
+    if unknown:
+        raise BadRequestError(f"model {contract.name!r} has no input {unknown[0]!r}; it takes {', '.join(known)}")
+    if missing:
+        raise BadRequestError(f"model {contract.name!r} needs input {', '.join(missing)}; it takes {', '.join(known)}")
+
+
+def _converted(spec: TensorSpec, array: Array) -> Array:
+    given, wanted = wire_name(array.dtype), wire_name(spec.dtype)
+    if given == wanted:
+        return array
+    if widens(given, wanted):
+        return array.astype(spec.dtype)
+    narrower = " (FP16 and BF16 are widened when sent as binary)" if wanted == "FP32" else ""
+    raise BadRequestError(f"input {spec.name!r} is {given}; convert it to {wanted} before sending{narrower}")
+
+
+def _bind_axes(spec: TensorSpec, array: Array, axes: dict[str, tuple[int, str]]) -> None:
+    """Compare a shape with its axes. ``axes`` holds the size of each letter and the input that first said it."""
+    shape = list(array.shape)
+    layout = f"[{', '.join(map(str, spec.axes))}]"
+    if len(shape) != len(spec.axes):
+        raise BadRequestError(f"input {spec.name!r} has shape {shape}; it needs {len(spec.axes)} axes, {layout}")
+    for place, (axis, size) in enumerate(zip(spec.axes, shape, strict=True)):
+        if isinstance(axis, int):
+            if size != axis:
+                raise BadRequestError(
+                    f"input {spec.name!r} has shape {shape}; axis {place} must be {axis}, as in {layout}"
+                )
+            continue
+        bound, owner = axes.setdefault(axis, (size, spec.name))
+        if bound != size:
+            meaning = f" ({AXES[axis]})" if axis in AXES else ""
+            raise BadRequestError(
+                f"axis {axis}{meaning} is {size} in input {spec.name!r} {shape}, but {bound} in input {owner!r}; "
+                "all inputs of a request must agree"
+            )
+
+
+def _check_levels(contract: Contract, inputs: Mapping[str, Array]) -> None:
+    """Maps times strides must give one image size."""
+    strides = strides_of(contract)
+    maps = [inputs[f"feat_{level}"].shape[2:] for level in range(len(strides))]
+    sizes = [(height * stride, width * stride) for (height, width), stride in zip(maps, strides, strict=True)]
+    for level, size in enumerate(sizes):
+        if size != sizes[0]:
+            raise BadRequestError(
+                f"input 'feat_{level}' is {_by(maps[level])} cells of stride {strides[level]}, an image of {_by(size)} "
+                f"pixels, but 'feat_0' is of one of {_by(sizes[0])}; send maps of one image size"
+            )
+
+
+def _by(size: tuple[int, ...]) -> str:
+    return " x ".join(map(str, size))
+
+
+def _check_labels(labels: Array, mask: Array, classes: int) -> None:
+    wrong = mask & ((labels < 0) | (labels >= classes))
+    if wrong.any():
+        image, slot, _ = np.argwhere(wrong)[0]
+        raise BadRequestError(
+            f"input 'gt_labels' has class {labels[image, slot, 0]} at image {image}, slot {slot}; "
+            f"classes are counted from 0 to {classes - 1}"
+        )

@@ -1,0 +1,169 @@
+"""A real server process, and plain HTTP to talk to it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from serve.datatypes import Array, wire_name
+
+ROOT = Path(__file__).parents[2]
+LIMIT = 4 * 2**20  # bytes of a body
+
+
+class Reply(NamedTuple):
+    """What came back."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        """The body, strictly: Python's reader would let NaN pass."""
+        return json.loads(self.body, parse_constant=_no_constant)
+
+    @property
+    def error(self) -> str:
+        """The reason of a refusal, in the only form the client library understands."""
+        assert list(self.json) == ["error"]
+        assert "Traceback" not in self.body.decode()
+        return str(self.json["error"])
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is not JSON")
+
+
+class Live(NamedTuple):
+    """A running server."""
+
+    host: str
+    port: int
+    process: subprocess.Popen[str]
+
+    @property
+    def url(self) -> str:
+        """For client libraries."""
+        return f"{self.host}:{self.port}"
+
+    def send(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Reply:
+        """One request on a connection of its own; anything but bytes is sent as JSON."""
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=30)
+        data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        try:
+            connection.request(method, path, data, headers or {})
+            response = connection.getresponse()
+            return Reply(response.status, response.headers, response.read())
+        finally:
+            connection.close()
+
+    def infer(self, model: str, document: Any, blob: bytes | None = None, **headers: str) -> Reply:
+        """An infer request; with ``blob`` the header says where the JSON ends."""
+        text = document if isinstance(document, bytes) else json.dumps(document).encode()
+        sent = dict(headers)
+        if blob is not None:
+            sent.setdefault("Inference-Header-Content-Length", str(len(text)))
+        return self.send("POST", f"/v2/models/{model}/infer", text + (blob or b""), sent)
+
+
+def start(*arguments: str | Path) -> Live:
+    """Start ``python -m serve`` on a free port and wait until it is ready."""
+    command = [sys.executable, "-m", "serve", "--port", "0", "--threads", "1", *map(str, arguments)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line.startswith("serving on http://"), line
+    host, port = line.removeprefix("serving on http://").strip().rsplit(":", 1)
+    live = Live(host, int(port), process)
+    deadline = time.monotonic() + 60
+    while live.send("GET", "/v2/health/ready").status != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return live
+
+
+def stop(live: Live) -> int:
+    """Ask a server to end, as an orchestrator does, and return its exit code."""
+    live.process.send_signal(signal.SIGTERM)
+    code = live.process.wait(timeout=30)
+    assert live.process.stdout is not None
+    live.process.stdout.close()
+    return code
+
+
+@pytest.fixture(scope="session")
+def live(artifacts_dir: Path) -> Iterator[Live]:
+    """One server for the whole run: whatever a test sends, the next one must still be served."""
+    server = start("--artifacts", artifacts_dir, "--max-request-bytes", str(LIMIT))
+    yield server
+    assert stop(server) == 0
+
+
+def loss_inputs(images: int = 2, slots: int = 3, side: int = 64, seed: int = 0) -> dict[str, Array]:
+    """Random maps of the served loss model (3 classes, 16 bins) and random boxes."""
+    random = np.random.default_rng(seed)
+    maps = {
+        f"feat_{level}": random.standard_normal((images, 67, side // stride, side // stride), np.float32)
+        for level, stride in enumerate((8, 16, 32))
+    }
+    return maps | _boxes(random, images, slots, side)
+
+
+def assigner_inputs(
+    images: int = 2, slots: int = 3, side: int = 64, classes: int = 5, seed: int = 0
+) -> dict[str, Array]:
+    """Random decoded predictions and boxes."""
+    random = np.random.default_rng(seed)
+    anchors = sum((side // stride) ** 2 for stride in (8, 16, 32))
+    corners = random.uniform(0, side, (2, images, anchors, 2)).astype(np.float32)
+    return {
+        "pd_scores": random.uniform(0, 1, (images, anchors, classes)).astype(np.float32),
+        "pd_bboxes": np.concatenate((corners.min(axis=0), corners.max(axis=0)), axis=-1),
+        "anc_points": random.uniform(0, side, (anchors, 2)).astype(np.float32),
+    } | _boxes(random, images, slots, side)
+
+
+def _boxes(random: np.random.Generator, images: int, slots: int, side: int) -> dict[str, Array]:
+    low = random.uniform(0, side / 2, (images, slots, 2))
+    boxes = np.concatenate((low, low + random.uniform(8, side / 2, low.shape)), axis=-1)
+    return {
+        "gt_labels": random.integers(0, 3, (images, slots, 1)),
+        "gt_bboxes": boxes.astype(np.float32),
+        "mask_gt": np.ones((images, slots, 1), np.bool_),
+    }
+
+
+def json_rows(arrays: dict[str, Array]) -> list[dict[str, Any]]:
+    """Inputs written as JSON."""
+    return [
+        {"name": name, "shape": list(array.shape), "datatype": wire_name(array.dtype), "data": array.ravel().tolist()}
+        for name, array in arrays.items()
+    ]
+
+
+def binary_rows(arrays: dict[str, Array]) -> tuple[list[dict[str, Any]], bytes]:
+    """Inputs announced in JSON, and the bytes that follow it."""
+    rows = [
+        {
+            "name": name,
+            "shape": list(array.shape),
+            "datatype": wire_name(array.dtype),
+            "parameters": {"binary_data_size": array.nbytes},
+        }
+        for name, array in arrays.items()
+    ]
+    return rows, b"".join(array.tobytes() for array in arrays.values())
