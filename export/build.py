@@ -44,6 +44,17 @@ class Hyperparameters:
     class_loss: str = "bce"
     gains: tuple[float, ...] = tuple(Gains())
 
+    def __post_init__(self) -> None:
+        """Check what the modules would not name as clearly.
+
+        Raises:
+            ValueError: The preset is unknown, or gains are not three.
+        """
+        if self.preset not in PRESETS:
+            raise ValueError(f"preset is {self.preset!r}, expected one of {', '.join(PRESETS)}")
+        if len(self.gains) != len(Gains._fields):
+            raise ValueError(f"gains has {len(self.gains)} numbers, expected three: {', '.join(Gains._fields)}")
+
     @classmethod
     def from_contract(cls, values: dict[str, Any]) -> Hyperparameters:
         """Read what ``as_contract`` wrote."""
@@ -58,8 +69,6 @@ class Hyperparameters:
     @property
     def options(self) -> dict[str, Any]:
         """``min_box_side`` and ``topk2`` as they take effect, the preset's where none was named."""
-        if self.preset not in PRESETS:
-            raise ValueError(f"preset is {self.preset!r}, expected one of {', '.join(PRESETS)}")
         named = {"min_box_side": self.min_box_side, "topk2": self.topk2}
         preset = PRESETS[self.preset]
         return {name: preset.get(name) if value is None else value for name, value in named.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ class TaskAlignedAssigner(nn.Module):
         *,
         min_box_side: float | None = None,
         topk2: int | None = None,
+        stride: Sequence[float] | None = None,
         formulation: str = "dense",
     ) -> None:
         """Set the hyper-parameters.
@@ -53,6 +55,7 @@ class TaskAlignedAssigner(nn.Module):
             eps: Margin inside a box, and what keeps the soft score finite.
             min_box_side: Candidates are sought in boxes of at least this side, in pixels; None: as they are.
             topk2: Anchors each ground truth keeps in the end, 1 for one-to-one; None: all it won.
+            stride: As callers of release 8.4 pass it: ``min_box_side``, where not given, is its second entry.
             formulation: How it is computed; the result is the same.
 
         Raises:
@@ -64,6 +67,8 @@ class TaskAlignedAssigner(nn.Module):
                 raise ValueError(f"{name} is {value}, expected at least 1")
         if formulation not in FORMULATIONS:
             raise ValueError(f"formulation is {formulation!r}, expected one of {', '.join(FORMULATIONS)}")
+        if min_box_side is None and stride is not None and len(stride) > 1:
+            min_box_side = float(stride[1])
         self.num_classes = num_classes
         self.params = AssignerParams(topk, alpha, beta, eps, min_box_side, topk2)
         self.formulation = formulation

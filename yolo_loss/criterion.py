@@ -58,7 +58,7 @@ class DetectionLoss(nn.Module):
             **assigner_options: ``min_box_side`` and ``topk2``, over the preset's.
 
         Raises:
-            ValueError: A name is unknown or a count not positive.
+            ValueError: A name is unknown, or a count or stride not positive.
         """
         super().__init__()
         if class_loss not in CLASS_LOSSES:
@@ -67,6 +67,8 @@ class DetectionLoss(nn.Module):
             raise ValueError(f"preset is {preset!r}, expected one of {', '.join(PRESETS)}")
         if reg_max < 1:
             raise ValueError(f"reg_max is {reg_max}, expected at least 1")
+        if not strides or min(strides) <= 0:
+            raise ValueError(f"strides is {tuple(strides)}, expected pixels per cell of each level, all above 0")
         self.num_classes = num_classes
         self.strides = tuple(float(stride) for stride in strides)
         self.reg_max = reg_max

@@ -182,3 +182,9 @@ def test_not_a_number_is_background() -> None:
     assert not result.fg_mask[:, ::3].any()
     assert not result.fg_mask[:, 1::3].any()
     assert result.target_scores.isfinite().all()
+
+
+def test_strides_are_taken_as_release_8_4_passes_them() -> None:
+    assert TaskAlignedAssigner(stride=[8, 16, 32]).params.min_box_side == 16.0
+    assert TaskAlignedAssigner(stride=[8, 16, 32], min_box_side=4.0).params.min_box_side == 4.0
+    assert TaskAlignedAssigner(stride=[8]).params.min_box_side is None

@@ -1,0 +1,164 @@
+"""Differences from an installed ``ultralytics``: assignment, losses, gradients, and the detector's weights.
+
+``python -m benchmarks.parity``; see ``benchmarks/requirements-reference.txt`` for an environment that has it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from examples.dataset import load_sample
+from export.samples import Case, pyramid, sample_assigner_inputs, sample_loss_inputs
+from models import SCALES, DetectionModel, DetectorConfig
+from yolo_loss import PRESETS, GroundTruth, TaskAlignedAssigner, v8DetectionLoss
+
+STRIDES = (8.0, 16.0, 32.0)
+PRESET = "ultralytics-8.4"
+
+
+class Row(NamedTuple):
+    """One comparison.
+
+    Attributes:
+        what: What was compared, on which input.
+        figure: The difference, as text.
+    """
+
+    what: str
+    figure: str
+
+
+def main() -> int:
+    """Print the table; 0 also where the reference is not installed."""
+    if importlib.util.find_spec("ultralytics") is None:
+        print("skipped: ultralytics is not installed; see benchmarks/requirements-reference.txt")
+        return 0
+    os.environ.setdefault("YOLO_VERBOSE", "false")  # its log would stand between the table's rows
+    torch.manual_seed(0)
+    print(f"ultralytics {version('ultralytics')}, torch {torch.__version__}, preset {PRESET}\n")
+    print("| compared | difference |\n| --- | --- |")
+    for part in (compare_assigners, compare_losses, compare_detectors):
+        for row in part():
+            print(f"| {row.what} | {row.figure} |", flush=True)
+    return 0
+
+
+def compare_assigners() -> Iterator[Row]:
+    """The assigners on seeded inputs."""
+    from ultralytics.utils.tal import TaskAlignedAssigner as Reference
+
+    for batch, slots, image, classes in ((4, 30, 640, 80), (2, 100, 640, 80), (8, 10, 320, 1), (1, 300, 640, 3)):
+        case = Case(batch, slots, pyramid(image, image, STRIDES), classes)
+        inputs = sample_assigner_inputs(case, STRIDES, seed=slots)
+        numbers: dict[str, Any] = {"topk": 10, "num_classes": classes, "alpha": 0.5, "beta": 6.0}
+        want = Reference(**numbers, stride=list(STRIDES))(*inputs)
+        got = TaskAlignedAssigner(**numbers, **PRESETS[PRESET])(*inputs)
+        yield Row(f"assigner, random, B {batch}, M {slots}, {image} px, C {classes}", assignment_difference(got, want))
+
+
+def assignment_difference(got: Sequence[Tensor], want: Sequence[Tensor]) -> str:
+    """Decisions that differ, and the largest difference of scores where they agree."""
+    got_labels, _, got_scores, got_mask, got_idx = got
+    want_labels, _, want_scores, want_mask, want_idx = want
+    both = got_mask & want_mask
+    weightless = (want_mask ^ got_mask) & (want_scores.sum(-1) == 0) & (got_scores.sum(-1) == 0)
+    owners = int((got_idx != want_idx)[both].sum())
+    same = (got_mask == want_mask) & (got_idx == want_idx)
+    score = float((got_scores - want_scores).abs()[same].max())
+    labels = int((got_labels != want_labels)[both & same].sum())
+    flags = int((got_mask ^ want_mask).sum())
+    return (
+        f"{int(want_mask.sum())} foreground; flags {flags} (of weight zero {int(weightless.sum())}), "
+        f"owners {owners}, labels {labels}; scores {score:.1e}"
+    )
+
+
+def compare_losses() -> Iterator[Row]:
+    """Losses and gradients, on the committed sample and on seeded maps."""
+    sample = load_sample()
+    feats = [torch.from_numpy(level) for level in sample.feats]
+    batch = {name: torch.from_numpy(values).float() for name, values in sample.batch.items()}
+    yield from compare_loss("sample", feats, batch, classes=1)
+    for images, slots, classes in ((4, 30, 80), (2, 100, 3), (3, 0, 20)):
+        case = Case(images, slots, pyramid(640, 640, STRIDES), classes)
+        feats, *rest = sample_loss_inputs(case, STRIDES, 16, seed=slots)
+        yield from compare_loss(
+            f"random, B {images}, M {slots}, C {classes}", feats, ragged(GroundTruth(*rest)), classes
+        )
+
+
+def compare_loss(name: str, feats: Sequence[Tensor], batch: dict[str, Tensor], classes: int) -> Iterator[Row]:
+    """One input through both criteria, each reading the same detector."""
+    from ultralytics.utils.loss import v8DetectionLoss as Reference
+
+    model = DetectionModel(DetectorConfig("n", nc=classes))
+    results = []
+    for criterion in (v8DetectionLoss(model, preset=PRESET), Reference(model)):
+        levels = [level.clone().requires_grad_() for level in feats]
+        loss, items = criterion(as_dict(levels, classes), {key: value.clone() for key, value in batch.items()})
+        loss.sum().backward()
+        results.append(
+            (as_tensor(items), torch.cat([level.grad.flatten() for level in levels if level.grad is not None]))
+        )
+    (items, gradient), (want_items, want_gradient) = results
+    relative = (items - want_items).abs() / want_items.abs().clamp(min=1e-12)
+    shown = ", ".join(f"{value:.4f}" for value in want_items.tolist())
+    yield Row(f"loss, {name}: box, cls, dfl = {shown}", "relative " + ", ".join(f"{r:.1e}" for r in relative.tolist()))
+    yield Row(f"gradient, {name}", f"relative {float((gradient - want_gradient).norm() / want_gradient.norm()):.1e}")
+
+
+def as_tensor(items: Tensor | dict[str, Tensor]) -> Tensor:
+    """Box, cls, dfl (3,): some releases of the reference name them in a dict, in the same order."""
+    values = torch.stack([value.reshape(()) for value in items.values()]) if isinstance(items, dict) else items
+    return values.detach()[:3]
+
+
+def as_dict(levels: Sequence[Tensor], classes: int) -> dict[str, Any]:
+    """The form that heads since 8.4 give."""
+    joined = torch.cat([level.flatten(2) for level in levels], dim=2)
+    return {"boxes": joined[:, :-classes], "scores": joined[:, -classes:], "feats": list(levels)}
+
+
+def ragged(ground_truth: GroundTruth, side: float = 640.0) -> dict[str, Tensor]:
+    """The training batch of padded ground truth."""
+    images, slots = torch.nonzero(ground_truth.mask_gt.squeeze(-1), as_tuple=True)
+    boxes = ground_truth.gt_bboxes[images, slots]
+    boxes_xywh = torch.cat(((boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]), dim=1) / side
+    labels = ground_truth.gt_labels[images, slots].float()
+    return {"batch_idx": images.float(), "cls": labels, "bboxes": boxes_xywh}
+
+
+def compare_detectors() -> Iterator[Row]:
+    """The reference's detector: its weights in ours, and our criterion on it."""
+    from ultralytics.nn.tasks import DetectionModel as Reference
+
+    images = torch.rand(2, 3, 128, 96)
+    for scale in SCALES:
+        reference = Reference(f"yolov8{scale}.yaml", nc=7, verbose=False)
+        reference.args = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5)
+        ours = DetectionModel(DetectorConfig(scale, nc=7))
+        ours.load_state_dict(reference.state_dict())
+        with torch.no_grad():
+            maps = ours.train()(images)
+            preds = reference.train()(images)
+        joined = torch.cat([level.flatten(2) for level in maps], dim=2)
+        want = torch.cat((preds["boxes"], preds["scores"]), dim=1)
+        difference = float((joined - want).abs().max())
+        batch = {"batch_idx": torch.tensor([0.0]), "cls": torch.tensor([3.0]), "bboxes": torch.full((1, 4), 0.5)}
+        loss, want_loss = v8DetectionLoss(reference, preset=PRESET)(preds, batch)[0], reference.loss(batch, preds)[0]
+        relative = abs(float(loss) / float(want_loss.sum()) - 1)
+        yield Row(f"detector {scale}, its state dict loaded into ours: raw maps", f"{difference:.1e}")
+        yield Row(f"detector {scale}: our criterion built from it, loss", f"relative {relative:.1e}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

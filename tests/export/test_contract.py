@@ -1,0 +1,80 @@
+"""Artefacts that cannot be used: a clear error each."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export.contract import ContractError, find_contracts, load_contract
+
+
+@pytest.fixture
+def folder(artifacts_dir: Path, tmp_path: Path) -> Path:
+    """A copy to spoil."""
+    return Path(shutil.copytree(artifacts_dir, tmp_path / "copy"))
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    data = json.loads(path.read_text(encoding="utf-8"))
+    change(data)
+    path.write_text(json.dumps(data), encoding="utf-8")
+
+
+def test_a_contract_survives_being_saved(artifacts_dir: Path, tmp_path: Path) -> None:
+    contract = load_contract(artifacts_dir / "loss.json")
+    contract.save(tmp_path / "again.json")
+    assert load_contract(tmp_path / "again.json") == contract
+    assert [path.name for path in tmp_path.iterdir()] == ["again.json"]
+
+
+def test_truncated_model(folder: Path) -> None:
+    model = folder / "loss.onnx"
+    model.write_bytes(model.read_bytes()[:-100])
+    with pytest.raises(ContractError, match="hash differs"):
+        find_contracts(folder)
+
+
+def test_missing_model(folder: Path) -> None:
+    (folder / "assigner.onnx").unlink()
+    with pytest.raises(ContractError, match=r"assigner\.onnx, which is not beside it"):
+        find_contracts(folder)
+
+
+def test_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(ContractError, match="no contract"):
+        find_contracts(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data.update(contract_version=99), "version 99, this release reads up to 1; upgrade"),
+        (lambda data: data.pop("contract_version"), "has no contract_version"),
+        (lambda data: data.pop("inputs"), "not a complete contract"),
+        (lambda data: data.update(surprise=1), "not a complete contract"),
+        (lambda data: data.update(kind="detector"), "kind 'detector'"),
+    ],
+)
+def test_foreign_contract(folder: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
+    edit(folder / "loss.json", change)
+    with pytest.raises(ContractError, match=message):
+        load_contract(folder / "loss.json")
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"{", b"\xff\xfe"])
+def test_corrupt_contract(folder: Path, content: bytes) -> None:
+    (folder / "loss.json").write_bytes(content)
+    with pytest.raises(ContractError, match=r"loss\.json"):
+        load_contract(folder / "loss.json")
+
+
+def test_reading_contracts_needs_no_torch() -> None:
+    code = "import sys, export.contract; sys.exit(any(name in sys.modules for name in ('torch', 'onnx', 'numpy')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,141 @@
+"""The exported files, their contracts, and the verification that is to catch what export breaks."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import onnxruntime as ort
+import pytest
+from onnxscript import ir, optimizer
+
+from export import cli, onnx_export
+from export.build import Hyperparameters
+from export.contract import find_contracts, load_contract
+from export.samples import Case, pyramid
+from export.verify import case_inputs, flatten, verify_model
+
+
+@pytest.mark.parametrize("name", ["assigner", "loss"])
+def test_every_output_agrees_with_float64(artifacts_dir: Path, name: str) -> None:
+    differences = verify_model(artifacts_dir / f"{name}.onnx", load_contract(artifacts_dir / f"{name}.json"))
+    assert {d.output for d in differences} == {
+        spec.name for spec in load_contract(artifacts_dir / f"{name}.json").outputs
+    }
+    assert [d for d in differences if not d.passed] == []
+
+
+@pytest.mark.parametrize("name", ["assigner", "loss"])
+def test_contract_describes_the_graph(artifacts_dir: Path, name: str) -> None:
+    contract = load_contract(artifacts_dir / f"{name}.json")
+    session = ort.InferenceSession(artifacts_dir / f"{name}.onnx", providers=["CPUExecutionProvider"])
+    types = {"float32": "tensor(float)", "int64": "tensor(int64)", "bool": "tensor(bool)"}
+    for specs, nodes in ((contract.inputs, session.get_inputs()), (contract.outputs, session.get_outputs())):
+        assert [(spec.name, types[spec.dtype]) for spec in specs] == [(node.name, node.type) for node in nodes]
+        for spec, node in zip(specs, nodes, strict=True):
+            assert len(spec.axes) == len(node.shape)
+            fixed = [(axis, size) for axis, size in zip(spec.axes, node.shape, strict=True) if isinstance(axis, int)]
+            assert all(axis == size for axis, size in fixed), spec.name
+    for spec, node in zip(contract.inputs, session.get_inputs(), strict=True):
+        dynamic = [size for axis, size in zip(spec.axes, node.shape, strict=True) if isinstance(axis, str)]
+        assert all(isinstance(size, str) for size in dynamic), f"{spec.name} lost a dynamic axis: {node.shape}"
+
+
+def test_contract_has_what_decides_the_result(artifacts_dir: Path) -> None:
+    numbers = load_contract(artifacts_dir / "loss.json").hyperparameters
+    assert numbers["gains"] == {"box": 7.5, "cls": 0.5, "dfl": 1.5}
+    assert (numbers["topk"], numbers["alpha"], numbers["beta"], numbers["eps"]) == (10, 0.5, 6.0, 1e-9)
+    assert (numbers["num_classes"], numbers["strides"], numbers["reg_max"]) == (3, [8.0, 16.0, 32.0], 16)
+    restored = Hyperparameters.from_contract(numbers)
+    assert restored.as_contract() == numbers
+
+
+def test_file_tells_nothing_of_the_machine(artifacts_dir: Path) -> None:
+    for name in ("assigner", "loss"):
+        content = (artifacts_dir / f"{name}.onnx").read_bytes()
+        assert not re.search(rb"site-packages|\.py\b", content)
+
+
+def test_no_runtime_is_asked_for_what_it_lacks(artifacts_dir: Path) -> None:
+    # TensorRT's parser has no scatter with reduction and wants reductions over constant axes.
+    for name in ("assigner", "loss"):
+        graph = onnx.load(artifacts_dir / f"{name}.onnx").graph
+        produced = {output for node in graph.node for output in node.output if node.op_type != "Constant"}
+        assert not {node.op_type for node in graph.node} & {"ScatterND", "ScatterElements", "NonZero"}
+        for node in graph.node:
+            if node.op_type.startswith("Reduce") and len(node.input) > 1:
+                assert node.input[1] not in produced, f"{node.name} reduces over computed axes"
+
+
+@pytest.fixture
+def export_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[ir.Model], object]], Path]:
+    """Export the assigner with another clean-up of the graph."""
+
+    def export(simplify: Callable[[ir.Model], object]) -> Path:
+        monkeypatch.setattr(onnx_export, "_simplify", simplify)
+        onnx_export.export_onnx("assigner", Hyperparameters(num_classes=2), tmp_path)
+        return tmp_path
+
+    return export
+
+
+def test_a_lost_eps_is_caught(
+    export_with: Callable[[Callable[[ir.Model], object]], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    # What the exporter does unless told otherwise: its optimiser takes 1e-9 for zero.
+    folder = export_with(optimizer.optimize)
+    assert cli.main(["verify", str(folder)]) == 1
+    captured = capsys.readouterr()
+    assert "FAILED" in captured.out
+    assert "past their tolerance" in captured.err
+
+
+def test_command_line_writes_what_verify_accepts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "onnx --model loss --num-classes 2 --strides 8,16 --reg-max 1 --topk 4 --preset ultralytics-8.4 --name tiny"
+    assert cli.main([*words.split(), "--class-loss", "varifocal", "--gains", "1,2,3", "--out", str(tmp_path)]) == 0
+    ((path, contract),) = find_contracts(tmp_path)
+    assert (path.name, contract.name, contract.kind) == ("tiny.onnx", "tiny", "loss")
+    assert contract.hyperparameters["min_box_side"] == 16.0
+    assert [spec.name for spec in contract.inputs[:2]] == ["feat_0", "feat_1"]
+    assert cli.main(["verify", str(tmp_path)]) == 0
+    assert "tiny (loss, dense)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--preset nothing", "preset is 'nothing'"),
+        ("--topk 0", "topk is 0"),
+        ("--formulation magic", "formulation is 'magic'"),
+        ("--class-loss mse", "class_loss is 'mse'"),
+        ("--gains 1,2", "gains"),
+        ("--strides 8,-16", "strides"),
+    ],
+)
+def test_command_line_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, message: str) -> None:
+    assert cli.main(["onnx", "--model", "loss", "--out", str(tmp_path), *words.split()]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_graph_takes_sizes_far_from_the_traced_ones(artifacts_dir: Path) -> None:
+    contract = load_contract(artifacts_dir / "loss.json")
+    session = ort.InferenceSession(artifacts_dir / "loss.onnx", providers=["CPUExecutionProvider"])
+    case = Case(1, 150, pyramid(32, 1280, (8.0, 16.0, 32.0)), 3)
+    inputs = case_inputs("loss", Hyperparameters(num_classes=3), case, seed=0)
+    feed = {spec.name: t.numpy() for spec, t in zip(contract.inputs, flatten(inputs), strict=True)}
+    weights, mask = session.run(["target_weights", "fg_mask"], feed)
+    assert weights.shape == mask.shape == (1, 4 * 160 + 2 * 80 + 40)
+    assert mask.any()
+
+
+def test_json_is_what_the_documentation_says(artifacts_dir: Path) -> None:
+    data = json.loads((artifacts_dir / "assigner.json").read_text(encoding="utf-8"))
+    assert data["inputs"][0] == {"name": "pd_scores", "dtype": "float32", "axes": ["B", "A", "C"], "heavy": False}
+    assert [spec["name"] for spec in data["outputs"] if spec["heavy"]] == ["target_scores"]
+    assert {"yolo-assigner", "torch", "onnx", "onnxscript", "opset"} == set(data["versions"])
