@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,10 +72,27 @@ class OnnxRuntimeEngine:
 
 
 def _without(graph: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:
-    """A copy with fewer outputs; the runtime's optimiser drops the nodes that nobody reads any more."""
+    """A copy with fewer outputs, and without the nodes that only those need: the runtime would run them."""
     smaller = onnx.ModelProto()
     smaller.CopyFrom(graph)
     kept = [output for output in graph.graph.output if output.name not in names]
-    del smaller.graph.output[:]
+    needed = {output.name for output in kept}
+    nodes = []
+    for node in reversed(graph.graph.node):  # a graph lists its nodes in an order in which they can run
+        if needed.intersection(node.output):
+            nodes.append(node)
+            needed.update(_reads(node))
+    del smaller.graph.output[:], smaller.graph.node[:]
     smaller.graph.output.extend(kept)
+    smaller.graph.node.extend(reversed(nodes))
     return smaller
+
+
+def _reads(node: onnx.NodeProto) -> Iterator[str]:
+    """Names that a node reads, also from inside its branches and loops."""
+    yield from node.input
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            for inner in graph.node:
+                yield from _reads(inner)
+            yield from (output.name for output in graph.output)

@@ -112,10 +112,11 @@ def _by(size: tuple[int, ...]) -> str:
 
 
 def _check_labels(labels: Array, mask: Array, classes: int) -> None:
-    wrong = mask & ((labels < 0) | (labels >= classes))
+    # One that is too large is refused on padding as well: engines read at that index all the same.
+    wrong = (labels >= classes) | (mask & (labels < 0))
     if wrong.any():
         image, slot, _ = np.argwhere(wrong)[0]
         raise BadRequestError(
             f"input 'gt_labels' has class {labels[image, slot, 0]} at image {image}, slot {slot}; "
-            f"classes are counted from 0 to {classes - 1}"
+            f"there are {classes} classes, counted from 0"
         )

@@ -1,0 +1,194 @@
+"""What cannot be seen on a healthy server: loading, failing, and many callers at once."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from export.contract import Contract, TensorSpec
+from serve.app import create_app
+from serve.core import Model, Registry
+from serve.datatypes import Array
+from tests.serve.conftest import assigner_inputs, json_rows
+
+AXES: dict[str, tuple[str, tuple[str | int, ...]]] = {
+    "pd_scores": ("float32", ("B", "A", "C")),
+    "pd_bboxes": ("float32", ("B", "A", 4)),
+    "anc_points": ("float32", ("A", 2)),
+    "gt_labels": ("int64", ("B", "M", 1)),
+    "gt_bboxes": ("float32", ("B", "M", 4)),
+    "mask_gt": ("bool", ("B", "M", 1)),
+}
+CONTRACT = Contract(
+    name="toy",
+    kind="assigner",
+    file="toy.onnx",
+    sha256="",
+    formulation="none",
+    hyperparameters={"strides": [8, 16, 32]},
+    inputs=tuple(TensorSpec(name, dtype, axes) for name, (dtype, axes) in AXES.items()),
+    outputs=(TensorSpec("target_weights", "float32", ("B", "A")),),
+    versions={},
+)
+
+
+class SumEngine:
+    """Sums the scores. Loads when it is allowed to, and fails on a first score above 1."""
+
+    def __init__(self) -> None:
+        self.may_load = threading.Event()
+        self.threads: set[str] = set()
+
+    def load(self) -> None:
+        """Wait."""
+        if not self.may_load.wait(10):
+            raise TimeoutError("nobody let it load")
+
+    def infer(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        """Sum over classes."""
+        self.threads.add(threading.current_thread().name)
+        if inputs["pd_scores"].flat[0] > 1:
+            raise RuntimeError("secret detail")
+        return {name: inputs["pd_scores"].sum(axis=2) for name in outputs}
+
+
+class Started:
+    """The application, started, with a client that sees it as from outside."""
+
+    def __init__(self, engine: Any, **options: Any) -> None:
+        self.app = create_app(Registry([Model(CONTRACT, engine)]), **options)
+        self._life = self.app.router.lifespan_context(self.app)
+
+    async def __aenter__(self) -> httpx.AsyncClient:
+        await self._life.__aenter__()
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+        self._client = httpx.AsyncClient(transport=transport, base_url="http://test")
+        return self._client
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.aclose()
+        await self._life.__aexit__(None, None, None)
+
+
+async def until_ready(client: httpx.AsyncClient) -> None:
+    async with asyncio.timeout(10):
+        while (await client.get("/v2/health/ready")).status_code != 200:
+            await asyncio.sleep(0.01)
+
+
+def body(images: int = 1, seed: int = 0) -> dict[str, Any]:
+    return {"inputs": json_rows(assigner_inputs(images=images, seed=seed))}
+
+
+def test_nothing_is_ready_while_loading() -> None:
+    async def scenario() -> None:
+        engine = SumEngine()
+        async with Started(engine) as client:
+            assert (await client.get("/v2/health/live")).json() == {"live": True}
+            assert (await client.get("/v2/models/toy")).status_code == 200
+            waiting = [
+                await client.get("/v2/health/ready"),
+                await client.get("/v2/models/toy/ready"),
+                await client.post("/v2/models/toy/infer", json=body()),
+                await client.post("/v1/assign", json={}),
+            ]
+            for reply in waiting:
+                assert reply.status_code == 503
+                assert list(reply.json()) == ["error"]
+                assert reply.headers["Retry-After"] == "1"
+            engine.may_load.set()
+            await until_ready(client)
+            assert (await client.post("/v2/models/toy/infer", json=body())).status_code == 200
+
+    asyncio.run(scenario())
+
+
+def test_a_model_that_cannot_load_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(SumEngine):
+        def load(self) -> None:
+            raise ValueError("not a graph")
+
+    async def scenario() -> None:
+        told: list[BaseException] = []
+        async with Started(Broken(), on_load_failure=told.append) as client:
+            async with asyncio.timeout(10):
+                while not told:
+                    await asyncio.sleep(0.01)
+            assert str(told[0]) == "not a graph"
+            assert (await client.get("/v2/health/ready")).status_code == 503
+
+    asyncio.run(scenario())
+    assert "a model cannot be loaded" in caplog.text
+
+
+def test_a_failing_engine_gives_no_traceback_and_serves_the_next(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        engine = SumEngine()
+        engine.may_load.set()
+        async with Started(engine) as client:
+            await until_ready(client)
+            bad = body()
+            bad["inputs"][0]["data"][0] = 2
+            reply = await client.post("/v2/models/toy/infer", json=bad)
+            assert reply.status_code == 500
+            assert list(reply.json()) == ["error"]
+            assert "secret" not in reply.text
+            assert (await client.post("/v2/models/toy/infer", json=body())).status_code == 200
+
+    asyncio.run(scenario())
+    assert "secret detail" in caplog.text
+
+
+def test_a_fault_of_our_own_has_the_same_form() -> None:
+    async def scenario() -> None:
+        started = Started(SumEngine())
+
+        @started.app.get("/fault")
+        async def fault() -> None:
+            raise ZeroDivisionError("secret detail")
+
+        async with started as client:
+            reply = await client.get("/fault")
+            assert (reply.status_code, list(reply.json())) == (500, ["error"])
+            assert "secret" not in reply.text
+
+    asyncio.run(scenario())
+
+
+def test_callers_at_once_get_their_own_results_from_one_thread() -> None:
+    async def scenario() -> None:
+        engine = SumEngine()
+        engine.may_load.set()
+        async with Started(engine) as client:
+            await until_ready(client)
+            sizes = [1 + seed % 5 for seed in range(40)]
+            calls = [client.post("/v2/models/toy/infer", json=body(size, seed)) for seed, size in enumerate(sizes)]
+            for seed, (size, reply) in enumerate(zip(sizes, await asyncio.gather(*calls), strict=True)):
+                output = reply.json()["outputs"][0]
+                expected = assigner_inputs(images=size, seed=seed)["pd_scores"].sum(axis=2)
+                assert output["shape"] == list(expected.shape)
+                np.testing.assert_array_equal(np.array(output["data"], np.float32), expected.ravel())
+        assert engine.threads == {"engine-toy_0"}
+
+    asyncio.run(scenario())
+
+
+def test_kinds_that_are_not_served() -> None:
+    async def scenario() -> None:
+        engine = SumEngine()
+        engine.may_load.set()
+        async with Started(engine) as client:
+            await until_ready(client)
+            reply = await client.post("/v1/loss", json={"batch": {"batch_idx": [], "cls": [], "bboxes": []}})
+            assert reply.status_code == 404
+            assert "no model of kind loss" in reply.json()["error"]
+            page = (await client.get("/openapi.json")).json()
+            assert "examples" not in page["paths"]["/v1/loss"]["post"]["requestBody"]["content"]["application/json"]
+
+    asyncio.run(scenario())
