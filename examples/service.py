@@ -1,0 +1,83 @@
+"""The exported models of the sample, and the service that answers with them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from export.contract import ContractError, find_contracts
+
+READY_TRIES = 120
+
+
+def export_once(folder: Path, num_classes: int) -> None:
+    """Export ``assigner`` and ``loss``, unless the folder has them from this release.
+
+    Args:
+        folder: Where to.
+        num_classes: C.
+
+    Raises:
+        CalledProcessError: The export failed; its reason is on standard error.
+    """
+    if _up_to_date(folder, num_classes):
+        print(f"{folder} is up to date")
+        return
+    for model in ("assigner", "loss"):
+        words = ("onnx", "--model", model, "--num-classes", str(num_classes), "--out", str(folder))
+        subprocess.run([sys.executable, "-m", "export", *words], check=True)
+
+
+def _up_to_date(folder: Path, num_classes: int) -> bool:
+    try:
+        contracts = [contract for _, contract in find_contracts(folder)]
+    except ContractError:
+        return False
+    current = all(contract.versions["yolo-assigner"] == version("yolo-assigner") for contract in contracts)
+    classes = {contract.hyperparameters["num_classes"] for contract in contracts}
+    return current and classes == {num_classes} and {c.name for c in contracts} >= {"assigner", "loss"}
+
+
+@contextmanager
+def running_service(artifacts: Path) -> Iterator[str]:
+    """Start ``python -m serve`` on a free port, wait until it is ready, and stop it in the end.
+
+    Args:
+        artifacts: Folder with the exported models.
+
+    Yields:
+        Its URL.
+
+    Raises:
+        RuntimeError: It did not start; its reason is on standard error.
+    """
+    words = ("-m", "serve", "--artifacts", str(artifacts), "--port", "0", "--log-level", "warning")
+    with subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            first_line = process.stdout.readline() if process.stdout else ""
+            url = first_line.rpartition(" ")[2].strip()
+            if not url.startswith("http://"):
+                raise RuntimeError(f"the service did not start; it said {first_line!r}")
+            _wait_until_ready(url, process)
+            yield url
+        finally:
+            process.terminate()
+
+
+def _wait_until_ready(url: str, process: subprocess.Popen[str]) -> None:
+    for _ in range(READY_TRIES):
+        try:
+            with urlopen(f"{url}/v2/health/ready", timeout=5):  # noqa: S310  (loopback, made above)
+                return
+        except URLError:
+            if process.poll() is not None:
+                break
+            time.sleep(0.25)
+    raise RuntimeError(f"{url} did not become ready")
