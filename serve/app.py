@@ -68,7 +68,7 @@ async def _load(registry: Registry, on_failure: Callable[[BaseException], None] 
     try:
         await registry.load()
     except Exception as error:
-        logger.exception("a model cannot be loaded")
+        logger.error("a model cannot be loaded: %s", error, exc_info=logger.isEnabledFor(logging.DEBUG))
         if on_failure is not None:
             on_failure(error)
 

@@ -128,12 +128,11 @@ def open_artifacts(folder: Path, threads: int = 0) -> Registry:
     Raises:
         ContractError: The folder has no usable contract, or a file is missing or damaged.
     """
-    return Registry(
-        [
-            Model(contract, OnnxRuntimeEngine(path, contract.default_outputs, threads))
-            for path, contract in find_contracts(folder)
-        ]
-    )
+    models = []
+    for path, contract in find_contracts(folder):
+        strides_of(contract)  # refused now rather than in a request
+        models.append(Model(contract, OnnxRuntimeEngine(path, contract.default_outputs, threads)))
+    return Registry(models)
 
 
 def tiny_inputs(contract: Contract) -> dict[str, Array]:

@@ -67,21 +67,20 @@ def tensor_from_json(name: str, datatype: str, shape: Sequence[int], data: objec
     if values.size == 0:
         values = np.zeros(values.shape, NUMPY_TYPES[datatype])
     elif values.dtype.kind not in KINDS[datatype]:
-        values = _with_nans(name, datatype, data)
+        values = _by_leaf(name, datatype, data)
     return _shaped(name, _convert(name, datatype, values), shape)
 
 
-def _with_nans(name: str, datatype: str, data: list[Any]) -> Array:
-    """Floats among which there are nulls; anything else that is not of the type is named in the error."""
-    types: tuple[type, ...] = (bool, int) if datatype == "BOOL" else (int,)
-    if datatype in FLOATS:
-        types = (int, float, type(None))
+def _by_leaf(name: str, datatype: str, data: list[Any]) -> Array:
+    """Lists that numpy read as another type: floats with nulls, integers over 63 bits, or something that is wrong."""
+    types: tuple[type, ...] = (int, float, type(None)) if datatype in FLOATS else (int,)
     for leaf in _leaves(data):
         if type(leaf) not in types:
             raise BadRequestError(f"input {name!r}: {_show(leaf)} is not a value of {datatype}")
-    if datatype not in FLOATS:
-        raise BadRequestError(f"input {name!r}: data has values outside the range of {datatype}")
-    return np.array(data, np.float64)
+    try:
+        return np.array(data, np.float64 if datatype in FLOATS else np.uint64)
+    except OverflowError as error:
+        raise BadRequestError(f"input {name!r}: data has values outside the range of {datatype}") from error
 
 
 def _leaves(data: list[Any]) -> Iterator[Any]:

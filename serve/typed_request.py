@@ -73,8 +73,13 @@ def _raw(model: Model, request: LossRequest) -> Prepared:
     parameters = model.contract.hyperparameters
     strides = strides_of(model.contract)
     if request.feats is not None and request.pred_distri is None and request.pred_scores is None:
+        if len(request.feats) != len(strides):
+            raise BadRequestError(
+                f"feats has {len(request.feats)} maps; model {model.contract.name!r} takes {len(strides)}, "
+                f"one per stride {', '.join(map(str, strides))}"
+            )
         maps = [read_tensor(f"feats[{level}]", feat, 4) for level, feat in enumerate(request.feats)]
-        height, width = (size * strides[0] for size in maps[0].shape[2:]) if maps else (0, 0)
+        height, width = (size * strides[0] for size in maps[0].shape[2:])
     elif request.feats is None and None not in (request.pred_distri, request.pred_scores, request.imgsz):
         assert request.imgsz is not None  # noqa: S101 - for the type checker
         height, width = request.imgsz
@@ -83,8 +88,7 @@ def _raw(model: Model, request: LossRequest) -> Prepared:
     else:
         raise BadRequestError("give either feats, or all of pred_distri, pred_scores and imgsz")
     inputs = {f"feat_{level}": feat for level, feat in enumerate(maps)}
-    images = maps[0].shape[0] if maps else 0
-    return _with_boxes(model, request, inputs, images, (height, width), strides, parameters["num_classes"])
+    return _with_boxes(model, request, inputs, maps[0].shape[0], (height, width), strides, parameters["num_classes"])
 
 
 def _decoded(model: Model, request: AssignRequest) -> Prepared:

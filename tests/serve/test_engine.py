@@ -47,3 +47,29 @@ def test_one_session_is_enough_without_heavy_outputs(toy: Path) -> None:
     engine = OnnxRuntimeEngine(toy, ["double", "heavy"])
     engine.load()
     assert engine._small is engine._whole
+
+
+def test_what_branches_read_is_kept(tmp_path: Path) -> None:
+    """``hidden`` is read only inside the branches of an If, which is not listed among that node's inputs."""
+    branches = {
+        f"{name}_branch": helper.make_graph(
+            [helper.make_node("Add", ["hidden", "hidden"], [name])],
+            name,
+            [],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N"])],
+        )
+        for name in ("then", "else")
+    }
+    nodes = [
+        helper.make_node("Neg", ["x"], ["hidden"]),
+        helper.make_node("Exp", ["hidden"], ["heavy"]),
+        helper.make_node("If", ["yes"], ["light"], **branches),
+    ]
+    values = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N"]) for name in ("x", "heavy", "light")}
+    yes = helper.make_tensor("yes", TensorProto.BOOL, [], [True])
+    graph = helper.make_graph(nodes, "branches", [values["x"]], [values["heavy"], values["light"]], [yes])
+    path = tmp_path / "branches.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    engine = OnnxRuntimeEngine(path, ["light"], threads=1)
+    engine.load()
+    assert engine.infer({"x": np.ones(2, np.float32)}, ["light"])["light"].tolist() == [-2, -2]

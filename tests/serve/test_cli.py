@@ -1,0 +1,129 @@
+"""``python -m serve`` as a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from export.contract import file_hash
+from tests.serve.conftest import ROOT, binary_rows, loss_inputs, start, stop
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run to the end."""
+    command = [sys.executable, "-m", "serve", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
+
+
+def refuses(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+@pytest.fixture
+def copy(artifacts_dir: Path, tmp_path: Path) -> Path:
+    """The exported loss, to be damaged."""
+    for name in ("loss.onnx", "loss.json"):
+        (tmp_path / name).write_bytes((artifacts_dir / name).read_bytes())
+    return tmp_path
+
+
+def test_serves_and_stops(artifacts_dir: Path) -> None:
+    live = start("--artifacts", artifacts_dir)
+    rows, blob = binary_rows(loss_inputs())
+    assert live.infer("loss", {"inputs": rows}, blob).status == 200
+    with socket.create_connection((live.host, live.port)):  # a caller who keeps a connection does not hold it up
+        assert stop(live) == 0
+
+
+def test_stops_at_once_while_loading(artifacts_dir: Path) -> None:
+    command = [sys.executable, "-m", "serve", "--port", "0", "--artifacts", str(artifacts_dir)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("serving on")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+
+
+def test_a_folder_without_models(tmp_path: Path) -> None:
+    refuses(run("--artifacts", tmp_path), "no contract", "python -m export onnx")
+
+
+def test_a_damaged_file(copy: Path) -> None:
+    (copy / "loss.onnx").write_bytes(b"\0" * 100)
+    refuses(run("--artifacts", copy), "is not the file that loss.json describes")
+
+
+def test_a_missing_file(copy: Path) -> None:
+    (copy / "loss.onnx").unlink()
+    refuses(run("--artifacts", copy), "loss.onnx, which is not beside it")
+
+
+def test_a_contract_that_is_none(copy: Path) -> None:
+    (copy / "loss.json").write_text("{")
+    refuses(run("--artifacts", copy), "cannot be read as a contract")
+
+
+def test_a_file_that_is_no_graph(copy: Path) -> None:
+    """Its hash is right, so only the engine can tell."""
+    (copy / "loss.onnx").write_bytes(b"\xff" * 100)
+    contract = json.loads((copy / "loss.json").read_text())
+    (copy / "loss.json").write_text(json.dumps(contract | {"sha256": file_hash(copy / "loss.onnx")}))
+    refuses(run("--artifacts", copy, "--port", "0"), "a model cannot be loaded")
+
+
+def test_strides_that_are_no_numbers_of_pixels(copy: Path) -> None:
+    contract = json.loads((copy / "loss.json").read_text())
+    contract["hyperparameters"]["strides"] = [8.5, 16, 32]
+    (copy / "loss.json").write_text(json.dumps(contract))
+    refuses(run("--artifacts", copy), "strides [8.5, 16, 32]", "whole ones")
+
+
+def test_an_address_in_use(artifacts_dir: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refuses(run("--artifacts", artifacts_dir, "--port", str(port)), f"cannot listen on 127.0.0.1 port {port}")
+    refuses(run("--artifacts", artifacts_dir, "--port", "70000"), "port 70000")
+
+
+def test_no_torch_and_nothing_of_the_training_side(artifacts_dir: Path) -> None:
+    """Also once models are loaded and have been run, and in the client."""
+    code = """
+import asyncio, sys
+from pathlib import Path
+import serve.__main__, serve.cli, serve.client
+from serve.core import open_artifacts
+registry = open_artifacts(Path(sys.argv[1]), 1)
+asyncio.run(registry.load())
+assert registry.ready
+registry.close()
+print(*sorted({name.split(".")[0] for name in sys.modules} & {"torch", "yolo_loss", "models", "examples"}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(artifacts_dir)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+def test_the_client_needs_none_of_the_servers_packages() -> None:
+    code = """
+import sys
+import serve.client
+print(*sorted({name.split(".")[0] for name in sys.modules} & {"fastapi", "uvicorn", "onnx", "onnxruntime", "orjson"}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == ""
