@@ -16,6 +16,8 @@ COPY serve serve
 FROM build AS artifacts
 ARG NUM_CLASSES=80
 ARG PRESET=yolov8
+# onnxruntime's Linux packages report their use to their maker unless told not to.
+ENV ORT_DISABLE_TELEMETRY=1
 RUN python3 -m venv /opt/export \
     && /opt/export/bin/pip install --no-cache-dir ${PIP_FLAGS} -c constraints.txt ".[export,cpu]"
 WORKDIR /
@@ -33,7 +35,7 @@ FROM ${BASE_IMAGE} AS serve
 COPY --from=installed /opt/serve /opt/serve
 COPY --from=artifacts /artifacts /artifacts
 USER 65534:65534
-ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 ORT_DISABLE_TELEMETRY=1
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --start-period=20s CMD ["/opt/serve/bin/python", "-c", \
