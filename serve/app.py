@@ -43,9 +43,11 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         loading = asyncio.create_task(_load(registry, on_load_failure))
-        yield
-        loading.cancel()
-        registry.close()
+        try:
+            yield
+        finally:
+            loading.cancel()
+            registry.close()
 
     app = FastAPI(
         title="yolo-assigner",

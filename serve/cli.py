@@ -61,16 +61,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--artifacts", type=Path, required=True, metavar="DIR", help="where `python -m export` wrote")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="0 chooses a free one (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=0, help="threads of each model, 0 for one per core")
+    parser.add_argument("--threads", type=_count, default=0, help="threads of each model, 0 for one per core")
     parser.add_argument(
         "--max-request-bytes",
-        type=int,
+        type=_count,
         default=MAX_REQUEST_BYTES,
         help="largest body, also once unpacked (default: %(default)s)",
     )
     levels = ("critical", "error", "warning", "info", "debug")
     parser.add_argument("--log-level", choices=levels, default="info", help="(default: %(default)s)")
     return parser
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return number
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -96,9 +103,9 @@ def _config(app: FastAPI, log_level: str) -> uvicorn.Config:
 def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    print(f"serving on http://{shown}:{port}", flush=True)
     # uvicorn stops on SIGTERM and then raises it again, which would end the process with a failure but for this.
     signal.signal(signal.SIGTERM, lambda *_: setattr(server, "should_exit", True))
+    print(f"serving on http://{shown}:{port}", flush=True)
     try:
         server.run(sockets=[listener])
     except KeyboardInterrupt:

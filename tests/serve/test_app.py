@@ -95,7 +95,7 @@ def test_nothing_is_ready_while_loading() -> None:
             waiting = [
                 await client.get("/v2/health/ready"),
                 await client.get("/v2/models/toy/ready"),
-                await client.post("/v2/models/toy/infer", json=body()),
+                await client.post("/v2/models/toy/infer", content=b"not even looked at"),
                 await client.post("/v1/assign", json={}),
             ]
             for reply in waiting:

@@ -93,6 +93,7 @@ def test_an_address_in_use(artifacts_dir: Path) -> None:
         port = taken.getsockname()[1]
         refuses(run("--artifacts", artifacts_dir, "--port", str(port)), f"cannot listen on 127.0.0.1 port {port}")
     refuses(run("--artifacts", artifacts_dir, "--port", "70000"), "port 70000")
+    refuses(run("--artifacts", artifacts_dir, "--threads", "-1"), "-1 is below 0")
 
 
 def test_no_torch_and_nothing_of_the_training_side(artifacts_dir: Path) -> None:
