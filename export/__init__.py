@@ -2,3 +2,8 @@
 
 Importing this package, or ``export.contract``, loads neither torch nor onnx.
 """
+
+import os
+
+# ONNX Runtime's Linux wheels report usage unless told otherwise before they are loaded.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
