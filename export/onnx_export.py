@@ -21,6 +21,8 @@ from export.contract import Contract, TensorSpec, file_hash
 from export.samples import Case, pyramid, sample_assigner_inputs, sample_loss_inputs
 
 OPSET = 20
+# Tracing derives bounds of products from it, which must fit 64 bits; the graph itself takes larger axes.
+LARGEST_AXIS = 2**10
 # Sizes to trace with: no two dynamic axes alike, none 0 or 1, which tracing would take for constants.
 TRACE_IMAGE, TRACE_BATCH, TRACE_SLOTS = (160, 224), 2, 3
 
@@ -77,8 +79,9 @@ def _trace(
 ) -> torch.onnx.ONNXProgram:
     shapes = iter(_dynamic_axes(spec) for spec in inputs)
     dynamic_shapes = tuple([next(shapes) for _ in item] if isinstance(item, list) else next(shapes) for item in example)
-    # It would list the torchvision operators that it skips.
-    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+    # They would list the torchvision operators that are skipped, and every empty list among the attributes.
+    for name in ("torch.onnx._internal.exporter._registration", "onnx_ir._convenience"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations; what it gets wrong is found by `verify`
         program = torch.onnx.export(
@@ -106,7 +109,7 @@ _DIMS: dict[str, torch.export.Dim] = {}
 
 
 def _dim(axis: str) -> torch.export.Dim:
-    return _DIMS.setdefault(axis, torch.export.Dim(axis))
+    return _DIMS.setdefault(axis, torch.export.Dim(axis, max=LARGEST_AXIS))
 
 
 def _simplify(model: ir.Model) -> None:

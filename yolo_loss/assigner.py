@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from yolo_loss.anchors import compute_dtype
-from yolo_loss.dense import AssignerParams, assign_dense
+from yolo_loss.dense import assign_dense
+from yolo_loss.params import AssignerParams
 from yolo_loss.results import Assignment, AssignmentResult, GroundTruth
+from yolo_loss.sparse import assign_sparse
 from yolo_loss.validate import check_floating, check_labels, check_shape
 
-FORMULATIONS = {"dense": assign_dense}
+FORMULATIONS = {"dense": assign_dense, "sparse": assign_sparse}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "yolov8": {},

@@ -5,37 +5,22 @@ No data-dependent shape and no scatter, so every runtime takes it, TensorRT incl
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from yolo_loss.overlap import ciou
+from yolo_loss.params import AssignerParams, enlarge
 from yolo_loss.results import Assignment, GroundTruth
 
 
-class AssignerParams(NamedTuple):
-    """Hyper-parameters of the assignment.
-
-    Attributes:
-        topk: Candidates k per ground truth.
-        alpha: Exponent of the class score.
-        beta: Exponent of the overlap.
-        eps: Margin inside a box, and what keeps the soft score finite.
-        min_box_side: Boxes with a shorter side count as this many pixels when candidates are sought; None: as they are.
-        topk2: Anchors that each ground truth keeps in the end; None: all it won.
-    """
-
-    topk: int = 13
-    alpha: float = 1.0
-    beta: float = 6.0
-    eps: float = 1e-9
-    min_box_side: float | None = None
-    topk2: int | None = None
-
-
 def assign_dense(
-    scores: Tensor, pd_bboxes: Tensor, anc_points: Tensor, ground_truth: GroundTruth, params: AssignerParams
+    scores: Tensor,
+    pd_bboxes: Tensor,
+    anc_points: Tensor,
+    ground_truth: GroundTruth,
+    params: AssignerParams,
+    *,
+    logits: bool = False,
 ) -> Assignment:
     """Give each anchor at most one ground truth.
 
@@ -45,12 +30,13 @@ def assign_dense(
         anc_points: (A, 2) pixels.
         ground_truth: Padded, M >= 1.
         params: Hyper-parameters.
+        logits: The scores are logits of the probabilities.
 
     Returns:
         The assignment in compact form.
     """
     candidates = find_candidates(anc_points, ground_truth, params)  # (B, M, A)
-    overlaps, metric = align_metric(scores, pd_bboxes, ground_truth, candidates, params)
+    overlaps, metric = align_metric(scores, pd_bboxes, ground_truth, candidates, params, logits)
     chosen = select_topk(metric, params.topk)
     assigned = one_owner(chosen, overlaps, candidates)
     if params.topk2 is not None:
@@ -74,27 +60,13 @@ def find_candidates(anc_points: Tensor, ground_truth: GroundTruth, params: Assig
     return (torch.minimum(inside_x, inside_y) > params.eps) & ground_truth.mask_gt
 
 
-def enlarge(boxes: Tensor, min_side: float) -> Tensor:
-    """Sides below ``min_side`` grow to it about the box's centre.
-
-    Args:
-        boxes: (..., 4) pixel xyxy.
-        min_side: Pixels.
-
-    Returns:
-        (..., 4) pixel xyxy; boxes that are large enough keep their bits.
-    """
-    top_left, bottom_right = boxes[..., :2], boxes[..., 2:]
-    small = (bottom_right - top_left) < min_side
-    centre = (top_left + bottom_right) / 2
-    half = min_side / 2
-    return torch.cat(
-        (torch.where(small, centre - half, top_left), torch.where(small, centre + half, bottom_right)), dim=-1
-    )
-
-
 def align_metric(
-    scores: Tensor, pd_bboxes: Tensor, ground_truth: GroundTruth, candidates: Tensor, params: AssignerParams
+    scores: Tensor,
+    pd_bboxes: Tensor,
+    ground_truth: GroundTruth,
+    candidates: Tensor,
+    params: AssignerParams,
+    logits: bool,
 ) -> tuple[Tensor, Tensor]:
     """Overlap u and metric t = s^alpha * u^beta of all pairs, zero outside the candidates.
 
@@ -107,7 +79,7 @@ def align_metric(
     images = torch.arange(scores.shape[0], device=scores.device)[:, None]
     labels = ground_truth.gt_labels.squeeze(-1).clamp(min=0)  # (B, M)
     class_scores = scores[images, labels]  # (B, M, A)
-    metric = class_scores.pow(params.alpha) * overlaps.pow(params.beta)
+    metric = (class_scores.sigmoid() if logits else class_scores).pow(params.alpha) * overlaps.pow(params.beta)
     return overlaps, torch.where(candidates & (metric > 0), metric, 0.0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -26,8 +27,13 @@ def ciou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
     Returns:
         (...) values in (-1.5, 1]; 1 for equal boxes. Differentiable but for the trade-off weight.
     """
-    x11, y11, x12, y12 = boxes1.unbind(-1)
-    x21, y21, x22, y22 = boxes2.unbind(-1)
+    return ciou_of_sides(boxes1.unbind(-1), boxes2.unbind(-1), eps)
+
+
+def ciou_of_sides(sides1: Sequence[Tensor], sides2: Sequence[Tensor], eps: float = 1e-7) -> Tensor:
+    """``ciou`` of boxes that lie as four tensors x1, y1, x2, y2, broadcast against each other."""
+    x11, y11, x12, y12 = sides1
+    x21, y21, x22, y22 = sides2
     w1, h1 = x12 - x11, y12 - y11 + eps
     w2, h2 = x22 - x21, y22 - y21 + eps
 

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from export.build import Hyperparameters
+from export.contract import load_contract
 from export.onnx_export import export_onnx
 from export.samples import Case, pyramid, sample_assigner_inputs
 from tests import oracle
 from yolo_loss import TaskAlignedAssigner
+from yolo_loss.assigner import FORMULATIONS
 
 STRIDES = (8.0, 16.0, 32.0)
 NUMBERS: dict[str, Any] = {"topk": 10, "alpha": 0.5, "beta": 6.0}
@@ -47,12 +49,30 @@ def onnx_run(path: Path) -> Run:
     return run
 
 
-@pytest.fixture(params=["float32", "float64", "onnx"])
-def runner(request: pytest.FixtureRequest, artifacts_dir: Path) -> tuple[Run, type]:
+@pytest.fixture(params=[(how, form) for how in ("float32", "float64", "onnx") for form in FORMULATIONS], ids=" ".join)
+def runner(request: pytest.FixtureRequest, assigners: dict[str, Path]) -> tuple[Run, type]:
     """Each way to compute the assignment, with the number type for the oracle."""
-    if request.param == "onnx":
-        return onnx_run(artifacts_dir / "assigner.onnx"), np.float32
-    return torch_run(getattr(torch, request.param)), getattr(np, request.param)
+    how, formulation = request.param
+    if how == "onnx":
+        return onnx_run(assigners[formulation]), np.float32
+    return torch_run(getattr(torch, how), formulation=formulation), getattr(np, how)
+
+
+@pytest.fixture(params=list(FORMULATIONS))
+def formulation(request: pytest.FixtureRequest) -> str:
+    """Each formulation."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def assigners(artifacts_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The exported assigner of each formulation."""
+    made = load_contract(artifacts_dir / "assigner.json").formulation
+    folder = tmp_path_factory.mktemp("assigners")
+    paths = {made: artifacts_dir / "assigner.onnx"}
+    for other in FORMULATIONS.keys() - {made}:
+        paths[other], _ = export_onnx("assigner", Hyperparameters(num_classes=3), folder, name=other, formulation=other)
+    return paths
 
 
 def expected(inputs: tuple[Tensor, ...], real: type, **options: Any) -> oracle.Targets:
@@ -106,14 +126,16 @@ def test_agrees_with_the_oracle(runner: tuple[Run, type], name: str, seed: int) 
     ],
     ids=str,
 )
-def test_hyperparameters(options: dict[str, Any]) -> None:
+def test_hyperparameters(options: dict[str, Any], formulation: str) -> None:
     inputs = sample_assigner_inputs(CASES["crowded"], STRIDES, 5)
-    assert_same(torch_run(torch.float32, **options)(inputs), expected(inputs, np.float32, **options))
+    assert_same(
+        torch_run(torch.float32, formulation=formulation, **options)(inputs), expected(inputs, np.float32, **options)
+    )
 
 
-def test_options_are_exported(tmp_path: Path) -> None:
+def test_options_are_exported(tmp_path: Path, formulation: str) -> None:
     options: dict[str, Any] = {"min_box_side": 16.0, "topk2": 2}
-    path, _ = export_onnx("assigner", Hyperparameters(num_classes=3, **options), tmp_path)
+    path, _ = export_onnx("assigner", Hyperparameters(num_classes=3, **options), tmp_path, formulation=formulation)
     inputs = sample_assigner_inputs(CASES["crowded"], STRIDES, 6)
     plain = expected(inputs, np.float32)
     want = expected(inputs, np.float32, **options)
@@ -156,28 +178,30 @@ def test_padding_changes_nothing(runner: tuple[Run, type]) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+def test_half_precision_is_computed_in_float32(dtype: torch.dtype, formulation: str) -> None:
     inputs = sample_assigner_inputs(CASES["usual"], STRIDES, 10)
     rounded = tuple(t.to(dtype) if t.is_floating_point() else t for t in inputs)
-    got = TaskAlignedAssigner(num_classes=3, **NUMBERS)(*rounded)
+    got = TaskAlignedAssigner(num_classes=3, **NUMBERS, formulation=formulation)(*rounded)
     assert got.target_scores.dtype == torch.float32
     want = expected(tuple(t.float() if t.is_floating_point() else t for t in rounded), np.float32)
     assert_same({name: value.numpy() for name, value in got._asdict().items()}, want)
 
 
-def test_arguments_are_left_alone() -> None:
+def test_arguments_are_left_alone(formulation: str) -> None:
     inputs = sample_assigner_inputs(CASES["usual"], STRIDES, 11)
     copies = [tensor.clone() for tensor in inputs]
-    TaskAlignedAssigner(num_classes=3, min_box_side=16.0, topk2=1)(*inputs)
+    TaskAlignedAssigner(num_classes=3, min_box_side=16.0, topk2=1, formulation=formulation)(*inputs)
     for tensor, copy in zip(inputs, copies, strict=True):
         assert torch.equal(tensor, copy)
 
 
-def test_not_a_number_is_background() -> None:
+def test_not_a_number_is_background(formulation: str) -> None:
     scores, boxes, *rest = sample_assigner_inputs(CASES["usual"], STRIDES, 12)
     spoiled_scores, spoiled_boxes = scores.clone(), boxes.clone()
     spoiled_scores[:, ::3], spoiled_boxes[:, 1::3] = float("nan"), float("nan")
-    result = TaskAlignedAssigner(num_classes=3, **NUMBERS)(spoiled_scores, spoiled_boxes, *rest)
+    result = TaskAlignedAssigner(num_classes=3, **NUMBERS, formulation=formulation)(
+        spoiled_scores, spoiled_boxes, *rest
+    )
     assert result.fg_mask.any()
     assert not result.fg_mask[:, ::3].any()
     assert not result.fg_mask[:, 1::3].any()

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from yolo_loss import TaskAlignedAssigner
+from yolo_loss.assigner import FORMULATIONS
 from yolo_loss.results import AssignmentResult
+
+OPTIONS: dict[str, Any] = {"topk": 10, "alpha": 1.0, "beta": 1.0}
 
 # One row of four anchors, 8 pixels apart, at y = 4.
 POINTS = torch.tensor([[4.0, 4.0], [12.0, 4.0], [20.0, 4.0], [28.0, 4.0]])
+
+
+@pytest.fixture(autouse=True, params=list(FORMULATIONS))
+def formulation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every case holds for each formulation."""
+    monkeypatch.setitem(OPTIONS, "formulation", request.param)
 
 
 def run(
@@ -27,8 +38,7 @@ def run(
     pd_scores = torch.tensor([[[s, s] for s in scores or [1.0] * 4]])
     gt_labels = torch.tensor(labels or [0] * slots).reshape(1, slots, 1)
     valid = torch.tensor(mask or [1] * slots).reshape(1, slots, 1)
-    arguments: dict[str, float | int] = {"topk": 10, "alpha": 1.0, "beta": 1.0, **options}
-    assigner = TaskAlignedAssigner(num_classes=2, **arguments)  # type: ignore[arg-type]
+    assigner = TaskAlignedAssigner(num_classes=2, **{**OPTIONS, **options})
     result: AssignmentResult = assigner(
         pd_scores, torch.tensor([boxes]), POINTS, gt_labels, torch.tensor([gt_boxes]), valid
     )

@@ -1,0 +1,113 @@
+"""The sparse formulation's own parts: pairs, ragged top-k, segments; and that it equals the dense one to the bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from export.samples import Case, pyramid, sample_assigner_inputs
+from yolo_loss import TaskAlignedAssigner, make_anchors
+from yolo_loss.pairs import find_rows, list_pairs
+from yolo_loss.ragged_topk import select_topk
+from yolo_loss.segments import segment_of
+
+STRIDES = (8.0, 16.0, 32.0)
+
+
+def grid(*sizes: tuple[int, int], strides: tuple[float, ...] = STRIDES) -> Tensor:
+    points, stride = make_anchors([torch.zeros(1, 1, *size) for size in sizes], strides[: len(sizes)])
+    return points * stride
+
+
+def test_rows_of_a_pyramid() -> None:
+    # 2 x 3 cells of 8 pixels and 1 x 2 of 16: three rows.
+    rows = find_rows(grid((2, 3), (1, 2)))
+    assert rows.start.tolist() == [0, 3, 6]
+    assert rows.length.tolist() == [3, 3, 2]
+    assert rows.step.tolist() == [8.0, 8.0, 16.0]
+    assert (rows.x.tolist(), rows.y.tolist()) == ([4.0, 4.0, 8.0], [4.0, 12.0, 8.0])
+
+
+def test_one_point_off_its_place_breaks_its_row_only() -> None:
+    points = grid((2, 3))
+    points[1, 0] += 1.0
+    assert find_rows(points).length.tolist() == [1, 1, 1, 3]
+
+
+def brute_force(points: Tensor, boxes: Tensor, valid: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    inside = torch.stack(
+        (
+            points[:, 0] - boxes[..., 0:1], points[:, 1] - boxes[..., 1:2],
+            boxes[..., 2:3] - points[:, 0], boxes[..., 3:4] - points[:, 1],
+        )
+    ).amin(0) > eps  # fmt: skip
+    image, slot, anchor = (inside & valid[..., None]).nonzero().unbind(1)
+    return image * boxes.shape[1] + slot, image * len(points) + anchor
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        grid((20, 24), (10, 12), (5, 6)),
+        grid((1, 1)),
+        grid((7, 1), (1, 9)),
+        grid((15, 20), (7, 9), strides=(10.3, 21.7)),
+        torch.rand(300, 2, generator=torch.Generator().manual_seed(0)) * 160,
+        grid((20, 24)).flip(0),
+        grid((20, 24))[torch.randperm(480, generator=torch.Generator().manual_seed(0))],
+        torch.tensor([[4.0, 4.0], [4.0, 4.0], [12.0, 4.0]]),
+    ],
+    ids=["pyramid", "point", "columns", "odd strides", "random", "reversed", "shuffled", "doubled"],
+)
+@pytest.mark.parametrize("eps", [1e-9, 0.5])
+def test_pairs_are_those_of_brute_force(points: Tensor, eps: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    corner = torch.rand(3, 40, 2, generator=generator) * 200 - 20
+    boxes = torch.cat((corner, corner + torch.rand(3, 40, 2, generator=generator) * 90 - 5), dim=-1)
+    boxes[0] = (boxes[0] / 4).round() * 4  # edges that run through points
+    boxes[2, 0, 2], boxes[2, 1, 0], boxes[2, 2] = float("inf"), -float("inf"), float("nan")
+    valid = torch.rand(3, 40, generator=generator) > 0.2
+    pairs = list_pairs(points, boxes, valid, eps)
+    slot, anchor = brute_force(points, boxes, valid, eps)
+    assert pairs.slot.tolist() == slot.tolist()
+    assert pairs.anchor.tolist() == anchor.tolist()
+    assert pairs.per_slot.tolist() == torch.bincount(slot, minlength=120).tolist()
+
+
+@given(st.lists(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]) | st.floats(0, 1, width=32), max_size=150), min_size=1),
+       st.integers(1, 20))  # fmt: skip
+def test_ragged_topk_is_that_of_sorting(segments: list[list[float]], k: int) -> None:
+    count = torch.tensor([len(segment) for segment in segments])
+    owner = torch.tensor([i for i, segment in enumerate(segments) for _ in segment], dtype=torch.int64)
+    values = torch.tensor([value for segment in segments for value in segment])
+    want, offset = [], 0
+    for segment in segments:
+        order = sorted((i for i, value in enumerate(segment) if value > 0), key=lambda i: (-segment[i], i))
+        want += sorted(offset + i for i in order[:k])
+        offset += len(segment)
+    assert select_topk(values, owner, count, k).tolist() == want
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=20))
+def test_segments(lengths: list[int]) -> None:
+    length = torch.tensor(lengths)
+    want = torch.repeat_interleave(torch.arange(len(lengths)), length)
+    assert segment_of(length, sum(lengths)).tolist() == want.tolist()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("options", [{}, {"topk2": 2}, {"min_box_side": 20.0, "topk": 3}, {"alpha": 0.0, "beta": 0.0}])
+def test_equals_the_dense_formulation_to_the_bit(seed: int, options: dict[str, float]) -> None:
+    # alpha = beta = 0 makes every candidate's metric 1: nothing but ties.
+    inputs = sample_assigner_inputs(Case(3, 60, pyramid(160, 256, STRIDES), 4, weak=seed == 3), STRIDES, seed)
+    numbers = {"topk": 10, "alpha": 0.5, "beta": 6.0, **options}
+    dense, sparse = (
+        TaskAlignedAssigner(num_classes=4, formulation=name, **numbers)(*inputs)  # type: ignore[arg-type]
+        for name in ("dense", "sparse")
+    )
+    assert dense.fg_mask.any()
+    for one, other in zip(dense, sparse, strict=True):
+        assert torch.equal(one, other)

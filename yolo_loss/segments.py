@@ -1,0 +1,55 @@
+"""Lists of segments of different lengths, one behind the other."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_LARGEST_SIZE = 2**40
+
+
+def segment_of(length: Tensor, total: int) -> Tensor:
+    """The segment that each entry belongs to: 0, 0, 1, 3, 3, 3 for lengths 2, 1, 0, 3.
+
+    What ``repeat_interleave`` gives for a range, in operations that every runtime has.
+
+    Args:
+        length: (G,) int64, G >= 1; 0 is allowed.
+        total: Sum of the lengths.
+
+    Returns:
+        (total,) int64.
+    """
+    begin = length.cumsum(0)[:-1]  # of all but the first
+    steps = length.new_zeros(total + 1).index_add(0, begin, torch.ones_like(begin))
+    return steps.cumsum(0)[:-1]
+
+
+def size_of(count: Tensor) -> int:
+    """A count as a size for a new tensor.
+
+    Args:
+        count: () int64, not negative.
+
+    Raises:
+        RuntimeError: It is 2^40 or more, which no memory holds.
+    """
+    size: int = count.item()  # type: ignore[assignment]
+    # A tracer knows nothing of the value and has to be told its bounds.
+    torch._check(size >= 0)
+    torch._check(size < _LARGEST_SIZE)
+    return size
+
+
+def sum_per_segment(segment: Tensor, values: Tensor, segments: int) -> Tensor:
+    """Sum of the values of each segment.
+
+    Args:
+        segment: (N,) int64.
+        values: (N,).
+        segments: G.
+
+    Returns:
+        (G,) in the values' dtype.
+    """
+    return values.new_zeros(segments).index_add(0, segment, values)
