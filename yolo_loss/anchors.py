@@ -60,6 +60,39 @@ def decode(pred_distri: Tensor, anchor_points: Tensor, reg_max: int) -> Tensor:
     return dist2bbox(pred_distri.transpose(1, 2), anchor_points)
 
 
+def decode_rows(rows: Tensor, points: Tensor, reg_max: int) -> Tensor:
+    """``decode`` for single anchors.
+
+    Args:
+        rows: (N, 4R) logits, side-major.
+        points: (N, 2) grid units.
+        reg_max: R.
+
+    Returns:
+        (N, 4) boxes xyxy in grid units.
+    """
+    if reg_max > 1:
+        bins = torch.arange(reg_max, dtype=rows.dtype, device=rows.device)
+        rows = (rows.unflatten(1, (4, reg_max)).softmax(dim=2) * bins).sum(dim=2)
+    return dist2bbox(rows, points)
+
+
+def decode_levels(levels: Sequence[Tensor], anchor_points: Tensor, reg_max: int) -> Tensor:
+    """``decode`` for levels that are not joined.
+
+    Args:
+        levels: Each (B, 4R, A_i), of any floating type.
+        anchor_points: (A, 2) grid units.
+        reg_max: R.
+
+    Returns:
+        (B, A, 4) boxes xyxy in grid units, in the points' dtype.
+    """
+    points = anchor_points.split([level.shape[2] for level in levels])
+    boxes = [decode(level.to(anchor_points.dtype), own, reg_max) for level, own in zip(levels, points, strict=True)]
+    return torch.cat(boxes, dim=1)
+
+
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
     """The type to compute in: float64 when an input has it, else float32.
 

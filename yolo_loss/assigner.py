@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from yolo_loss.anchors import compute_dtype
+from yolo_loss.class_scores import ClassScores
 from yolo_loss.dense import assign_dense
 from yolo_loss.params import AssignerParams
 from yolo_loss.results import Assignment, AssignmentResult, GroundTruth
@@ -110,16 +111,18 @@ class TaskAlignedAssigner(nn.Module):
         self._check(pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt)
         dtype = compute_dtype(pd_scores, pd_bboxes, anc_points, gt_bboxes)
         ground_truth = GroundTruth(gt_labels.long(), gt_bboxes.to(dtype), mask_gt.bool())
-        scores = pd_scores.to(dtype).transpose(1, 2)  # (B, C, A)
+        scores = ClassScores((pd_scores.transpose(1, 2),), dtype)  # (B, C, A)
         assignment = self.assign(scores, pd_bboxes.to(dtype), anc_points.to(dtype), ground_truth)
         return look_up_targets(assignment, ground_truth, self.num_classes)
 
     @torch.no_grad()
-    def assign(self, scores: Tensor, pd_bboxes: Tensor, anc_points: Tensor, ground_truth: GroundTruth) -> Assignment:
+    def assign(
+        self, scores: ClassScores, pd_bboxes: Tensor, anc_points: Tensor, ground_truth: GroundTruth
+    ) -> Assignment:
         """The assignment in compact form, for inputs that need no check.
 
         Args:
-            scores: (B, C, A) class probabilities, channels first.
+            scores: Class scores of all anchors.
             pd_bboxes: (B, A, 4) pixel xyxy.
             anc_points: (A, 2) pixels.
             ground_truth: Padded; M may be 0.

@@ -8,15 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from yolo_loss.anchors import decode
-from yolo_loss.assigner import PRESETS, TaskAlignedAssigner, labels_and_boxes
+from yolo_loss.anchors import decode_levels
+from yolo_loss.assigner import PRESETS, TaskAlignedAssigner
+from yolo_loss.class_scores import ClassScores
+from yolo_loss.dense_sums import dense_sums
 from yolo_loss.predictions import RawOutput, join_predictions
 from yolo_loss.results import Assignment, Gains, GroundTruth, LossResult, Predictions
+from yolo_loss.sparse_sums import sparse_sums
 from yolo_loss.targets import add_empty_slot, pad_ground_truth
-from yolo_loss.terms import box_term, class_term, dfl_term, loss_from_sums, varifocal_term
+from yolo_loss.terms import loss_from_sums
 from yolo_loss.validate import check_batch, check_labels
 
 CLASS_LOSSES = ("bce", "varifocal")
+SUMS = {"dense": dense_sums, "sparse": sparse_sums}
 
 
 class DetectionLoss(nn.Module):
@@ -98,15 +102,16 @@ class DetectionLoss(nn.Module):
     def evaluate(self, preds: RawOutput, batch: Mapping[str, Tensor]) -> LossResult:
         """Like calling the criterion, but with sums per image and the assignment beside the loss."""
         predictions = join_predictions(preds, self.strides, self.num_classes, self.reg_max)
-        images, labels, bboxes_xywh = check_batch(batch, predictions.pred_scores.shape[0])
+        batch_size = predictions.levels[0].scores_of.shape[0]
+        images, labels, bboxes_xywh = check_batch(batch, batch_size)
         check_labels("batch['cls']", labels, self.num_classes)
         height, width = (int(cells * self.strides[0]) for cells in predictions.grid_size)
-        device, dtype = predictions.pred_scores.device, predictions.pred_scores.dtype
+        device, dtype = predictions.anchor_points.device, predictions.anchor_points.dtype
         ground_truth = pad_ground_truth(
             images.to(device),
             labels.to(device),
             bboxes_xywh.to(device, dtype),
-            predictions.pred_scores.shape[0],
+            batch_size,
             (height, width),
         )
         return self.from_padded(predictions, ground_truth)
@@ -123,39 +128,14 @@ class DetectionLoss(nn.Module):
         """
         if ground_truth.gt_labels.shape[1] == 0:
             ground_truth = add_empty_slot(ground_truth)
-        pred_bboxes = decode(predictions.pred_distri, predictions.anchor_points, self.reg_max)  # (B, A, 4) grid
-        assignment = self._assign(predictions, pred_bboxes.detach(), ground_truth)
-        image_sums = self._image_sums(predictions, pred_bboxes, ground_truth, assignment)
+        with torch.no_grad():
+            assignment = self._assign(predictions, ground_truth)
+        image_sums = SUMS[self.assigner.formulation](predictions, ground_truth, assignment, self.class_loss)
         loss, items = loss_from_sums(image_sums, self.gains)
         return LossResult(loss, items.detach(), image_sums, assignment)
 
-    def _assign(self, predictions: Predictions, pred_bboxes: Tensor, ground_truth: GroundTruth) -> Assignment:
-        strides = predictions.strides
-        with torch.no_grad():
-            scores = predictions.pred_scores.sigmoid()
-        return self.assigner.assign(scores, pred_bboxes * strides, predictions.anchor_points * strides, ground_truth)
-
-    def _image_sums(
-        self, predictions: Predictions, pred_bboxes: Tensor, ground_truth: GroundTruth, assignment: Assignment
-    ) -> Tensor:
-        logits = predictions.pred_scores  # (B, C, A)
-        fg_mask, _, weights = assignment
-        labels, target_bboxes = labels_and_boxes(assignment, ground_truth)
-        own_logits = logits.gather(1, labels.unsqueeze(1)).squeeze(1)  # (B, A)
-        class_sum = self._class_sum(logits, own_logits, assignment)
-
-        target_grid = target_bboxes / predictions.strides  # (B, A, 4)
-        # Background boxes are replaced before the term, so that no non-finite derivative of theirs is multiplied by 0.
-        foreground_bboxes = torch.where(fg_mask.unsqueeze(-1), pred_bboxes, 0.0)
-        box_sum = (torch.where(fg_mask, box_term(foreground_bboxes, target_grid), 0.0) * weights).sum(dim=1)
-        if self.reg_max == 1:
-            return torch.stack((box_sum, class_sum, torch.zeros_like(box_sum), weights.sum(dim=1)), dim=1)
-        distri = predictions.pred_distri.unflatten(1, (4, self.reg_max)).movedim(3, 1)  # (B, A, 4, R)
-        dfl = dfl_term(distri, target_grid, predictions.anchor_points)
-        dfl_sum = (torch.where(fg_mask, dfl, 0.0) * weights).sum(dim=1)
-        return torch.stack((box_sum, class_sum, dfl_sum, weights.sum(dim=1)), dim=1)  # (B, 4)
-
-    def _class_sum(self, logits: Tensor, own_logits: Tensor, assignment: Assignment) -> Tensor:
-        if self.class_loss == "varifocal":
-            return varifocal_term(logits, own_logits, assignment.target_weights, assignment.fg_mask)
-        return class_term(logits, own_logits, assignment.target_weights)
+    def _assign(self, predictions: Predictions, ground_truth: GroundTruth) -> Assignment:
+        points, strides = predictions.anchor_points, predictions.strides
+        boxes = decode_levels(predictions.pred_distri, points, self.reg_max) * strides  # (B, A, 4) pixels
+        scores = ClassScores(predictions.pred_scores, points.dtype, logits=True)
+        return self.assigner.assign(scores, boxes, points * strides, ground_truth)

@@ -8,35 +8,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from yolo_loss.class_scores import ClassScores
 from yolo_loss.overlap import ciou
 from yolo_loss.params import AssignerParams, enlarge
 from yolo_loss.results import Assignment, GroundTruth
 
 
 def assign_dense(
-    scores: Tensor,
-    pd_bboxes: Tensor,
-    anc_points: Tensor,
-    ground_truth: GroundTruth,
-    params: AssignerParams,
-    *,
-    logits: bool = False,
+    scores: ClassScores, pd_bboxes: Tensor, anc_points: Tensor, ground_truth: GroundTruth, params: AssignerParams
 ) -> Assignment:
     """Give each anchor at most one ground truth.
 
     Args:
-        scores: (B, C, A) class probabilities, float32 or float64.
+        scores: Class scores of all anchors.
         pd_bboxes: (B, A, 4) predicted boxes, pixel xyxy.
         anc_points: (A, 2) pixels.
         ground_truth: Padded, M >= 1.
         params: Hyper-parameters.
-        logits: The scores are logits of the probabilities.
 
     Returns:
         The assignment in compact form.
     """
     candidates = find_candidates(anc_points, ground_truth, params)  # (B, M, A)
-    overlaps, metric = align_metric(scores, pd_bboxes, ground_truth, candidates, params, logits)
+    overlaps, metric = align_metric(scores, pd_bboxes, ground_truth, candidates, params)
     chosen = select_topk(metric, params.topk)
     assigned = one_owner(chosen, overlaps, candidates)
     if params.topk2 is not None:
@@ -61,12 +55,11 @@ def find_candidates(anc_points: Tensor, ground_truth: GroundTruth, params: Assig
 
 
 def align_metric(
-    scores: Tensor,
+    scores: ClassScores,
     pd_bboxes: Tensor,
     ground_truth: GroundTruth,
     candidates: Tensor,
     params: AssignerParams,
-    logits: bool,
 ) -> tuple[Tensor, Tensor]:
     """Overlap u and metric t = s^alpha * u^beta of all pairs, zero outside the candidates.
 
@@ -76,10 +69,8 @@ def align_metric(
     overlaps = ciou(ground_truth.gt_bboxes.unsqueeze(2), pd_bboxes.unsqueeze(1))  # (B, M, A)
     # `> 0` and not clamp: a prediction that is not a number then counts as no overlap.
     overlaps = torch.where(candidates & (overlaps > 0), overlaps, 0.0)
-    images = torch.arange(scores.shape[0], device=scores.device)[:, None]
-    labels = ground_truth.gt_labels.squeeze(-1).clamp(min=0)  # (B, M)
-    class_scores = scores[images, labels]  # (B, M, A)
-    metric = (class_scores.sigmoid() if logits else class_scores).pow(params.alpha) * overlaps.pow(params.beta)
+    class_scores = scores.of_slots(ground_truth.gt_labels.squeeze(-1).clamp(min=0))  # (B, M, A)
+    metric = class_scores.pow(params.alpha) * overlaps.pow(params.beta)
     return overlaps, torch.where(candidates & (metric > 0), metric, 0.0)
 
 

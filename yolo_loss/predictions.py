@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from yolo_loss.anchors import compute_dtype, make_anchors
-from yolo_loss.results import Predictions
+from yolo_loss.results import Level, Predictions
 from yolo_loss.validate import check_floating, check_shape
 
 # A list of raw maps, a tuple whose second entry is one of the other forms, or a dict with boxes, scores and feats.
@@ -28,7 +27,7 @@ def join_predictions(preds: RawOutput, strides: Sequence[float], num_classes: in
         reg_max: R.
 
     Returns:
-        Joined predictions, channels first, in float32 (float64 stays).
+        The same numbers in one form; no map is copied.
 
     Raises:
         ValueError: None of the forms, or shapes that do not belong together.
@@ -38,9 +37,8 @@ def join_predictions(preds: RawOutput, strides: Sequence[float], num_classes: in
     if isinstance(preds, Mapping):
         return _from_dict(preds, strides, num_classes, reg_max)
     maps = _check_maps(preds, strides, 4 * reg_max + num_classes, "4R + C")
-    joined = torch.cat([level.flatten(2) for level in maps], dim=2)  # (B, 4R + C, A)
-    distri, scores = joined.to(compute_dtype(joined)).split((4 * reg_max, num_classes), dim=1)
-    return _with_anchors(distri, scores, maps, strides)
+    flat = [level.flatten(2) for level in maps]  # (B, 4R + C, A_i)
+    return _with_anchors([Level(level, level) for level in flat], maps, strides, num_classes, reg_max)
 
 
 def _from_dict(preds: Mapping[str, Any], strides: Sequence[float], num_classes: int, reg_max: int) -> Predictions:
@@ -52,8 +50,9 @@ def _from_dict(preds: Mapping[str, Any], strides: Sequence[float], num_classes: 
     images, anchors = feats[0].shape[0], sum(level.shape[2] * level.shape[3] for level in feats)
     check_shape("preds['boxes']", boxes, (images, 4 * reg_max, anchors), "(B, 4R, A), B and A as in the feats")
     check_shape("preds['scores']", scores, (images, num_classes, anchors), "(B, C, A), B and A as in the feats")
-    dtype = compute_dtype(boxes, scores)
-    return _with_anchors(boxes.to(dtype), scores.to(dtype), feats, strides)
+    check_floating("preds['boxes']", boxes)
+    check_floating("preds['scores']", scores)
+    return _with_anchors([Level(boxes, scores)], feats, strides, num_classes, reg_max)
 
 
 def _check_maps(maps: Any, strides: Sequence[float], channels: int | None, meaning: str) -> list[Tensor]:
@@ -70,7 +69,12 @@ def _check_maps(maps: Any, strides: Sequence[float], channels: int | None, meani
     return list(maps)
 
 
-def _with_anchors(distri: Tensor, scores: Tensor, maps: Sequence[Tensor], strides: Sequence[float]) -> Predictions:
+def _with_anchors(
+    levels: list[Level], maps: Sequence[Tensor], strides: Sequence[float], num_classes: int, reg_max: int
+) -> Predictions:
     anchor_points, stride_of_anchor = make_anchors(maps, strides)
-    anchor_points, stride_of_anchor = anchor_points.to(distri.dtype), stride_of_anchor.to(distri.dtype)
-    return Predictions(distri, scores, anchor_points, stride_of_anchor, (maps[0].shape[2], maps[0].shape[3]))
+    dtype = compute_dtype(*(source for level in levels for source in level))
+    grid_size = (maps[0].shape[2], maps[0].shape[3])
+    return Predictions(
+        tuple(levels), anchor_points.to(dtype), stride_of_anchor.to(dtype), grid_size, reg_max, num_classes
+    )

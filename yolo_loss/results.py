@@ -53,22 +53,50 @@ class GroundTruth(NamedTuple):
     mask_gt: Tensor
 
 
-class Predictions(NamedTuple):
-    """The head's output, all levels joined, channels first as the maps have it.
+class Level(NamedTuple):
+    """One level of a head's output. Both tensors may be one, a raw map whose first 4R channels are the boxes.
 
     Attributes:
-        pred_distri: (B, 4R, A) logits of the box distributions.
-        pred_scores: (B, C, A) class logits.
+        distri_of: (B, 4R or more, A_i), the first 4R channels are logits of the box distributions.
+        scores_of: (B, C or more, A_i), the last C channels are class logits.
+    """
+
+    distri_of: Tensor
+    scores_of: Tensor
+
+
+class Predictions(NamedTuple):
+    """The head's output, channels first as the maps have it, nothing copied.
+
+    Attributes:
+        levels: One per map, or a single one when the head has joined them.
         anchor_points: (A, 2) grid units.
         strides: (A, 1) pixels per grid unit.
         grid_size: (H_0, W_0) cells of the first level.
+        reg_max: R.
+        num_classes: C.
     """
 
-    pred_distri: Tensor
-    pred_scores: Tensor
+    levels: tuple[Level, ...]
     anchor_points: Tensor
     strides: Tensor
     grid_size: tuple[int, int]
+    reg_max: int
+    num_classes: int
+
+    @property
+    def pred_distri(self) -> list[Tensor]:
+        """Per level (B, 4R, A_i)."""
+        return [level.distri_of.narrow(1, 0, 4 * self.reg_max) for level in self.levels]
+
+    @property
+    def pred_scores(self) -> list[Tensor]:
+        """Per level (B, C, A_i)."""
+        channels = [level.scores_of.shape[1] for level in self.levels]
+        starts = [count - self.num_classes for count in channels]
+        return [
+            level.scores_of.narrow(1, start, self.num_classes) for level, start in zip(self.levels, starts, strict=True)
+        ]
 
 
 class LossResult(NamedTuple):

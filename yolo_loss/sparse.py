@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from yolo_loss.class_scores import ClassScores
 from yolo_loss.overlap import ciou_of_sides
 from yolo_loss.pairs import Pairs, list_pairs
 from yolo_loss.params import AssignerParams, enlarge
@@ -28,23 +29,16 @@ class Metrics(NamedTuple):
 
 
 def assign_sparse(
-    scores: Tensor,
-    pd_bboxes: Tensor,
-    anc_points: Tensor,
-    ground_truth: GroundTruth,
-    params: AssignerParams,
-    *,
-    logits: bool = False,
+    scores: ClassScores, pd_bboxes: Tensor, anc_points: Tensor, ground_truth: GroundTruth, params: AssignerParams
 ) -> Assignment:
     """Give each anchor at most one ground truth.
 
     Args:
-        scores: (B, C, A) class probabilities, float32 or float64.
+        scores: Class scores of all anchors.
         pd_bboxes: (B, A, 4) predicted boxes, pixel xyxy.
         anc_points: (A, 2) pixels.
         ground_truth: Padded, M >= 1.
         params: Hyper-parameters.
-        logits: The scores are logits of the probabilities.
 
     Returns:
         The assignment in compact form.
@@ -52,7 +46,7 @@ def assign_sparse(
     boxes = ground_truth.gt_bboxes
     areas = boxes if params.min_box_side is None else enlarge(boxes, params.min_box_side)
     pairs = list_pairs(anc_points, areas, ground_truth.mask_gt.squeeze(-1), params.eps)
-    metrics = align_metric(pairs, scores, pd_bboxes, ground_truth, params, logits)
+    metrics = align_metric(pairs, scores, pd_bboxes, ground_truth, params)
     chosen = select_topk(metrics.metric, pairs.slot, pairs.per_slot, params.topk)
     assigned = one_owner(pairs, chosen, metrics.overlap, anchors=pd_bboxes.shape[0] * pd_bboxes.shape[1])
     if params.topk2 is not None:
@@ -65,11 +59,10 @@ def assign_sparse(
 
 def align_metric(
     pairs: Pairs,
-    scores: Tensor,
+    scores: ClassScores,
     pd_bboxes: Tensor,
     ground_truth: GroundTruth,
     params: AssignerParams,
-    logits: bool,
 ) -> Metrics:
     """Overlap and metric of each pair; 0 where they are not a number or not above it."""
     predicted = [side.flatten().index_select(0, pairs.anchor) for side in pd_bboxes.unbind(-1)]
@@ -79,8 +72,8 @@ def align_metric(
     labels = ground_truth.gt_labels.flatten().clamp(min=0).index_select(0, pairs.slot)
     anchors = pd_bboxes.shape[1]
     image = torch.div(pairs.anchor, anchors, rounding_mode="floor")
-    own = scores[image, labels, pairs.anchor - image * anchors]
-    metric = (own.sigmoid() if logits else own).pow(params.alpha) * overlap.pow(params.beta)
+    own = scores.of_pairs(image, labels, pairs.anchor - image * anchors)
+    metric = own.pow(params.alpha) * overlap.pow(params.beta)
     return Metrics(overlap, torch.where(metric > 0, metric, 0.0))
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from yolo_loss.anchors import compute_dtype
 from yolo_loss.boxes import bbox2dist
 from yolo_loss.overlap import ciou
 from yolo_loss.results import Gains
@@ -33,7 +34,7 @@ def dfl_term(distri: Tensor, target_bboxes: Tensor, anchor_points: Tensor) -> Te
     The target is a two-hot vector, 1 - |d - r| at the two bins r beside d, so that its gradient needs no scatter.
 
     Args:
-        distri: (..., 4, R) logits.
+        distri: (..., 4, R) logits; with R = 1 there is no distribution and the term is 0.
         target_bboxes: (..., 4) xyxy, grid units.
         anchor_points: (..., 2) grid units, broadcast.
 
@@ -41,44 +42,63 @@ def dfl_term(distri: Tensor, target_bboxes: Tensor, anchor_points: Tensor) -> Te
         (...).
     """
     reg_max = distri.shape[-1]
+    if reg_max == 1:
+        return torch.zeros_like(distri[..., 0, 0])
     distance = bbox2dist(anchor_points, target_bboxes, reg_max).unsqueeze(-1)  # (..., 4, 1)
     bins = torch.arange(reg_max, dtype=distri.dtype, device=distri.device)
     two_hot = (1.0 - (distance - bins).abs()).clamp(min=0.0)  # (..., 4, R)
     return -(two_hot * distri.log_softmax(dim=-1)).sum(dim=-1).mean(dim=-1)
 
 
-def class_term(logits: Tensor, own_logits: Tensor, weights: Tensor) -> Tensor:
-    """Binary cross-entropy against one-hot(label) times weight, summed without the dense target.
+def total_class_term(logits: Tensor, class_loss: str) -> Tensor:
+    """The class term as if every target were 0, summed. With ``own_class_term`` no dense target is needed.
+
+    Args:
+        logits: (B, C, A), of any floating type.
+        class_loss: ``bce``, binary cross-entropy, or ``varifocal`` (Zhang et al., arXiv 2008.13367), which weighs
+            the cross-entropy with 0.75 p^2 where no target is, and with the soft score where one is.
+
+    Returns:
+        (B,) sum over anchors and classes, float32 at least.
+    """
+    term = _negative_focal if class_loss == "varifocal" else _softplus
+    return term(logits.to(compute_dtype(logits))).sum(dim=(1, 2))
+
+
+def own_class_term(own_logits: Tensor, weights: Tensor, class_loss: str) -> Tensor:
+    """What the assigned class's target adds to ``total_class_term``.
+
+    Args:
+        own_logits: (...) logits of the assigned classes.
+        weights: (...) soft scores.
+        class_loss: ``bce`` or ``varifocal``.
+
+    Returns:
+        (...).
+    """
+    if class_loss == "varifocal":
+        return weights * (_softplus(own_logits) - own_logits * weights) - _negative_focal(own_logits)
+    return -own_logits * weights
+
+
+def class_derivative(logits: Tensor, upstream: Tensor, class_loss: str, out: Tensor) -> None:
+    """Derivative of ``total_class_term``, written into a tensor of the caller's.
 
     Args:
         logits: (B, C, A).
-        own_logits: (B, A) logit of the assigned class; any value on background.
-        weights: (B, A) soft scores, 0 on background.
-
-    Returns:
-        (B,) sum over anchors and classes.
+        upstream: (B, 1, 1) derivative by the sum.
+        class_loss: ``bce`` or ``varifocal``.
+        out: (B, C, A), in the logits' dtype.
     """
-    return _softplus(logits).sum(dim=(1, 2)) - (own_logits * weights).sum(dim=1)
-
-
-def varifocal_term(logits: Tensor, own_logits: Tensor, weights: Tensor, fg_mask: Tensor) -> Tensor:
-    """Varifocal loss (Zhang et al., arXiv 2008.13367) with the same targets.
-
-    The weight of the cross-entropy is the soft score where the target is, 0.75 p^2 elsewhere.
-
-    Args:
-        logits: (B, C, A).
-        own_logits: (B, A) logit of the assigned class.
-        weights: (B, A) soft scores.
-        fg_mask: (B, A) bool.
-
-    Returns:
-        (B,) sum over anchors and classes.
-    """
-    negative = _negative_focal(logits).sum(dim=(1, 2))
-    positive = weights * (_softplus(own_logits) - own_logits * weights)
-    own = torch.where(fg_mask, positive - _negative_focal(own_logits), 0.0)
-    return negative + own.sum(dim=1)
+    wide = logits.to(compute_dtype(logits))
+    if class_loss == "varifocal":
+        p = wide.sigmoid()
+        # d/dx of 0.75 p^2 softplus(x), with dp/dx = p (1 - p) and d softplus/dx = p.
+        out.copy_(0.75 * p.square() * (2 * (1 - p) * _softplus(wide) + p) * upstream)
+    elif wide.dtype == out.dtype:
+        torch.sigmoid(wide, out=out).mul_(upstream)
+    else:
+        out.copy_(wide.sigmoid().mul_(upstream))
 
 
 def loss_from_sums(image_sums: Tensor, gains: Gains) -> tuple[Tensor, Tensor]:

@@ -15,9 +15,11 @@ import yolo_loss.overlap
 from export.samples import Case, pyramid, sample_loss_inputs
 from tests import loss_oracle
 from yolo_loss import Assignment, DetectionLoss, Gains, GroundTruth, loss_from_sums
+from yolo_loss.assigner import FORMULATIONS
 from yolo_loss.predictions import join_predictions
 
 STRIDES = (8.0, 16.0, 32.0)
+OPTIONS: dict[str, Any] = {}
 CASE = Case(2, 5, pyramid(64, 96, STRIDES), 3)
 Inputs = tuple[list[Tensor], GroundTruth]
 
@@ -59,6 +61,13 @@ def ragged(ground_truth: GroundTruth, image_size: tuple[int, int]) -> dict[str, 
     return {"batch_idx": images.float(), "cls": labels[:, None], "bboxes": torch.cat((centre, size), dim=1) / scale}
 
 
+@pytest.fixture(autouse=True, params=list(FORMULATIONS))
+def formulation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Everything holds for each formulation."""
+    monkeypatch.setitem(OPTIONS, "formulation", request.param)
+    return str(request.param)
+
+
 @pytest.mark.parametrize(
     ("options", "case", "reg_max"),
     [
@@ -68,8 +77,7 @@ def ragged(ground_truth: GroundTruth, image_size: tuple[int, int]) -> dict[str, 
         ({"gains": Gains(1.0, 2.0, 3.0), "topk2": 1}, CASE, 8),
         ({}, CASE, 1),
         ({}, CASE._replace(slots=0), 16),
-        ({"formulation": "sparse"}, CASE, 16),
-        ({"formulation": "sparse", "class_loss": "varifocal"}, CASE._replace(slots=0), 1),
+        ({"class_loss": "varifocal"}, CASE._replace(slots=0), 1),
         ({}, CASE._replace(num_classes=1, slots=20), 16),
         ({}, Case(1, 3, ((1, 2), (1, 1), (1, 1)), 3), 16),
     ],
@@ -77,7 +85,7 @@ def ragged(ground_truth: GroundTruth, image_size: tuple[int, int]) -> dict[str, 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_agrees_with_the_oracle(options: dict[str, Any], case: Case, reg_max: int, dtype: torch.dtype) -> None:
     inputs = sample(case, reg_max, dtype=dtype)
-    criterion = DetectionLoss(case.num_classes, STRIDES, reg_max, **options)
+    criterion = DetectionLoss(case.num_classes, STRIDES, reg_max, **OPTIONS, **options)
     result = evaluate(criterion, inputs)
     loss, items, sums = oracle(inputs, criterion)
     tolerance = 1e-12 if dtype == torch.float64 else 2e-5
@@ -88,7 +96,7 @@ def test_agrees_with_the_oracle(options: dict[str, Any], case: Case, reg_max: in
 
 def test_exported_graph_agrees_with_the_oracle(artifacts_dir: Path) -> None:
     inputs = sample(dtype=torch.float32, seed=1)
-    criterion = DetectionLoss(3, STRIDES)
+    criterion = DetectionLoss(3, STRIDES, **OPTIONS)
     session = ort.InferenceSession(artifacts_dir / "loss.onnx", providers=["CPUExecutionProvider"])
     tensors = [*inputs[0], *inputs[1]]
     feed = {spec.name: tensor.numpy() for spec, tensor in zip(session.get_inputs(), tensors, strict=True)}
@@ -101,7 +109,7 @@ def test_exported_graph_agrees_with_the_oracle(artifacts_dir: Path) -> None:
 
 def test_a_ragged_batch_gives_the_same_as_padded_ground_truth() -> None:
     feats, ground_truth = sample(seed=2)
-    criterion = DetectionLoss(3, STRIDES)
+    criterion = DetectionLoss(3, STRIDES, **OPTIONS)
     padded = evaluate(criterion, (feats, ground_truth))
     loss, items = criterion(feats, ragged(ground_truth, (64, 96)))
     assert loss.item() == pytest.approx(padded.loss.item(), rel=1e-9)
@@ -116,7 +124,7 @@ def test_gradcheck(monkeypatch: pytest.MonkeyPatch, class_loss: str, reg_max: in
     # where the derivative is taken, so that the finite differences see the same function as autograd.
     case = Case(1, 12, ((4, 4), (2, 2), (1, 1)), 2)
     feats, ground_truth = sample(case, reg_max, seed=0)
-    criterion = DetectionLoss(2, STRIDES, reg_max, class_loss=class_loss)
+    criterion = DetectionLoss(2, STRIDES, reg_max, class_loss=class_loss, **OPTIONS)
     frozen: list[Tensor] = []
     trade_off = yolo_loss.overlap._trade_off
 
@@ -142,7 +150,7 @@ def test_float32_gradients_are_those_of_float64() -> None:
     for dtype in (torch.float32, torch.float64):
         feats, ground_truth = sample(seed=5, dtype=dtype)
         feats = [feat.requires_grad_() for feat in feats]
-        evaluate(DetectionLoss(3, STRIDES), (feats, ground_truth)).loss.backward()
+        evaluate(DetectionLoss(3, STRIDES, **OPTIONS), (feats, ground_truth)).loss.backward()
         gradients[dtype] = torch.cat([feat.grad.flatten().double() for feat in feats if feat.grad is not None])
     difference = (gradients[torch.float32] - gradients[torch.float64]).norm() / gradients[torch.float64].norm()
     assert difference < 1e-5
@@ -153,7 +161,7 @@ def test_without_foreground_gradients_are_finite(slots: int) -> None:
     feats, ground_truth = sample(CASE._replace(slots=slots))
     feats = [feat.requires_grad_() for feat in feats]
     nothing = ground_truth._replace(mask_gt=torch.zeros_like(ground_truth.mask_gt))
-    result = evaluate(DetectionLoss(3, STRIDES), (feats, nothing))
+    result = evaluate(DetectionLoss(3, STRIDES, **OPTIONS), (feats, nothing))
     result.loss.backward()
     box, cls, dfl = result.loss_items.tolist()
     assert (box, dfl) == (0.0, 0.0)
@@ -166,7 +174,7 @@ def test_without_foreground_gradients_are_finite(slots: int) -> None:
 
 def test_background_boxes_that_are_not_finite_do_no_harm() -> None:
     feats, ground_truth = sample(seed=6)
-    criterion = DetectionLoss(3, STRIDES)
+    criterion = DetectionLoss(3, STRIDES, **OPTIONS)
     clean = evaluate(criterion, (feats, ground_truth))
     height, width = CASE.grids[0]
     background = ~clean.assignment.fg_mask[:, : height * width].reshape(2, 1, height, width)
@@ -179,7 +187,7 @@ def test_background_boxes_that_are_not_finite_do_no_harm() -> None:
 def test_half_precision_maps(dtype: torch.dtype) -> None:
     feats, ground_truth = sample(seed=7, dtype=torch.float32)
     halves = [feat.to(dtype).requires_grad_() for feat in feats]
-    criterion = DetectionLoss(3, STRIDES)
+    criterion = DetectionLoss(3, STRIDES, **OPTIONS)
     result = evaluate(criterion, (halves, ground_truth))
     assert result.loss.dtype == torch.float32
     want = evaluate(criterion, ([half.detach().float() for half in halves], ground_truth))
@@ -193,7 +201,7 @@ def test_half_precision_maps(dtype: torch.dtype) -> None:
 
 def test_sums_of_parts_make_the_loss_of_the_whole() -> None:
     feats, ground_truth = sample(Case(4, 6, CASE.grids, 3), seed=8)
-    criterion = DetectionLoss(3, STRIDES)
+    criterion = DetectionLoss(3, STRIDES, **OPTIONS)
     whole = evaluate(criterion, (feats, ground_truth))
     parts = []
     for images in (slice(0, 1), slice(1, 4)):
@@ -206,7 +214,7 @@ def test_sums_of_parts_make_the_loss_of_the_whole() -> None:
 
 def test_forms_of_predictions_are_equal() -> None:
     feats, ground_truth = sample(seed=9)
-    criterion = DetectionLoss(3, STRIDES)
+    criterion = DetectionLoss(3, STRIDES, **OPTIONS)
     batch = ragged(ground_truth, (64, 96))
     joined = torch.cat([feat.flatten(2) for feat in feats], dim=2)
     as_dict = {"boxes": joined[:, :64], "scores": joined[:, 64:], "feats": [feat[:, :5] for feat in feats]}
@@ -221,6 +229,6 @@ def test_arguments_are_left_alone() -> None:
     batch = ragged(ground_truth, (64, 96))
     tensors = [*feats, *batch.values()]
     copies = [tensor.clone() for tensor in tensors]
-    DetectionLoss(3, STRIDES)(feats, batch)
+    DetectionLoss(3, STRIDES, **OPTIONS)(feats, batch)
     for tensor, copy in zip(tensors, copies, strict=True):
         assert torch.equal(tensor, copy)

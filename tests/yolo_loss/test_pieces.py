@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests import oracle
 from yolo_loss import bbox2dist, ciou, decode, dist2bbox, make_anchors, pad_ground_truth, xywh2xyxy, xyxy2xywh
-from yolo_loss.terms import class_term, dfl_term, varifocal_term
+from yolo_loss.terms import dfl_term, own_class_term, total_class_term
 
 Coordinates = st.tuples(*[st.floats(-100, 700, width=32)] * 4)
 
@@ -87,17 +87,18 @@ def test_distribution_term_by_hand() -> None:
 
 def test_class_terms_by_hand() -> None:
     # One anchor, two classes, logits 0 and 0: softplus(0) = ln 2 each; target 0.5 on class 0 takes 0.5 * 0 away.
-    logits, own = torch.zeros(1, 2, 1), torch.zeros(1, 1)
-    weights, foreground = torch.tensor([[0.5]]), torch.tensor([[True]])
-    assert class_term(logits, own, weights).item() == pytest.approx(2 * math.log(2))
+    logits, own, weights = torch.zeros(1, 2, 1), torch.zeros(1), torch.tensor([0.5])
+    total = total_class_term(logits, "bce") + own_class_term(own, weights, "bce")
+    assert total.item() == pytest.approx(2 * math.log(2))
     # Varifocal: class 0 weighs q = 0.5, class 1 weighs 0.75 * 0.25.
-    want = 0.5 * math.log(2) + 0.75 * 0.25 * math.log(2)
-    assert varifocal_term(logits, own, weights, foreground).item() == pytest.approx(want)
+    total = total_class_term(logits, "varifocal") + own_class_term(own, weights, "varifocal")
+    assert total.item() == pytest.approx(0.5 * math.log(2) + 0.75 * 0.25 * math.log(2))
 
 
 def test_large_logits_stay_finite() -> None:
-    logits = torch.tensor([[[-1e4], [1e4]]])
-    assert class_term(logits, logits[:, 1], torch.ones(1, 1)).item() == pytest.approx(0.0)
+    logits, own = torch.tensor([[[-1e4], [1e4]]]), torch.tensor([1e4])
+    total = total_class_term(logits, "bce") + own_class_term(own, torch.ones(1), "bce")
+    assert total.item() == pytest.approx(0.0)
 
 
 def test_padding_keeps_order_and_finds_empty_images() -> None:

@@ -1,0 +1,168 @@
+"""The loss's sums per image with box and distribution terms on the foreground alone.
+
+The gradient of a map is written once, into the map's own layout: autograd would write a full-size zero for each slice
+and each gather and add them up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from yolo_loss.anchors import decode_rows
+from yolo_loss.class_scores import pick
+from yolo_loss.results import Assignment, GroundTruth, Level, Predictions
+from yolo_loss.terms import box_term, class_derivative, dfl_term, own_class_term, total_class_term
+
+
+class Foreground(NamedTuple):
+    """The foreground anchors, (N,) each unless said otherwise.
+
+    Attributes:
+        image: b.
+        anchor: a, counted over all levels.
+        label: Class.
+        weight: Soft score.
+        target_grid: (N, 4) target box, xyxy, grid units.
+        point: (N, 2) anchor point, grid units.
+    """
+
+    image: Tensor
+    anchor: Tensor
+    label: Tensor
+    weight: Tensor
+    target_grid: Tensor
+    point: Tensor
+
+
+class RowTerms(NamedTuple):
+    """Weighted terms of each foreground anchor, (N,) each."""
+
+    box: Tensor
+    cls: Tensor
+    dfl: Tensor
+
+
+def sparse_sums(predictions: Predictions, ground_truth: GroundTruth, assignment: Assignment, class_loss: str) -> Tensor:
+    """Sums of the terms.
+
+    Args:
+        predictions: The head's output.
+        ground_truth: Padded, M >= 1.
+        assignment: Its targets.
+        class_loss: ``bce`` or ``varifocal``.
+
+    Returns:
+        (B, 4): box, cls, dfl and target-score sums. Differentiable once.
+    """
+    foreground = find_foreground(predictions, ground_truth, assignment)
+    if torch.is_grad_enabled() and any(source.requires_grad for level in predictions.levels for source in level):
+        sources = [source for level in predictions.levels for source in level]
+        sums: Tensor = _SparseSums.apply(predictions, foreground, class_loss, *sources)  # type: ignore[no-untyped-call]
+        return sums
+    rows, own_logits = foreground_rows(predictions, foreground)
+    terms = row_terms(rows, own_logits, foreground, predictions.reg_max, class_loss)
+    return add_up(predictions, foreground, terms, class_loss)
+
+
+def find_foreground(predictions: Predictions, ground_truth: GroundTruth, assignment: Assignment) -> Foreground:
+    """List the foreground anchors with what they are to be compared with."""
+    image, anchor = assignment.fg_mask.nonzero().unbind(1)
+    slot = assignment.target_gt_idx[image, anchor]
+    label = ground_truth.gt_labels[image, slot, 0].clamp(min=0)
+    target_grid = ground_truth.gt_bboxes[image, slot] / predictions.strides[anchor]
+    weight = assignment.target_weights[image, anchor]
+    return Foreground(image, anchor, label, weight, target_grid, predictions.anchor_points[anchor])
+
+
+def foreground_rows(predictions: Predictions, foreground: Foreground) -> tuple[Tensor, Tensor]:
+    """Box distributions (N, 4R) and own class logits (N,) of the foreground, in the type to compute in."""
+    image, anchor, label = foreground.image, foreground.anchor, foreground.label
+    channels = torch.arange(4 * predictions.reg_max, device=image.device)
+    rows = pick(predictions.pred_distri, image[:, None], channels, anchor[:, None])
+    own_logits = pick(predictions.pred_scores, image, label, anchor)
+    return rows.to(foreground.weight.dtype), own_logits.to(foreground.weight.dtype)
+
+
+def row_terms(rows: Tensor, own_logits: Tensor, foreground: Foreground, reg_max: int, class_loss: str) -> RowTerms:
+    """The terms of each foreground anchor, weighted."""
+    weight = foreground.weight
+    boxes = decode_rows(rows, foreground.point, reg_max)
+    box = box_term(boxes, foreground.target_grid) * weight
+    dfl = dfl_term(rows.unflatten(1, (4, reg_max)), foreground.target_grid, foreground.point) * weight
+    return RowTerms(box, own_class_term(own_logits, weight, class_loss), dfl)
+
+
+def add_up(predictions: Predictions, foreground: Foreground, terms: RowTerms, class_loss: str) -> Tensor:
+    """Sums per image (B, 4) of the foreground's terms and of the class term's part that all anchors have."""
+    columns = torch.stack((*terms, foreground.weight), dim=1)  # (N, 4)
+    images = predictions.levels[0].scores_of.shape[0]
+    sums = columns.new_zeros((images, 4)).index_add(0, foreground.image, columns)
+    everywhere = torch.stack([total_class_term(level, class_loss) for level in predictions.pred_scores]).sum(dim=0)
+    only_class = torch.tensor((0.0, 1.0, 0.0, 0.0), dtype=sums.dtype, device=sums.device)
+    return sums + everywhere.to(sums.dtype)[:, None] * only_class
+
+
+class _SparseSums(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, predictions: Predictions, foreground: Foreground, class_loss: str, *sources: Tensor
+    ) -> Tensor:
+        rows, own_logits = foreground_rows(predictions, foreground)
+        with torch.enable_grad():
+            rows, own_logits = rows.requires_grad_(), own_logits.requires_grad_()
+            terms = row_terms(rows, own_logits, foreground, predictions.reg_max, class_loss)
+            # The terms of one row depend on that row alone: derivatives of sums are those of each row.
+            (by_box,) = torch.autograd.grad(terms.box.sum(), rows, retain_graph=True)
+            # With R = 1 the third term is a constant.
+            by_dfl = torch.autograd.grad(terms.dfl.sum(), rows)[0] if terms.dfl.requires_grad else None
+            (by_class,) = torch.autograd.grad(terms.cls.sum(), own_logits)
+        ctx.predictions, ctx.foreground, ctx.class_loss = predictions, foreground, class_loss
+        # The sources are saved for autograd to notice when somebody overwrites them in between.
+        by_dfl = torch.zeros_like(by_box) if by_dfl is None else by_dfl
+        ctx.save_for_backward(by_box, by_dfl, by_class, *sources)
+        return add_up(predictions, foreground, RowTerms(*(term.detach() for term in terms)), class_loss)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        by_box, by_dfl, by_class, *_ = ctx.saved_tensors
+        of_row = upstream[ctx.foreground.image]  # (N, 4)
+        rows = by_box * of_row[:, 0:1] + by_dfl * of_row[:, 2:3]
+        own = by_class * of_row[:, 1]
+        needed = ctx.needs_input_grad[3:]
+        levels = ctx.predictions.levels
+        gradients: list[Tensor | None] = []
+        offset = 0
+        for index, level in enumerate(levels):
+            pair = _level_gradients(ctx, level, offset, upstream[:, 1], rows, own)
+            gradients += [part if need else None for part, need in zip(pair, needed[2 * index :], strict=False)]
+            offset += level.scores_of.shape[2]
+        return None, None, None, *gradients
+
+
+def _level_gradients(
+    ctx: Any, level: Level, offset: int, by_class_sum: Tensor, rows: Tensor, own: Tensor
+) -> Sequence[Tensor | None]:
+    """Gradients of a level's two tensors; where they are one, it is returned once, first."""
+    predictions, foreground = ctx.predictions, ctx.foreground
+    boxes, classes = 4 * predictions.reg_max, predictions.num_classes
+    same = level.distri_of is level.scores_of
+    whole = torch.empty_like(level.scores_of)
+    scores = whole[:, whole.shape[1] - classes :]
+    logits = level.scores_of[:, whole.shape[1] - classes :]
+    class_derivative(logits, by_class_sum[:, None, None], ctx.class_loss, out=scores)
+    distri = whole if same else torch.zeros_like(level.distri_of)
+    distri[:, :boxes] = 0
+
+    here = ((foreground.anchor >= offset) & (foreground.anchor < offset + whole.shape[2])).nonzero().squeeze(1)
+    image, anchor = foreground.image[here], foreground.anchor[here] - offset
+    channels = torch.arange(boxes, device=anchor.device)
+    distri[image[:, None], channels, anchor[:, None]] = rows[here].to(distri.dtype)
+    at = (image, foreground.label[here], anchor)
+    scores[at] += own[here].to(scores.dtype)  # an anchor has one ground truth, so no place occurs twice
+    return (whole, None) if same else (distri, whole)
