@@ -14,7 +14,7 @@ from typing import Any
 
 import onnx
 import torch
-from onnxscript import ir, optimizer
+from onnxscript import ir, opset18, optimizer
 
 from export.build import Hyperparameters, build_graph, input_specs, output_specs
 from export.contract import Contract, TensorSpec, file_hash
@@ -28,7 +28,7 @@ TRACE_IMAGE, TRACE_BATCH, TRACE_SLOTS = (160, 224), 2, 3
 
 
 def export_onnx(
-    kind: str, numbers: Hyperparameters, out: Path, *, name: str | None = None, formulation: str = "dense"
+    kind: str, numbers: Hyperparameters, out: Path, *, name: str | None = None, formulation: str = "sparse"
 ) -> tuple[Path, Contract]:
     """Write ``NAME.onnx`` and ``NAME.json``.
 
@@ -92,6 +92,7 @@ def _trace(
             input_names=[spec.name for spec in inputs],
             output_names=[spec.name for spec in outputs],
             opset_version=OPSET,
+            custom_translation_table={torch.ops.aten.softplus.default: _softplus},
             # The default optimiser takes 1e-9 for zero and drops `+ eps` without a word.
             optimize=False,
             verbose=False,
@@ -99,6 +100,11 @@ def _trace(
     if program is None:
         raise RuntimeError("torch.onnx.export returned nothing")
     return program
+
+
+def _softplus(x: ir.Value, *_: float) -> Any:
+    """ONNX's operator is exact for all numbers: torch's threshold would cost a comparison and a selection more."""
+    return opset18.Softplus(x)  # type: ignore[type-var]
 
 
 def _dynamic_axes(spec: TensorSpec) -> dict[int, torch.export.Dim]:
@@ -113,12 +119,22 @@ def _dim(axis: str) -> torch.export.Dim:
 
 
 def _simplify(model: ir.Model) -> None:
-    """Fold constants and drop what nothing reads: neither can change a number, and TensorRT's parser needs both."""
+    """Fold constants and drop what does nothing: neither can change a number, and TensorRT's parser needs both."""
     optimizer.fold_constants(model)
+    _skip_idle_transposes(model.graph)
     optimizer.remove_unused_nodes(model)
     for node in model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces with the exporting machine's paths, most of the file
         node.doc_string = None
+
+
+def _skip_idle_transposes(graph: ir.Graph) -> None:
+    """Indexing is translated with transpositions that change nothing, and runtimes copy the tensor for them."""
+    for node in graph:
+        perm = list(node.attributes.get_ints("perm", [])) if node.op_type == "Transpose" else []
+        before, after = node.inputs[0] if node.inputs else None, node.outputs[0]
+        if perm and perm == sorted(perm) and before is not None and not after.is_graph_output():
+            after.replace_all_uses_with(before)
 
 
 def _versions() -> dict[str, str]:

@@ -53,11 +53,15 @@ def decode(pred_distri: Tensor, anchor_points: Tensor, reg_max: int) -> Tensor:
     Returns:
         (B, A, 4) boxes xyxy in grid units.
     """
+    distance = pred_distri  # (B, 4, A)
     if reg_max > 1:
         bins = torch.arange(reg_max, dtype=pred_distri.dtype, device=pred_distri.device)
-        probabilities = pred_distri.unflatten(1, (4, reg_max)).softmax(dim=2)  # (B, 4, R, A)
-        pred_distri = (probabilities * bins[:, None]).sum(dim=2)  # (B, 4, A)
-    return dist2bbox(pred_distri.transpose(1, 2), anchor_points)
+        sides = pred_distri.unflatten(1, (4, reg_max)).unbind(1)  # each (B, R, A)
+        # Side by side, so that no temporary is as large as the input; a product with a vector, because multiplying
+        # and summing takes ten times as long.
+        distance = torch.stack([torch.matmul(bins, side.softmax(dim=1)) for side in sides], dim=1)
+    points = anchor_points.t()  # (2, A): corners are joined along the slow axis
+    return torch.cat((points - distance[:, :2], points + distance[:, 2:]), dim=1).transpose(1, 2)
 
 
 def decode_rows(rows: Tensor, points: Tensor, reg_max: int) -> Tensor:
@@ -88,8 +92,11 @@ def decode_levels(levels: Sequence[Tensor], anchor_points: Tensor, reg_max: int)
     Returns:
         (B, A, 4) boxes xyxy in grid units, in the points' dtype.
     """
-    points = anchor_points.split([level.shape[2] for level in levels])
-    boxes = [decode(level.to(anchor_points.dtype), own, reg_max) for level, own in zip(levels, points, strict=True)]
+    boxes, offset = [], 0
+    for level in levels:
+        own = anchor_points[offset : offset + level.shape[2]]
+        boxes.append(decode(level.to(anchor_points.dtype), own, reg_max))
+        offset += level.shape[2]
     return torch.cat(boxes, dim=1)
 
 

@@ -46,7 +46,7 @@ class TaskAlignedAssigner(nn.Module):
         min_box_side: float | None = None,
         topk2: int | None = None,
         stride: Sequence[float] | None = None,
-        formulation: str = "dense",
+        formulation: str = "sparse",
     ) -> None:
         """Set the hyper-parameters.
 
@@ -59,7 +59,8 @@ class TaskAlignedAssigner(nn.Module):
             min_box_side: Candidates are sought in boxes of at least this side, in pixels; None: as they are.
             topk2: Anchors each ground truth keeps in the end, 1 for one-to-one; None: all it won.
             stride: As callers of release 8.4 pass it: ``min_box_side``, where not given, is its second entry.
-            formulation: How it is computed; the result is the same.
+            formulation: ``sparse``, over candidate pairs, or ``dense``, without data-dependent shapes. The results are
+                equal to the bit.
 
         Raises:
             ValueError: A count is not positive, or the formulation is unknown.

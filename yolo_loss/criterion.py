@@ -42,7 +42,7 @@ class DetectionLoss(nn.Module):
         gains: Gains = Gains(),  # noqa: B008  (immutable)
         class_loss: str = "bce",
         preset: str = "yolov8",
-        formulation: str = "dense",
+        formulation: str = "sparse",
         **assigner_options: Any,
     ) -> None:
         """Set the hyper-parameters.
@@ -58,7 +58,7 @@ class DetectionLoss(nn.Module):
             gains: Weights of the three terms.
             class_loss: ``bce`` or ``varifocal``.
             preset: ``yolov8``, or ``ultralytics-8.4`` for that release's larger candidate areas.
-            formulation: How the assignment is computed; the result is the same.
+            formulation: ``sparse``, over candidate pairs and foreground, or ``dense``, without data-dependent shapes.
             **assigner_options: ``min_box_side`` and ``topk2``, over the preset's.
 
         Raises:

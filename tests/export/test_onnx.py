@@ -59,12 +59,16 @@ def test_file_tells_nothing_of_the_machine(artifacts_dir: Path) -> None:
         assert not re.search(rb"site-packages|\.py\b", content)
 
 
-def test_no_runtime_is_asked_for_what_it_lacks(artifacts_dir: Path) -> None:
-    # TensorRT's parser has no scatter with reduction and wants reductions over constant axes.
+def test_dense_graphs_have_what_tensorrt_takes(tmp_path: Path) -> None:
+    # Its parser has no scatter with reduction and no sequences, and wants reductions over constant axes.
     for name in ("assigner", "loss"):
-        graph = onnx.load(artifacts_dir / f"{name}.onnx").graph
+        onnx_export.export_onnx(name, Hyperparameters(num_classes=3), tmp_path, formulation="dense")
+        assert all(difference.passed for difference in verify_model(*find_contracts(tmp_path)[-1]))
+        graph = onnx.load(tmp_path / f"{name}.onnx").graph
         produced = {output for node in graph.node for output in node.output if node.op_type != "Constant"}
-        assert not {node.op_type for node in graph.node} & {"ScatterND", "ScatterElements", "NonZero"}
+        assert not {node.op_type for node in graph.node} & {
+            "ScatterND", "ScatterElements", "NonZero", "SplitToSequence", "SequenceAt",
+        }  # fmt: skip
         for node in graph.node:
             if node.op_type.startswith("Reduce") and len(node.input) > 1:
                 assert node.input[1] not in produced, f"{node.name} reduces over computed axes"
@@ -101,7 +105,7 @@ def test_command_line_writes_what_verify_accepts(tmp_path: Path, capsys: pytest.
     assert contract.hyperparameters["min_box_side"] == 16.0
     assert [spec.name for spec in contract.inputs[:2]] == ["feat_0", "feat_1"]
     assert cli.main(["verify", str(tmp_path)]) == 0
-    assert "tiny (loss, dense)" in capsys.readouterr().out
+    assert "tiny (loss, sparse)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
