@@ -1,13 +1,14 @@
 # Two commands for newcomers: `make demo` and `make test`. Both set up .venv on first use.
 PYTHON ?= python3
 VENV ?= .venv
+REFERENCE ?= .venv-reference
 # Extra words for pip, for example an index that has torch's CPU build.
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format parity train clean
+.PHONY: help setup demo test lint format parity bench train clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,8 +36,18 @@ format: $(READY)  ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-parity: $(READY)  ## compare with an installed ultralytics (see benchmarks/README.md)
-	$(BIN)/python -m benchmarks.parity
+$(REFERENCE)/.ready: benchmarks/requirements-reference.txt pyproject.toml constraints.txt
+	@echo "== setting up $(REFERENCE) (the AGPL-3.0 reference, to measure against)"
+	$(PYTHON) -m venv $(REFERENCE)
+	$(REFERENCE)/bin/python -m pip install --progress-bar on $(PIP_FLAGS) -c constraints.txt \
+		-r benchmarks/requirements-reference.txt -e ".[cpu,export]" matplotlib tqdm
+	@touch $@
+
+parity: $(REFERENCE)/.ready  ## differences from the reference
+	$(REFERENCE)/bin/python -W ignore -m benchmarks.parity
+
+bench: $(REFERENCE)/.ready  ## time and memory beside the reference
+	$(REFERENCE)/bin/python -W ignore -m benchmarks.bench
 
 train: $(READY)  ## train the n detector on the two sample pictures
 	$(BIN)/python -m examples.train_detector

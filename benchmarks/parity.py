@@ -1,6 +1,6 @@
 """Differences from an installed ``ultralytics``: assignment, losses, gradients, and the detector's weights.
 
-``python -m benchmarks.parity``; see ``benchmarks/requirements-reference.txt`` for an environment that has it.
+``make parity`` sets up an environment that has it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Row(NamedTuple):
 def main() -> int:
     """Print the table; 0 also where the reference is not installed."""
     if importlib.util.find_spec("ultralytics") is None:
-        print("skipped: ultralytics is not installed; see benchmarks/requirements-reference.txt")
+        print("skipped: ultralytics is not installed; `make parity` sets up an environment that has it")
         return 0
     os.environ.setdefault("YOLO_VERBOSE", "false")  # its log would stand between the table's rows
     torch.manual_seed(0)
