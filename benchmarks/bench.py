@@ -133,7 +133,7 @@ def table(results: dict[str, Any]) -> str:
         faster = {name: f"{value:.1f} x" for name, value in row["times_faster"].items()}
         lines.append(
             f"| {row['task']} | {row['batch']} x {row['slots']} | {row['image']} | {row['classes']} "
-            f"| {row['milliseconds']['reference']:.1f} | {faster['torch']} | {faster.get('onnx', '')} |"
+            f"| {faster['torch']} | {faster.get('onnx', '')} |"
         )
     lines += ["", "| peak extra memory | reference MiB | torch MiB | ONNX MiB |", "| --- | --- | --- | --- |"]
     for row in results["memory"]:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from yolo_loss import DetectionLoss, GroundTruth, TaskAlignedAssigner
-from yolo_loss.assigner import dense_scores, labels_and_boxes
 from yolo_loss.class_scores import ClassScores
+from yolo_loss.lookup import dense_scores, labels_and_boxes
 from yolo_loss.predictions import join_predictions
 from yolo_loss.results import Assignment
 from yolo_loss.targets import add_empty_slot

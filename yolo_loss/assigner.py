@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from yolo_loss.anchors import compute_dtype
 from yolo_loss.class_scores import ClassScores
 from yolo_loss.dense import assign_dense
+from yolo_loss.lookup import look_up_targets
 from yolo_loss.params import AssignerParams
 from yolo_loss.results import Assignment, AssignmentResult, GroundTruth
 from yolo_loss.sparse import assign_sparse
@@ -156,47 +157,3 @@ class TaskAlignedAssigner(nn.Module):
         for name, tensor in (("pd_scores", pd_scores), ("pd_bboxes", pd_bboxes), ("gt_bboxes", gt_bboxes)):
             check_floating(name, tensor)
         check_labels("gt_labels", gt_labels, self.num_classes)
-
-
-def look_up_targets(assignment: Assignment, ground_truth: GroundTruth, num_classes: int) -> AssignmentResult:
-    """Labels, boxes and dense scores from the compact form.
-
-    Args:
-        assignment: Compact form, each (B, A).
-        ground_truth: What it refers to; M may be 0.
-        num_classes: C.
-
-    Returns:
-        The five targets.
-    """
-    weights = assignment.target_weights
-    if ground_truth.gt_labels.shape[1] == 0:
-        labels = torch.full_like(assignment.target_gt_idx, num_classes)
-        boxes, scores = weights.new_zeros((*weights.shape, 4)), weights.new_zeros((*weights.shape, num_classes))
-        return AssignmentResult(labels, boxes, scores, assignment.fg_mask, assignment.target_gt_idx)
-    labels, boxes = labels_and_boxes(assignment, ground_truth)
-    # Into fresh zeros: comparing every label with every class takes three times as long.
-    scores = weights.new_zeros((*weights.shape, num_classes)).scatter_(2, labels[..., None], weights[..., None])
-    return AssignmentResult(labels, boxes, scores, assignment.fg_mask, assignment.target_gt_idx)
-
-
-def labels_and_boxes(assignment: Assignment, ground_truth: GroundTruth) -> tuple[Tensor, Tensor]:
-    """Class and box of each anchor's ground truth; background anchors get those of slot 0.
-
-    Returns:
-        Labels (B, A) int64 and boxes (B, A, 4).
-    """
-    gt_idx = assignment.target_gt_idx
-    images = torch.arange(gt_idx.shape[0], device=gt_idx.device)[:, None]
-    labels = ground_truth.gt_labels.squeeze(-1).clamp(min=0)[images, gt_idx]
-    return labels, ground_truth.gt_bboxes[images, gt_idx]
-
-
-def dense_scores(labels: Tensor, weights: Tensor, num_classes: int) -> Tensor:
-    """One-hot(label) times soft score.
-
-    Returns:
-        (B, A, C) in the weights' dtype.
-    """
-    classes = torch.arange(num_classes, device=labels.device)
-    return torch.where(labels.unsqueeze(-1) == classes, weights.unsqueeze(-1), 0.0)

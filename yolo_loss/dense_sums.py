@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from yolo_loss.anchors import decode
-from yolo_loss.assigner import labels_and_boxes
 from yolo_loss.class_scores import widened
+from yolo_loss.lookup import labels_and_boxes
 from yolo_loss.results import Assignment, GroundTruth, Predictions
 from yolo_loss.terms import box_term, dfl_term, own_class_term, total_class_term
 
