@@ -114,7 +114,9 @@ class DetectionLoss(nn.Module):
             batch_size,
             (height, width),
         )
-        return self.from_padded(predictions, ground_truth)
+        # Inside a mixed-precision region the products of the decoding would be taken in half precision.
+        with torch.autocast(device.type, enabled=False):
+            return self.from_padded(predictions, ground_truth)
 
     def from_padded(self, predictions: Predictions, ground_truth: GroundTruth) -> LossResult:
         """The loss from joined predictions and padded ground truth; nothing here depends on values for its shape.

@@ -199,6 +199,18 @@ def test_half_precision_maps(dtype: torch.dtype) -> None:
         assert half.grad.isfinite().all()
 
 
+def test_mixed_precision_regions_change_nothing() -> None:
+    feats, ground_truth = sample(seed=11, dtype=torch.float32)
+    feats = [feat.requires_grad_() for feat in feats]
+    criterion, batch = DetectionLoss(3, STRIDES, **OPTIONS), ragged(ground_truth, (64, 96))
+    want = criterion(feats, batch)[0].item()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, _ = criterion(feats, batch)
+    loss.backward()
+    assert loss.item() == want
+    assert all(feat.grad is not None and feat.grad.isfinite().all() for feat in feats)
+
+
 def test_sums_of_parts_make_the_loss_of_the_whole() -> None:
     feats, ground_truth = sample(Case(4, 6, CASE.grids, 3), seed=8)
     criterion = DetectionLoss(3, STRIDES, **OPTIONS)
