@@ -119,7 +119,7 @@ class DetectionLoss(nn.Module):
             return self.from_padded(predictions, ground_truth)
 
     def from_padded(self, predictions: Predictions, ground_truth: GroundTruth) -> LossResult:
-        """The loss from joined predictions and padded ground truth; nothing here depends on values for its shape.
+        """The loss from predictions and padded ground truth, as it is exported.
 
         Args:
             predictions: As ``join_predictions`` gives them.
