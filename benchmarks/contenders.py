@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.parity import as_dict, ragged
+from benchmarks.parity import as_dict
 from export.build import Hyperparameters, input_specs
 from export.onnx_export import export_onnx
-from export.samples import Case, pyramid, sample_assigner_inputs, sample_loss_inputs
+from export.samples import Case, pyramid, ragged_batch, sample_assigner_inputs, sample_loss_inputs
 from models import DetectionModel, DetectorConfig
 from serve.engine import OnnxRuntimeEngine
 from yolo_loss import PRESETS, GroundTruth, TaskAlignedAssigner, v8DetectionLoss
@@ -75,7 +75,7 @@ def _losses(setting: Setting) -> dict[str, Contender]:
     from ultralytics.utils.loss import v8DetectionLoss as Reference
 
     feats, *rest = sample_loss_inputs(setting.case, STRIDES, 16, seed=1)
-    batch = ragged(GroundTruth(*rest), setting.image)
+    batch = ragged_batch(GroundTruth(*rest), (setting.image, setting.image))
     model = DetectionModel(DetectorConfig("n", nc=setting.classes))
     reference, ours = Reference(model), v8DetectionLoss(model, preset=PRESET)
     joined = as_dict(feats, setting.classes)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from examples.dataset import load_sample
-from export.samples import Case, pyramid, sample_assigner_inputs, sample_loss_inputs
+from export.samples import Case, pyramid, ragged_batch, sample_assigner_inputs, sample_loss_inputs
 from models import SCALES, DetectionModel, DetectorConfig
 from yolo_loss import PRESETS, GroundTruth, TaskAlignedAssigner, v8DetectionLoss
 
@@ -92,7 +92,7 @@ def compare_losses() -> Iterator[Row]:
         case = Case(images, slots, pyramid(640, 640, STRIDES), classes)
         feats, *rest = sample_loss_inputs(case, STRIDES, 16, seed=slots)
         yield from compare_loss(
-            f"random, B {images}, M {slots}, C {classes}", feats, ragged(GroundTruth(*rest)), classes
+            f"random, B {images}, M {slots}, C {classes}", feats, ragged_batch(GroundTruth(*rest), (640, 640)), classes
         )
 
 
@@ -126,15 +126,6 @@ def as_dict(levels: Sequence[Tensor], classes: int) -> dict[str, Any]:
     """The form that heads since 8.4 give."""
     joined = torch.cat([level.flatten(2) for level in levels], dim=2)
     return {"boxes": joined[:, :-classes], "scores": joined[:, -classes:], "feats": list(levels)}
-
-
-def ragged(ground_truth: GroundTruth, side: float = 640.0) -> dict[str, Tensor]:
-    """The training batch of padded ground truth."""
-    images, slots = torch.nonzero(ground_truth.mask_gt.squeeze(-1), as_tuple=True)
-    boxes = ground_truth.gt_bboxes[images, slots]
-    boxes_xywh = torch.cat(((boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]), dim=1) / side
-    labels = ground_truth.gt_labels[images, slots].float()
-    return {"batch_idx": images.float(), "cls": labels, "bboxes": boxes_xywh}
 
 
 def compare_detectors() -> Iterator[Row]:

@@ -9,7 +9,8 @@ from torch import nn
 
 from export.contract import Axis, TensorSpec
 from export.graphs import AssignerGraph, LossGraph
-from yolo_loss import PRESETS, DetectionLoss, Gains, TaskAlignedAssigner
+from yolo_loss import DetectionLoss, Gains, TaskAlignedAssigner
+from yolo_loss.assigner import preset_options
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,7 @@ class Hyperparameters:
         Raises:
             ValueError: The preset is unknown, or gains are not three.
         """
-        if self.preset not in PRESETS:
-            raise ValueError(f"preset is {self.preset!r}, expected one of {', '.join(PRESETS)}")
+        preset_options(self.preset)
         if len(self.gains) != len(Gains._fields):
             raise ValueError(f"gains has {len(self.gains)} numbers, expected three: {', '.join(Gains._fields)}")
 
@@ -70,7 +70,7 @@ class Hyperparameters:
     def options(self) -> dict[str, Any]:
         """``min_box_side`` and ``topk2`` as they take effect, the preset's where none was named."""
         named = {"min_box_side": self.min_box_side, "topk2": self.topk2}
-        preset = PRESETS[self.preset]
+        preset = preset_options(self.preset)
         return {name: preset.get(name) if value is None else value for name, value in named.items()}
 
 

@@ -1,4 +1,4 @@
-"""Thin wrappers around untouched modules: what becomes a graph, and the names of its tensors."""
+"""Thin wrappers around untouched modules: what becomes a graph. ``export.build`` names the tensors, in this order."""
 
 from __future__ import annotations
 
@@ -11,11 +11,6 @@ from yolo_loss.lookup import dense_scores, labels_and_boxes
 from yolo_loss.predictions import join_predictions
 from yolo_loss.results import Assignment
 from yolo_loss.targets import add_empty_slot
-
-GROUND_TRUTH_INPUTS = ("gt_labels", "gt_bboxes", "mask_gt")
-ASSIGNER_INPUTS = ("pd_scores", "pd_bboxes", "anc_points", *GROUND_TRUTH_INPUTS)
-TARGET_OUTPUTS = ("target_labels", "target_bboxes", "target_scores", "fg_mask", "target_gt_idx", "target_weights")
-LOSS_OUTPUTS = ("loss", "loss_items", "image_sums", *TARGET_OUTPUTS)
 
 
 class AssignerGraph(nn.Module):
@@ -34,7 +29,7 @@ class AssignerGraph(nn.Module):
         gt_bboxes: Tensor,
         mask_gt: Tensor,
     ) -> tuple[Tensor, ...]:
-        """The inputs of the assigner to ``TARGET_OUTPUTS``."""
+        """The inputs of the assigner to its targets and their weights."""
         ground_truth = GroundTruth(gt_labels, gt_bboxes, mask_gt)
         # Maxima over an empty axis are errors at run time, so one empty slot stands behind the real ones.
         padded = add_empty_slot(ground_truth)
@@ -51,7 +46,7 @@ class LossGraph(nn.Module):
         self.criterion = criterion
 
     def forward(self, feats: list[Tensor], gt_labels: Tensor, gt_bboxes: Tensor, mask_gt: Tensor) -> tuple[Tensor, ...]:
-        """Raw maps and padded ground truth to ``LOSS_OUTPUTS``."""
+        """Raw maps and padded ground truth to the loss, its parts, and the targets."""
         criterion = self.criterion
         predictions = join_predictions(feats, criterion.strides, criterion.num_classes, criterion.reg_max)
         ground_truth = GroundTruth(gt_labels, gt_bboxes, mask_gt)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from yolo_loss import GroundTruth, make_anchors
+from yolo_loss import GroundTruth, make_anchors, xyxy2xywh
 
 
 class Case(NamedTuple):
@@ -49,6 +49,16 @@ def sample_ground_truth(case: Case, image_size: tuple[float, float], generator: 
     mask = torch.rand(shape, generator=generator) > PADDING_SHARE
     boxes = torch.cat((centre - side / 2, centre + side / 2), dim=-1) * mask
     return GroundTruth(labels * mask, boxes, mask)
+
+
+def ragged_batch(ground_truth: GroundTruth, image_size: tuple[float, float]) -> dict[str, Tensor]:
+    """The training batch that pads to this ground truth: ``batch_idx``, ``cls``, normalised ``bboxes``."""
+    images, slots = torch.nonzero(ground_truth.mask_gt.squeeze(-1), as_tuple=True)
+    height, width = image_size
+    boxes = ground_truth.gt_bboxes[images, slots]
+    scale = torch.tensor((width, height, width, height), dtype=boxes.dtype)
+    labels = ground_truth.gt_labels[images, slots].float()  # (T, 1), as data loaders give it
+    return {"batch_idx": images.float(), "cls": labels, "bboxes": xyxy2xywh(boxes) / scale}
 
 
 def sample_assigner_inputs(case: Case, strides: Sequence[float], seed: int) -> tuple[Tensor, ...]:

@@ -27,18 +27,17 @@ def make_anchors(
     Raises:
         ValueError: The number of maps and of strides differ.
     """
-    levels = list(zip(feats, _as_floats(strides), strict=False))
-    if len(levels) != len(feats) or len(levels) != len(strides):
+    if len(feats) != len(strides):
         raise ValueError(f"{len(feats)} feature maps but {len(strides)} strides; give one stride per map")
     points, scales = [], []
-    for feat, stride in levels:
+    for feat, stride in zip(feats, strides, strict=True):
         dtype = compute_dtype(feat)
         height, width = feat.shape[2], feat.shape[3]
         x = torch.arange(width, dtype=dtype, device=feat.device) + grid_cell_offset
         y = torch.arange(height, dtype=dtype, device=feat.device) + grid_cell_offset
         grid = torch.stack((x.expand(height, width), y[:, None].expand(height, width)), dim=-1)  # (H, W, 2)
         points.append(grid.reshape(-1, 2))
-        scales.append(torch.full((height * width, 1), stride, dtype=dtype, device=feat.device))
+        scales.append(torch.full((height * width, 1), float(stride), dtype=dtype, device=feat.device))
     return torch.cat(points), torch.cat(scales)
 
 
@@ -106,7 +105,3 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
     Half precision is never enough: u^6 underflows in float16 below u = 0.0625.
     """
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
-
-
-def _as_floats(strides: Sequence[float] | Tensor) -> list[float]:
-    return [float(stride) for stride in strides]

@@ -26,6 +26,17 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+def preset_options(preset: str) -> dict[str, Any]:
+    """Options of the assigner that a preset names.
+
+    Raises:
+        ValueError: There is no such preset.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"preset is {preset!r}, expected one of {', '.join(PRESETS)}")
+    return PRESETS[preset]
+
+
 class TaskAlignedAssigner(nn.Module):
     """Gives each anchor point at most one ground truth (TOOD, arXiv 2108.07755), without gradients.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from yolo_loss.anchors import decode_levels
-from yolo_loss.assigner import PRESETS, TaskAlignedAssigner
+from yolo_loss.assigner import TaskAlignedAssigner, preset_options
 from yolo_loss.class_scores import ClassScores
 from yolo_loss.dense_sums import dense_sums
 from yolo_loss.predictions import RawOutput, join_predictions
@@ -67,8 +67,6 @@ class DetectionLoss(nn.Module):
         super().__init__()
         if class_loss not in CLASS_LOSSES:
             raise ValueError(f"class_loss is {class_loss!r}, expected one of {', '.join(CLASS_LOSSES)}")
-        if preset not in PRESETS:
-            raise ValueError(f"preset is {preset!r}, expected one of {', '.join(PRESETS)}")
         if reg_max < 1:
             raise ValueError(f"reg_max is {reg_max}, expected at least 1")
         if not strides or min(strides) <= 0:
@@ -79,7 +77,7 @@ class DetectionLoss(nn.Module):
         self.gains = Gains(*gains)
         self.class_loss = class_loss
         self.preset = preset
-        options = PRESETS[preset] | assigner_options
+        options = preset_options(preset) | assigner_options
         self.assigner = TaskAlignedAssigner(topk, num_classes, alpha, beta, eps, formulation=formulation, **options)
 
     def forward(self, preds: RawOutput, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

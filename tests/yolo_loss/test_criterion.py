@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import yolo_loss.overlap
-from export.samples import Case, pyramid, sample_loss_inputs
+from export.samples import Case, pyramid, ragged_batch, sample_loss_inputs
 from tests import loss_oracle
 from yolo_loss import Assignment, DetectionLoss, Gains, GroundTruth, loss_from_sums
 from yolo_loss.assigner import FORMULATIONS
@@ -48,17 +48,6 @@ def oracle(inputs: Inputs, criterion: DetectionLoss) -> tuple[float, list[float]
         class_loss=criterion.class_loss,
         **criterion.assigner.params._asdict(),
     )
-
-
-def ragged(ground_truth: GroundTruth, image_size: tuple[int, int]) -> dict[str, Tensor]:
-    """The batch that pads to this ground truth."""
-    images, slots = torch.nonzero(ground_truth.mask_gt.squeeze(-1), as_tuple=True)
-    boxes = ground_truth.gt_bboxes[images, slots]
-    height, width = image_size
-    centre, size = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
-    scale = torch.tensor((width, height, width, height), dtype=boxes.dtype)
-    labels = ground_truth.gt_labels[images, slots, 0].float()
-    return {"batch_idx": images.float(), "cls": labels[:, None], "bboxes": torch.cat((centre, size), dim=1) / scale}
 
 
 @pytest.fixture(autouse=True, params=list(FORMULATIONS))
@@ -111,7 +100,7 @@ def test_a_ragged_batch_gives_the_same_as_padded_ground_truth() -> None:
     feats, ground_truth = sample(seed=2)
     criterion = DetectionLoss(3, STRIDES, **OPTIONS)
     padded = evaluate(criterion, (feats, ground_truth))
-    loss, items = criterion(feats, ragged(ground_truth, (64, 96)))
+    loss, items = criterion(feats, ragged_batch(ground_truth, (64, 96)))
     assert loss.item() == pytest.approx(padded.loss.item(), rel=1e-9)
     assert items.tolist() == pytest.approx(padded.loss_items.tolist(), rel=1e-9)
     assert not items.requires_grad
@@ -202,7 +191,7 @@ def test_half_precision_maps(dtype: torch.dtype) -> None:
 def test_mixed_precision_regions_change_nothing() -> None:
     feats, ground_truth = sample(seed=11, dtype=torch.float32)
     feats = [feat.requires_grad_() for feat in feats]
-    criterion, batch = DetectionLoss(3, STRIDES, **OPTIONS), ragged(ground_truth, (64, 96))
+    criterion, batch = DetectionLoss(3, STRIDES, **OPTIONS), ragged_batch(ground_truth, (64, 96))
     want = criterion(feats, batch)[0].item()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss, _ = criterion(feats, batch)
@@ -227,7 +216,7 @@ def test_sums_of_parts_make_the_loss_of_the_whole() -> None:
 def test_forms_of_predictions_are_equal() -> None:
     feats, ground_truth = sample(seed=9)
     criterion = DetectionLoss(3, STRIDES, **OPTIONS)
-    batch = ragged(ground_truth, (64, 96))
+    batch = ragged_batch(ground_truth, (64, 96))
     joined = torch.cat([feat.flatten(2) for feat in feats], dim=2)
     as_dict = {"boxes": joined[:, :64], "scores": joined[:, 64:], "feats": [feat[:, :5] for feat in feats]}
     decoded = torch.zeros(2, 7, joined.shape[2])
@@ -238,7 +227,7 @@ def test_forms_of_predictions_are_equal() -> None:
 
 def test_arguments_are_left_alone() -> None:
     feats, ground_truth = sample(seed=10)
-    batch = ragged(ground_truth, (64, 96))
+    batch = ragged_batch(ground_truth, (64, 96))
     tensors = [*feats, *batch.values()]
     copies = [tensor.clone() for tensor in tensors]
     DetectionLoss(3, STRIDES, **OPTIONS)(feats, batch)
