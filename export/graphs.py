@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from yolo_loss import DetectionLoss, GroundTruth, TaskAlignedAssigner
-from yolo_loss.class_scores import ClassScores
+from yolo_loss.channels import Channels, ClassScores
 from yolo_loss.lookup import dense_scores, labels_and_boxes
 from yolo_loss.predictions import join_predictions
 from yolo_loss.results import Assignment
@@ -33,7 +33,7 @@ class AssignerGraph(nn.Module):
         ground_truth = GroundTruth(gt_labels, gt_bboxes, mask_gt)
         # Maxima over an empty axis are errors at run time, so one empty slot stands behind the real ones.
         padded = add_empty_slot(ground_truth)
-        scores = ClassScores((pd_scores.transpose(1, 2),), pd_scores.dtype)
+        scores = ClassScores((Channels(pd_scores.transpose(1, 2), 0, pd_scores.shape[2]),), pd_scores.dtype)
         assignment = self.assigner.assign(scores, pd_bboxes, anc_points, padded)
         return _targets(assignment, ground_truth, padded, pd_scores.shape[2])
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from yolo_loss.boxes import dist2bbox
+from yolo_loss.channels import Channels
+from yolo_loss.portions import in_portions
 
 
 def make_anchors(
@@ -52,14 +54,39 @@ def decode(pred_distri: Tensor, anchor_points: Tensor, reg_max: int) -> Tensor:
     Returns:
         (B, A, 4) boxes xyxy in grid units.
     """
-    distance = pred_distri  # (B, 4, A)
-    if reg_max > 1:
-        bins = torch.arange(reg_max, dtype=pred_distri.dtype, device=pred_distri.device)
-        sides = pred_distri.unflatten(1, (4, reg_max)).unbind(1)  # each (B, R, A)
-        # Side by side, so that no temporary is as large as the input; a product with a vector, because multiplying
-        # and summing takes ten times as long.
-        distance = torch.stack([torch.matmul(bins, side.softmax(dim=1)) for side in sides], dim=1)
-    points = anchor_points.t()  # (2, A): corners are joined along the slow axis
+    return to_boxes(distances(pred_distri, reg_max), anchor_points)
+
+
+def distances(pred_distri: Tensor, reg_max: int) -> Tensor:
+    """Expected distances of the four sides from the anchor point.
+
+    Args:
+        pred_distri: (B, 4R, A) logits, side-major.
+        reg_max: R.
+
+    Returns:
+        (B, 4, A) left, top, right, bottom in grid units.
+    """
+    if reg_max == 1:
+        return pred_distri
+    bins = torch.arange(reg_max, dtype=pred_distri.dtype, device=pred_distri.device)
+    sides = pred_distri.unflatten(1, (4, reg_max)).unbind(1)  # each (B, R, A)
+    # Side by side, so that no temporary is as large as the input; a product with a vector, because multiplying
+    # and summing takes ten times as long.
+    return torch.stack([torch.matmul(bins, side.softmax(dim=1)) for side in sides], dim=1)
+
+
+def to_boxes(distance: Tensor, anchor_points: Tensor) -> Tensor:
+    """Boxes around anchor points.
+
+    Args:
+        distance: (B, 4, A) left, top, right, bottom.
+        anchor_points: (A, 2) in the same unit.
+
+    Returns:
+        (B, A, 4) xyxy; in memory the corners lie along the slow axis.
+    """
+    points = anchor_points.t()  # (2, A)
     return torch.cat((points - distance[:, :2], points + distance[:, 2:]), dim=1).transpose(1, 2)
 
 
@@ -80,23 +107,21 @@ def decode_rows(rows: Tensor, points: Tensor, reg_max: int) -> Tensor:
     return dist2bbox(rows, points)
 
 
-def decode_levels(levels: Sequence[Tensor], anchor_points: Tensor, reg_max: int) -> Tensor:
+def decode_levels(levels: Sequence[Channels], anchor_points: Tensor, reg_max: int) -> Tensor:
     """``decode`` for levels that are not joined.
 
     Args:
-        levels: Each (B, 4R, A_i), of any floating type.
+        levels: 4R channels of each level, of any floating type.
         anchor_points: (A, 2) grid units.
         reg_max: R.
 
     Returns:
         (B, A, 4) boxes xyxy in grid units, in the points' dtype.
     """
-    boxes, offset = [], 0
-    for level in levels:
-        own = anchor_points[offset : offset + level.shape[2]]
-        boxes.append(decode(level.to(anchor_points.dtype), own, reg_max))
-        offset += level.shape[2]
-    return torch.cat(boxes, dim=1)
+    parts = [
+        in_portions(level.view(), lambda part: distances(part.to(anchor_points.dtype), reg_max)) for level in levels
+    ]
+    return to_boxes(torch.cat(parts, dim=2), anchor_points)
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:

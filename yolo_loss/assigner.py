@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from yolo_loss.anchors import compute_dtype
-from yolo_loss.class_scores import ClassScores
+from yolo_loss.channels import Channels, ClassScores
 from yolo_loss.dense import assign_dense
 from yolo_loss.lookup import look_up_targets
 from yolo_loss.params import AssignerParams
@@ -124,7 +124,7 @@ class TaskAlignedAssigner(nn.Module):
         self._check(pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt)
         dtype = compute_dtype(pd_scores, pd_bboxes, anc_points, gt_bboxes)
         ground_truth = GroundTruth(gt_labels.long(), gt_bboxes.to(dtype), mask_gt.bool())
-        scores = ClassScores((pd_scores.transpose(1, 2),), dtype)  # (B, C, A)
+        scores = ClassScores((Channels(pd_scores.transpose(1, 2), 0, self.num_classes),), dtype)
         assignment = self.assign(scores, pd_bboxes.to(dtype), anc_points.to(dtype), ground_truth)
         return look_up_targets(assignment, ground_truth, self.num_classes)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from yolo_loss.anchors import decode_levels
 from yolo_loss.assigner import TaskAlignedAssigner, preset_options
-from yolo_loss.class_scores import ClassScores
+from yolo_loss.channels import ClassScores
 from yolo_loss.dense_sums import dense_sums
 from yolo_loss.predictions import RawOutput, join_predictions
 from yolo_loss.results import Assignment, Gains, GroundTruth, LossResult, Predictions

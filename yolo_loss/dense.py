@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from yolo_loss.class_scores import ClassScores
+from yolo_loss.channels import ClassScores
 from yolo_loss.overlap import ciou
 from yolo_loss.params import AssignerParams, enlarge
 from yolo_loss.results import Assignment, GroundTruth

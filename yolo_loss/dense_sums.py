@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from yolo_loss.anchors import decode
-from yolo_loss.class_scores import widened
 from yolo_loss.lookup import labels_and_boxes
 from yolo_loss.results import Assignment, GroundTruth, Predictions
 from yolo_loss.terms import box_term, dfl_term, own_class_term, total_class_term
@@ -25,8 +24,8 @@ def dense_sums(predictions: Predictions, ground_truth: GroundTruth, assignment: 
         (B, 4): box, cls, dfl and target-score sums.
     """
     dtype, reg_max = predictions.anchor_points.dtype, predictions.reg_max
-    distri = torch.cat(widened(predictions.pred_distri, dtype), dim=2)  # (B, 4R, A)
-    logits = torch.cat(widened(predictions.pred_scores, dtype), dim=2)  # (B, C, A)
+    distri = torch.cat([level.view().to(dtype) for level in predictions.pred_distri], dim=2)  # (B, 4R, A)
+    logits = torch.cat([level.view().to(dtype) for level in predictions.pred_scores], dim=2)  # (B, C, A)
     fg_mask, _, weights = assignment
     labels, target_bboxes = labels_and_boxes(assignment, ground_truth)
     own_logits = logits.gather(1, labels.unsqueeze(1)).squeeze(1)  # (B, A)

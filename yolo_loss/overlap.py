@@ -3,21 +3,44 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-
-def _trade_off(aspect: Tensor, iou: Tensor, eps: float) -> Tensor:
-    """Weight of the aspect-ratio penalty. The paper lets no gradient through it."""
-    return (aspect / (1 - iou + aspect + eps)).detach()
+EPS = 1e-7
 
 
-def ciou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
+class Measured(NamedTuple):
+    """Boxes with what CIoU needs of each alone: corners, w * h, and the angle of their diagonal, atan(w / h)."""
+
+    x1: Tensor
+    y1: Tensor
+    x2: Tensor
+    y2: Tensor
+    area: Tensor
+    angle: Tensor
+
+    def apply(self, change: Callable[[Tensor], Tensor]) -> Measured:
+        """The same change to each field."""
+        return Measured(*(change(field) for field in self))
+
+
+def measure(sides: Sequence[Tensor], eps: float = EPS) -> Measured:
+    """Measure boxes once that are compared many times.
+
+    Args:
+        sides: x1, y1, x2, y2, of any one shape.
+        eps: Stands with the heights and not with the widths, which decides the last bits.
+    """
+    x1, y1, x2, y2 = sides
+    width, height = x2 - x1, y2 - y1 + eps
+    return Measured(x1, y1, x2, y2, width * height, torch.atan(width / height))
+
+
+def ciou(boxes1: Tensor, boxes2: Tensor, eps: float = EPS) -> Tensor:
     """Complete IoU, element by element.
-
-    Where each ``eps`` stands decides the last bits: the heights carry one, the widths do not.
 
     Args:
         boxes1: (..., 4) x1, y1, x2, y2 in any unit.
@@ -27,26 +50,26 @@ def ciou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
     Returns:
         (...) values in (-1.5, 1]; 1 for equal boxes. Differentiable but for the trade-off weight.
     """
-    return ciou_of_sides(boxes1.unbind(-1), boxes2.unbind(-1), eps)
+    return ciou_of_measured(measure(boxes1.unbind(-1), eps), measure(boxes2.unbind(-1), eps), eps)
 
 
-def ciou_of_sides(sides1: Sequence[Tensor], sides2: Sequence[Tensor], eps: float = 1e-7) -> Tensor:
-    """``ciou`` of boxes that lie as four tensors x1, y1, x2, y2, broadcast against each other."""
-    x11, y11, x12, y12 = sides1
-    x21, y21, x22, y22 = sides2
-    w1, h1 = x12 - x11, y12 - y11 + eps
-    w2, h2 = x22 - x21, y22 - y21 + eps
-
-    inter_w = (torch.minimum(x12, x22) - torch.maximum(x11, x21)).clamp(min=0.0)
-    inter_h = (torch.minimum(y12, y22) - torch.maximum(y11, y21)).clamp(min=0.0)
+def ciou_of_measured(one: Measured, other: Measured, eps: float = EPS) -> Tensor:
+    """``ciou`` of measured boxes, broadcast against each other."""
+    inter_w = (torch.minimum(one.x2, other.x2) - torch.maximum(one.x1, other.x1)).clamp(min=0.0)
+    inter_h = (torch.minimum(one.y2, other.y2) - torch.maximum(one.y1, other.y1)).clamp(min=0.0)
     inter = inter_w * inter_h
-    union = w1 * h1 + w2 * h2 - inter + eps
-    iou = inter / union
+    iou = inter / (one.area + other.area - inter + eps)
 
-    hull_w = torch.maximum(x12, x22) - torch.minimum(x11, x21)
-    hull_h = torch.maximum(y12, y22) - torch.minimum(y11, y21)
+    hull_w = torch.maximum(one.x2, other.x2) - torch.minimum(one.x1, other.x1)
+    hull_h = torch.maximum(one.y2, other.y2) - torch.minimum(one.y1, other.y1)
     diagonal2 = hull_w.square() + hull_h.square() + eps
-    distance2 = ((x21 + x22 - x11 - x12).square() + (y21 + y22 - y11 - y12).square()) / 4
+    apart_x, apart_y = other.x1 + other.x2 - one.x1 - one.x2, other.y1 + other.y2 - one.y1 - one.y2
+    distance2 = (apart_x.square() + apart_y.square()) / 4
 
-    aspect = (4 / math.pi**2) * (torch.atan(w2 / h2) - torch.atan(w1 / h1)).square()
+    aspect = (4 / math.pi**2) * (other.angle - one.angle).square()
     return iou - (distance2 / diagonal2 + aspect * _trade_off(aspect, iou, eps))
+
+
+def _trade_off(aspect: Tensor, iou: Tensor, eps: float) -> Tensor:
+    """Weight of the aspect-ratio penalty. The paper lets no gradient through it."""
+    return (aspect / (1 - iou + aspect + eps)).detach()

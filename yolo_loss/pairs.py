@@ -1,8 +1,7 @@
 """All (ground truth, anchor) pairs whose anchor lies inside the box, listed without looking at the others.
 
-Anchor points of a feature pyramid come in rows: equal y, x in equal steps. A box takes from each row that it crosses
-one run of neighbours, so comparing boxes with rows and then writing out the runs gives every pair. Points in any other
-order are rows of one.
+A box takes from each block of rows some neighbouring rows, and from each of these one run of neighbouring points.
+Writing out the runs gives every pair.
 """
 
 from __future__ import annotations
@@ -12,28 +11,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from yolo_loss.lattice import Lattice, lattice_of, span
 from yolo_loss.segments import segment_of, size_of, sum_per_segment
 
-# A row's points may lie this far, in steps, from where equal steps would put them.
-_ROW_TOLERANCE = 1e-3
 
-
-class Rows(NamedTuple):
-    """Anchors in maximal rows of equal steps.
+class Runs(NamedTuple):
+    """Runs of neighbouring anchors, each inside one box, ordered by ground truth, then by anchor.
 
     Attributes:
-        start: (N,) int64, index of each row's first anchor.
-        length: (N,) int64, its anchors.
-        x: (N,) of the first anchor.
-        y: (N,).
-        step: (N,) between neighbours; 1 in rows of one.
+        slot: (S,) int64, b * M + m.
+        begin: (S,) int64, its first anchor, b * A + a.
+        length: (S,) int64, its anchors, 0 too.
     """
 
-    start: Tensor
+    slot: Tensor
+    begin: Tensor
     length: Tensor
-    x: Tensor
-    y: Tensor
-    step: Tensor
 
 
 class Pairs(NamedTuple):
@@ -42,87 +35,67 @@ class Pairs(NamedTuple):
     Attributes:
         slot: (P,) int64, b * M + m.
         anchor: (P,) int64, b * A + a.
-        per_slot: (B * M,) int64, pairs of each ground truth.
     """
 
     slot: Tensor
     anchor: Tensor
-    per_slot: Tensor
 
 
-def find_rows(points: Tensor) -> Rows:
-    """Split anchor points into rows.
-
-    Args:
-        points: (A, 2), A >= 1.
-    """
-    x, y = points.unbind(-1)
-    last = points.shape[0] - 1
-    index = torch.arange(points.shape[0], device=points.device)
-    step = x.roll(-1, 0) - x  # (A,) to the next point; the last one's is not used
-    level = (y.roll(-1, 0) == y) & (step > 0) & (index < last)  # the next point may be of the same row
-    begins = ~level.roll(1, 0) | (index == 0)
-    row = begins.cumsum(0) - 1
-    first = begins.nonzero().squeeze(1)
-    own_step = step[first][row]
-    drift = (x - (x[first][row] + own_step * (index - first[row]))).abs()
-    # One point off its place breaks the whole row into single points: slow for odd inputs, right for all.
-    uneven = torch.zeros_like(first).index_add(0, row, (drift > _ROW_TOLERANCE * own_step.abs()).long()) > 0
-    begins = begins | uneven[row]
-    start = begins.nonzero().squeeze(1)
-    length = torch.cat((start[1:], index[-1:] + 1)) - start
-    return Rows(start, length, x[start], y[start], torch.where(length > 1, step[start], 1.0))
-
-
-def list_pairs(points: Tensor, boxes: Tensor, valid: Tensor, eps: float) -> Pairs:
-    """Candidate pairs of all images.
+def list_runs(points: Tensor, boxes: Tensor, valid: Tensor, eps: float) -> Runs:
+    """Candidates of all images, as runs.
 
     Args:
-        points: (A, 2) pixels.
+        points: (A, 2) pixels, A >= 1.
         boxes: (B, M, 4) pixel xyxy.
         valid: (B, M) bool.
         eps: A point is inside when its distance from every side is larger.
     """
-    rows = find_rows(points)
-    slot, row = crossings(rows, boxes, valid, eps)  # (S,) each
-    images, slots = valid.shape
-    x1, x2 = boxes[..., 0].flatten()[slot], boxes[..., 2].flatten()[slot]
-    origin, step, count = rows.x[row], rows.step[row], rows.length[row]
-    first = ((x1 - origin) / step - 2 * _ROW_TOLERANCE).ceil().clamp(min=0.0).minimum(count).long()
-    past = ((x2 - origin) / step + 2 * _ROW_TOLERANCE + 1).floor().clamp(min=0.0).minimum(count).long()
-    # The estimate may take in one point too many on either side; the exact comparison decides.
-    x, start, last = points[:, 0], rows.start[row], points.shape[0] - 1
-    first = first + (x[(start + first).clamp(max=last)] - x1 <= eps).long()
-    past = past - (x2 - x[(start + past - 1).clamp(min=0)] <= eps).long()
-    length = (past - first).clamp(min=0)
-    begin = start + first + torch.div(slot, slots, rounding_mode="floor") * points.shape[0]
-    return Pairs(*write_out(slot, begin, length), sum_per_segment(slot, length, images * slots))
+    lattice = lattice_of(points)
+    x1, y1, x2, y2 = (side.flatten() for side in boxes.unbind(-1))  # (B * M,) each
+    slot, block = crossings(lattice, y1, y2, valid.flatten() & (x2 > x1), eps)
+    low, high = y1.index_select(0, slot), y2.index_select(0, slot)
+    begin, length = span(lattice.blocks.of(block), lattice.y, low, high, eps)
+    slot, row = write_out(Runs(slot, begin, length))
+    low, high = x1.index_select(0, slot), x2.index_select(0, slot)
+    begin, length = span(lattice.rows.of(row), lattice.x, low, high, eps)
+    image = torch.div(slot, valid.shape[1], rounding_mode="floor")
+    return Runs(slot, begin + image * points.shape[0], length)
 
 
-def crossings(rows: Rows, boxes: Tensor, valid: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Which box crosses which row.
-
-    Returns:
-        b * M + m and the row's number, each (S,), ordered by both.
-    """
-    y1, y2 = boxes[..., 1].reshape(-1, 1), boxes[..., 3].reshape(-1, 1)  # (B * M, 1)
-    crosses = (torch.minimum(rows.y - y1, y2 - rows.y) > eps) & valid.reshape(-1, 1)  # (B * M, N)
-    slot, row = crosses.nonzero().unbind(1)
-    return slot, row
-
-
-def write_out(slot: Tensor, begin: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-    """Runs of neighbours, one after the other.
+def crossings(lattice: Lattice, y1: Tensor, y2: Tensor, valid: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Which box may reach into which block of rows.
 
     Args:
-        slot: (S,) whose run it is.
-        begin: (S,) the run's first anchor.
-        length: (S,) its anchors, 0 too.
+        lattice: N rows in K blocks.
+        y1: (G,) upper edges.
+        y2: (G,) lower edges.
+        valid: (G,) bool.
+        eps: As in :func:`list_runs`.
 
     Returns:
-        Slot and anchor of each pair, each (P,).
+        Ground truth and block, each (number of crossings,), ordered by both.
     """
+    top = lattice.blocks.origin  # (K,)
+    bottom = lattice.y.index_select(0, lattice.blocks.start + lattice.blocks.length - 1)
+    reaches = (bottom - y1[:, None] > eps) & (y2[:, None] - top > eps) & valid[:, None]  # (G, K)
+    slot, block = reaches.nonzero().unbind(1)
+    return slot, block
+
+
+def write_out(runs: Runs) -> Pairs:
+    """The members of runs, one after the other."""
+    slot, begin, length = runs
     total = size_of(length.sum())
     run = segment_of(length, total)
     offset = begin - (length.cumsum(0) - length)
-    return slot.index_select(0, run), offset.index_select(0, run) + torch.arange(total, device=slot.device)
+    place = torch.arange(total, device=slot.device)
+    return Pairs(slot.index_select(0, run), offset.index_select(0, run) + place)
+
+
+def pairs_of_images(runs: Runs, images: int, slots: int) -> Tensor:
+    """How many pairs each image has.
+
+    Returns:
+        (B,) int64.
+    """
+    return sum_per_segment(torch.div(runs.slot, slots, rounding_mode="floor"), runs.length, images)

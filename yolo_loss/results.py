@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from yolo_loss.channels import Channels
+
 
 class AssignmentResult(NamedTuple):
     """The assigner's five outputs, in the order users of YOLO code unpack them.
@@ -85,18 +87,15 @@ class Predictions(NamedTuple):
     num_classes: int
 
     @property
-    def pred_distri(self) -> list[Tensor]:
-        """Per level (B, 4R, A_i)."""
-        return [level.distri_of.narrow(1, 0, 4 * self.reg_max) for level in self.levels]
+    def pred_distri(self) -> list[Channels]:
+        """Per level 4R channels."""
+        return [Channels(level.distri_of, 0, 4 * self.reg_max) for level in self.levels]
 
     @property
-    def pred_scores(self) -> list[Tensor]:
-        """Per level (B, C, A_i)."""
-        channels = [level.scores_of.shape[1] for level in self.levels]
-        starts = [count - self.num_classes for count in channels]
-        return [
-            level.scores_of.narrow(1, start, self.num_classes) for level, start in zip(self.levels, starts, strict=True)
-        ]
+    def pred_scores(self) -> list[Channels]:
+        """Per level C channels."""
+        sources = [level.scores_of for level in self.levels]
+        return [Channels(source, source.shape[1] - self.num_classes, self.num_classes) for source in sources]
 
 
 class LossResult(NamedTuple):

@@ -1,29 +1,57 @@
 """Task-aligned assignment over the candidate pairs alone (Feng et al., arXiv 2108.07755).
 
-Time and memory follow P, the pairs of a ground truth and an anchor inside it, a few per cent of B * M * A, and B * M
-times the rows of anchors (140 at 640 pixels). The results are those of ``yolo_loss.dense``, to the bit.
+Time and memory follow P, the pairs of a ground truth and an anchor inside it, a few per cent of B * M * A. The results
+are those of ``yolo_loss.dense``, to the bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from yolo_loss.class_scores import ClassScores
-from yolo_loss.overlap import ciou_of_sides
-from yolo_loss.pairs import Pairs, list_pairs
+from yolo_loss.channels import ClassScores
+from yolo_loss.overlap import Measured, ciou_of_measured, measure
+from yolo_loss.pairs import Pairs, Runs, list_runs, pairs_of_images, write_out
 from yolo_loss.params import AssignerParams, enlarge
+from yolo_loss.portions import one_portion, portions
 from yolo_loss.ragged_topk import select_topk
 from yolo_loss.results import Assignment, GroundTruth
 from yolo_loss.segments import sum_per_segment
 
+# Pairs in one portion: some twenty lists of this length fit a processor's second and third cache.
+PAIRS_AT_ONCE = 2**17
 
-class Metrics(NamedTuple):
-    """Of each pair, (P,) each: overlap u and metric t = s^alpha * u^beta."""
 
+class Part(NamedTuple):
+    """What the assignment of some images needs; all indices count from the first of them.
+
+    Attributes:
+        runs: Their candidates.
+        scores: Class scores of all anchors.
+        predicted: Predicted boxes, (b, A) each.
+        wanted: Ground truths, (b, M) each.
+        labels: (b, M).
+    """
+
+    runs: Runs
+    scores: ClassScores
+    predicted: Measured
+    wanted: Measured
+    labels: Tensor
+
+
+class Candidates(NamedTuple):
+    """Candidate pairs whose boxes overlap.
+
+    Attributes:
+        pairs: (P,) each, ordered by ground truth, then by anchor.
+        overlap: (P,) u.
+        metric: (P,) t = s^alpha * u^beta.
+    """
+
+    pairs: Pairs
     overlap: Tensor
     metric: Tensor
 
@@ -45,88 +73,110 @@ def assign_sparse(
     """
     boxes = ground_truth.gt_bboxes
     areas = boxes if params.min_box_side is None else enlarge(boxes, params.min_box_side)
-    pairs = list_pairs(anc_points, areas, ground_truth.mask_gt.squeeze(-1), params.eps)
-    metrics = align_metric(pairs, scores, pd_bboxes, ground_truth, params)
-    chosen = select_topk(metrics.metric, pairs.slot, pairs.per_slot, params.topk)
-    assigned = one_owner(pairs, chosen, metrics.overlap, anchors=pd_bboxes.shape[0] * pd_bboxes.shape[1])
+    runs = list_runs(anc_points, areas, ground_truth.mask_gt.squeeze(-1), params.eps)
+    predicted = measure([side.contiguous() for side in pd_bboxes.unbind(-1)])
+    labels = ground_truth.gt_labels.squeeze(-1).clamp(min=0)
+    whole = Part(runs, scores, predicted, measure(boxes.unbind(-1)), labels)
+    parts = [assign_part(part, params) for part in split(whole)]
+    return parts[0] if len(parts) == 1 else Assignment(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+
+
+def split(whole: Part) -> list[Part]:
+    """Portions of images; no ground truth reaches into another image, so the results are the same."""
+    runs, images, slots, anchors = whole.runs, *whole.labels.shape, whole.predicted.x1.shape[1]
+    if one_portion(whole.labels.device):
+        return [whole]
+    chosen = portions(pairs_of_images(runs, images, slots).tolist(), PAIRS_AT_ONCE)
+    edges = torch.searchsorted(runs.slot, torch.tensor([part.stop * slots for part in chosen])).tolist()
+    parts, begin = [], 0
+    for part, end in zip(chosen, edges, strict=True):
+        slot, first, length = (field[begin:end] for field in runs)
+        own_runs = Runs(slot - part.start * slots, first - part.start * anchors, length)
+        predicted, wanted = (boxes.apply(lambda field: field[part]) for boxes in (whole.predicted, whole.wanted))  # noqa: B023
+        parts.append(Part(own_runs, whole.scores.of_images(part), predicted, wanted, whole.labels[part]))
+        begin = end
+    return parts
+
+
+def assign_part(part: Part, params: AssignerParams) -> Assignment:
+    """The assignment of some images."""
+    images, slots = part.labels.shape
+    anchors = part.predicted.x1.shape[1]
+    candidates = find_candidates(part, params)
+    pairs, metric = candidates.pairs, candidates.metric
+    chosen = select_topk(metric, pairs.slot, images * slots, params.topk)
+    assigned = one_owner(candidates, chosen, images * anchors)
     if params.topk2 is not None:
-        slot = pairs.slot[assigned]
-        count = sum_per_segment(slot, torch.ones_like(slot), pairs.per_slot.shape[0])
-        kept = select_topk(metrics.metric[assigned], slot, count, params.topk2)
-        assigned = assigned[kept]
-    return soft_scores(pairs, assigned, metrics, pd_bboxes.shape[:2], boxes.shape[1], params.eps)
+        own = metric.index_select(0, assigned)
+        kept = select_topk(own, pairs.slot.index_select(0, assigned), images * slots, params.topk2)
+        assigned = assigned.index_select(0, kept)
+    return soft_scores(candidates, assigned, (images, slots, anchors), params.eps)
 
 
-def align_metric(
-    pairs: Pairs,
-    scores: ClassScores,
-    pd_bboxes: Tensor,
-    ground_truth: GroundTruth,
-    params: AssignerParams,
-) -> Metrics:
+def find_candidates(part: Part, params: AssignerParams) -> Candidates:
     """Overlap and metric of each pair; 0 where they are not a number or not above it."""
-    predicted = [side.flatten().index_select(0, pairs.anchor) for side in pd_bboxes.unbind(-1)]
-    wanted = [side.flatten().index_select(0, pairs.slot) for side in ground_truth.gt_bboxes.unbind(-1)]
-    overlap = ciou_of_sides(wanted, predicted)
+    pairs = write_out(part.runs)
+    predicted = part.predicted.apply(lambda field: field.flatten().index_select(0, pairs.anchor))
+    wanted = part.wanted.apply(lambda field: field.flatten().index_select(0, pairs.slot))
+    overlap = ciou_of_measured(wanted, predicted)
+    if params.beta > 0:
+        # A pair without overlap has metric 0: it is never chosen, and it wins no anchor from a pair that is.
+        touching = (overlap > 0).nonzero().squeeze(1)
+        overlap = overlap.index_select(0, touching)
+        pairs = Pairs(*(field.index_select(0, touching) for field in pairs))
     overlap = torch.where(overlap > 0, overlap, 0.0)
-    labels = ground_truth.gt_labels.flatten().clamp(min=0).index_select(0, pairs.slot)
-    anchors = pd_bboxes.shape[1]
-    image = torch.div(pairs.anchor, anchors, rounding_mode="floor")
-    own = scores.of_pairs(image, labels, pairs.anchor - image * anchors)
+    own = part.scores.of_pairs(part.labels, pairs.slot, pairs.anchor)
     metric = own.pow(params.alpha) * overlap.pow(params.beta)
-    return Metrics(overlap, torch.where(metric > 0, metric, 0.0))
+    return Candidates(pairs, overlap, torch.where(metric > 0, metric, 0.0))
 
 
-def one_owner(pairs: Pairs, chosen: Tensor, overlap: Tensor, anchors: int) -> Tensor:
+def one_owner(candidates: Candidates, chosen: Tensor, anchors: int) -> Tensor:
     """An anchor chosen by several goes to the largest overlap among all whose candidate it is; ties: smallest slot.
 
     Args:
-        pairs: All candidates.
-        chosen: (N,) places in ``pairs``.
-        overlap: (P,).
+        candidates: (P,) each.
+        chosen: (N,) places in ``candidates``.
         anchors: B * A.
 
     Returns:
         Places of the assigned pairs, ascending, each anchor at most once.
     """
-    wanted = pairs.anchor[chosen]
-    times = sum_per_segment(wanted, torch.ones_like(wanted), anchors)
-    contested = times > 1  # (B * A,)
-    rivals = contested[pairs.anchor].nonzero().squeeze(1)
-    anchor = pairs.anchor[rivals]
-    largest = overlap.new_full((anchors,), -1.0).scatter_reduce(0, anchor, overlap[rivals], "amax")
+    overlap, all_anchors = candidates.overlap, candidates.pairs.anchor
+    wanted = all_anchors.index_select(0, chosen)
+    contested = sum_per_segment(wanted, torch.ones_like(wanted), anchors) > 1  # (B * A,)
+    rivals = contested.index_select(0, all_anchors).nonzero().squeeze(1)
+    anchor, own = all_anchors.index_select(0, rivals), overlap.index_select(0, rivals)
+    largest = overlap.new_full((anchors,), -1.0).scatter_reduce(0, anchor, own, "amax")
+    leading = (own == largest.index_select(0, anchor)).nonzero().squeeze(1)
     # Pairs are ordered by slot, so the smallest place is the smallest slot.
-    leading = rivals[(overlap[rivals] == largest[anchor]).nonzero().squeeze(1)]
-    nobody = overlap.shape[0]
-    winner = leading.new_full((anchors,), nobody).scatter_reduce(0, pairs.anchor[leading], leading, "amin")
-    undisputed = chosen[(~contested[wanted]).nonzero().squeeze(1)]
-    return torch.cat((undisputed, winner[winner < nobody])).sort().values
+    place, nobody = rivals.index_select(0, leading), overlap.shape[0]
+    winner = place.new_full((anchors,), nobody).scatter_reduce(0, anchor.index_select(0, leading), place, "amin")
+    alone = (~contested.index_select(0, wanted)).nonzero().squeeze(1)
+    won = (winner < nobody).nonzero().squeeze(1)
+    return torch.cat((chosen.index_select(0, alone), winner.index_select(0, won))).sort().values
 
 
-def soft_scores(
-    pairs: Pairs, assigned: Tensor, metrics: Metrics, shape: Sequence[int], slots: int, eps: float
-) -> Assignment:
+def soft_scores(candidates: Candidates, assigned: Tensor, shape: tuple[int, int, int], eps: float) -> Assignment:
     """Weight of each assigned anchor: t * max_u / (max_t + eps), multiplied first.
 
     Args:
-        pairs: All candidates.
-        assigned: (N,) places in ``pairs``, each anchor at most once.
-        metrics: Of all candidates.
-        shape: (B, A).
-        slots: M.
+        candidates: (P,) each.
+        assigned: (N,) places in ``candidates``, each anchor at most once.
+        shape: B, M, A.
         eps: Keeps the quotient finite.
 
     Returns:
         The assignment in compact form.
     """
-    slot, anchor = pairs.slot[assigned], pairs.anchor[assigned]
-    metric, overlap = metrics.metric[assigned], metrics.overlap[assigned]
-    nothing = metric.new_zeros(pairs.per_slot.shape[0])
-    max_metric = nothing.scatter_reduce(0, slot, metric, "amax")
-    max_overlap = nothing.scatter_reduce(0, slot, overlap, "amax")
-    weight = metric * max_overlap[slot] / (max_metric[slot] + eps)
+    images, slots, anchors = shape
+    slot, anchor, overlap, metric = (
+        field.index_select(0, assigned) for field in (*candidates.pairs, candidates.overlap, candidates.metric)
+    )
+    nothing = metric.new_zeros(images * slots)
+    max_metric = nothing.scatter_reduce(0, slot, metric, "amax").index_select(0, slot)
+    max_overlap = nothing.scatter_reduce(0, slot, overlap, "amax").index_select(0, slot)
+    weight = metric * max_overlap / (max_metric + eps)
 
-    images, anchors = shape
     background = anchor.new_zeros(images * anchors)
     owner = background.index_put((anchor,), slot - torch.div(slot, slots, rounding_mode="floor") * slots)
     weights = weight.new_zeros(images * anchors).index_put((anchor,), weight)

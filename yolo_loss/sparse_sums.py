@@ -14,29 +14,32 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from yolo_loss.anchors import decode_rows
-from yolo_loss.class_scores import pick
 from yolo_loss.results import Assignment, GroundTruth, Level, Predictions
 from yolo_loss.terms import box_term, class_derivative, dfl_term, own_class_term, total_class_term
 
 
 class Foreground(NamedTuple):
-    """The foreground anchors, (N,) each unless said otherwise.
+    """The foreground anchors, level by level, (N,) each unless said otherwise.
 
     Attributes:
+        of_level: Per level b and a, counted from the level's first anchor, (N_i,) each.
         image: b.
-        anchor: a, counted over all levels.
         label: Class.
         weight: Soft score.
         target_grid: (N, 4) target box, xyxy, grid units.
         point: (N, 2) anchor point, grid units.
     """
 
+    of_level: list[tuple[Tensor, Tensor]]
     image: Tensor
-    anchor: Tensor
     label: Tensor
     weight: Tensor
     target_grid: Tensor
     point: Tensor
+
+    def per_level(self, values: Tensor) -> list[Tensor]:
+        """(N, ...) cut into levels."""
+        return list(values.split([image.shape[0] for image, _ in self.of_level]))
 
 
 class RowTerms(NamedTuple):
@@ -71,21 +74,37 @@ def sparse_sums(predictions: Predictions, ground_truth: GroundTruth, assignment:
 
 def find_foreground(predictions: Predictions, ground_truth: GroundTruth, assignment: Assignment) -> Foreground:
     """List the foreground anchors with what they are to be compared with."""
-    image, anchor = assignment.fg_mask.nonzero().unbind(1)
-    slot = assignment.target_gt_idx[image, anchor]
-    label = ground_truth.gt_labels[image, slot, 0].clamp(min=0)
-    target_grid = ground_truth.gt_bboxes[image, slot] / predictions.strides[anchor]
-    weight = assignment.target_weights[image, anchor]
-    return Foreground(image, anchor, label, weight, target_grid, predictions.anchor_points[anchor])
+    of_level, anchors, offset = [], [], 0
+    for level in predictions.levels:
+        count = level.scores_of.shape[2]
+        image, within = assignment.fg_mask[:, offset : offset + count].nonzero().unbind(1)
+        of_level.append((image, within))
+        anchors.append(within + offset)
+        offset += count
+    image, anchor = torch.cat([image for image, _ in of_level]), torch.cat(anchors)
+    place = image * offset + anchor
+    slots = ground_truth.gt_labels.shape[1]
+    slot = image * slots + assignment.target_gt_idx.flatten().index_select(0, place)
+    label = ground_truth.gt_labels.flatten().index_select(0, slot).clamp(min=0)
+    target_grid = ground_truth.gt_bboxes.flatten(0, 1).index_select(0, slot)
+    target_grid = target_grid / predictions.strides.index_select(0, anchor)
+    weight = assignment.target_weights.flatten().index_select(0, place)
+    point = predictions.anchor_points.index_select(0, anchor)
+    return Foreground(of_level, image, label, weight, target_grid, point)
 
 
 def foreground_rows(predictions: Predictions, foreground: Foreground) -> tuple[Tensor, Tensor]:
     """Box distributions (N, 4R) and own class logits (N,) of the foreground, in the type to compute in."""
-    image, anchor, label = foreground.image, foreground.anchor, foreground.label
-    channels = torch.arange(4 * predictions.reg_max, device=image.device)
-    rows = pick(predictions.pred_distri, image[:, None], channels, anchor[:, None])
-    own_logits = pick(predictions.pred_scores, image, label, anchor)
-    return rows.to(foreground.weight.dtype), own_logits.to(foreground.weight.dtype)
+    channels = torch.arange(4 * predictions.reg_max, device=foreground.image.device)
+    rows, own_logits, begin = [], [], 0
+    levels = zip(foreground.of_level, predictions.pred_distri, predictions.pred_scores, strict=True)
+    for (image, anchor), distri, scores in levels:
+        rows.append(distri.pick(image[:, None], channels, anchor[:, None]))
+        label = foreground.label[begin : begin + image.shape[0]]
+        own_logits.append(scores.pick(image, label, anchor))
+        begin += image.shape[0]
+    dtype = foreground.weight.dtype
+    return torch.cat(rows).to(dtype), torch.cat(own_logits).to(dtype)
 
 
 def row_terms(rows: Tensor, own_logits: Tensor, foreground: Foreground, reg_max: int, class_loss: str) -> RowTerms:
@@ -102,7 +121,9 @@ def add_up(predictions: Predictions, foreground: Foreground, terms: RowTerms, cl
     columns = torch.stack((*terms, foreground.weight), dim=1)  # (N, 4)
     images = predictions.levels[0].scores_of.shape[0]
     sums = columns.new_zeros((images, 4)).index_add(0, foreground.image, columns)
-    everywhere = torch.stack([total_class_term(level, class_loss) for level in predictions.pred_scores]).sum(dim=0)
+    everywhere = torch.stack([total_class_term(level.view(), class_loss) for level in predictions.pred_scores]).sum(
+        dim=0
+    )
     only_class = torch.tensor((0.0, 1.0, 0.0, 0.0), dtype=sums.dtype, device=sums.device)
     return sums + everywhere.to(sums.dtype)[:, None] * only_class
 
@@ -135,21 +156,23 @@ class _SparseSums(torch.autograd.Function):
         rows = by_box * of_row[:, 0:1] + by_dfl * of_row[:, 2:3]
         own = by_class * of_row[:, 1]
         needed = ctx.needs_input_grad[3:]
-        levels = ctx.predictions.levels
+        cut = ctx.foreground.per_level
+        levels = zip(
+            ctx.predictions.levels, ctx.foreground.of_level, cut(rows), cut(own), cut(ctx.foreground.label), strict=True
+        )
         gradients: list[Tensor | None] = []
-        offset = 0
-        for index, level in enumerate(levels):
-            pair = _level_gradients(ctx, level, offset, upstream[:, 1], rows, own)
-            gradients += [part if need else None for part, need in zip(pair, needed[2 * index :], strict=False)]
-            offset += level.scores_of.shape[2]
+        for level, place, *values in levels:
+            pair = _level_gradients(ctx, level, place, upstream[:, 1], *values)
+            needs = needed[len(gradients) : len(gradients) + 2]
+            gradients += [part if need else None for part, need in zip(pair, needs, strict=True)]
         return None, None, None, *gradients
 
 
 def _level_gradients(
-    ctx: Any, level: Level, offset: int, by_class_sum: Tensor, rows: Tensor, own: Tensor
+    ctx: Any, level: Level, place: tuple[Tensor, Tensor], by_class_sum: Tensor, rows: Tensor, own: Tensor, label: Tensor
 ) -> Sequence[Tensor | None]:
     """Gradients of a level's two tensors; where they are one, it is returned once, first."""
-    predictions, foreground = ctx.predictions, ctx.foreground
+    predictions: Predictions = ctx.predictions
     boxes, classes = 4 * predictions.reg_max, predictions.num_classes
     same = level.distri_of is level.scores_of
     whole = torch.empty_like(level.scores_of)
@@ -159,10 +182,8 @@ def _level_gradients(
     distri = whole if same else torch.zeros_like(level.distri_of)
     distri[:, :boxes] = 0
 
-    here = ((foreground.anchor >= offset) & (foreground.anchor < offset + whole.shape[2])).nonzero().squeeze(1)
-    image, anchor = foreground.image[here], foreground.anchor[here] - offset
+    image, anchor = place
     channels = torch.arange(boxes, device=anchor.device)
-    distri[image[:, None], channels, anchor[:, None]] = rows[here].to(distri.dtype)
-    at = (image, foreground.label[here], anchor)
-    scores[at] += own[here].to(scores.dtype)  # an anchor has one ground truth, so no place occurs twice
+    distri[image[:, None], channels, anchor[:, None]] = rows.to(distri.dtype)
+    scores[image, label, anchor] += own.to(scores.dtype)  # an anchor has one ground truth, so no place occurs twice
     return (whole, None) if same else (distri, whole)

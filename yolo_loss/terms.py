@@ -9,6 +9,7 @@ from torch.nn import functional
 from yolo_loss.anchors import compute_dtype
 from yolo_loss.boxes import bbox2dist
 from yolo_loss.overlap import ciou
+from yolo_loss.portions import in_portions
 from yolo_loss.results import Gains
 
 # Above this softplus(x) is x; at 40 the two differ by less than float64 can tell.
@@ -62,7 +63,7 @@ def total_class_term(logits: Tensor, class_loss: str) -> Tensor:
         (B,) sum over anchors and classes, float32 at least.
     """
     term = _negative_focal if class_loss == "varifocal" else _softplus
-    return term(logits.to(compute_dtype(logits))).sum(dim=(1, 2))
+    return in_portions(logits, lambda part: term(part.to(compute_dtype(part))).sum(dim=(1, 2)))
 
 
 def own_class_term(own_logits: Tensor, weights: Tensor, class_loss: str) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from export.samples import Case, pyramid, sample_assigner_inputs
 from yolo_loss import TaskAlignedAssigner, make_anchors
-from yolo_loss.pairs import find_rows, list_pairs
+from yolo_loss.lattice import find_lattice
+from yolo_loss.pairs import list_runs, pairs_of_images, write_out
 from yolo_loss.ragged_topk import select_topk
 from yolo_loss.segments import segment_of
 
@@ -22,19 +23,28 @@ def grid(*sizes: tuple[int, int], strides: tuple[float, ...] = STRIDES) -> Tenso
     return points * stride
 
 
-def test_rows_of_a_pyramid() -> None:
-    # 2 x 3 cells of 8 pixels and 1 x 2 of 16: three rows.
-    rows = find_rows(grid((2, 3), (1, 2)))
-    assert rows.start.tolist() == [0, 3, 6]
-    assert rows.length.tolist() == [3, 3, 2]
-    assert rows.step.tolist() == [8.0, 8.0, 16.0]
-    assert (rows.x.tolist(), rows.y.tolist()) == ([4.0, 4.0, 8.0], [4.0, 12.0, 8.0])
+def test_rows_and_blocks_of_a_pyramid() -> None:
+    # 2 x 3 cells of 8 pixels and 1 x 2 of 16: three rows in two blocks.
+    lattice = find_lattice(grid((2, 3), (1, 2)))
+    assert lattice.rows.start.tolist() == [0, 3, 6]
+    assert lattice.rows.length.tolist() == [3, 3, 2]
+    assert lattice.rows.step.tolist() == [8.0, 8.0, 16.0]
+    assert (lattice.rows.origin.tolist(), lattice.y.tolist()) == ([4.0, 4.0, 8.0], [4.0, 12.0, 8.0])
+    assert lattice.blocks.start.tolist() == [0, 2]
+    assert lattice.blocks.length.tolist() == [2, 1]
 
 
 def test_one_point_off_its_place_breaks_its_row_only() -> None:
-    points = grid((2, 3))
+    points = grid((3, 3))
     points[1, 0] += 1.0
-    assert find_rows(points).length.tolist() == [1, 1, 1, 3]
+    lattice = find_lattice(points)
+    assert lattice.rows.length.tolist() == [1, 1, 1, 3, 3]
+    assert lattice.blocks.length.tolist() == [1, 1, 1, 2]
+
+
+@pytest.mark.parametrize("size", [320, 640, 1280])
+def test_a_pyramid_has_one_block_per_level(size: int) -> None:
+    assert len(find_lattice(grid(*pyramid(size, size, STRIDES))).blocks.start) == len(STRIDES)
 
 
 def brute_force(points: Tensor, boxes: Tensor, valid: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -69,18 +79,19 @@ def test_pairs_are_those_of_brute_force(points: Tensor, eps: float) -> None:
     boxes = torch.cat((corner, corner + torch.rand(3, 40, 2, generator=generator) * 90 - 5), dim=-1)
     boxes[0] = (boxes[0] / 4).round() * 4  # edges that run through points
     boxes[2, 0, 2], boxes[2, 1, 0], boxes[2, 2] = float("inf"), -float("inf"), float("nan")
+    boxes[2, 3, 0], boxes[2, 4, 3] = float("nan"), float("nan")
     valid = torch.rand(3, 40, generator=generator) > 0.2
-    pairs = list_pairs(points, boxes, valid, eps)
+    runs = list_runs(points, boxes, valid, eps)
+    pairs = write_out(runs)
     slot, anchor = brute_force(points, boxes, valid, eps)
     assert pairs.slot.tolist() == slot.tolist()
     assert pairs.anchor.tolist() == anchor.tolist()
-    assert pairs.per_slot.tolist() == torch.bincount(slot, minlength=120).tolist()
+    assert pairs_of_images(runs, 3, 40).tolist() == torch.bincount(slot // 40, minlength=3).tolist()
 
 
 @given(st.lists(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]) | st.floats(0, 1, width=32), max_size=150), min_size=1),
        st.integers(1, 20))  # fmt: skip
 def test_ragged_topk_is_that_of_sorting(segments: list[list[float]], k: int) -> None:
-    count = torch.tensor([len(segment) for segment in segments])
     owner = torch.tensor([i for i, segment in enumerate(segments) for _ in segment], dtype=torch.int64)
     values = torch.tensor([value for segment in segments for value in segment])
     want, offset = [], 0
@@ -88,7 +99,7 @@ def test_ragged_topk_is_that_of_sorting(segments: list[list[float]], k: int) -> 
         order = sorted((i for i, value in enumerate(segment) if value > 0), key=lambda i: (-segment[i], i))
         want += sorted(offset + i for i in order[:k])
         offset += len(segment)
-    assert select_topk(values, owner, count, k).tolist() == want
+    assert select_topk(values, owner, len(segments), k).tolist() == want
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=20))

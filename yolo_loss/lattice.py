@@ -1,0 +1,139 @@
+"""Order in anchor points: rows of points, and blocks of rows.
+
+The points of a feature pyramid come in rows, equal y and x in equal steps, and the rows of a level one below the other
+in equal steps. What lies inside a box is then found from its edges alone. Points in any other order are rows of one.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# A member may lie this far, in steps, from where equal steps would put it.
+TOLERANCE = 1e-3
+
+
+class Series(NamedTuple):
+    """Maximal series of members in equal ascending steps, one behind the other.
+
+    Attributes:
+        start: (N,) int64, index of each series' first member.
+        length: (N,) int64, its members.
+        origin: (N,) where the first member lies.
+        step: (N,) between neighbours; 1 in a series of one.
+    """
+
+    start: Tensor
+    length: Tensor
+    origin: Tensor
+    step: Tensor
+
+    def of(self, index: Tensor) -> Series:
+        """Some of them, again and again."""
+        return Series(*(field.index_select(0, index) for field in self))
+
+
+class Lattice(NamedTuple):
+    """Anchor points with their order.
+
+    Attributes:
+        x: (A,) of each point.
+        y: (N,) of each row.
+        rows: N series of points along x.
+        blocks: K series of rows along y.
+    """
+
+    x: Tensor
+    y: Tensor
+    rows: Series
+    blocks: Series
+
+
+_remembered: list[tuple[Tensor, Lattice]] = []
+
+
+def lattice_of(points: Tensor) -> Lattice:
+    """:func:`find_lattice`, which remembers the last answer: from one call to the next, points seldom change.
+
+    Args:
+        points: (A, 2), A >= 1.
+    """
+    if torch.compiler.is_compiling():
+        return find_lattice(points)
+    for known, lattice in _remembered:
+        if known.dtype == points.dtype and known.device == points.device and torch.equal(known, points):
+            return lattice
+    lattice = find_lattice(points)
+    _remembered[:] = [(points.clone(), lattice)]
+    return lattice
+
+
+def find_lattice(points: Tensor) -> Lattice:
+    """Split anchor points into rows, and rows into blocks.
+
+    Args:
+        points: (A, 2), A >= 1.
+    """
+    x, y = points[:, 0].contiguous(), points[:, 1]
+    rows = find_series(x, _next(y) == y)
+    y = y.index_select(0, rows.start)
+    alike = torch.ones_like(y, dtype=torch.bool)
+    for field in (rows.length, rows.origin, rows.step):
+        alike = alike & (_next(field) == field)
+    return Lattice(x, y, rows, find_series(y, alike))
+
+
+def _next(values: Tensor) -> Tensor:
+    """Of each the next one; the last one's is the last itself."""
+    # Not roll: a tracer that does not know the length cannot write it down.
+    index = torch.arange(1, values.shape[0] + 1, device=values.device)
+    return values.index_select(0, index.clamp(max=values.shape[0] - 1))
+
+
+def find_series(position: Tensor, linked: Tensor) -> Series:
+    """Split members into series.
+
+    Args:
+        position: (N,), N >= 1, where each lies.
+        linked: (N,) bool, it may be of one series with the next; the last one's is of no account.
+    """
+    index = torch.arange(position.shape[0], device=position.device)
+    step = _next(position) - position  # (N,) to the next; 0 at the end
+    joins = linked & (step > 0)
+    begins = ~joins.index_select(0, (index - 1).clamp(min=0)) | (index == 0)
+    series = begins.cumsum(0) - 1
+    first = begins.nonzero().squeeze(1).index_select(0, series)
+    own_step = step.index_select(0, first)
+    drift = (position - (position.index_select(0, first) + own_step * (index - first))).abs()
+    # One member off its place breaks the whole series into single ones: slow for odd inputs, right for all.
+    uneven = torch.zeros_like(index).index_add(0, series, (drift > TOLERANCE * own_step.abs()).long()) > 0
+    begins = begins | uneven.index_select(0, series)
+    start = begins.nonzero().squeeze(1)
+    length = torch.zeros_like(start).index_add(0, begins.cumsum(0) - 1, torch.ones_like(index))
+    step = torch.where(length > 1, step.index_select(0, start), 1.0)
+    return Series(start, length, position.index_select(0, start), step)
+
+
+def span(series: Series, positions: Tensor, low: Tensor, high: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+    """Which members of a series lie between two bounds.
+
+    Args:
+        series: (N,) each.
+        positions: Of all members of all series.
+        low: (N,).
+        high: (N,).
+        margin: A member is between when its distance from both is larger.
+
+    Returns:
+        Index of the first one, in range also where there is none, and their number, each (N,) int64.
+    """
+    start, count, origin, step = series
+    first = ((low - origin) / step - 2 * TOLERANCE).ceil().clamp(min=0.0).minimum(count).long()
+    past = ((high - origin) / step + 2 * TOLERANCE + 1).floor().clamp(min=0.0).minimum(count).long()
+    # The estimate may take in one too many on either side; the exact comparison decides.
+    last = positions.shape[0] - 1
+    first = first + (positions.index_select(0, (start + first).clamp(max=last)) - low <= margin).long()
+    past = past - (high - positions.index_select(0, (start + past - 1).clamp(min=0)) <= margin).long()
+    return start + first, (past - first).clamp(min=0)
