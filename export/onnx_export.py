@@ -14,11 +14,12 @@ from typing import Any
 
 import onnx
 import torch
-from onnxscript import ir, opset18, optimizer
+from onnxscript import ir, optimizer
 
 from export.build import Hyperparameters, build_graph, input_specs, output_specs
 from export.contract import Contract, TensorSpec, file_hash
 from export.samples import Case, pyramid, sample_assigner_inputs, sample_loss_inputs
+from export.translations import TRANSLATIONS
 
 OPSET = 20
 # Tracing derives bounds of products from it, which must fit 64 bits; the graph itself takes larger axes.
@@ -92,7 +93,7 @@ def _trace(
             input_names=[spec.name for spec in inputs],
             output_names=[spec.name for spec in outputs],
             opset_version=OPSET,
-            custom_translation_table={torch.ops.aten.softplus.default: _softplus},
+            custom_translation_table=TRANSLATIONS,
             # The default optimiser takes 1e-9 for zero and drops `+ eps` without a word.
             optimize=False,
             verbose=False,
@@ -100,11 +101,6 @@ def _trace(
     if program is None:
         raise RuntimeError("torch.onnx.export returned nothing")
     return program
-
-
-def _softplus(x: ir.Value, *_: float) -> Any:
-    """ONNX's operator is exact for all numbers: torch's threshold would cost a comparison and a selection more."""
-    return opset18.Softplus(x)  # type: ignore[type-var]
 
 
 def _dynamic_axes(spec: TensorSpec) -> dict[int, torch.export.Dim]:

@@ -70,6 +70,12 @@ def distances(pred_distri: Tensor, reg_max: int) -> Tensor:
     if reg_max == 1:
         return pred_distri
     bins = torch.arange(reg_max, dtype=pred_distri.dtype, device=pred_distri.device)
+    if torch.compiler.is_exporting():
+        # Numerators and denominators in one product; runtimes' softmax along an inner axis transposes.
+        logits = pred_distri.unflatten(1, (4, reg_max))  # (B, 4, R, A)
+        exponentials = (logits - logits.amax(dim=2, keepdim=True)).exp()
+        above, below = torch.matmul(torch.stack((bins, torch.ones_like(bins))), exponentials).unbind(2)
+        return above / below
     sides = pred_distri.unflatten(1, (4, reg_max)).unbind(1)  # each (B, R, A)
     # Side by side, so that no temporary is as large as the input; a product with a vector, because multiplying
     # and summing takes ten times as long.

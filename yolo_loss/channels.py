@@ -31,6 +31,10 @@ class Channels(NamedTuple):
         """(B, size, A_i), not copied."""
         return self.source.narrow(1, self.first, self.size)
 
+    def part(self, first: int, size: int) -> Channels:
+        """Some of them."""
+        return self._replace(first=self.first + first, size=size)
+
     def of_images(self, images: slice) -> Channels:
         """The same of some images."""
         return self._replace(source=self.source[images])

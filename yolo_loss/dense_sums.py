@@ -30,7 +30,8 @@ def dense_sums(predictions: Predictions, ground_truth: GroundTruth, assignment: 
     labels, target_bboxes = labels_and_boxes(assignment, ground_truth)
     own_logits = logits.gather(1, labels.unsqueeze(1)).squeeze(1)  # (B, A)
     own = torch.where(fg_mask, own_class_term(own_logits, weights, class_loss), 0.0)
-    class_sum = total_class_term(logits, class_loss) + own.sum(dim=1)
+    everywhere = torch.stack([total_class_term(level, class_loss) for level in predictions.pred_scores]).sum(dim=0)
+    class_sum = everywhere + own.sum(dim=1)
 
     target_grid = target_bboxes / predictions.strides  # (B, A, 4)
     pred_bboxes = decode(distri, predictions.anchor_points, reg_max)  # (B, A, 4)

@@ -49,10 +49,13 @@ def labels_and_boxes(assignment: Assignment, ground_truth: GroundTruth) -> tuple
     Returns:
         Labels (B, A) int64 and boxes (B, A, 4).
     """
-    gt_idx = assignment.target_gt_idx
-    images = torch.arange(gt_idx.shape[0], device=gt_idx.device)[:, None]
-    labels = ground_truth.gt_labels.squeeze(-1).clamp(min=0)[images, gt_idx]
-    return labels, ground_truth.gt_bboxes[images, gt_idx]
+    images, slots, _ = ground_truth.gt_labels.shape
+    shape = assignment.target_gt_idx.shape
+    first = torch.arange(images, device=assignment.target_gt_idx.device)[:, None] * slots
+    place = (first + assignment.target_gt_idx).flatten()
+    labels = ground_truth.gt_labels.clamp(min=0).flatten().index_select(0, place)
+    boxes = ground_truth.gt_bboxes.flatten(0, 1).index_select(0, place)
+    return labels.view(shape), boxes.view(*shape, 4)
 
 
 def dense_scores(labels: Tensor, weights: Tensor, num_classes: int) -> Tensor:

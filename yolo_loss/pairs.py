@@ -78,8 +78,9 @@ def crossings(lattice: Lattice, y1: Tensor, y2: Tensor, valid: Tensor, eps: floa
     top = lattice.blocks.origin  # (K,)
     bottom = lattice.y.index_select(0, lattice.blocks.start + lattice.blocks.length - 1)
     reaches = (bottom - y1[:, None] > eps) & (y2[:, None] - top > eps) & valid[:, None]  # (G, K)
-    slot, block = reaches.nonzero().unbind(1)
-    return slot, block
+    found, blocks = reaches.flatten().nonzero().squeeze(1), top.shape[0]
+    slot = torch.div(found, blocks, rounding_mode="floor")
+    return slot, found - slot * blocks
 
 
 def write_out(runs: Runs) -> Pairs:

@@ -8,33 +8,33 @@ from torch import Tensor
 from yolo_loss.segments import segment_of, size_of, sum_per_segment
 
 
-def select_topk(values: Tensor, segment: Tensor, segments: int, k: int) -> Tensor:
+def select_topk(values: Tensor, segment: Tensor, count: Tensor, k: int) -> Tensor:
     """Places of each segment's k largest values above 0; among equal ones the earlier wins.
 
     Args:
         values: (P,) not negative, segment by segment.
         segment: (P,) int64, the segment of each value, ascending.
-        segments: G.
+        count: (G,) int64, values of each segment.
         k: How many at most.
 
     Returns:
         (N,) int64 places in ``values``, ascending; N <= G * k.
     """
-    own = kth_largest(values, segment, segments, k).index_select(0, segment)
+    own = kth_largest(values, segment, count, k).index_select(0, segment)
     reached = ((values >= own) & (values > 0)).nonzero().squeeze(1)
     # What lies on the threshold is counted off in order: top-k routines do not agree on which of several they give.
     group = segment.index_select(0, reached)
     above = values.index_select(0, reached) > own.index_select(0, reached)
-    room = k - sum_per_segment(group, above.long(), segments)
+    room = k - sum_per_segment(group, above.long(), count.shape[0])
     level = (~above).long()
     before = level.cumsum(0) - level  # values on a threshold before this one, in all segments
-    earlier = sum_per_segment(group, level, segments)
+    earlier = sum_per_segment(group, level, count.shape[0])
     rank = before - (earlier.cumsum(0) - earlier).index_select(0, group)
     kept = (above | (rank < room.index_select(0, group))).nonzero().squeeze(1)
     return reached.index_select(0, kept)
 
 
-def kth_largest(values: Tensor, segment: Tensor, segments: int, k: int) -> Tensor:
+def kth_largest(values: Tensor, segment: Tensor, count: Tensor, k: int) -> Tensor:
     """The k-th largest value of each segment, 0 where it has fewer than k.
 
     Segments are cut into chunks. Of each chunk only the k largest go on; among these is a segment's k-th largest.
@@ -43,7 +43,6 @@ def kth_largest(values: Tensor, segment: Tensor, segments: int, k: int) -> Tenso
         (G,) in the values' dtype.
     """
     chunk = max(64, 4 * k)
-    count = sum_per_segment(segment, torch.ones_like(segment), segments)  # (G,)
     chunks = (count + chunk - 1) // chunk  # (G,)
     place, total = _places(segment, count, chunks, chunk)
     padded = values.new_zeros(total * chunk).index_copy(0, place, values)
@@ -51,7 +50,7 @@ def kth_largest(values: Tensor, segment: Tensor, segments: int, k: int) -> Tenso
     widest = size_of(torch.cat((chunks, chunks.new_ones(1))).amax(dim=0))
     owner = segment_of(chunks, total)
     rank = torch.arange(total, device=values.device) - (chunks.cumsum(0) - chunks).index_select(0, owner)
-    table = values.new_zeros((segments, widest, k)).index_put((owner, rank), best)
+    table = values.new_zeros((count.shape[0], widest, k)).index_put((owner, rank), best)
     return table.flatten(1).topk(k, dim=1, sorted=False).values.amin(dim=1)
 
 

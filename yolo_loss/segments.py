@@ -53,3 +53,18 @@ def sum_per_segment(segment: Tensor, values: Tensor, segments: int) -> Tensor:
         (G,) in the values' dtype.
     """
     return values.new_zeros(segments).index_add(0, segment, values)
+
+
+def count_true(flags: Tensor, length: Tensor) -> Tensor:
+    """How many flags are set in each segment, without a write per flag.
+
+    Args:
+        flags: (N,) bool, segment by segment.
+        length: (G,) int64, sum N.
+
+    Returns:
+        (G,) int64.
+    """
+    running = torch.cat((length.new_zeros(1), flags.cumsum(0)))  # set before each place
+    end = length.cumsum(0)
+    return running.index_select(0, end) - running.index_select(0, end - length)

@@ -18,7 +18,7 @@ from yolo_loss.params import AssignerParams, enlarge
 from yolo_loss.portions import one_portion, portions
 from yolo_loss.ragged_topk import select_topk
 from yolo_loss.results import Assignment, GroundTruth
-from yolo_loss.segments import sum_per_segment
+from yolo_loss.segments import count_true, sum_per_segment
 
 # Pairs in one portion: some twenty lists of this length fit a processor's second and third cache.
 PAIRS_AT_ONCE = 2**17
@@ -49,11 +49,13 @@ class Candidates(NamedTuple):
         pairs: (P,) each, ordered by ground truth, then by anchor.
         overlap: (P,) u.
         metric: (P,) t = s^alpha * u^beta.
+        per_slot: (B * M,) int64, how many each ground truth has.
     """
 
     pairs: Pairs
     overlap: Tensor
     metric: Tensor
+    per_slot: Tensor
 
 
 def assign_sparse(
@@ -104,11 +106,12 @@ def assign_part(part: Part, params: AssignerParams) -> Assignment:
     anchors = part.predicted.x1.shape[1]
     candidates = find_candidates(part, params)
     pairs, metric = candidates.pairs, candidates.metric
-    chosen = select_topk(metric, pairs.slot, images * slots, params.topk)
+    chosen = select_topk(metric, pairs.slot, candidates.per_slot, params.topk)
     assigned = one_owner(candidates, chosen, images * anchors)
     if params.topk2 is not None:
-        own = metric.index_select(0, assigned)
-        kept = select_topk(own, pairs.slot.index_select(0, assigned), images * slots, params.topk2)
+        own, slot = metric.index_select(0, assigned), pairs.slot.index_select(0, assigned)
+        count = sum_per_segment(slot, torch.ones_like(slot), images * slots)
+        kept = select_topk(own, slot, count, params.topk2)
         assigned = assigned.index_select(0, kept)
     return soft_scores(candidates, assigned, (images, slots, anchors), params.eps)
 
@@ -119,15 +122,18 @@ def find_candidates(part: Part, params: AssignerParams) -> Candidates:
     predicted = part.predicted.apply(lambda field: field.flatten().index_select(0, pairs.anchor))
     wanted = part.wanted.apply(lambda field: field.flatten().index_select(0, pairs.slot))
     overlap = ciou_of_measured(wanted, predicted)
+    per_slot = sum_per_segment(part.runs.slot, part.runs.length, part.labels.shape[0] * part.labels.shape[1])
     if params.beta > 0:
         # A pair without overlap has metric 0: it is never chosen, and it wins no anchor from a pair that is.
-        touching = (overlap > 0).nonzero().squeeze(1)
+        overlaps = overlap > 0
+        per_slot = count_true(overlaps, per_slot)
+        touching = overlaps.nonzero().squeeze(1)
         overlap = overlap.index_select(0, touching)
         pairs = Pairs(*(field.index_select(0, touching) for field in pairs))
     overlap = torch.where(overlap > 0, overlap, 0.0)
     own = part.scores.of_pairs(part.labels, pairs.slot, pairs.anchor)
     metric = own.pow(params.alpha) * overlap.pow(params.beta)
-    return Candidates(pairs, overlap, torch.where(metric > 0, metric, 0.0))
+    return Candidates(pairs, overlap, torch.where(metric > 0, metric, 0.0), per_slot)
 
 
 def one_owner(candidates: Candidates, chosen: Tensor, anchors: int) -> Tensor:

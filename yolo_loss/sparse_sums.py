@@ -77,7 +77,9 @@ def find_foreground(predictions: Predictions, ground_truth: GroundTruth, assignm
     of_level, anchors, offset = [], [], 0
     for level in predictions.levels:
         count = level.scores_of.shape[2]
-        image, within = assignment.fg_mask[:, offset : offset + count].nonzero().unbind(1)
+        found = assignment.fg_mask[:, offset : offset + count].flatten().nonzero().squeeze(1)
+        image = torch.div(found, count, rounding_mode="floor")
+        within = found - image * count
         of_level.append((image, within))
         anchors.append(within + offset)
         offset += count
@@ -121,9 +123,7 @@ def add_up(predictions: Predictions, foreground: Foreground, terms: RowTerms, cl
     columns = torch.stack((*terms, foreground.weight), dim=1)  # (N, 4)
     images = predictions.levels[0].scores_of.shape[0]
     sums = columns.new_zeros((images, 4)).index_add(0, foreground.image, columns)
-    everywhere = torch.stack([total_class_term(level.view(), class_loss) for level in predictions.pred_scores]).sum(
-        dim=0
-    )
+    everywhere = torch.stack([total_class_term(level, class_loss) for level in predictions.pred_scores]).sum(dim=0)
     only_class = torch.tensor((0.0, 1.0, 0.0, 0.0), dtype=sums.dtype, device=sums.device)
     return sums + everywhere.to(sums.dtype)[:, None] * only_class
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from yolo_loss.anchors import compute_dtype
 from yolo_loss.boxes import bbox2dist
+from yolo_loss.channels import Channels
 from yolo_loss.overlap import ciou
 from yolo_loss.portions import in_portions
 from yolo_loss.results import Gains
-
-# Above this softplus(x) is x; at 40 the two differ by less than float64 can tell.
-_SOFTPLUS_THRESHOLD = 40.0
+from yolo_loss.softplus import softplus, sum_by_products
 
 
 def box_term(pred_bboxes: Tensor, target_bboxes: Tensor) -> Tensor:
@@ -51,19 +49,22 @@ def dfl_term(distri: Tensor, target_bboxes: Tensor, anchor_points: Tensor) -> Te
     return -(two_hot * distri.log_softmax(dim=-1)).sum(dim=-1).mean(dim=-1)
 
 
-def total_class_term(logits: Tensor, class_loss: str) -> Tensor:
+def total_class_term(logits: Channels, class_loss: str) -> Tensor:
     """The class term as if every target were 0, summed. With ``own_class_term`` no dense target is needed.
 
     Args:
-        logits: (B, C, A), of any floating type.
+        logits: C channels of a level, of any floating type.
         class_loss: ``bce``, binary cross-entropy, or ``varifocal`` (Zhang et al., arXiv 2008.13367), which weighs
             the cross-entropy with 0.75 p^2 where no target is, and with the soft score where one is.
 
     Returns:
         (B,) sum over anchors and classes, float32 at least.
     """
-    term = _negative_focal if class_loss == "varifocal" else _softplus
-    return in_portions(logits, lambda part: term(part.to(compute_dtype(part))).sum(dim=(1, 2)))
+    dtype = compute_dtype(logits.source)
+    if class_loss == "bce" and torch.compiler.is_exporting():
+        return sum_by_products(logits, dtype)
+    term = _negative_focal if class_loss == "varifocal" else softplus
+    return in_portions(logits.view(), lambda part: term(part.to(dtype)).sum(dim=(1, 2)))
 
 
 def own_class_term(own_logits: Tensor, weights: Tensor, class_loss: str) -> Tensor:
@@ -78,7 +79,7 @@ def own_class_term(own_logits: Tensor, weights: Tensor, class_loss: str) -> Tens
         (...).
     """
     if class_loss == "varifocal":
-        return weights * (_softplus(own_logits) - own_logits * weights) - _negative_focal(own_logits)
+        return weights * (softplus(own_logits) - own_logits * weights) - _negative_focal(own_logits)
     return -own_logits * weights
 
 
@@ -95,7 +96,7 @@ def class_derivative(logits: Tensor, upstream: Tensor, class_loss: str, out: Ten
     if class_loss == "varifocal":
         p = wide.sigmoid()
         # d/dx of 0.75 p^2 softplus(x), with dp/dx = p (1 - p) and d softplus/dx = p.
-        out.copy_(0.75 * p.square() * (2 * (1 - p) * _softplus(wide) + p) * upstream)
+        out.copy_(0.75 * p.square() * (2 * (1 - p) * softplus(wide) + p) * upstream)
     elif wide.dtype == out.dtype:
         torch.sigmoid(wide, out=out).mul_(upstream)
     else:
@@ -118,9 +119,5 @@ def loss_from_sums(image_sums: Tensor, gains: Gains) -> tuple[Tensor, Tensor]:
     return items.sum() * image_sums.shape[0], items
 
 
-def _softplus(x: Tensor) -> Tensor:
-    return functional.softplus(x, threshold=_SOFTPLUS_THRESHOLD)
-
-
 def _negative_focal(x: Tensor) -> Tensor:
-    return 0.75 * x.sigmoid().square() * _softplus(x)
+    return 0.75 * x.sigmoid().square() * softplus(x)

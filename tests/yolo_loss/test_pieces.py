@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from tests import oracle
 from yolo_loss import bbox2dist, ciou, decode, dist2bbox, make_anchors, pad_ground_truth, xywh2xyxy, xyxy2xywh
+from yolo_loss.channels import Channels
+from yolo_loss.softplus import softplus, sum_by_products
 from yolo_loss.terms import dfl_term, own_class_term, total_class_term
 
 Coordinates = st.tuples(*[st.floats(-100, 700, width=32)] * 4)
@@ -87,17 +89,17 @@ def test_distribution_term_by_hand() -> None:
 
 def test_class_terms_by_hand() -> None:
     # One anchor, two classes, logits 0 and 0: softplus(0) = ln 2 each; target 0.5 on class 0 takes 0.5 * 0 away.
-    logits, own, weights = torch.zeros(1, 2, 1), torch.zeros(1), torch.tensor([0.5])
-    total = total_class_term(logits, "bce") + own_class_term(own, weights, "bce")
+    levels, own, weights = Channels(torch.zeros(1, 2, 1), 0, 2), torch.zeros(1), torch.tensor([0.5])
+    total = total_class_term(levels, "bce") + own_class_term(own, weights, "bce")
     assert total.item() == pytest.approx(2 * math.log(2))
     # Varifocal: class 0 weighs q = 0.5, class 1 weighs 0.75 * 0.25.
-    total = total_class_term(logits, "varifocal") + own_class_term(own, weights, "varifocal")
+    total = total_class_term(levels, "varifocal") + own_class_term(own, weights, "varifocal")
     assert total.item() == pytest.approx(0.5 * math.log(2) + 0.75 * 0.25 * math.log(2))
 
 
 def test_large_logits_stay_finite() -> None:
-    logits, own = torch.tensor([[[-1e4], [1e4]]]), torch.tensor([1e4])
-    total = total_class_term(logits, "bce") + own_class_term(own, torch.ones(1), "bce")
+    levels, own = Channels(torch.tensor([[[-1e4], [1e4]]]), 0, 2), torch.tensor([1e4])
+    total = total_class_term(levels, "bce") + own_class_term(own, torch.ones(1), "bce")
     assert total.item() == pytest.approx(0.0)
 
 
@@ -122,3 +124,13 @@ def test_a_row_without_positive_coordinates_is_padding() -> None:
     boxes = torch.tensor([[0.0, 0.0, 0.0, 0.0], [-0.5, -0.5, 0.2, 0.2], [0.5, 0.5, 0.0, 0.0]])
     mask = pad_ground_truth(torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64), boxes, 1, (64, 64))[2]
     assert mask.flatten().tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3, 7, 16, 80, 365])
+@pytest.mark.parametrize("level", [-60.0, -17.0, -12.0, 0.0, 30.0, 300.0])
+def test_softplus_sum_by_products_loses_no_digits(classes: int, level: float) -> None:
+    # All logits about one value: where 1 + e^x is rounded, all of them are rounded the same way.
+    spread = torch.rand(2, 5 + classes, 33, generator=torch.Generator().manual_seed(0)) * 0.01
+    maps = Channels(level + spread, 5, classes)
+    want = softplus(maps.view().double()).sum(dim=(1, 2))
+    torch.testing.assert_close(sum_by_products(maps, torch.float32).double(), want, rtol=1e-6, atol=0)

@@ -13,7 +13,7 @@ from yolo_loss import TaskAlignedAssigner, make_anchors
 from yolo_loss.lattice import find_lattice
 from yolo_loss.pairs import list_runs, pairs_of_images, write_out
 from yolo_loss.ragged_topk import select_topk
-from yolo_loss.segments import segment_of
+from yolo_loss.segments import count_true, segment_of
 
 STRIDES = (8.0, 16.0, 32.0)
 
@@ -92,6 +92,7 @@ def test_pairs_are_those_of_brute_force(points: Tensor, eps: float) -> None:
 @given(st.lists(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]) | st.floats(0, 1, width=32), max_size=150), min_size=1),
        st.integers(1, 20))  # fmt: skip
 def test_ragged_topk_is_that_of_sorting(segments: list[list[float]], k: int) -> None:
+    count = torch.tensor([len(segment) for segment in segments])
     owner = torch.tensor([i for i, segment in enumerate(segments) for _ in segment], dtype=torch.int64)
     values = torch.tensor([value for segment in segments for value in segment])
     want, offset = [], 0
@@ -99,7 +100,7 @@ def test_ragged_topk_is_that_of_sorting(segments: list[list[float]], k: int) -> 
         order = sorted((i for i, value in enumerate(segment) if value > 0), key=lambda i: (-segment[i], i))
         want += sorted(offset + i for i in order[:k])
         offset += len(segment)
-    assert select_topk(values, owner, len(segments), k).tolist() == want
+    assert select_topk(values, owner, count, k).tolist() == want
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=20))
@@ -107,6 +108,13 @@ def test_segments(lengths: list[int]) -> None:
     length = torch.tensor(lengths)
     want = torch.repeat_interleave(torch.arange(len(lengths)), length)
     assert segment_of(length, sum(lengths)).tolist() == want.tolist()
+
+
+@given(st.lists(st.lists(st.booleans(), max_size=5), min_size=1, max_size=20))
+def test_flags_are_counted(segments: list[list[bool]]) -> None:
+    flags = torch.tensor([flag for segment in segments for flag in segment], dtype=torch.bool)
+    length = torch.tensor([len(segment) for segment in segments])
+    assert count_true(flags, length).tolist() == [sum(segment) for segment in segments]
 
 
 @pytest.mark.parametrize("seed", range(4))

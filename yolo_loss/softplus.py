@@ -1,0 +1,59 @@
+"""log(1 + e^x), and its sum over a map in a form that suits a runtime without a fast softplus."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from yolo_loss.channels import Channels
+
+# Above this softplus(x) is x; at 40 the two differ by less than float64 can tell.
+_THRESHOLD = 40.0
+# So often the channels are halved: factors of at most 2 make products of at most 2^16.
+_HALVINGS = 4
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + e^x), element by element."""
+    return functional.softplus(x, threshold=_THRESHOLD)
+
+
+def sum_by_products(logits: Channels, dtype: torch.dtype) -> Tensor:
+    """Sum of softplus over channels and anchors, with one logarithm for up to sixteen numbers.
+
+    softplus(x) = max(x, 0) + log(1 + e^-|x|), and a sum of such logarithms is the logarithm of a product. Products are
+    kept less one, (1 + a) (1 + b) - 1 = a + b + a b, so that small numbers lose no digits.
+
+    Args:
+        logits: C channels of a level.
+        dtype: To compute in.
+
+    Returns:
+        (B,).
+    """
+    # Each part is cut from the map itself: a part of a part would be copied twice.
+    half = logits.size // 2
+    cuts = ((0, half), (half, half), (2 * half, logits.size % 2))
+    parts = [logits.part(first, size).view().to(dtype) for first, size in cuts if size]
+    positive = torch.stack([part.clamp(min=0.0).sum(dim=(1, 2)) for part in parts]).sum(dim=0)
+    excess = _merge([torch.exp(-part.abs()) for part in parts])
+    for _ in range(_HALVINGS - 1):
+        half = excess.shape[1] // 2
+        if half:
+            excess = _merge(list(excess.split([half, half, *[1] * (excess.shape[1] % 2)], dim=1)))
+    return positive + _log1p(excess).sum(dim=(1, 2))
+
+
+def _merge(parts: list[Tensor]) -> Tensor:
+    """Two parts into one; a third of a single channel is left as it is."""
+    if len(parts) == 1:
+        return parts[0]
+    one, other, *rest = parts
+    return torch.cat([one + other + one * other, *rest], dim=1)
+
+
+def _log1p(x: Tensor) -> Tensor:
+    """log(1 + x) for x >= 0 to the last digits, where the runtime has only log: adds what 1 + x has lost."""
+    rounded = x + 1.0
+    return rounded.log() + (x - (rounded - 1.0)) / rounded
