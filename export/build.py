@@ -10,7 +10,7 @@ from torch import nn
 from export.contract import Axis, TensorSpec
 from export.graphs import AssignerGraph, LossGraph
 from yolo_loss import DetectionLoss, Gains, TaskAlignedAssigner
-from yolo_loss.assigner import preset_options
+from yolo_loss.assigner import FORMULATIONS, preset_options
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,15 @@ def build_graph(kind: str, numbers: Hyperparameters, formulation: str) -> nn.Mod
     Args:
         kind: ``assigner`` or ``loss``.
         numbers: Hyper-parameters.
-        formulation: How the assignment is computed.
+        formulation: How the assignment is computed, ``dense`` or ``sparse``.
 
     Raises:
         ValueError: A hyper-parameter is out of range.
     """
+    if formulation not in FORMULATIONS:
+        raise ValueError(
+            f"formulation is {formulation!r}, but a graph has one of {', '.join(FORMULATIONS)}; choose one"
+        )
     if kind == "assigner":
         assigner = TaskAlignedAssigner(
             numbers.topk,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from yolo_loss.boxes import dist2bbox
 from yolo_loss.channels import Channels
+from yolo_loss.compilation import kernel
 from yolo_loss.portions import in_portions
 
 
@@ -57,6 +58,7 @@ def decode(pred_distri: Tensor, anchor_points: Tensor, reg_max: int) -> Tensor:
     return to_boxes(distances(pred_distri, reg_max), anchor_points)
 
 
+@kernel
 def distances(pred_distri: Tensor, reg_max: int) -> Tensor:
     """Expected distances of the four sides from the anchor point.
 
@@ -70,16 +72,17 @@ def distances(pred_distri: Tensor, reg_max: int) -> Tensor:
     if reg_max == 1:
         return pred_distri
     bins = torch.arange(reg_max, dtype=pred_distri.dtype, device=pred_distri.device)
-    if torch.compiler.is_exporting():
-        # Numerators and denominators in one product; runtimes' softmax along an inner axis transposes.
-        logits = pred_distri.unflatten(1, (4, reg_max))  # (B, 4, R, A)
+    logits: Tensor = pred_distri.unflatten(1, (4, reg_max))  # (B, 4, R, A)
+    if torch.compiler.is_compiling():
         exponentials = (logits - logits.amax(dim=2, keepdim=True)).exp()
-        above, below = torch.matmul(torch.stack((bins, torch.ones_like(bins))), exponentials).unbind(2)
-        return above / below
-    sides = pred_distri.unflatten(1, (4, reg_max)).unbind(1)  # each (B, R, A)
+        if torch.compiler.is_exporting():
+            # Numerators and denominators in one product; runtimes' softmax along an inner axis transposes.
+            both = torch.matmul(torch.stack((bins, torch.ones_like(bins))), exponentials)  # (B, 4, 2, A)
+            return both.select(2, 0) / both.select(2, 1)
+        return (exponentials * bins[:, None]).sum(dim=2) / exponentials.sum(dim=2)
     # Side by side, so that no temporary is as large as the input; a product with a vector, because multiplying
     # and summing takes ten times as long.
-    return torch.stack([torch.matmul(bins, side.softmax(dim=1)) for side in sides], dim=1)
+    return torch.stack([torch.matmul(bins, side.softmax(dim=1)) for side in logits.unbind(1)], dim=1)
 
 
 def to_boxes(distance: Tensor, anchor_points: Tensor) -> Tensor:

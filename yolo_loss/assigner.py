@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from yolo_loss.anchors import compute_dtype
 from yolo_loss.channels import Channels, ClassScores
+from yolo_loss.compilation import kernels_compiled, uncompiled
 from yolo_loss.dense import assign_dense
 from yolo_loss.lookup import look_up_targets
 from yolo_loss.params import AssignerParams
@@ -18,6 +19,8 @@ from yolo_loss.sparse import assign_sparse
 from yolo_loss.validate import check_floating, check_labels, check_shape
 
 FORMULATIONS = {"dense": assign_dense, "sparse": assign_sparse}
+# Up to so many (ground truth, anchor) pairs, candidates or not, looking at all of them is faster than listing some.
+FEW_PAIRS = 2**14
 
 PRESETS: dict[str, dict[str, Any]] = {
     "yolov8": {},
@@ -58,7 +61,8 @@ class TaskAlignedAssigner(nn.Module):
         min_box_side: float | None = None,
         topk2: int | None = None,
         stride: Sequence[float] | None = None,
-        formulation: str = "sparse",
+        formulation: str = "auto",
+        compile_kernels: bool = False,
     ) -> None:
         """Set the hyper-parameters.
 
@@ -71,8 +75,9 @@ class TaskAlignedAssigner(nn.Module):
             min_box_side: Candidates are sought in boxes of at least this side, in pixels; None: as they are.
             topk2: Anchors each ground truth keeps in the end, 1 for one-to-one; None: all it won.
             stride: As callers of release 8.4 pass it: ``min_box_side``, where not given, is its second entry.
-            formulation: ``sparse``, over candidate pairs, or ``dense``, without data-dependent shapes. The results are
-                equal to the bit.
+            formulation: ``sparse``, over candidate pairs; ``dense``, without data-dependent shapes; or ``auto``, by
+                size. The results are equal to the bit.
+            compile_kernels: Run the heavy parts through torch.compile. The first calls then take some seconds.
 
         Raises:
             ValueError: A count is not positive, or the formulation is unknown.
@@ -81,19 +86,21 @@ class TaskAlignedAssigner(nn.Module):
         for name, value in (("topk", topk), ("num_classes", num_classes), ("topk2", 1 if topk2 is None else topk2)):
             if value < 1:
                 raise ValueError(f"{name} is {value}, expected at least 1")
-        if formulation not in FORMULATIONS:
-            raise ValueError(f"formulation is {formulation!r}, expected one of {', '.join(FORMULATIONS)}")
+        if formulation not in (*FORMULATIONS, "auto"):
+            raise ValueError(f"formulation is {formulation!r}, expected one of {', '.join(FORMULATIONS)}, auto")
         if min_box_side is None and stride is not None and len(stride) > 1:
             min_box_side = float(stride[1])
         self.num_classes = num_classes
         self.params = AssignerParams(topk, alpha, beta, eps, min_box_side, topk2)
         self.formulation = formulation
+        self.compile_kernels = compile_kernels
 
     def extra_repr(self) -> str:
         """Hyper-parameters, for print(module)."""
         numbers = ", ".join(f"{name}={value}" for name, value in self.params._asdict().items())
         return f"num_classes={self.num_classes}, {numbers}, formulation={self.formulation}"
 
+    @uncompiled
     @torch.no_grad()
     def forward(
         self,
@@ -125,7 +132,8 @@ class TaskAlignedAssigner(nn.Module):
         dtype = compute_dtype(pd_scores, pd_bboxes, anc_points, gt_bboxes)
         ground_truth = GroundTruth(gt_labels.long(), gt_bboxes.to(dtype), mask_gt.bool())
         scores = ClassScores((Channels(pd_scores.transpose(1, 2), 0, self.num_classes),), dtype)
-        assignment = self.assign(scores, pd_bboxes.to(dtype), anc_points.to(dtype), ground_truth)
+        with kernels_compiled(self.compile_kernels):
+            assignment = self.assign(scores, pd_bboxes.to(dtype), anc_points.to(dtype), ground_truth)
         return look_up_targets(assignment, ground_truth, self.num_classes)
 
     @torch.no_grad()
@@ -146,7 +154,11 @@ class TaskAlignedAssigner(nn.Module):
         if ground_truth.gt_labels.shape[1] == 0:
             background = pd_bboxes.new_zeros(pd_bboxes.shape[:2])
             return Assignment(background.bool(), background.long(), background)
-        return FORMULATIONS[self.formulation](scores, pd_bboxes, anc_points, ground_truth, self.params)
+        formulation = self.formulation
+        if formulation == "auto":
+            pairs = pd_bboxes.shape[0] * pd_bboxes.shape[1] * ground_truth.gt_bboxes.shape[1]
+            formulation = "dense" if pairs <= FEW_PAIRS else "sparse"
+        return FORMULATIONS[formulation](scores, pd_bboxes, anc_points, ground_truth, self.params)
 
     def _check(
         self,

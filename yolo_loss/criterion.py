@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from yolo_loss.anchors import decode_levels
 from yolo_loss.assigner import TaskAlignedAssigner, preset_options
 from yolo_loss.channels import ClassScores
+from yolo_loss.compilation import kernels_compiled, uncompiled
 from yolo_loss.dense_sums import dense_sums
 from yolo_loss.predictions import RawOutput, join_predictions
 from yolo_loss.results import Assignment, Gains, GroundTruth, LossResult, Predictions
@@ -20,7 +21,7 @@ from yolo_loss.terms import loss_from_sums
 from yolo_loss.validate import check_batch, check_labels
 
 CLASS_LOSSES = ("bce", "varifocal")
-SUMS = {"dense": dense_sums, "sparse": sparse_sums}
+SUMS = {"auto": sparse_sums, "dense": dense_sums, "sparse": sparse_sums}
 
 
 class DetectionLoss(nn.Module):
@@ -42,7 +43,8 @@ class DetectionLoss(nn.Module):
         gains: Gains = Gains(),  # noqa: B008  (immutable)
         class_loss: str = "bce",
         preset: str = "yolov8",
-        formulation: str = "sparse",
+        formulation: str = "auto",
+        compile_kernels: bool = False,
         **assigner_options: Any,
     ) -> None:
         """Set the hyper-parameters.
@@ -58,7 +60,9 @@ class DetectionLoss(nn.Module):
             gains: Weights of the three terms.
             class_loss: ``bce`` or ``varifocal``.
             preset: ``yolov8``, or ``ultralytics-8.4`` for that release's larger candidate areas.
-            formulation: ``sparse``, over candidate pairs and foreground, or ``dense``, without data-dependent shapes.
+            formulation: ``sparse``, over candidate pairs and foreground; ``dense``, without data-dependent shapes; or
+                ``auto``, which assigns by size.
+            compile_kernels: Run the heavy parts through torch.compile. The first calls then take some seconds.
             **assigner_options: ``min_box_side`` and ``topk2``, over the preset's.
 
         Raises:
@@ -77,9 +81,11 @@ class DetectionLoss(nn.Module):
         self.gains = Gains(*gains)
         self.class_loss = class_loss
         self.preset = preset
+        self.compile_kernels = compile_kernels
         options = preset_options(preset) | assigner_options
         self.assigner = TaskAlignedAssigner(topk, num_classes, alpha, beta, eps, formulation=formulation, **options)
 
+    @uncompiled
     def forward(self, preds: RawOutput, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The loss of a training batch.
 
@@ -97,6 +103,7 @@ class DetectionLoss(nn.Module):
         result = self.evaluate(preds, batch)
         return result.loss, result.loss_items
 
+    @uncompiled
     def evaluate(self, preds: RawOutput, batch: Mapping[str, Tensor]) -> LossResult:
         """Like calling the criterion, but with sums per image and the assignment beside the loss."""
         predictions = join_predictions(preds, self.strides, self.num_classes, self.reg_max)
@@ -113,7 +120,7 @@ class DetectionLoss(nn.Module):
             (height, width),
         )
         # Inside a mixed-precision region the products of the decoding would be taken in half precision.
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False), kernels_compiled(self.compile_kernels):
             return self.from_padded(predictions, ground_truth)
 
     def from_padded(self, predictions: Predictions, ground_truth: GroundTruth) -> LossResult:

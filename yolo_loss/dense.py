@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from yolo_loss.channels import ClassScores
-from yolo_loss.overlap import ciou
-from yolo_loss.params import AssignerParams, enlarge
+from yolo_loss.compilation import kernel
+from yolo_loss.overlap import ciou_of_measured, measure
+from yolo_loss.params import AssignerParams, enlarge, power
 from yolo_loss.results import Assignment, GroundTruth
 
 
+@kernel
 def assign_dense(
     scores: ClassScores, pd_bboxes: Tensor, anc_points: Tensor, ground_truth: GroundTruth, params: AssignerParams
 ) -> Assignment:
@@ -66,11 +68,13 @@ def align_metric(
     Returns:
         u and t, each (B, M, A).
     """
-    overlaps = ciou(ground_truth.gt_bboxes.unsqueeze(2), pd_bboxes.unsqueeze(1))  # (B, M, A)
+    wanted = measure(ground_truth.gt_bboxes.unsqueeze(2).unbind(-1))  # (B, M, 1)
+    predicted = measure([side.contiguous() for side in pd_bboxes.unsqueeze(1).unbind(-1)])  # (B, 1, A)
+    overlaps = ciou_of_measured(wanted, predicted)  # (B, M, A)
     # `> 0` and not clamp: a prediction that is not a number then counts as no overlap.
     overlaps = torch.where(candidates & (overlaps > 0), overlaps, 0.0)
     class_scores = scores.of_slots(ground_truth.gt_labels.squeeze(-1).clamp(min=0))  # (B, M, A)
-    metric = class_scores.pow(params.alpha) * overlaps.pow(params.beta)
+    metric = power(class_scores, params.alpha) * power(overlaps, params.beta)
     return overlaps, torch.where(candidates & (metric > 0), metric, 0.0)
 
 

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+_LARGEST_PRODUCT = 16
+
 
 class AssignerParams(NamedTuple):
     """Hyper-parameters of the assignment.
@@ -26,6 +28,31 @@ class AssignerParams(NamedTuple):
     eps: float = 1e-9
     min_box_side: float | None = None
     topk2: int | None = None
+
+
+def power(base: Tensor, exponent: float) -> Tensor:
+    """base^exponent, whole exponents by multiplication.
+
+    torch's vector routine for other powers and the scalar one, which takes what a vector does not fill, differ in the
+    last bit: the result would depend on an entry's place. Products do not; they are faster, too.
+
+    Args:
+        base: Any shape, not negative.
+        exponent: Not negative.
+
+    Returns:
+        Of the base's shape.
+    """
+    whole = int(exponent)
+    if whole != exponent or not 1 <= whole <= _LARGEST_PRODUCT:
+        return base.pow(exponent)
+    result, square = None, base
+    while whole:
+        if whole % 2:
+            result = square if result is None else result * square
+        whole //= 2
+        square = square * square if whole else square
+    return base if result is None else result
 
 
 def enlarge(boxes: Tensor, min_side: float) -> Tensor:

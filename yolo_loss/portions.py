@@ -8,6 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from yolo_loss.compilation import compiling_kernels
+
 # Numbers of a map in one portion.
 NUMBERS_AT_ONCE = 2**19
 
@@ -47,7 +49,7 @@ def in_portions(tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     Returns:
         (B, ...).
     """
-    if one_portion(tensor.device) or (tensor.requires_grad and torch.is_grad_enabled()):
+    if one_portion(tensor.device) or compiling_kernels() or (tensor.requires_grad and torch.is_grad_enabled()):
         return function(tensor)
     chosen = portions([tensor[:1].numel()] * tensor.shape[0], NUMBERS_AT_ONCE)
     parts = [function(tensor[part]) for part in chosen]

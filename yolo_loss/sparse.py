@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from yolo_loss.channels import ClassScores
+from yolo_loss.compilation import kernel
 from yolo_loss.overlap import Measured, ciou_of_measured, measure
 from yolo_loss.pairs import Pairs, Runs, list_runs, pairs_of_images, write_out
-from yolo_loss.params import AssignerParams, enlarge
+from yolo_loss.params import AssignerParams, enlarge, power
 from yolo_loss.portions import one_portion, portions
 from yolo_loss.ragged_topk import select_topk
 from yolo_loss.results import Assignment, GroundTruth
@@ -117,11 +118,9 @@ def assign_part(part: Part, params: AssignerParams) -> Assignment:
 
 
 def find_candidates(part: Part, params: AssignerParams) -> Candidates:
-    """Overlap and metric of each pair; 0 where they are not a number or not above it."""
+    """The candidate pairs of some images."""
     pairs = write_out(part.runs)
-    predicted = part.predicted.apply(lambda field: field.flatten().index_select(0, pairs.anchor))
-    wanted = part.wanted.apply(lambda field: field.flatten().index_select(0, pairs.slot))
-    overlap = ciou_of_measured(wanted, predicted)
+    overlap = overlap_of_pairs(part.wanted, part.predicted, pairs)
     per_slot = sum_per_segment(part.runs.slot, part.runs.length, part.labels.shape[0] * part.labels.shape[1])
     if params.beta > 0:
         # A pair without overlap has metric 0: it is never chosen, and it wins no anchor from a pair that is.
@@ -130,10 +129,28 @@ def find_candidates(part: Part, params: AssignerParams) -> Candidates:
         touching = overlaps.nonzero().squeeze(1)
         overlap = overlap.index_select(0, touching)
         pairs = Pairs(*(field.index_select(0, touching) for field in pairs))
+    overlap, metric = metric_of_pairs(part.scores, part.labels, pairs, overlap, params)
+    return Candidates(pairs, overlap, metric, per_slot)
+
+
+@kernel
+def overlap_of_pairs(wanted: Measured, predicted: Measured, pairs: Pairs) -> Tensor:
+    """CIoU of each pair, (P,)."""
+    return ciou_of_measured(
+        wanted.apply(lambda field: field.flatten().index_select(0, pairs.slot)),
+        predicted.apply(lambda field: field.flatten().index_select(0, pairs.anchor)),
+    )
+
+
+@kernel
+def metric_of_pairs(
+    scores: ClassScores, labels: Tensor, pairs: Pairs, overlap: Tensor, params: AssignerParams
+) -> tuple[Tensor, Tensor]:
+    """Overlap u and metric t = s^alpha * u^beta of each pair; 0 where one is not a number or not above 0."""
     overlap = torch.where(overlap > 0, overlap, 0.0)
-    own = part.scores.of_pairs(part.labels, pairs.slot, pairs.anchor)
-    metric = own.pow(params.alpha) * overlap.pow(params.beta)
-    return Candidates(pairs, overlap, torch.where(metric > 0, metric, 0.0), per_slot)
+    own = scores.of_pairs(labels, pairs.slot, pairs.anchor)
+    metric = power(own, params.alpha) * power(overlap, params.beta)
+    return overlap, torch.where(metric > 0, metric, 0.0)
 
 
 def one_owner(candidates: Candidates, chosen: Tensor, anchors: int) -> Tensor:

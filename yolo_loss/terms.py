@@ -8,6 +8,7 @@ from torch import Tensor
 from yolo_loss.anchors import compute_dtype
 from yolo_loss.boxes import bbox2dist
 from yolo_loss.channels import Channels
+from yolo_loss.compilation import kernel
 from yolo_loss.overlap import ciou
 from yolo_loss.portions import in_portions
 from yolo_loss.results import Gains
@@ -63,8 +64,13 @@ def total_class_term(logits: Channels, class_loss: str) -> Tensor:
     dtype = compute_dtype(logits.source)
     if class_loss == "bce" and torch.compiler.is_exporting():
         return sum_by_products(logits, dtype)
+    return in_portions(logits.view(), lambda part: _sum_of_negatives(part, dtype, class_loss))
+
+
+@kernel
+def _sum_of_negatives(logits: Tensor, dtype: torch.dtype, class_loss: str) -> Tensor:
     term = _negative_focal if class_loss == "varifocal" else softplus
-    return in_portions(logits.view(), lambda part: term(part.to(dtype)).sum(dim=(1, 2)))
+    return term(logits.to(dtype)).sum(dim=(1, 2))
 
 
 def own_class_term(own_logits: Tensor, weights: Tensor, class_loss: str) -> Tensor:

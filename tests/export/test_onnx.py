@@ -114,6 +114,7 @@ def test_command_line_writes_what_verify_accepts(tmp_path: Path, capsys: pytest.
         ("--preset nothing", "preset is 'nothing'"),
         ("--topk 0", "topk is 0"),
         ("--formulation magic", "formulation is 'magic'"),
+        ("--formulation auto", "formulation is 'auto', but a graph has one"),
         ("--class-loss mse", "class_loss is 'mse'"),
         ("--gains 1,2", "gains"),
         ("--strides 8,-16", "strides"),

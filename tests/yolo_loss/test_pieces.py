@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests import oracle
 from yolo_loss import bbox2dist, ciou, decode, dist2bbox, make_anchors, pad_ground_truth, xywh2xyxy, xyxy2xywh
 from yolo_loss.channels import Channels
+from yolo_loss.params import power
 from yolo_loss.softplus import softplus, sum_by_products
 from yolo_loss.terms import dfl_term, own_class_term, total_class_term
 
@@ -134,3 +135,9 @@ def test_softplus_sum_by_products_loses_no_digits(classes: int, level: float) ->
     maps = Channels(level + spread, 5, classes)
     want = softplus(maps.view().double()).sum(dim=(1, 2))
     torch.testing.assert_close(sum_by_products(maps, torch.float32).double(), want, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0, 2.0, 3.0, 6.0, 6.5, 16.0, 17.0])
+def test_powers(exponent: float) -> None:
+    base = torch.tensor([0.0, 1e-6, 0.3, 0.999, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(power(base, exponent), base**exponent, rtol=1e-14, atol=0)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from export.samples import Case, pyramid, sample_assigner_inputs
-from yolo_loss import TaskAlignedAssigner, make_anchors
+from yolo_loss import TaskAlignedAssigner, make_anchors, sparse
+from yolo_loss.assigner import FORMULATIONS
 from yolo_loss.lattice import find_lattice
 from yolo_loss.pairs import list_runs, pairs_of_images, write_out
 from yolo_loss.ragged_topk import select_topk
@@ -115,6 +116,27 @@ def test_flags_are_counted(segments: list[list[bool]]) -> None:
     flags = torch.tensor([flag for segment in segments for flag in segment], dtype=torch.bool)
     length = torch.tensor([len(segment) for segment in segments])
     assert count_true(flags, length).tolist() == [sum(segment) for segment in segments]
+
+
+@pytest.mark.parametrize(("slots", "name"), [(1, "dense"), (40, "sparse")])
+def test_size_decides(monkeypatch: pytest.MonkeyPatch, slots: int, name: str) -> None:
+    inputs = sample_assigner_inputs(Case(1, slots, pyramid(320, 320, STRIDES), 4), STRIDES, seed=0)
+    assigner = TaskAlignedAssigner(num_classes=4)
+    usual = assigner(*inputs)
+    for formulation in FORMULATIONS.keys() - {name}:
+        monkeypatch.delitem(FORMULATIONS, formulation)
+    for one, other in zip(usual, assigner(*inputs), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("limit", [1, 700, 2**30])
+def test_portions_change_nothing(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    inputs = sample_assigner_inputs(Case(5, 30, pyramid(160, 256, STRIDES), 4), STRIDES, seed=0)
+    inputs[5][2] = 0  # one image without ground truth
+    usual = TaskAlignedAssigner(num_classes=4, formulation="dense")(*inputs)
+    monkeypatch.setattr(sparse, "PAIRS_AT_ONCE", limit)
+    for one, other in zip(usual, TaskAlignedAssigner(num_classes=4, formulation="sparse")(*inputs), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("seed", range(4))
