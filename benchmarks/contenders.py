@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -23,6 +23,7 @@ from yolo_loss import PRESETS, GroundTruth, TaskAlignedAssigner, v8DetectionLoss
 STRIDES = (8.0, 16.0, 32.0)
 PRESET = "ultralytics-8.4"
 NUMBERS: dict[str, Any] = {"topk": 10, "alpha": 0.5, "beta": 6.0}
+NAMES = ("reference", "torch", "compile", "onnx")
 Contender = Callable[[], object]
 os.environ.setdefault("YOLO_VERBOSE", "false")
 
@@ -50,47 +51,75 @@ class Setting(NamedTuple):
         return Case(self.batch, self.slots, pyramid(self.image, self.image, STRIDES), self.classes)
 
 
-def contenders(setting: Setting) -> dict[str, Contender]:
-    """Functions to time, on the same seeded input: ``reference``, ``torch`` and, but for gradients, ``onnx``."""
-    if setting.task == "assigner":
-        return _assigners(setting)
-    return _losses(setting)
+TASKS = ("assigner", "loss", "loss+grad")
 
 
-def _assigners(setting: Setting) -> dict[str, Contender]:
+def contenders(setting: Setting, names: Collection[str] = NAMES) -> dict[str, Contender]:
+    """Functions to time, on the same seeded input.
+
+    Args:
+        setting: What to compute.
+        names: Which of ``reference``, ``torch``, ``compile`` and ``onnx``; gradients are not exported.
+    """
+    makers = _assigners(setting) if setting.task == "assigner" else _losses(setting)
+    return {name: make() for name, make in makers.items() if name in names}
+
+
+def _assigners(setting: Setting) -> dict[str, Callable[[], Contender]]:
     from ultralytics.utils.tal import TaskAlignedAssigner as Reference
 
     inputs = sample_assigner_inputs(setting.case, STRIDES, seed=1)
     numbers = {**NUMBERS, "num_classes": setting.classes}
-    reference = Reference(**numbers, stride=list(STRIDES))
-    ours = TaskAlignedAssigner(**numbers, **PRESETS[PRESET])
+
+    def ours(compile_kernels: bool) -> Contender:
+        assigner = TaskAlignedAssigner(**numbers, **PRESETS[PRESET], compile_kernels=compile_kernels)
+        return lambda: assigner(*inputs)
+
+    def reference() -> Contender:
+        assigner = Reference(**numbers, stride=list(STRIDES))
+        return lambda: assigner(*inputs)
+
+    outputs = ("target_scores", "target_bboxes", "target_labels", "fg_mask")
     return {
-        "reference": lambda: reference(*inputs),
-        "torch": lambda: ours(*inputs),
-        "onnx": _onnx("assigner", 80, list(inputs), ("target_scores", "target_bboxes", "target_labels", "fg_mask")),
+        "reference": reference,
+        "torch": lambda: ours(False),
+        "compile": lambda: ours(True),
+        "onnx": lambda: _onnx("assigner", 80, list(inputs), outputs),
     }
 
 
-def _losses(setting: Setting) -> dict[str, Contender]:
+def _losses(setting: Setting) -> dict[str, Callable[[], Contender]]:
     from ultralytics.utils.loss import v8DetectionLoss as Reference
 
     feats, *rest = sample_loss_inputs(setting.case, STRIDES, 16, seed=1)
     batch = ragged_batch(GroundTruth(*rest), (setting.image, setting.image))
     model = DetectionModel(DetectorConfig("n", nc=setting.classes))
-    reference, ours = Reference(model), v8DetectionLoss(model, preset=PRESET)
+    reference = Reference(model)
     joined = as_dict(feats, setting.classes)
+
+    def ours(compile_kernels: bool) -> v8DetectionLoss:
+        return v8DetectionLoss(model, preset=PRESET, compile_kernels=compile_kernels)
+
+    def forward(loss: Callable[..., object], preds: object) -> Contender:
+        return torch.no_grad()(lambda: loss(preds, batch))
+
+    def backward(loss: Callable[..., tuple[Tensor, object]], preds: object, leaves: list[Tensor]) -> Contender:
+        return lambda: _backward(loss(preds, batch)[0], leaves)
+
     if setting.task == "loss":
         return {
-            "reference": torch.no_grad()(lambda: reference(joined, batch)),
-            "torch": torch.no_grad()(lambda: ours(feats, batch)),
-            "onnx": _onnx("loss", setting.classes, [*feats, *rest], ("loss", "loss_items")),
+            "reference": lambda: forward(reference, joined),
+            "torch": lambda: forward(ours(False), feats),
+            "compile": lambda: forward(ours(True), feats),
+            "onnx": lambda: _onnx("loss", setting.classes, [*feats, *rest], ("loss", "loss_items")),
         }
     leaves = [joined[name].contiguous().requires_grad_() for name in ("boxes", "scores")]
     levels = [feat.clone().requires_grad_() for feat in feats]
     heads = {"boxes": leaves[0], "scores": leaves[1], "feats": feats}
     return {
-        "reference": lambda: _backward(reference(heads, batch)[0], leaves),
-        "torch": lambda: _backward(ours(levels, batch)[0], levels),
+        "reference": lambda: backward(reference, heads, leaves),
+        "torch": lambda: backward(ours(False), levels, levels),
+        "compile": lambda: backward(ours(True), levels, levels),
     }
 
 

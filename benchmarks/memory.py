@@ -1,0 +1,58 @@
+"""Peak memory of one call, in a fresh process: ``python -m benchmarks.memory SETTING NAME``. Linux only."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.contenders import Setting, contenders
+
+MIB = 2**20
+
+
+def memory_row(setting: Setting) -> dict[str, Any]:
+    """Peak growth in MiB of the reference, torch and ONNX, and what the call returns of it."""
+    names = [name for name in ("reference", "torch", "onnx") if setting.task != "loss+grad" or name != "onnx"]
+    words = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory", json.dumps(setting)]
+    answers = {
+        name: json.loads(subprocess.run([*words, name], capture_output=True, text=True, check=True).stdout)
+        for name in names
+    }
+    return {
+        **setting._asdict(),
+        "MiB": {name: answer["grown"] for name, answer in answers.items()},
+        "returned": answers["torch"]["returned"],
+    }
+
+
+def peak_growth(setting: Setting, name: str) -> dict[str, float]:
+    """How far one call raises the process's peak over what it held, and the size of what it returns, MiB."""
+    # A call on a small input first: what is loaded and compiled on first use is not the call's memory.
+    contenders(setting._replace(batch=1, slots=1, image=64), [name])[name]()
+    run = contenders(setting, [name])[name]
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
+    before = _status("VmRSS")
+    result = run()
+    return {"grown": (_status("VmHWM") - before) / 1024, "returned": sum(_bytes(result)) / MIB}
+
+
+def _bytes(result: object) -> Iterable[int]:
+    parts = result if isinstance(result, tuple) else ()
+    return (part.numel() * part.element_size() for part in parts if isinstance(part, Tensor))
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    print(json.dumps(peak_growth(Setting(*json.loads(sys.argv[1])), sys.argv[2])))

@@ -1,0 +1,67 @@
+"""Contenders in turn, in one process."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from benchmarks.contenders import STRIDES, Contender, Setting, contenders
+from export.samples import sample_assigner_inputs
+from yolo_loss.pairs import list_runs
+from yolo_loss.params import enlarge
+
+
+def settle_allocator() -> None:
+    """Let the C library keep freed memory, as it does in any process that has run for a while.
+
+    glibc takes its thresholds from the blocks that it has seen freed. In a fresh process every large temporary is new
+    memory from the system, page by page, and the first contender to free a large block would help those after it.
+    """
+    torch.zeros(31 * 2**18)
+
+
+def take_turns(runs: Mapping[str, Contender], turns: int) -> dict[str, list[float]]:
+    """Seconds of each call; one round before the first does not count."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(turns + 1):
+        for name, run in runs.items():
+            seconds = clock(run)
+            if turn:
+                times[name].append(seconds)
+    return times
+
+
+def clock(run: Contender) -> float:
+    """Seconds of one call."""
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def measure(setting: Setting, turns: int) -> dict[str, Any]:
+    """Medians in milliseconds, and the median of the reference's time over each contender's, turn by turn."""
+    times = take_turns(contenders(setting), turns)
+    ratios = {
+        name: statistics.median(a / b for a, b in zip(times["reference"], values, strict=True))
+        for name, values in times.items()
+    }
+    medians = {name: 1000 * statistics.median(values) for name, values in times.items()}
+    return {**setting._asdict(), "milliseconds": medians, "times_faster": ratios}
+
+
+def against_pairs(slots: int, turns: int) -> dict[str, Any]:
+    """Time of the assignment of 16 images with so many boxes each, and P, its candidate pairs."""
+    setting = Setting("assigner", 16, slots)
+    inputs = sample_assigner_inputs(setting.case, STRIDES, seed=1)
+    boxes, valid = enlarge(inputs[4], STRIDES[1]), inputs[5].squeeze(-1).bool()
+    pairs = int(list_runs(inputs[2], boxes, valid, 1e-9).length.sum())
+    times = take_turns(contenders(setting), turns)
+    return {
+        "slots": slots,
+        "pairs": pairs,
+        "milliseconds": {name: 1000 * statistics.median(values) for name, values in times.items()},
+    }
