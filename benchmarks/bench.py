@@ -21,7 +21,7 @@ from tqdm import tqdm
 from benchmarks.chart import draw
 from benchmarks.contenders import TASKS, Setting
 from benchmarks.memory import memory_row
-from benchmarks.timing import against_pairs, measure, settle_allocator
+from benchmarks.timing import against_pairs, compare_formulations, measure, settle_allocator
 
 SIZES = [(1, 1), (1, 10), (4, 30), (16, 30), (16, 100), (16, 300)]
 SETTINGS = [
@@ -33,6 +33,7 @@ MEMORY = [
     *(Setting("assigner", 16, slots) for slots in (30, 100, 300)),
     *(Setting("loss+grad", 16, slots) for slots in (30, 300)),
 ]
+FORMULATIONS = [Setting("assigner", *size) for size in [(1, 1), (1, 10), (4, 30), (16, 30)]]
 SLOTS_OF_CURVE = [1, 25, 50, 100, 150, 200, 250, 300]
 RESULTS = Path(__file__).parent / "results"
 
@@ -49,6 +50,7 @@ def main() -> int:
         "machine": machine(),
         "times": [measure(setting, options.turns) for setting in tqdm(SETTINGS, desc="times", unit="setting")],
         "pairs": [against_pairs(slots, options.turns) for slots in tqdm(SLOTS_OF_CURVE, desc="pairs", unit="size")],
+        "formulations": [compare_formulations(s, options.turns) for s in tqdm(FORMULATIONS, desc="formulations")],
         "memory": [memory_row(setting) for setting in tqdm(MEMORY, desc="memory", unit="setting")],
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -96,6 +98,10 @@ def table(results: dict[str, Any]) -> str:
     for row in results["pairs"]:
         each = {name: 1e6 * value / row["pairs"] for name, value in row["milliseconds"].items()}
         lines.append(f"| {row['pairs']} | {each['torch']:.0f} | {each['onnx']:.0f} |")
+    lines += ["", "| dense over sparse, assigner | torch | ONNX |", "| --- | --- | --- |"]
+    for row in results["formulations"]:
+        torch_ratio, onnx_ratio = (row["dense_over_sparse"][how] for how in ("torch", "onnx"))
+        lines.append(f"| {row['batch']} x {row['slots']} | {torch_ratio:.2f} | {onnx_ratio:.2f} |")
     return "\n".join(lines)
 
 

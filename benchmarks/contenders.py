@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, NamedTuple
@@ -19,13 +19,17 @@ from export.samples import Case, pyramid, ragged_batch, sample_assigner_inputs, 
 from models import DetectionModel, DetectorConfig
 from serve.engine import OnnxRuntimeEngine
 from yolo_loss import PRESETS, GroundTruth, TaskAlignedAssigner, v8DetectionLoss
+from yolo_loss.assigner import FORMULATIONS
 
 STRIDES = (8.0, 16.0, 32.0)
 PRESET = "ultralytics-8.4"
 NUMBERS: dict[str, Any] = {"topk": 10, "alpha": 0.5, "beta": 6.0}
 NAMES = ("reference", "torch", "compile", "onnx")
+TARGETS = ("target_scores", "target_bboxes", "target_labels", "fg_mask")
 Contender = Callable[[], object]
 os.environ.setdefault("YOLO_VERBOSE", "false")
+# One process here sees more class counts and tasks than a user's; each is a program of its own.
+torch._dynamo.config.recompile_limit = 64
 
 
 class Setting(NamedTuple):
@@ -79,13 +83,23 @@ def _assigners(setting: Setting) -> dict[str, Callable[[], Contender]]:
         assigner = Reference(**numbers, stride=list(STRIDES))
         return lambda: assigner(*inputs)
 
-    outputs = ("target_scores", "target_bboxes", "target_labels", "fg_mask")
     return {
         "reference": reference,
         "torch": lambda: ours(False),
         "compile": lambda: ours(True),
-        "onnx": lambda: _onnx("assigner", 80, list(inputs), outputs),
+        "onnx": lambda: _onnx("assigner", 80, list(inputs), TARGETS),
     }
+
+
+def formulations(setting: Setting) -> dict[str, Contender]:
+    """The assigner in each formulation, in torch and exported."""
+    inputs = sample_assigner_inputs(setting.case, STRIDES, seed=1)
+    runs: dict[str, Contender] = {}
+    for name in FORMULATIONS:
+        assigner = TaskAlignedAssigner(**NUMBERS, num_classes=setting.classes, **PRESETS[PRESET], formulation=name)
+        runs[f"torch {name}"] = partial(assigner, *inputs)
+        runs[f"onnx {name}"] = _onnx("assigner", setting.classes, list(inputs), TARGETS, name)
+    return runs
 
 
 def _losses(setting: Setting) -> dict[str, Callable[[], Contender]]:
@@ -130,16 +144,19 @@ def _backward(loss: Tensor, leaves: list[Tensor]) -> None:
 
 
 @cache
-def _engine(kind: str, classes: int) -> OnnxRuntimeEngine:
+def _engine(kind: str, classes: int, formulation: str) -> OnnxRuntimeEngine:
     """Our exported model as the server runs it."""
-    path, contract = export_onnx(kind, Hyperparameters(num_classes=classes, preset=PRESET), Path(mkdtemp()))
+    numbers = Hyperparameters(num_classes=classes, preset=PRESET)
+    path, contract = export_onnx(kind, numbers, Path(mkdtemp()), formulation=formulation)
     engine = OnnxRuntimeEngine(path, contract.default_outputs)
     engine.load()
     return engine
 
 
-def _onnx(kind: str, classes: int, tensors: list[Tensor], outputs: tuple[str, ...]) -> Contender:
+def _onnx(
+    kind: str, classes: int, tensors: list[Tensor], outputs: tuple[str, ...], formulation: str = "sparse"
+) -> Contender:
     names = [spec.name for spec in input_specs(kind, Hyperparameters(num_classes=classes))]
     feed = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
-    engine = _engine(kind, classes)
+    engine = _engine(kind, classes, formulation)
     return lambda: engine.infer(feed, outputs)

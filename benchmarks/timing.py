@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.contenders import STRIDES, Contender, Setting, contenders
+from benchmarks.contenders import STRIDES, Contender, Setting, contenders, formulations
 from export.samples import sample_assigner_inputs
 from yolo_loss.pairs import list_runs
 from yolo_loss.params import enlarge
@@ -51,6 +51,18 @@ def measure(setting: Setting, turns: int) -> dict[str, Any]:
     }
     medians = {name: 1000 * statistics.median(values) for name, values in times.items()}
     return {**setting._asdict(), "milliseconds": medians, "times_faster": ratios}
+
+
+def compare_formulations(setting: Setting, turns: int) -> dict[str, Any]:
+    """How many times the sparse formulation's time the dense one takes, in torch and exported."""
+    times = take_turns(formulations(setting), turns)
+    ratios = {
+        how: statistics.median(
+            dense / sparse for dense, sparse in zip(times[f"{how} dense"], times[f"{how} sparse"], strict=True)
+        )
+        for how in ("torch", "onnx")
+    }
+    return {**setting._asdict(), "dense_over_sparse": ratios}
 
 
 def against_pairs(slots: int, turns: int) -> dict[str, Any]:
