@@ -35,6 +35,10 @@ class Channels(NamedTuple):
         """Some of them."""
         return self._replace(first=self.first + first, size=size)
 
+    def detach(self) -> Channels:
+        """The same without the way back to what they were computed from, for which a compiler would look."""
+        return self._replace(source=self.source.detach())
+
     def of_images(self, images: slice) -> Channels:
         """The same of some images."""
         return self._replace(source=self.source[images])

@@ -144,7 +144,5 @@ class DetectionLoss(nn.Module):
     def _assign(self, predictions: Predictions, ground_truth: GroundTruth) -> Assignment:
         points, strides = predictions.anchor_points, predictions.strides
         boxes = decode_levels(predictions.pred_distri, points, self.reg_max) * strides  # (B, A, 4) pixels
-        # Detached: a compiler would look for the gradients of what leads back to the maps.
-        levels = [level._replace(source=level.source.detach()) for level in predictions.pred_scores]
-        scores = ClassScores(levels, points.dtype, logits=True)
+        scores = ClassScores([level.detach() for level in predictions.pred_scores], points.dtype, logits=True)
         return self.assigner.assign(scores, boxes, points * strides, ground_truth)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numpy
 import torch
 from torch import Tensor
 
+from yolo_loss.buffers import lazy_zeros
 from yolo_loss.results import Assignment, AssignmentResult, GroundTruth
 
 
@@ -31,16 +31,6 @@ def look_up_targets(assignment: Assignment, ground_truth: GroundTruth, num_class
     image, anchor = assignment.fg_mask.nonzero().unbind(1)
     scores[image, anchor, labels[image, anchor]] = weights[image, anchor]
     return AssignmentResult(labels, boxes, scores, assignment.fg_mask, assignment.target_gt_idx)
-
-
-def lazy_zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Zeros of which the system hands out only those pages that are written.
-
-    torch writes every zero itself. For the scores, nearly all of them zero, that would take longer than assigning.
-    """
-    if like.device.type != "cpu":
-        return like.new_zeros(shape)
-    return torch.from_numpy(numpy.zeros(shape, dtype=str(like.dtype).removeprefix("torch.")))
 
 
 def labels_and_boxes(assignment: Assignment, ground_truth: GroundTruth) -> tuple[Tensor, Tensor]:

@@ -55,19 +55,31 @@ def ciou(boxes1: Tensor, boxes2: Tensor, eps: float = EPS) -> Tensor:
 
 def ciou_of_measured(one: Measured, other: Measured, eps: float = EPS) -> Tensor:
     """``ciou`` of measured boxes, broadcast against each other."""
-    inter_w = (torch.minimum(one.x2, other.x2) - torch.maximum(one.x1, other.x1)).clamp(min=0.0)
-    inter_h = (torch.minimum(one.y2, other.y2) - torch.maximum(one.y1, other.y1)).clamp(min=0.0)
-    inter = inter_w * inter_h
-    iou = inter / (one.area + other.area - inter + eps)
-
-    hull_w = torch.maximum(one.x2, other.x2) - torch.minimum(one.x1, other.x1)
-    hull_h = torch.maximum(one.y2, other.y2) - torch.minimum(one.y1, other.y1)
-    diagonal2 = hull_w.square() + hull_h.square() + eps
-    apart_x, apart_y = other.x1 + other.x2 - one.x1 - one.x2, other.y1 + other.y2 - one.y1 - one.y2
-    distance2 = (apart_x.square() + apart_y.square()) / 4
-
+    # Each part in a function of its own: what it needed on the way is free again for the next.
+    iou = _iou(one, other, eps)
+    distance = _distance(one, other, eps)
     aspect = (4 / math.pi**2) * (other.angle - one.angle).square()
-    return iou - (distance2 / diagonal2 + aspect * _trade_off(aspect, iou, eps))
+    return iou - (distance + aspect * _trade_off(aspect, iou, eps))
+
+
+def _iou(one: Measured, other: Measured, eps: float) -> Tensor:
+    width = (torch.minimum(one.x2, other.x2) - torch.maximum(one.x1, other.x1)).clamp(min=0.0)
+    height = (torch.minimum(one.y2, other.y2) - torch.maximum(one.y1, other.y1)).clamp(min=0.0)
+    inter = width * height
+    return inter / (one.area + other.area - inter + eps)
+
+
+def _distance(one: Measured, other: Measured, eps: float) -> Tensor:
+    """Squared distance of the centres over the squared diagonal of the smallest box around both."""
+    x, y = other.x1 + other.x2 - one.x1 - one.x2, other.y1 + other.y2 - one.y1 - one.y2
+    distance2 = (x.square() + y.square()) / 4
+    return distance2 / _diagonal2(one, other, eps)
+
+
+def _diagonal2(one: Measured, other: Measured, eps: float) -> Tensor:
+    width = torch.maximum(one.x2, other.x2) - torch.minimum(one.x1, other.x1)
+    height = torch.maximum(one.y2, other.y2) - torch.minimum(one.y1, other.y1)
+    return width.square() + height.square() + eps
 
 
 def _trade_off(aspect: Tensor, iou: Tensor, eps: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""log(1 + e^x), and its sum over a map in a form that suits a runtime without a fast softplus."""
+"""log(1 + e^x), and its sum over a map in a form for compilers and for runtimes without a fast softplus."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from yolo_loss.channels import Channels
+from yolo_loss.compilation import kernel
 
 # Above this softplus(x) is x; at 40 the two differ by less than float64 can tell.
 _THRESHOLD = 40.0
@@ -19,6 +20,7 @@ def softplus(x: Tensor) -> Tensor:
     return functional.softplus(x, threshold=_THRESHOLD)
 
 
+@kernel
 def sum_by_products(logits: Channels, dtype: torch.dtype) -> Tensor:
     """Sum of softplus over channels and anchors, with one logarithm for up to sixteen numbers.
 

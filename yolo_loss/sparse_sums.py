@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from yolo_loss.anchors import decode_rows
+from yolo_loss.buffers import lazy_zeros_like
 from yolo_loss.results import Assignment, GroundTruth, Level, Predictions
 from yolo_loss.terms import box_term, class_derivative, dfl_term, own_class_term, total_class_term
 
@@ -123,7 +124,8 @@ def add_up(predictions: Predictions, foreground: Foreground, terms: RowTerms, cl
     columns = torch.stack((*terms, foreground.weight), dim=1)  # (N, 4)
     images = predictions.levels[0].scores_of.shape[0]
     sums = columns.new_zeros((images, 4)).index_add(0, foreground.image, columns)
-    everywhere = torch.stack([total_class_term(level, class_loss) for level in predictions.pred_scores]).sum(dim=0)
+    totals = [total_class_term(level.detach(), class_loss) for level in predictions.pred_scores]
+    everywhere = torch.stack(totals).sum(dim=0)
     only_class = torch.tensor((0.0, 1.0, 0.0, 0.0), dtype=sums.dtype, device=sums.device)
     return sums + everywhere.to(sums.dtype)[:, None] * only_class
 
@@ -175,12 +177,11 @@ def _level_gradients(
     predictions: Predictions = ctx.predictions
     boxes, classes = 4 * predictions.reg_max, predictions.num_classes
     same = level.distri_of is level.scores_of
-    whole = torch.empty_like(level.scores_of)
+    whole = lazy_zeros_like(level.scores_of)
     scores = whole[:, whole.shape[1] - classes :]
     logits = level.scores_of[:, whole.shape[1] - classes :]
     class_derivative(logits, by_class_sum[:, None, None], ctx.class_loss, out=scores)
-    distri = whole if same else torch.zeros_like(level.distri_of)
-    distri[:, :boxes] = 0
+    distri = whole if same else lazy_zeros_like(level.distri_of)
 
     image, anchor = place
     channels = torch.arange(boxes, device=anchor.device)

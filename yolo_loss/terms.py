@@ -8,7 +8,7 @@ from torch import Tensor
 from yolo_loss.anchors import compute_dtype
 from yolo_loss.boxes import bbox2dist
 from yolo_loss.channels import Channels
-from yolo_loss.compilation import kernel
+from yolo_loss.compilation import compiling_kernels, kernel
 from yolo_loss.overlap import ciou
 from yolo_loss.portions import in_portions
 from yolo_loss.results import Gains
@@ -62,7 +62,7 @@ def total_class_term(logits: Channels, class_loss: str) -> Tensor:
         (B,) sum over anchors and classes, float32 at least.
     """
     dtype = compute_dtype(logits.source)
-    if class_loss == "bce" and torch.compiler.is_exporting():
+    if class_loss == "bce" and (compiling_kernels() or torch.compiler.is_compiling()):
         return sum_by_products(logits, dtype)
     return in_portions(logits.view(), lambda part: _sum_of_negatives(part, dtype, class_loss))
 

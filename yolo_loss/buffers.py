@@ -1,0 +1,31 @@
+"""Large buffers of zeros on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy
+import torch
+from torch import Tensor
+
+_NUMPY_TYPES = {torch.float16: numpy.float16, torch.float32: numpy.float32, torch.float64: numpy.float64}
+
+
+def lazy_zeros(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Zeros of which the system hands out only those pages that are written.
+
+    torch writes every zero itself, into small pages. For the dense scores, nearly all of them zero, that takes longer
+    than assigning. numpy leaves the zeros to the system, and asks it for huge pages.
+
+    Args:
+        shape: Of the buffer.
+        like: Gives type and device.
+    """
+    if like.device.type != "cpu" or like.dtype not in _NUMPY_TYPES:
+        return like.new_zeros(shape)
+    return torch.from_numpy(numpy.zeros(shape, dtype=_NUMPY_TYPES[like.dtype]))
+
+
+def lazy_zeros_like(tensor: Tensor) -> Tensor:
+    """``torch.zeros_like`` by way of :func:`lazy_zeros`, in the tensor's own memory layout."""
+    return lazy_zeros(tensor.shape, tensor) if tensor.is_contiguous() else torch.zeros_like(tensor)
