@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -71,18 +72,32 @@ def distances(pred_distri: Tensor, reg_max: int) -> Tensor:
     """
     if reg_max == 1:
         return pred_distri
-    bins = torch.arange(reg_max, dtype=pred_distri.dtype, device=pred_distri.device)
     logits: Tensor = pred_distri.unflatten(1, (4, reg_max))  # (B, 4, R, A)
+    if torch.compiler.is_exporting():
+        return _expectation_by_product(logits)
     if torch.compiler.is_compiling():
-        exponentials = (logits - logits.amax(dim=2, keepdim=True)).exp()
-        if torch.compiler.is_exporting():
-            # Numerators and denominators in one product; runtimes' softmax along an inner axis transposes.
-            both = torch.matmul(torch.stack((bins, torch.ones_like(bins))), exponentials)  # (B, 4, 2, A)
-            return both.select(2, 0) / both.select(2, 1)
-        return (exponentials * bins[:, None]).sum(dim=2) / exponentials.sum(dim=2)
+        return _expectation_by_planes(logits)
+    bins = torch.arange(reg_max, dtype=logits.dtype, device=logits.device)
     # Side by side, so that no temporary is as large as the input; a product with a vector, because multiplying
     # and summing takes ten times as long.
     return torch.stack([torch.matmul(bins, side.softmax(dim=1)) for side in logits.unbind(1)], dim=1)
+
+
+def _expectation_by_product(logits: Tensor) -> Tensor:
+    """For a graph: numerators and denominators in one product. A softmax along an inner axis would be transposed."""
+    exponentials = (logits - logits.amax(dim=2, keepdim=True)).exp()
+    bins = torch.arange(logits.shape[2], dtype=logits.dtype, device=logits.device)
+    both = torch.matmul(torch.stack((bins, torch.ones_like(bins))), exponentials)  # (B, 4, 2, A)
+    return both.select(2, 0) / both.select(2, 1)
+
+
+def _expectation_by_planes(logits: Tensor) -> Tensor:
+    """For a compiler: written bin by bin it is one pass without a reduction, twice as fast as with one."""
+    planes = logits.unbind(2)  # each (B, 4, A)
+    largest = reduce(torch.maximum, planes)
+    exponentials = [(plane - largest).exp() for plane in planes]
+    above = reduce(torch.add, (number * value for number, value in enumerate(exponentials)))
+    return above / reduce(torch.add, exponentials)
 
 
 def to_boxes(distance: Tensor, anchor_points: Tensor) -> Tensor:

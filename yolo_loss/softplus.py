@@ -1,6 +1,12 @@
-"""log(1 + e^x), and its sum over a map in a form for compilers and for runtimes without a fast softplus."""
+"""log(1 + e^x), and its sum over a map with one logarithm for up to sixteen numbers.
+
+softplus(x) = max(x, 0) + log(1 + e^-|x|), and a sum of such logarithms is the logarithm of a product. Products are kept
+less one, (1 + a) (1 + b) - 1 = a + b + a b, so that small numbers lose no digits.
+"""
 
 from __future__ import annotations
+
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -20,12 +26,8 @@ def softplus(x: Tensor) -> Tensor:
     return functional.softplus(x, threshold=_THRESHOLD)
 
 
-@kernel
 def sum_by_products(logits: Channels, dtype: torch.dtype) -> Tensor:
-    """Sum of softplus over channels and anchors, with one logarithm for up to sixteen numbers.
-
-    softplus(x) = max(x, 0) + log(1 + e^-|x|), and a sum of such logarithms is the logarithm of a product. Products are
-    kept less one, (1 + a) (1 + b) - 1 = a + b + a b, so that small numbers lose no digits.
+    """Sum of softplus over channels and anchors for a graph: few large operations.
 
     Args:
         logits: C channels of a level.
@@ -47,12 +49,40 @@ def sum_by_products(logits: Channels, dtype: torch.dtype) -> Tensor:
     return positive + _log1p(excess).sum(dim=(1, 2))
 
 
+@kernel
+def sum_by_planes(logits: Channels, dtype: torch.dtype) -> Tensor:
+    """The same for a compiler, which makes one pass of many small operations.
+
+    Args:
+        logits: C channels of a level.
+        dtype: To compute in.
+
+    Returns:
+        (B,).
+    """
+    groups = 2 ** min(_HALVINGS, logits.size.bit_length() - 1)
+    each = logits.size // groups
+    cuts = [each] * groups + [1] * (logits.size % groups)
+    parts = [part.to(dtype) for part in logits.view().split(cuts, dim=1)]
+    sums = [_sum_of(parts[:groups]), *(_sum_of([part]) for part in parts[groups:])]
+    return torch.stack(sums).sum(dim=0)
+
+
+def _sum_of(parts: list[Tensor]) -> Tensor:
+    positive = reduce(torch.add, (part.clamp(min=0.0) for part in parts))
+    excess = [torch.exp(-part.abs()) for part in parts]
+    while len(excess) > 1:
+        excess = [_merge(list(pair)) for pair in zip(excess[::2], excess[1::2], strict=True)]
+    return (positive + torch.log1p(excess[0])).sum(dim=(1, 2))
+
+
 def _merge(parts: list[Tensor]) -> Tensor:
     """Two parts into one; a third of a single channel is left as it is."""
     if len(parts) == 1:
         return parts[0]
     one, other, *rest = parts
-    return torch.cat([one + other + one * other, *rest], dim=1)
+    merged = one + other + one * other
+    return torch.cat([merged, *rest], dim=1) if rest else merged
 
 
 def _log1p(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from yolo_loss.compilation import compiling_kernels, kernel
 from yolo_loss.overlap import ciou
 from yolo_loss.portions import in_portions
 from yolo_loss.results import Gains
-from yolo_loss.softplus import softplus, sum_by_products
+from yolo_loss.softplus import softplus, sum_by_planes, sum_by_products
 
 
 def box_term(pred_bboxes: Tensor, target_bboxes: Tensor) -> Tensor:
@@ -62,8 +62,10 @@ def total_class_term(logits: Channels, class_loss: str) -> Tensor:
         (B,) sum over anchors and classes, float32 at least.
     """
     dtype = compute_dtype(logits.source)
-    if class_loss == "bce" and (compiling_kernels() or torch.compiler.is_compiling()):
+    if class_loss == "bce" and torch.compiler.is_exporting():
         return sum_by_products(logits, dtype)
+    if class_loss == "bce" and compiling_kernels():
+        return sum_by_planes(logits, dtype)
     return in_portions(logits.view(), lambda part: _sum_of_negatives(part, dtype, class_loss))
 
 
