@@ -26,6 +26,7 @@ PRESET = "ultralytics-8.4"
 NUMBERS: dict[str, Any] = {"topk": 10, "alpha": 0.5, "beta": 6.0}
 NAMES = ("reference", "torch", "compile", "onnx")
 TARGETS = ("target_scores", "target_bboxes", "target_labels", "fg_mask")
+OUTPUTS = {"assigner": TARGETS, "loss": ("loss", "loss_items")}
 Contender = Callable[[], object]
 os.environ.setdefault("YOLO_VERBOSE", "false")
 # One process here sees more class counts and tasks than a user's; each is a program of its own.
@@ -125,7 +126,7 @@ def _losses(setting: Setting) -> dict[str, Callable[[], Contender]]:
             "reference": lambda: forward(reference, joined),
             "torch": lambda: forward(ours(False), feats),
             "compile": lambda: forward(ours(True), feats),
-            "onnx": lambda: _onnx("loss", setting.classes, [*feats, *rest], ("loss", "loss_items")),
+            "onnx": lambda: _onnx("loss", setting.classes, [*feats, *rest], OUTPUTS["loss"]),
         }
     leaves = [joined[name].contiguous().requires_grad_() for name in ("boxes", "scores")]
     levels = [feat.clone().requires_grad_() for feat in feats]
@@ -156,7 +157,21 @@ def _engine(kind: str, classes: int, formulation: str) -> OnnxRuntimeEngine:
 def _onnx(
     kind: str, classes: int, tensors: list[Tensor], outputs: tuple[str, ...], formulation: str = "sparse"
 ) -> Contender:
-    names = [spec.name for spec in input_specs(kind, Hyperparameters(num_classes=classes))]
-    feed = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
+    feed = _named(kind, classes, tensors)
     engine = _engine(kind, classes, formulation)
     return lambda: engine.infer(feed, outputs)
+
+
+def onnx_feed(setting: Setting) -> dict[str, Any]:
+    """Inputs of the exported model."""
+    if setting.task == "assigner":
+        tensors = list(sample_assigner_inputs(setting.case, STRIDES, seed=1))
+    else:
+        feats, *rest = sample_loss_inputs(setting.case, STRIDES, 16, seed=1)
+        tensors = [*feats, *rest]
+    return _named(setting.task, setting.classes, tensors)
+
+
+def _named(kind: str, classes: int, tensors: list[Tensor]) -> dict[str, Any]:
+    names = [spec.name for spec in input_specs(kind, Hyperparameters(num_classes=classes))]
+    return {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}

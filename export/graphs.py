@@ -7,10 +7,13 @@ from torch import Tensor, nn
 
 from yolo_loss import DetectionLoss, GroundTruth, TaskAlignedAssigner
 from yolo_loss.channels import Channels, ClassScores
-from yolo_loss.lookup import dense_scores, labels_and_boxes
+from yolo_loss.lookup import labels_and_boxes, scores_by_comparison, scores_by_scatter
 from yolo_loss.predictions import join_predictions
 from yolo_loss.results import Assignment
 from yolo_loss.targets import add_empty_slot
+
+# A scatter is the faster way in ONNX Runtime; graphs for TensorRT do without.
+SCORES = {"dense": scores_by_comparison, "sparse": scores_by_scatter}
 
 
 class AssignerGraph(nn.Module):
@@ -35,7 +38,7 @@ class AssignerGraph(nn.Module):
         padded = add_empty_slot(ground_truth)
         scores = ClassScores((Channels(pd_scores.transpose(1, 2), 0, pd_scores.shape[2]),), pd_scores.dtype)
         assignment = self.assigner.assign(scores, pd_bboxes, anc_points, padded)
-        return _targets(assignment, ground_truth, padded, pd_scores.shape[2])
+        return _targets(assignment, ground_truth, padded, pd_scores.shape[2], self.assigner.formulation)
 
 
 class LossGraph(nn.Module):
@@ -52,16 +55,18 @@ class LossGraph(nn.Module):
         ground_truth = GroundTruth(gt_labels, gt_bboxes, mask_gt)
         padded = add_empty_slot(ground_truth)
         result = criterion.from_padded(predictions, padded)
-        targets = _targets(result.assignment, ground_truth, padded, criterion.num_classes)
+        targets = _targets(
+            result.assignment, ground_truth, padded, criterion.num_classes, criterion.assigner.formulation
+        )
         return result.loss, result.loss_items, result.image_sums, *targets
 
 
 def _targets(
-    assignment: Assignment, ground_truth: GroundTruth, padded: GroundTruth, num_classes: int
+    assignment: Assignment, ground_truth: GroundTruth, padded: GroundTruth, num_classes: int, formulation: str
 ) -> tuple[Tensor, ...]:
     labels, boxes = labels_and_boxes(assignment, padded)
+    scores = SCORES[formulation](labels, assignment.target_weights, num_classes)
     # Without ground truth the label is num_classes. M is no Python number here: the graph must not depend on it.
     slots = torch.ones_like(ground_truth.gt_labels).sum()
     labels = torch.where(slots == 0, num_classes, labels)
-    scores = dense_scores(labels, assignment.target_weights, num_classes)
     return labels, boxes, scores, assignment.fg_mask, assignment.target_gt_idx, assignment.target_weights

@@ -48,11 +48,17 @@ def labels_and_boxes(assignment: Assignment, ground_truth: GroundTruth) -> tuple
     return labels.view(shape), boxes.view(*shape, 4)
 
 
-def dense_scores(labels: Tensor, weights: Tensor, num_classes: int) -> Tensor:
-    """One-hot(label) times soft score.
+def scores_by_comparison(labels: Tensor, weights: Tensor, num_classes: int) -> Tensor:
+    """One-hot(label) times soft score, without a scatter.
 
     Returns:
         (B, A, C) in the weights' dtype.
     """
     classes = torch.arange(num_classes, device=labels.device)
     return torch.where(labels.unsqueeze(-1) == classes, weights.unsqueeze(-1), 0.0)
+
+
+def scores_by_scatter(labels: Tensor, weights: Tensor, num_classes: int) -> Tensor:
+    """The same, written into zeros."""
+    zeros = weights.new_zeros((*weights.shape, num_classes))
+    return zeros.scatter(2, labels.unsqueeze(-1), weights.unsqueeze(-1))

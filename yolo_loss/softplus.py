@@ -62,10 +62,9 @@ def sum_by_planes(logits: Channels, dtype: torch.dtype) -> Tensor:
     """
     groups = 2 ** min(_HALVINGS, logits.size.bit_length() - 1)
     each = logits.size // groups
-    cuts = [each] * groups + [1] * (logits.size % groups)
-    parts = [part.to(dtype) for part in logits.view().split(cuts, dim=1)]
-    sums = [_sum_of(parts[:groups]), *(_sum_of([part]) for part in parts[groups:])]
-    return torch.stack(sums).sum(dim=0)
+    cuts = [each] * groups + [logits.size % groups]
+    *parts, rest = (part.to(dtype) for part in logits.view().split(cuts, dim=1))
+    return _sum_of(parts) + _sum_of([rest])
 
 
 def _sum_of(parts: list[Tensor]) -> Tensor:
