@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import statistics
 import sys
 import time
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,12 @@ MEMORY = [
 ]
 FORMULATIONS = [Setting("assigner", *size) for size in [(1, 1), (1, 10), (4, 30), (16, 30)]]
 SLOTS_OF_CURVE = [1, 25, 50, 100, 150, 200, 250, 300]
+PARTS: dict[str, tuple[Sequence[Any], Callable[[Any, int], dict[str, Any]]]] = {
+    "times": (SETTINGS, measure),
+    "pairs": (SLOTS_OF_CURVE, against_pairs),
+    "formulations": (FORMULATIONS, compare_formulations),
+    "memory": (MEMORY, lambda setting, _: memory_row(setting)),
+}
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -43,16 +51,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench", description=__doc__)
     parser.add_argument("--turns", type=int, default=7, help="turns that count, after one that does not")
     parser.add_argument("--out", type=Path, default=RESULTS / "cpu.json")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="the others stay as they are")
     options = parser.parse_args()
     torch.manual_seed(0)
     settle_allocator()
-    results = {
-        "machine": machine(),
-        "times": [measure(setting, options.turns) for setting in tqdm(SETTINGS, desc="times", unit="setting")],
-        "pairs": [against_pairs(slots, options.turns) for slots in tqdm(SLOTS_OF_CURVE, desc="pairs", unit="size")],
-        "formulations": [compare_formulations(s, options.turns) for s in tqdm(FORMULATIONS, desc="formulations")],
-        "memory": [memory_row(setting) for setting in tqdm(MEMORY, desc="memory", unit="setting")],
-    }
+    kept = json.loads(options.out.read_text(encoding="utf-8")) if set(options.parts) < PARTS.keys() else {}
+    results = {**kept, "machine": machine()}
+    for part in options.parts:
+        items, function = PARTS[part]
+        results[part] = [function(item, options.turns) for item in tqdm(items, desc=part, unit="line")]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     draw(results, options.out.with_suffix(".png"))
@@ -94,15 +101,24 @@ def table(results: dict[str, Any]) -> str:
             f"{row['MiB'][name]:.0f}" if name in row["MiB"] else "" for name in ("reference", "torch", "onnx")
         )
         lines.append(f"| {row['task']} {row['batch']} x {row['slots']} | {sizes} | {row['returned']:.0f} |")
-    lines += ["", "| P, candidate pairs | torch, ns per pair | ONNX, ns per pair |", "| --- | --- | --- |"]
-    for row in results["pairs"]:
-        each = {name: 1e6 * value / row["pairs"] for name, value in row["milliseconds"].items()}
-        lines.append(f"| {row['pairs']} | {each['torch']:.0f} | {each['onnx']:.0f} |")
+    lines += ["", "| time = a + b P | R^2 of the line | a / time of the largest P |", "| --- | --- | --- |"]
+    lines += [f"| {name} | {r2:.3f} | {fixed:.2f} |" for name, (r2, fixed) in straightness(results["pairs"]).items()]
     lines += ["", "| dense over sparse, assigner | torch | ONNX |", "| --- | --- | --- |"]
     for row in results["formulations"]:
         torch_ratio, onnx_ratio = (row["dense_over_sparse"][how] for how in ("torch", "onnx"))
         lines.append(f"| {row['batch']} x {row['slots']} | {torch_ratio:.2f} | {onnx_ratio:.2f} |")
     return "\n".join(lines)
+
+
+def straightness(rows: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
+    """How well a straight line describes time over P, and which part of the longest time does not grow with P."""
+    pairs = [row["pairs"] for row in rows]
+    lines = {}
+    for name in rows[0]["milliseconds"]:
+        times = [row["milliseconds"][name] for row in rows]
+        fit = statistics.linear_regression(pairs, times)
+        lines[name] = (statistics.correlation(pairs, times) ** 2, fit.intercept / max(times))
+    return lines
 
 
 if __name__ == "__main__":
