@@ -6,57 +6,23 @@ are those of ``yolo_loss.dense``, to the bit.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from operator import itemgetter
 
 import torch
 from torch import Tensor
 
+from yolo_loss.candidates import Candidates, Part, find_candidates
 from yolo_loss.channels import ClassScores
-from yolo_loss.compilation import kernel
-from yolo_loss.overlap import Measured, ciou_of_measured, measure
-from yolo_loss.pairs import Pairs, Runs, list_runs, pairs_of_images, write_out
-from yolo_loss.params import AssignerParams, enlarge, power
+from yolo_loss.overlap import measure
+from yolo_loss.pairs import Runs, list_runs, pairs_of_images
+from yolo_loss.params import AssignerParams, enlarge
 from yolo_loss.portions import one_portion, portions
 from yolo_loss.ragged_topk import select_topk
 from yolo_loss.results import Assignment, GroundTruth
-from yolo_loss.segments import count_true, sum_per_segment
+from yolo_loss.segments import sum_per_segment
 
 # Pairs in one portion: some twenty lists of this length fit a processor's second and third cache.
 PAIRS_AT_ONCE = 2**17
-
-
-class Part(NamedTuple):
-    """What the assignment of some images needs; all indices count from the first of them.
-
-    Attributes:
-        runs: Their candidates.
-        scores: Class scores of all anchors.
-        predicted: Predicted boxes, (b, A) each.
-        wanted: Ground truths, (b, M) each.
-        labels: (b, M).
-    """
-
-    runs: Runs
-    scores: ClassScores
-    predicted: Measured
-    wanted: Measured
-    labels: Tensor
-
-
-class Candidates(NamedTuple):
-    """Candidate pairs whose boxes overlap.
-
-    Attributes:
-        pairs: (P,) each, ordered by ground truth, then by anchor.
-        overlap: (P,) u.
-        metric: (P,) t = s^alpha * u^beta.
-        per_slot: (B * M,) int64, how many each ground truth has.
-    """
-
-    pairs: Pairs
-    overlap: Tensor
-    metric: Tensor
-    per_slot: Tensor
 
 
 def assign_sparse(
@@ -95,7 +61,7 @@ def split(whole: Part) -> list[Part]:
     for part, end in zip(chosen, edges, strict=True):
         slot, first, length = (field[begin:end] for field in runs)
         own_runs = Runs(slot - part.start * slots, first - part.start * anchors, length)
-        predicted, wanted = (boxes.apply(lambda field: field[part]) for boxes in (whole.predicted, whole.wanted))  # noqa: B023
+        predicted, wanted = (boxes.apply(itemgetter(part)) for boxes in (whole.predicted, whole.wanted))
         parts.append(Part(own_runs, whole.scores.of_images(part), predicted, wanted, whole.labels[part]))
         begin = end
     return parts
@@ -115,42 +81,6 @@ def assign_part(part: Part, params: AssignerParams) -> Assignment:
         kept = select_topk(own, slot, count, params.topk2)
         assigned = assigned.index_select(0, kept)
     return soft_scores(candidates, assigned, (images, slots, anchors), params.eps)
-
-
-def find_candidates(part: Part, params: AssignerParams) -> Candidates:
-    """The candidate pairs of some images."""
-    pairs = write_out(part.runs)
-    overlap = overlap_of_pairs(part.wanted, part.predicted, pairs)
-    per_slot = sum_per_segment(part.runs.slot, part.runs.length, part.labels.shape[0] * part.labels.shape[1])
-    if params.beta > 0:
-        # A pair without overlap has metric 0: it is never chosen, and it wins no anchor from a pair that is.
-        overlaps = overlap > 0
-        per_slot = count_true(overlaps, per_slot)
-        touching = overlaps.nonzero().squeeze(1)
-        overlap = overlap.index_select(0, touching)
-        pairs = Pairs(*(field.index_select(0, touching) for field in pairs))
-    overlap, metric = metric_of_pairs(part.scores, part.labels, pairs, overlap, params)
-    return Candidates(pairs, overlap, metric, per_slot)
-
-
-@kernel
-def overlap_of_pairs(wanted: Measured, predicted: Measured, pairs: Pairs) -> Tensor:
-    """CIoU of each pair, (P,)."""
-    return ciou_of_measured(
-        wanted.apply(lambda field: field.flatten().index_select(0, pairs.slot)),
-        predicted.apply(lambda field: field.flatten().index_select(0, pairs.anchor)),
-    )
-
-
-@kernel
-def metric_of_pairs(
-    scores: ClassScores, labels: Tensor, pairs: Pairs, overlap: Tensor, params: AssignerParams
-) -> tuple[Tensor, Tensor]:
-    """Overlap u and metric t = s^alpha * u^beta of each pair; 0 where one is not a number or not above 0."""
-    overlap = torch.where(overlap > 0, overlap, 0.0)
-    own = scores.of_pairs(labels, pairs.slot, pairs.anchor)
-    metric = power(own, params.alpha) * power(overlap, params.beta)
-    return overlap, torch.where(metric > 0, metric, 0.0)
 
 
 def one_owner(candidates: Candidates, chosen: Tensor, anchors: int) -> Tensor:
