@@ -55,14 +55,16 @@ def main() -> int:
     options = parser.parse_args()
     torch.manual_seed(0)
     settle_allocator()
-    kept = json.loads(options.out.read_text(encoding="utf-8")) if set(options.parts) < PARTS.keys() else {}
+    some = set(options.parts) < PARTS.keys() and options.out.exists()
+    kept = json.loads(options.out.read_text(encoding="utf-8")) if some else {}
     results = {**kept, "machine": machine()}
     for part in options.parts:
         items, function = PARTS[part]
         results[part] = [function(item, options.turns) for item in tqdm(items, desc=part, unit="line")]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    draw(results, options.out.with_suffix(".png"))
+    if results.keys() >= {"times", "pairs"}:
+        draw(results, options.out.with_suffix(".png"))
     print(table(results))
     return 0
 
@@ -84,30 +86,48 @@ def machine() -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown: how many times faster and smaller than the reference."""
+    """Markdown: what was measured."""
+    tables = [TABLES[part](results[part]) for part in PARTS if part in results]
+    return "\n\n".join("\n".join(lines) for lines in tables)
+
+
+def times_table(rows: list[dict[str, Any]]) -> list[str]:
+    """How many times faster than the reference."""
     lines = [
         "| times faster | B x M | pixels | C | torch | torch.compile | ONNX |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for row in results["times"]:
+    for row in rows:
         faster = {name: f"{value:.1f}" for name, value in row["times_faster"].items()}
         lines.append(
             f"| {row['task']} | {row['batch']} x {row['slots']} | {row['image']} | {row['classes']} "
             f"| {faster['torch']} | {faster['compile']} | {faster.get('onnx', '')} |"
         )
-    lines += ["", "| peak extra MiB | reference | torch | ONNX | returned |", "| --- | --- | --- | --- | --- |"]
-    for row in results["memory"]:
-        sizes = " | ".join(
-            f"{row['MiB'][name]:.0f}" if name in row["MiB"] else "" for name in ("reference", "torch", "onnx")
-        )
-        lines.append(f"| {row['task']} {row['batch']} x {row['slots']} | {sizes} | {row['returned']:.0f} |")
-    lines += ["", "| time = a + b P | R^2 of the line | a / time of the largest P |", "| --- | --- | --- |"]
-    lines += [f"| {name} | {r2:.3f} | {fixed:.2f} |" for name, (r2, fixed) in straightness(results["pairs"]).items()]
-    lines += ["", "| dense over sparse, assigner | torch | ONNX |", "| --- | --- | --- |"]
-    for row in results["formulations"]:
-        torch_ratio, onnx_ratio = (row["dense_over_sparse"][how] for how in ("torch", "onnx"))
-        lines.append(f"| {row['batch']} x {row['slots']} | {torch_ratio:.2f} | {onnx_ratio:.2f} |")
-    return "\n".join(lines)
+    return lines
+
+
+def memory_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Peak memory of a call."""
+    lines = ["| peak extra MiB | reference | torch | ONNX | returned |", "| --- | --- | --- | --- | --- |"]
+    for row in rows:
+        sizes = [f"{row['MiB'][name]:.0f}" if name in row["MiB"] else "" for name in ("reference", "torch", "onnx")]
+        lines.append(f"| {row['task']} {row['batch']} x {row['slots']} | {' | '.join(sizes)} | {row['returned']:.0f} |")
+    return lines
+
+
+def pairs_table(rows: list[dict[str, Any]]) -> list[str]:
+    """How straight the line of time over P is."""
+    lines = ["| time = a + b P | R^2 of the line | a / time of the largest P |", "| --- | --- | --- |"]
+    return lines + [f"| {name} | {r2:.3f} | {fixed:.2f} |" for name, (r2, fixed) in straightness(rows).items()]
+
+
+def formulations_table(rows: list[dict[str, Any]]) -> list[str]:
+    """What the dense formulation costs."""
+    lines = ["| dense over sparse, assigner | torch | ONNX |", "| --- | --- | --- |"]
+    for row in rows:
+        ratios = row["dense_over_sparse"]
+        lines.append(f"| {row['batch']} x {row['slots']} | {ratios['torch']:.2f} | {ratios['onnx']:.2f} |")
+    return lines
 
 
 def straightness(rows: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
@@ -120,6 +140,8 @@ def straightness(rows: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
         lines[name] = (statistics.correlation(pairs, times) ** 2, fit.intercept / max(times))
     return lines
 
+
+TABLES = {"times": times_table, "pairs": pairs_table, "formulations": formulations_table, "memory": memory_table}
 
 if __name__ == "__main__":
     sys.exit(main())
