@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -233,3 +234,30 @@ def test_arguments_are_left_alone() -> None:
     DetectionLoss(3, STRIDES, **OPTIONS)(feats, batch)
     for tensor, copy in zip(tensors, copies, strict=True):
         assert torch.equal(tensor, copy)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        lambda feat: feat.contiguous(memory_format=torch.channels_last),
+        lambda feat: torch.cat((feat, feat), dim=1)[:, : feat.shape[1]],
+        lambda feat: torch.cat((feat, feat), dim=3)[..., : feat.shape[3]],
+    ],
+    ids=["channels last", "part of the channels", "part of the columns"],
+)
+def test_layout_of_the_maps_is_free(layout: Callable[[Tensor], Tensor]) -> None:
+    feats, *rest = sample_loss_inputs(CASE, STRIDES, 16, seed=3)
+    criterion = DetectionLoss(CASE.num_classes, STRIDES, **OPTIONS)
+    height, width = (int(side * STRIDES[0]) for side in CASE.grids[0])
+    batch = ragged_batch(GroundTruth(*rest), (height, width))
+    results = []
+    for maps in (feats, [layout(feat) for feat in feats]):
+        leaves = [feat.detach().requires_grad_() for feat in maps]
+        loss, items = criterion(leaves, batch)
+        loss.backward()
+        results.append((loss.detach(), items, [leaf.grad for leaf in leaves]))
+    (loss, items, gradients), (other_loss, other_items, other_gradients) = results
+    torch.testing.assert_close(other_loss, loss, rtol=1e-6, atol=0)
+    torch.testing.assert_close(other_items, items, rtol=1e-6, atol=0)
+    for one, other in zip(gradients, other_gradients, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6)
