@@ -25,8 +25,10 @@ STRIDES = (8.0, 16.0, 32.0)
 PRESET = "ultralytics-8.4"
 NUMBERS: dict[str, Any] = {"topk": 10, "alpha": 0.5, "beta": 6.0}
 NAMES = ("reference", "torch", "compile", "onnx")
-TARGETS = ("target_scores", "target_bboxes", "target_labels", "fg_mask")
-OUTPUTS = {"assigner": TARGETS, "loss": ("loss", "loss_items")}
+OUTPUTS = {
+    "assigner": ("target_scores", "target_bboxes", "target_labels", "fg_mask"),
+    "loss": ("loss", "loss_items"),
+}
 Contender = Callable[[], object]
 os.environ.setdefault("YOLO_VERBOSE", "false")
 # One process here sees more class counts and tasks than a user's; each is a program of its own.
@@ -88,7 +90,7 @@ def _assigners(setting: Setting) -> dict[str, Callable[[], Contender]]:
         "reference": reference,
         "torch": lambda: ours(False),
         "compile": lambda: ours(True),
-        "onnx": lambda: _onnx("assigner", 80, list(inputs), TARGETS),
+        "onnx": lambda: _onnx(setting),
     }
 
 
@@ -99,7 +101,7 @@ def formulations(setting: Setting) -> dict[str, Contender]:
     for name in FORMULATIONS:
         assigner = TaskAlignedAssigner(**NUMBERS, num_classes=setting.classes, **PRESETS[PRESET], formulation=name)
         runs[f"torch {name}"] = partial(assigner, *inputs)
-        runs[f"onnx {name}"] = _onnx("assigner", setting.classes, list(inputs), TARGETS, name)
+        runs[f"onnx {name}"] = _onnx(setting, name)
     return runs
 
 
@@ -126,7 +128,7 @@ def _losses(setting: Setting) -> dict[str, Callable[[], Contender]]:
             "reference": lambda: forward(reference, joined),
             "torch": lambda: forward(ours(False), feats),
             "compile": lambda: forward(ours(True), feats),
-            "onnx": lambda: _onnx("loss", setting.classes, [*feats, *rest], OUTPUTS["loss"]),
+            "onnx": lambda: _onnx(setting),
         }
     leaves = [joined[name].contiguous().requires_grad_() for name in ("boxes", "scores")]
     levels = [feat.clone().requires_grad_() for feat in feats]
@@ -154,12 +156,10 @@ def _engine(kind: str, classes: int, formulation: str) -> OnnxRuntimeEngine:
     return engine
 
 
-def _onnx(
-    kind: str, classes: int, tensors: list[Tensor], outputs: tuple[str, ...], formulation: str = "sparse"
-) -> Contender:
-    feed = _named(kind, classes, tensors)
-    engine = _engine(kind, classes, formulation)
-    return lambda: engine.infer(feed, outputs)
+def _onnx(setting: Setting, formulation: str = "sparse") -> Contender:
+    feed = onnx_feed(setting)
+    engine = _engine(setting.task, setting.classes, formulation)
+    return lambda: engine.infer(feed, OUTPUTS[setting.task])
 
 
 def onnx_feed(setting: Setting) -> dict[str, Any]:
@@ -169,9 +169,5 @@ def onnx_feed(setting: Setting) -> dict[str, Any]:
     else:
         feats, *rest = sample_loss_inputs(setting.case, STRIDES, 16, seed=1)
         tensors = [*feats, *rest]
-    return _named(setting.task, setting.classes, tensors)
-
-
-def _named(kind: str, classes: int, tensors: list[Tensor]) -> dict[str, Any]:
-    names = [spec.name for spec in input_specs(kind, Hyperparameters(num_classes=classes))]
+    names = [spec.name for spec in input_specs(setting.task, Hyperparameters(num_classes=setting.classes))]
     return {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,13 +42,15 @@ def clock(run: Contender) -> float:
     return time.perf_counter() - started
 
 
+def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
+    """Median of the ratios, turn by turn."""
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
 def measure(setting: Setting, turns: int) -> dict[str, Any]:
     """Medians in milliseconds, and the median of the reference's time over each contender's, turn by turn."""
     times = take_turns(contenders(setting), turns)
-    ratios = {
-        name: statistics.median(a / b for a, b in zip(times["reference"], values, strict=True))
-        for name, values in times.items()
-    }
+    ratios = {name: median_ratio(times["reference"], values) for name, values in times.items()}
     medians = {name: 1000 * statistics.median(values) for name, values in times.items()}
     return {**setting._asdict(), "milliseconds": medians, "times_faster": ratios}
 
@@ -56,12 +58,7 @@ def measure(setting: Setting, turns: int) -> dict[str, Any]:
 def compare_formulations(setting: Setting, turns: int) -> dict[str, Any]:
     """How many times the sparse formulation's time the dense one takes, in torch and exported."""
     times = take_turns(formulations(setting), turns)
-    ratios = {
-        how: statistics.median(
-            dense / sparse for dense, sparse in zip(times[f"{how} dense"], times[f"{how} sparse"], strict=True)
-        )
-        for how in ("torch", "onnx")
-    }
+    ratios = {how: median_ratio(times[f"{how} dense"], times[f"{how} sparse"]) for how in ("torch", "onnx")}
     return {**setting._asdict(), "dense_over_sparse": ratios}
 
 

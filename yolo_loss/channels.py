@@ -54,8 +54,8 @@ class Channels(NamedTuple):
         Returns:
             Of the index tensors' common shape.
         """
-        numbers, steps = in_memory_order(self.source)
-        place = image * steps[0] + (channel + self.first) * steps[1] + anchor * steps[2]
+        numbers, begin, step = self._rows(image, channel)
+        place = begin + anchor * step
         # One list of numbers and one index: indexing with three takes twice as long.
         return numbers.index_select(0, place.flatten()).view(place.shape)
 
@@ -71,9 +71,13 @@ class Channels(NamedTuple):
         Returns:
             (P,).
         """
+        numbers, begin, step = self._rows(image, channel)
+        return numbers.index_select(0, begin.index_select(0, row) + anchor * step)
+
+    def _rows(self, image: Tensor, channel: Tensor) -> tuple[Tensor, Tensor, int]:
+        """All numbers, where each (image, channel) row begins among them, and the step between a row's anchors."""
         numbers, steps = in_memory_order(self.source)
-        begin = image * steps[0] + (channel + self.first) * steps[1]
-        return numbers.index_select(0, begin.index_select(0, row) + anchor * steps[2])
+        return numbers, image * steps[0] + (channel + self.first) * steps[1], steps[2]
 
 
 def in_memory_order(source: Tensor) -> tuple[Tensor, Sequence[int]]:

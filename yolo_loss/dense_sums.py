@@ -8,7 +8,7 @@ from torch import Tensor
 from yolo_loss.anchors import decode
 from yolo_loss.lookup import labels_and_boxes
 from yolo_loss.results import Assignment, GroundTruth, Predictions
-from yolo_loss.terms import box_term, dfl_term, own_class_term, total_class_term
+from yolo_loss.terms import box_term, class_term_of_levels, dfl_term, own_class_term
 
 
 def dense_sums(predictions: Predictions, ground_truth: GroundTruth, assignment: Assignment, class_loss: str) -> Tensor:
@@ -30,8 +30,7 @@ def dense_sums(predictions: Predictions, ground_truth: GroundTruth, assignment: 
     labels, target_bboxes = labels_and_boxes(assignment, ground_truth)
     own_logits = logits.gather(1, labels.unsqueeze(1)).squeeze(1)  # (B, A)
     own = torch.where(fg_mask, own_class_term(own_logits, weights, class_loss), 0.0)
-    everywhere = torch.stack([total_class_term(level, class_loss) for level in predictions.pred_scores]).sum(dim=0)
-    class_sum = everywhere + own.sum(dim=1)
+    class_sum = class_term_of_levels(predictions.pred_scores, class_loss) + own.sum(dim=1)
 
     target_grid = target_bboxes / predictions.strides  # (B, A, 4)
     pred_bboxes = decode(distri, predictions.anchor_points, reg_max)  # (B, A, 4)

@@ -21,13 +21,14 @@ def look_up_targets(assignment: Assignment, ground_truth: GroundTruth, num_class
         The five targets.
     """
     weights = assignment.target_weights
+    # Into fresh zeros: comparing every label with every class takes longer.
+    scores = lazy_zeros((*weights.shape, num_classes), weights)
     if ground_truth.gt_labels.shape[1] == 0:
         labels = torch.full_like(assignment.target_gt_idx, num_classes)
-        boxes, scores = weights.new_zeros((*weights.shape, 4)), weights.new_zeros((*weights.shape, num_classes))
+        boxes = weights.new_zeros((*weights.shape, 4))
         return AssignmentResult(labels, boxes, scores, assignment.fg_mask, assignment.target_gt_idx)
     labels, boxes = labels_and_boxes(assignment, ground_truth)
-    # Into fresh zeros: comparing every label with every class takes three times as long.
-    scores = lazy_zeros((*weights.shape, num_classes), weights)
+    # The foreground alone: writing the background's zeros would touch every page.
     image, anchor = assignment.fg_mask.nonzero().unbind(1)
     scores[image, anchor, labels[image, anchor]] = weights[image, anchor]
     return AssignmentResult(labels, boxes, scores, assignment.fg_mask, assignment.target_gt_idx)

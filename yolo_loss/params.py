@@ -46,13 +46,15 @@ def power(base: Tensor, exponent: float) -> Tensor:
     whole = int(exponent)
     if whole != exponent or not 1 <= whole <= _LARGEST_PRODUCT:
         return base.pow(exponent)
-    result, square = None, base
-    while whole:
+    square = base
+    while whole % 2 == 0:
+        square, whole = square * square, whole // 2
+    result = square
+    while whole > 1:
+        square, whole = square * square, whole // 2
         if whole % 2:
-            result = square if result is None else result * square
-        whole //= 2
-        square = square * square if whole else square
-    return base if result is None else result
+            result = result * square
+    return result
 
 
 def enlarge(boxes: Tensor, min_side: float) -> Tensor:

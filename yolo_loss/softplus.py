@@ -41,11 +41,11 @@ def sum_by_products(logits: Channels, dtype: torch.dtype) -> Tensor:
     cuts = ((0, half), (half, half), (2 * half, logits.size % 2))
     parts = [logits.part(first, size).view().to(dtype) for first, size in cuts if size]
     positive = torch.stack([part.clamp(min=0.0).sum(dim=(1, 2)) for part in parts]).sum(dim=0)
-    excess = _merge([torch.exp(-part.abs()) for part in parts])
+    excess = _merge(*(torch.exp(-part.abs()) for part in parts))
     for _ in range(_HALVINGS - 1):
         half = excess.shape[1] // 2
         if half:
-            excess = _merge(list(excess.split([half, half, *[1] * (excess.shape[1] % 2)], dim=1)))
+            excess = _merge(*excess.split([half, half, *[1] * (excess.shape[1] % 2)], dim=1))
     return positive + _log1p(excess).sum(dim=(1, 2))
 
 
@@ -71,15 +71,15 @@ def _sum_of(parts: list[Tensor]) -> Tensor:
     positive = reduce(torch.add, (part.clamp(min=0.0) for part in parts))
     excess = [torch.exp(-part.abs()) for part in parts]
     while len(excess) > 1:
-        excess = [_merge(list(pair)) for pair in zip(excess[::2], excess[1::2], strict=True)]
+        excess = [_merge(*pair) for pair in zip(excess[::2], excess[1::2], strict=True)]
     return (positive + torch.log1p(excess[0])).sum(dim=(1, 2))
 
 
-def _merge(parts: list[Tensor]) -> Tensor:
-    """Two parts into one; a third of a single channel is left as it is."""
-    if len(parts) == 1:
-        return parts[0]
-    one, other, *rest = parts
+def _merge(one: Tensor, *others: Tensor) -> Tensor:
+    """Two parts into one; a third of a single channel, or a part alone, is left as it is."""
+    if not others:
+        return one
+    other, *rest = others
     merged = one + other + one * other
     return torch.cat([merged, *rest], dim=1) if rest else merged
 

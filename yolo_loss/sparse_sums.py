@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from yolo_loss.anchors import decode_rows
 from yolo_loss.buffers import lazy_zeros_like
 from yolo_loss.results import Assignment, GroundTruth, Level, Predictions
-from yolo_loss.terms import box_term, class_derivative, dfl_term, own_class_term, total_class_term
+from yolo_loss.terms import box_term, class_derivative, class_term_of_levels, dfl_term, own_class_term
 
 
 class Foreground(NamedTuple):
@@ -124,8 +124,7 @@ def add_up(predictions: Predictions, foreground: Foreground, terms: RowTerms, cl
     columns = torch.stack((*terms, foreground.weight), dim=1)  # (N, 4)
     images = predictions.levels[0].scores_of.shape[0]
     sums = columns.new_zeros((images, 4)).index_add(0, foreground.image, columns)
-    totals = [total_class_term(level.detach(), class_loss) for level in predictions.pred_scores]
-    everywhere = torch.stack(totals).sum(dim=0)
+    everywhere = class_term_of_levels([level.detach() for level in predictions.pred_scores], class_loss)
     only_class = torch.tensor((0.0, 1.0, 0.0, 0.0), dtype=sums.dtype, device=sums.device)
     return sums + everywhere.to(sums.dtype)[:, None] * only_class
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -73,6 +75,11 @@ def total_class_term(logits: Channels, class_loss: str) -> Tensor:
 def _sum_of_negatives(logits: Tensor, dtype: torch.dtype, class_loss: str) -> Tensor:
     term = _negative_focal if class_loss == "varifocal" else softplus
     return term(logits.to(dtype)).sum(dim=(1, 2))
+
+
+def class_term_of_levels(levels: Sequence[Channels], class_loss: str) -> Tensor:
+    """``total_class_term`` of all levels together, (B,)."""
+    return torch.stack([total_class_term(level, class_loss) for level in levels]).sum(dim=0)
 
 
 def own_class_term(own_logits: Tensor, weights: Tensor, class_loss: str) -> Tensor:
