@@ -13,8 +13,10 @@ from yolo_loss.assigner import TaskAlignedAssigner, preset_options
 from yolo_loss.channels import ClassScores
 from yolo_loss.compilation import kernels_compiled, uncompiled
 from yolo_loss.dense_sums import dense_sums
+from yolo_loss.gradients import GRADIENTS, Derive
 from yolo_loss.predictions import RawOutput, join_predictions
 from yolo_loss.results import Assignment, Gains, GroundTruth, LossResult, Predictions
+from yolo_loss.rows import RowDerivatives, Rows, row_derivatives
 from yolo_loss.sparse_sums import sparse_sums
 from yolo_loss.targets import add_empty_slot, pad_ground_truth
 from yolo_loss.terms import loss_from_sums
@@ -133,16 +135,41 @@ class DetectionLoss(nn.Module):
         Returns:
             The loss with what it was made from.
         """
-        if ground_truth.gt_labels.shape[1] == 0:
-            ground_truth = add_empty_slot(ground_truth)
-        with torch.no_grad():
-            assignment = self._assign(predictions, ground_truth)
+        ground_truth, assignment = self._assign(predictions, ground_truth)
         image_sums = SUMS[self.assigner.formulation](predictions, ground_truth, assignment, self.class_loss)
         loss, items = loss_from_sums(image_sums, self.gains)
         return LossResult(loss, items.detach(), image_sums, assignment)
 
-    def _assign(self, predictions: Predictions, ground_truth: GroundTruth) -> Assignment:
+    @torch.no_grad()
+    def gradients_from_padded(
+        self, predictions: Predictions, ground_truth: GroundTruth, derive: Derive | None = None
+    ) -> tuple[LossResult, list[Tensor]]:
+        """The loss and its gradients without autograd, as they are exported.
+
+        Args:
+            predictions: As ``join_predictions`` gives them for raw maps.
+            ground_truth: As ``pad_ground_truth`` gives it.
+            derive: Terms of single anchors with their derivatives, by autograd when None.
+
+        Returns:
+            The loss with what it was made from, and its gradient by each level, (B, 4R + C, A_i).
+        """
+        ground_truth, assignment = self._assign(predictions, ground_truth)
+        derive = derive or self.row_derivatives
+        gradients_of = GRADIENTS[self.assigner.formulation]
+        image_sums, gradients = gradients_of(predictions, ground_truth, assignment, self.class_loss, self.gains, derive)
+        return LossResult(*loss_from_sums(image_sums, self.gains), image_sums, assignment), gradients
+
+    def row_derivatives(self, rows: Rows) -> RowDerivatives:
+        """Terms of single anchors with their derivatives."""
+        return row_derivatives(rows, self.reg_max, self.class_loss)
+
+    @torch.no_grad()
+    def _assign(self, predictions: Predictions, ground_truth: GroundTruth) -> tuple[GroundTruth, Assignment]:
+        """Ground truth of at least one slot, and its assignment."""
+        if ground_truth.gt_labels.shape[1] == 0:
+            ground_truth = add_empty_slot(ground_truth)
         points, strides = predictions.anchor_points, predictions.strides
         boxes = decode_levels(predictions.pred_distri, points, self.reg_max) * strides  # (B, A, 4) pixels
         scores = ClassScores([level.detach() for level in predictions.pred_scores], points.dtype, logits=True)
-        return self.assigner.assign(scores, boxes, points * strides, ground_truth)
+        return ground_truth, self.assigner.assign(scores, boxes, points * strides, ground_truth)

@@ -23,9 +23,8 @@ def dense_sums(predictions: Predictions, ground_truth: GroundTruth, assignment: 
     Returns:
         (B, 4): box, cls, dfl and target-score sums.
     """
-    dtype, reg_max = predictions.anchor_points.dtype, predictions.reg_max
-    distri = torch.cat([level.view().to(dtype) for level in predictions.pred_distri], dim=2)  # (B, 4R, A)
-    logits = torch.cat([level.view().to(dtype) for level in predictions.pred_scores], dim=2)  # (B, C, A)
+    reg_max = predictions.reg_max
+    distri, logits = join_levels(predictions)
     fg_mask, _, weights = assignment
     labels, target_bboxes = labels_and_boxes(assignment, ground_truth)
     own_logits = logits.gather(1, labels.unsqueeze(1)).squeeze(1)  # (B, A)
@@ -40,3 +39,11 @@ def dense_sums(predictions: Predictions, ground_truth: GroundTruth, assignment: 
     dfl = dfl_term(distri.unflatten(1, (4, reg_max)).movedim(3, 1), target_grid, predictions.anchor_points)
     dfl_sum = (torch.where(fg_mask, dfl, 0.0) * weights).sum(dim=1)
     return torch.stack((box_sum, class_sum, dfl_sum, weights.sum(dim=1)), dim=1)
+
+
+def join_levels(predictions: Predictions) -> tuple[Tensor, Tensor]:
+    """Box distributions (B, 4R, A) and class logits (B, C, A) of all levels, in the type to compute in."""
+    dtype = predictions.anchor_points.dtype
+    distri = torch.cat([level.view().to(dtype) for level in predictions.pred_distri], dim=2)
+    logits = torch.cat([level.view().to(dtype) for level in predictions.pred_scores], dim=2)
+    return distri, logits

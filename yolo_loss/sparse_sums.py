@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from yolo_loss.anchors import decode_rows
 from yolo_loss.buffers import lazy_zeros_like
 from yolo_loss.results import Assignment, GroundTruth, Level, Predictions
-from yolo_loss.terms import box_term, class_derivative, class_term_of_levels, dfl_term, own_class_term
+from yolo_loss.rows import Rows, RowTerms, row_derivatives, row_terms
+from yolo_loss.terms import class_term_of_levels, write_class_derivative
 
 
 class Foreground(NamedTuple):
@@ -43,14 +43,6 @@ class Foreground(NamedTuple):
         return list(values.split([image.shape[0] for image, _ in self.of_level]))
 
 
-class RowTerms(NamedTuple):
-    """Weighted terms of each foreground anchor, (N,) each."""
-
-    box: Tensor
-    cls: Tensor
-    dfl: Tensor
-
-
 def sparse_sums(predictions: Predictions, ground_truth: GroundTruth, assignment: Assignment, class_loss: str) -> Tensor:
     """Sums of the terms.
 
@@ -68,8 +60,7 @@ def sparse_sums(predictions: Predictions, ground_truth: GroundTruth, assignment:
         sources = [source for level in predictions.levels for source in level]
         sums: Tensor = _SparseSums.apply(predictions, foreground, class_loss, *sources)  # type: ignore[no-untyped-call]
         return sums
-    rows, own_logits = foreground_rows(predictions, foreground)
-    terms = row_terms(rows, own_logits, foreground, predictions.reg_max, class_loss)
+    terms = row_terms(foreground_rows(predictions, foreground), predictions.reg_max, class_loss)
     return add_up(predictions, foreground, terms, class_loss)
 
 
@@ -96,8 +87,8 @@ def find_foreground(predictions: Predictions, ground_truth: GroundTruth, assignm
     return Foreground(of_level, image, label, weight, target_grid, point)
 
 
-def foreground_rows(predictions: Predictions, foreground: Foreground) -> tuple[Tensor, Tensor]:
-    """Box distributions (N, 4R) and own class logits (N,) of the foreground, in the type to compute in."""
+def foreground_rows(predictions: Predictions, foreground: Foreground) -> Rows:
+    """The foreground's logits, in the type to compute in, with what they are compared with."""
     channels = torch.arange(4 * predictions.reg_max, device=foreground.image.device)
     rows, own_logits, begin = [], [], 0
     levels = zip(foreground.of_level, predictions.pred_distri, predictions.pred_scores, strict=True)
@@ -107,16 +98,8 @@ def foreground_rows(predictions: Predictions, foreground: Foreground) -> tuple[T
         own_logits.append(scores.pick(image, label, anchor))
         begin += image.shape[0]
     dtype = foreground.weight.dtype
-    return torch.cat(rows).to(dtype), torch.cat(own_logits).to(dtype)
-
-
-def row_terms(rows: Tensor, own_logits: Tensor, foreground: Foreground, reg_max: int, class_loss: str) -> RowTerms:
-    """The terms of each foreground anchor, weighted."""
-    weight = foreground.weight
-    boxes = decode_rows(rows, foreground.point, reg_max)
-    box = box_term(boxes, foreground.target_grid) * weight
-    dfl = dfl_term(rows.unflatten(1, (4, reg_max)), foreground.target_grid, foreground.point) * weight
-    return RowTerms(box, own_class_term(own_logits, weight, class_loss), dfl)
+    logits = torch.cat(rows).to(dtype), torch.cat(own_logits).to(dtype)
+    return Rows(*logits, foreground.weight, foreground.target_grid, foreground.point)
 
 
 def add_up(predictions: Predictions, foreground: Foreground, terms: RowTerms, class_loss: str) -> Tensor:
@@ -134,20 +117,11 @@ class _SparseSums(torch.autograd.Function):
     def forward(
         ctx: Any, predictions: Predictions, foreground: Foreground, class_loss: str, *sources: Tensor
     ) -> Tensor:
-        rows, own_logits = foreground_rows(predictions, foreground)
-        with torch.enable_grad():
-            rows, own_logits = rows.requires_grad_(), own_logits.requires_grad_()
-            terms = row_terms(rows, own_logits, foreground, predictions.reg_max, class_loss)
-            # The terms of one row depend on that row alone: derivatives of sums are those of each row.
-            (by_box,) = torch.autograd.grad(terms.box.sum(), rows, retain_graph=True)
-            # With R = 1 the third term is a constant.
-            by_dfl = torch.autograd.grad(terms.dfl.sum(), rows)[0] if terms.dfl.requires_grad else None
-            (by_class,) = torch.autograd.grad(terms.cls.sum(), own_logits)
+        derived = row_derivatives(foreground_rows(predictions, foreground), predictions.reg_max, class_loss)
         ctx.predictions, ctx.foreground, ctx.class_loss = predictions, foreground, class_loss
         # The sources are saved for autograd to notice when somebody overwrites them in between.
-        by_dfl = torch.zeros_like(by_box) if by_dfl is None else by_dfl
-        ctx.save_for_backward(by_box, by_dfl, by_class, *sources)
-        return add_up(predictions, foreground, RowTerms(*(term.detach() for term in terms)), class_loss)
+        ctx.save_for_backward(derived.box_by_distri, derived.dfl_by_distri, derived.cls_by_logit, *sources)
+        return add_up(predictions, foreground, derived.terms, class_loss)
 
     @staticmethod
     @once_differentiable
@@ -179,7 +153,7 @@ def _level_gradients(
     whole = lazy_zeros_like(level.scores_of)
     scores = whole[:, whole.shape[1] - classes :]
     logits = level.scores_of[:, whole.shape[1] - classes :]
-    class_derivative(logits, by_class_sum[:, None, None], ctx.class_loss, out=scores)
+    write_class_derivative(logits, by_class_sum[:, None, None], ctx.class_loss, out=scores)
     distri = whole if same else lazy_zeros_like(level.distri_of)
 
     image, anchor = place

@@ -98,8 +98,25 @@ def own_class_term(own_logits: Tensor, weights: Tensor, class_loss: str) -> Tens
     return -own_logits * weights
 
 
-def class_derivative(logits: Tensor, upstream: Tensor, class_loss: str, out: Tensor) -> None:
-    """Derivative of ``total_class_term``, written into a tensor of the caller's.
+def class_derivative(logits: Tensor, class_loss: str) -> Tensor:
+    """Derivative of ``total_class_term`` by each logit.
+
+    Args:
+        logits: Of any shape.
+        class_loss: ``bce`` or ``varifocal``.
+
+    Returns:
+        Of the same shape and type.
+    """
+    p = logits.sigmoid()
+    if class_loss == "bce":
+        return p
+    # d/dx of 0.75 p^2 softplus(x), with dp/dx = p (1 - p) and d softplus/dx = p.
+    return 0.75 * p.square() * (2 * (1 - p) * softplus(logits) + p)
+
+
+def write_class_derivative(logits: Tensor, upstream: Tensor, class_loss: str, out: Tensor) -> None:
+    """``class_derivative`` times ``upstream``, written into a tensor of the caller's.
 
     Args:
         logits: (B, C, A).
@@ -108,14 +125,10 @@ def class_derivative(logits: Tensor, upstream: Tensor, class_loss: str, out: Ten
         out: (B, C, A), in the logits' dtype.
     """
     wide = logits.to(compute_dtype(logits))
-    if class_loss == "varifocal":
-        p = wide.sigmoid()
-        # d/dx of 0.75 p^2 softplus(x), with dp/dx = p (1 - p) and d softplus/dx = p.
-        out.copy_(0.75 * p.square() * (2 * (1 - p) * softplus(wide) + p) * upstream)
-    elif wide.dtype == out.dtype:
-        torch.sigmoid(wide, out=out).mul_(upstream)
+    if class_loss == "bce" and wide.dtype == out.dtype:
+        torch.sigmoid(wide, out=out).mul_(upstream)  # without a temporary
     else:
-        out.copy_(wide.sigmoid().mul_(upstream))
+        out.copy_(class_derivative(wide, class_loss).mul_(upstream))
 
 
 def loss_from_sums(image_sums: Tensor, gains: Gains) -> tuple[Tensor, Tensor]:
