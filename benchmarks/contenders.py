@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.parity import as_dict
-from export.build import Hyperparameters, input_specs
+from export.hyperparameters import Hyperparameters
 from export.onnx_export import export_onnx
 from export.samples import Case, pyramid, ragged_batch, sample_assigner_inputs, sample_loss_inputs
+from export.specs import input_specs
 from models import DetectionModel, DetectorConfig
 from serve.engine import OnnxRuntimeEngine
 from yolo_loss import PRESETS, GroundTruth, TaskAlignedAssigner, v8DetectionLoss

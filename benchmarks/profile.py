@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.contenders import OUTPUTS, PRESET, TASKS, Setting, contenders, onnx_feed
 from benchmarks.timing import settle_allocator
-from export.build import Hyperparameters
+from export.hyperparameters import Hyperparameters
 from export.onnx_export import export_onnx
 
 CALLS = 10

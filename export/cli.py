@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from export.contract import ContractError
+from export.contract import KINDS, ContractError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_onnx(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
-    parser.add_argument("--model", required=True, choices=("assigner", "loss"), help="what to export")
+    parser.add_argument("--model", required=True, choices=KINDS, help="what to export")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the file and its contract")
     parser.add_argument("--name", help="name it is served under; the model's when not given")
     parser.add_argument(
@@ -70,7 +70,7 @@ def _numbers(text: str) -> tuple[float, ...]:
 def _onnx(options: argparse.Namespace) -> int:
     print(f"exporting {options.model} ...", flush=True)
     started = time.perf_counter()
-    from export.build import Hyperparameters
+    from export.hyperparameters import Hyperparameters
     from export.onnx_export import export_onnx
 
     numbers = Hyperparameters(**{field.name: getattr(options, field.name) for field in fields(Hyperparameters)})

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-CONTRACT_VERSION = 1
-KINDS = ("assigner", "loss")
+CONTRACT_VERSION = 2  # 1 knew no precision
+KINDS = ("assigner", "loss", "loss_grad")
+# Engines have contracts of their own, which may lie in the same folder.
+ENGINE_SUFFIX = ".engine.json"
 
 Axis = int | str
 
@@ -45,7 +47,7 @@ class Contract:
 
     Attributes:
         name: Name under which the model is served; also the stem of both files.
-        kind: ``assigner`` or ``loss``.
+        kind: One of ``KINDS``.
         file: Name of the ONNX file, beside the contract.
         sha256: Hash of that file's bytes.
         formulation: How the assignment is computed inside, for example ``dense``.
@@ -53,6 +55,7 @@ class Contract:
         inputs: Inputs in the graph's order.
         outputs: Outputs in the graph's order.
         versions: Versions of this project and of the libraries that took part.
+        precision: ``fp32``, or ``fp16`` or ``bf16`` where predictions come in that type; computed is in float32.
         contract_version: Version of this format.
     """
 
@@ -65,7 +68,13 @@ class Contract:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     versions: dict[str, str]
+    precision: str = "fp32"
     contract_version: int = CONTRACT_VERSION
+
+    @property
+    def maps(self) -> tuple[TensorSpec, ...]:
+        """The inputs that are raw maps, one per level; none where a model takes something else."""
+        return tuple(spec for spec in self.inputs if spec.name.startswith("feat_"))
 
     @property
     def default_outputs(self) -> tuple[str, ...]:
@@ -74,13 +83,45 @@ class Contract:
 
     def save(self, path: Path) -> None:
         """Write the contract as JSON, through a temporary file so that no half of one is ever seen."""
-        temporary = path.with_suffix(".json.tmp")
-        temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_json(path, dataclasses.asdict(self))
 
 
-def _specs(rows: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write through a temporary file beside it, so that no half of one is ever seen."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_specs(rows: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+    """Tensors as ``dataclasses.asdict`` wrote them."""
     return tuple(TensorSpec(**{**row, "axes": tuple(row["axes"])}) for row in rows)
+
+
+def read_versioned(path: Path, newest: int, remedy: str) -> dict[str, Any]:
+    """Read a JSON object that names the version of its format.
+
+    Args:
+        path: The file.
+        newest: Version that this release writes.
+        remedy: What makes a good one.
+
+    Raises:
+        ContractError: It is not JSON, has no version, or a newer one.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ContractError(f"{path} cannot be read as a contract ({error}); {remedy}") from error
+    version = data.get("contract_version") if isinstance(data, dict) else None
+    if not isinstance(version, int):
+        raise ContractError(f"{path} is not a contract: it has no contract_version; {remedy}")
+    if version > newest:
+        raise ContractError(
+            f"{path} has contract version {version}, this release reads up to {newest}; "
+            f"upgrade yolo-assigner or, with this release, {remedy}"
+        )
+    return dict(data)
 
 
 def load_contract(path: Path) -> Contract:
@@ -93,20 +134,9 @@ def load_contract(path: Path) -> Contract:
         ContractError: It is not JSON, not a contract, or of a newer format than this release reads.
     """
     remedy = "export the model again with `python -m export onnx`"
+    data = read_versioned(path, CONTRACT_VERSION, remedy)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ContractError(f"{path} cannot be read as a contract ({error}); {remedy}") from error
-    version = data.get("contract_version") if isinstance(data, dict) else None
-    if not isinstance(version, int):
-        raise ContractError(f"{path} is not a contract: it has no contract_version; {remedy}")
-    if version > CONTRACT_VERSION:
-        raise ContractError(
-            f"{path} has contract version {version}, this release reads up to {CONTRACT_VERSION}; "
-            "upgrade yolo-assigner or export the model again with this release"
-        )
-    try:
-        contract = Contract(**{**data, "inputs": _specs(data["inputs"]), "outputs": _specs(data["outputs"])})
+        contract = Contract(**{**data, "inputs": read_specs(data["inputs"]), "outputs": read_specs(data["outputs"])})
     except (KeyError, TypeError) as error:
         raise ContractError(f"{path} is not a complete contract ({error}); {remedy}") from error
     if contract.kind not in KINDS:
@@ -134,6 +164,8 @@ def find_contracts(folder: Path) -> list[tuple[Path, Contract]]:
     """
     found = []
     for path in sorted(folder.glob("*.json")):
+        if path.name.endswith(ENGINE_SUFFIX):
+            continue
         contract = load_contract(path)
         model = folder / contract.file
         if not model.is_file():

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from yolo_loss import DetectionLoss, GroundTruth, TaskAlignedAssigner
+from export.recorded import RecordedDerivatives
+from yolo_loss import DetectionLoss, GroundTruth, LossResult, TaskAlignedAssigner
 from yolo_loss.channels import Channels, ClassScores
 from yolo_loss.lookup import labels_and_boxes, scores_by_comparison, scores_by_scatter
 from yolo_loss.predictions import join_predictions
-from yolo_loss.results import Assignment
+from yolo_loss.results import Assignment, Predictions
 from yolo_loss.targets import add_empty_slot
 
 # A scatter is the faster way in ONNX Runtime; graphs for TensorRT do without.
@@ -50,15 +51,38 @@ class LossGraph(nn.Module):
 
     def forward(self, feats: list[Tensor], gt_labels: Tensor, gt_bboxes: Tensor, mask_gt: Tensor) -> tuple[Tensor, ...]:
         """Raw maps and padded ground truth to the loss, its parts, and the targets."""
-        criterion = self.criterion
-        predictions = join_predictions(feats, criterion.strides, criterion.num_classes, criterion.reg_max)
         ground_truth = GroundTruth(gt_labels, gt_bboxes, mask_gt)
         padded = add_empty_slot(ground_truth)
-        result = criterion.from_padded(predictions, padded)
-        targets = _targets(
-            result.assignment, ground_truth, padded, criterion.num_classes, criterion.assigner.formulation
-        )
-        return result.loss, result.loss_items, result.image_sums, *targets
+        result = self.criterion.from_padded(_join(self.criterion, feats), padded)
+        return _results(self.criterion, result, ground_truth, padded)
+
+
+class LossGradGraph(LossGraph):
+    """The same with the gradient of the loss by each map."""
+
+    def __init__(self, criterion: DetectionLoss) -> None:
+        super().__init__(criterion)
+        self.derive = RecordedDerivatives(criterion)
+
+    def forward(self, feats: list[Tensor], gt_labels: Tensor, gt_bboxes: Tensor, mask_gt: Tensor) -> tuple[Tensor, ...]:
+        """As :class:`LossGraph`, then the gradients in the maps' shapes."""
+        ground_truth = GroundTruth(gt_labels, gt_bboxes, mask_gt)
+        padded = add_empty_slot(ground_truth)
+        result, levels = self.criterion.gradients_from_padded(_join(self.criterion, feats), padded, self.derive)
+        gradients = (level.view(feat.shape) for level, feat in zip(levels, feats, strict=True))
+        return *_results(self.criterion, result, ground_truth, padded), *gradients
+
+
+def _join(criterion: DetectionLoss, feats: list[Tensor]) -> Predictions:
+    return join_predictions(feats, criterion.strides, criterion.num_classes, criterion.reg_max)
+
+
+def _results(
+    criterion: DetectionLoss, result: LossResult, ground_truth: GroundTruth, padded: GroundTruth
+) -> tuple[Tensor, ...]:
+    formulation = criterion.assigner.formulation
+    targets = _targets(result.assignment, ground_truth, padded, criterion.num_classes, formulation)
+    return result.loss, result.loss_items, result.image_sums, *targets
 
 
 def _targets(

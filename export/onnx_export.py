@@ -16,9 +16,11 @@ import onnx
 import torch
 from onnxscript import ir, optimizer
 
-from export.build import Hyperparameters, build_graph, input_specs, output_specs
+from export.build import build_graph
 from export.contract import Contract, TensorSpec, file_hash
+from export.hyperparameters import Hyperparameters
 from export.samples import Case, pyramid, sample_assigner_inputs, sample_loss_inputs
+from export.specs import input_specs, output_specs
 from export.translations import TRANSLATIONS
 
 OPSET = 20

@@ -33,9 +33,9 @@ def check_inputs(contract: Contract, arrays: Mapping[str, Array]) -> dict[str, A
     inputs = {spec.name: _converted(spec, arrays[spec.name]) for spec in contract.inputs}
     for spec in contract.inputs:
         _bind_axes(spec, inputs[spec.name], axes)
-    if contract.kind == "loss":
+    if contract.maps:
         _check_levels(contract, inputs)
-    classes = contract.hyperparameters["num_classes"] if contract.kind == "loss" else axes["C"][0]
+    classes = axes["C"][0] if "C" in axes else contract.hyperparameters["num_classes"]
     _check_labels(inputs["gt_labels"], inputs["mask_gt"], classes)
     return inputs
 
@@ -97,7 +97,7 @@ def _bind_axes(spec: TensorSpec, array: Array, axes: dict[str, tuple[int, str]])
 def _check_levels(contract: Contract, inputs: Mapping[str, Array]) -> None:
     """Maps times strides must give one image size."""
     strides = strides_of(contract)
-    maps = [inputs[f"feat_{level}"].shape[2:] for level in range(len(strides))]
+    maps = [inputs[spec.name].shape[2:] for spec in contract.maps]
     sizes = [(height * stride, width * stride) for (height, width), stride in zip(maps, strides, strict=True)]
     for level, size in enumerate(sizes):
         if size != sizes[0]:

@@ -55,7 +55,7 @@ def test_empty_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda data: data.update(contract_version=99), "version 99, this release reads up to 1; upgrade"),
+        (lambda data: data.update(contract_version=99), "version 99, this release reads up to 2; upgrade"),
         (lambda data: data.pop("contract_version"), "has no contract_version"),
         (lambda data: data.pop("inputs"), "not a complete contract"),
         (lambda data: data.update(surprise=1), "not a complete contract"),

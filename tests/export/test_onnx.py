@@ -13,22 +13,25 @@ import pytest
 from onnxscript import ir, optimizer
 
 from export import cli, onnx_export
-from export.build import Hyperparameters
 from export.contract import find_contracts, load_contract
+from export.hyperparameters import Hyperparameters
+from export.reference import flatten
 from export.samples import Case, pyramid
-from export.verify import case_inputs, flatten, verify_model
+from export.verify import case_inputs, verify_model
+from tests.conftest import KINDS
 
 
-@pytest.mark.parametrize("name", ["assigner", "loss"])
-def test_every_output_agrees_with_float64(artifacts_dir: Path, name: str) -> None:
-    differences = verify_model(artifacts_dir / f"{name}.onnx", load_contract(artifacts_dir / f"{name}.json"))
-    assert {d.output for d in differences} == {
-        spec.name for spec in load_contract(artifacts_dir / f"{name}.json").outputs
-    }
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("folder", ["artifacts_dir", "dense_dir"])
+def test_every_output_agrees_with_float64(folder: str, name: str, request: pytest.FixtureRequest) -> None:
+    artifacts: Path = request.getfixturevalue(folder)
+    contract = load_contract(artifacts / f"{name}.json")
+    differences = verify_model(artifacts / f"{name}.onnx", contract)
+    assert {d.output for d in differences} == {spec.name for spec in contract.outputs}
     assert [d for d in differences if not d.passed] == []
 
 
-@pytest.mark.parametrize("name", ["assigner", "loss"])
+@pytest.mark.parametrize("name", KINDS)
 def test_contract_describes_the_graph(artifacts_dir: Path, name: str) -> None:
     contract = load_contract(artifacts_dir / f"{name}.json")
     session = ort.InferenceSession(artifacts_dir / f"{name}.onnx", providers=["CPUExecutionProvider"])
@@ -54,24 +57,22 @@ def test_contract_has_what_decides_the_result(artifacts_dir: Path) -> None:
 
 
 def test_file_tells_nothing_of_the_machine(artifacts_dir: Path) -> None:
-    for name in ("assigner", "loss"):
+    for name in KINDS:
         content = (artifacts_dir / f"{name}.onnx").read_bytes()
         assert not re.search(rb"site-packages|\.py\b", content)
 
 
-def test_dense_graphs_have_what_tensorrt_takes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", KINDS)
+def test_dense_graphs_have_what_tensorrt_takes(dense_dir: Path, name: str) -> None:
     # Its parser has no scatter with reduction and no sequences, and wants reductions over constant axes.
-    for name in ("assigner", "loss"):
-        onnx_export.export_onnx(name, Hyperparameters(num_classes=3), tmp_path, formulation="dense")
-        assert all(difference.passed for difference in verify_model(*find_contracts(tmp_path)[-1]))
-        graph = onnx.load(tmp_path / f"{name}.onnx").graph
-        produced = {output for node in graph.node for output in node.output if node.op_type != "Constant"}
-        assert not {node.op_type for node in graph.node} & {
-            "ScatterND", "ScatterElements", "NonZero", "SplitToSequence", "SequenceAt",
-        }  # fmt: skip
-        for node in graph.node:
-            if node.op_type.startswith("Reduce") and len(node.input) > 1:
-                assert node.input[1] not in produced, f"{node.name} reduces over computed axes"
+    graph = onnx.load(dense_dir / f"{name}.onnx").graph
+    produced = {output for node in graph.node for output in node.output if node.op_type != "Constant"}
+    assert not {node.op_type for node in graph.node} & {"NonZero", "Compress", "SplitToSequence", "SequenceAt"}
+    for node in graph.node:
+        reductions = [attribute.s for attribute in node.attribute if attribute.name == "reduction"]
+        assert reductions in ([], [b"none"]), f"{node.name} reduces"
+        if node.op_type.startswith("Reduce") and len(node.input) > 1:
+            assert node.input[1] not in produced, f"{node.name} reduces over computed axes"
 
 
 @pytest.fixture

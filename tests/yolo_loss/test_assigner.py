@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from export.build import Hyperparameters
 from export.contract import load_contract
+from export.hyperparameters import Hyperparameters
 from export.onnx_export import export_onnx
 from export.samples import Case, pyramid, sample_assigner_inputs
 from tests import oracle
