@@ -1,0 +1,116 @@
+"""The contract beside a TensorRT engine: what it was built from, for which machines, and which sizes it takes.
+
+Reading one needs nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from export.contract import ENGINE_SUFFIX, Contract, ContractError, TensorSpec, read_specs, read_versioned, write_json
+
+ENGINE_CONTRACT_VERSION = 1
+RUNTIMES = ("tensorrt", "tensorrt-rtx")
+
+# Axis letter to smallest, usual and largest size.
+Profile = dict[str, tuple[int, int, int]]
+
+
+@dataclass(frozen=True)
+class EngineContract:
+    """What an engine takes, gives, was built from and runs on.
+
+    Attributes:
+        name: Name under which the model is served.
+        file: Name of the engine file, beside the contract.
+        sha256: Hash of that file's bytes.
+        model_file: Name of the ONNX file that it was built from.
+        model_sha256: Hash of that file's bytes.
+        runtime: One of ``RUNTIMES``: engines of one cannot be read by the other.
+        runtime_version: Version of the library that built it, the only one that reads it.
+        compute_capabilities: Of the GPUs it is for, for example ``8.9``; empty: the runtime's portable default.
+        precision: ``fp32``, ``fp16`` or ``bf16``.
+        profiles: Sizes of every dynamic axis, for which the builder optimised.
+        inputs: Inputs in the engine's order, in its types.
+        outputs: Outputs in the engine's order.
+        build_seconds: How long the build took.
+        contract_version: Version of this format.
+    """
+
+    name: str
+    file: str
+    sha256: str
+    model_file: str
+    model_sha256: str
+    runtime: str
+    runtime_version: str
+    compute_capabilities: tuple[str, ...]
+    precision: str
+    profiles: tuple[Profile, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    build_seconds: float
+    contract_version: int = ENGINE_CONTRACT_VERSION
+
+    @property
+    def rebuild_command(self) -> str:
+        """What to type to build it anew from the ONNX file in the same folder."""
+        words = [f"python -m export tensorrt {self.model_file} --runtime {self.runtime} --precision {self.precision}"]
+        for profile in self.profiles:
+            sizes = (f"{axis}={','.join(map(str, size))}" for axis, size in profile.items())
+            words.append(f"--profile {' '.join(sizes)}")
+        return " ".join(words)
+
+    def save(self, path: Path) -> None:
+        """Write the contract as JSON, whole or not at all."""
+        write_json(path, dataclasses.asdict(self))
+
+
+def engine_stem(name: str, runtime: str, precision: str) -> str:
+    """Stem of both files: engines of one model for several runtimes and precisions lie in one folder."""
+    return f"{name}.{runtime}.{precision}"
+
+
+def load_engine_contract(path: Path) -> EngineContract:
+    """Read an engine's contract.
+
+    Args:
+        path: The ``.engine.json`` file.
+
+    Raises:
+        ContractError: It is not JSON, not an engine's contract, or of a newer format than this release reads.
+    """
+    remedy = "build the engine again with `python -m export tensorrt`"
+    data = read_versioned(path, ENGINE_CONTRACT_VERSION, remedy)
+    try:
+        profiles = tuple(
+            {axis: (int(low), int(usual), int(high)) for axis, (low, usual, high) in profile.items()}
+            for profile in data["profiles"]
+        )
+        capabilities = tuple(data["compute_capabilities"])
+        tensors = {key: read_specs(data[key]) for key in ("inputs", "outputs")}
+        contract = EngineContract(**{**data, **tensors, "profiles": profiles, "compute_capabilities": capabilities})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ContractError(f"{path} is not a complete engine contract ({error!r}); {remedy}") from error
+    if contract.runtime not in RUNTIMES:
+        raise ContractError(f"{path} is of runtime {contract.runtime!r}, not one of {', '.join(RUNTIMES)}; {remedy}")
+    return contract
+
+
+def find_engines(folder: Path, contract: Contract) -> list[tuple[Path, EngineContract]]:
+    """All engines of a model in a folder, unchecked but for being readable contracts.
+
+    Args:
+        folder: Where ``python -m export tensorrt --out`` wrote.
+        contract: Of the model.
+
+    Returns:
+        Pairs of the engine file's path and its contract, ordered by name.
+
+    Raises:
+        ContractError: A contract is unreadable.
+    """
+    found = ((path, load_engine_contract(path)) for path in sorted(folder.glob(f"*{ENGINE_SUFFIX}")))
+    return [(path.with_name(engine.file), engine) for path, engine in found if engine.name == contract.name]
