@@ -1,15 +1,15 @@
-"""The command line: ``python -m export onnx`` and ``python -m export verify``."""
+"""The command line: ``python -m export COMMAND``; each command in a module of its own."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import fields
-from pathlib import Path
 
-from export.contract import KINDS, ContractError
+from export import command_onnx, command_verify
+from export.contract import ContractError
+
+COMMANDS = {"onnx": command_onnx, "verify": command_verify}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words after ``python -m export``; those of the process when None.
 
     Returns:
-        0 when all went well, 1 when a verification failed, 2 when the arguments or files are unusable.
+        0 when all went well, 1 when a verification or a build failed, 2 when the arguments or files are unusable.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -32,64 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m export", description="Export the assigner and the loss.")
     commands = parser.add_subparsers(required=True, metavar="command")
-    _add_onnx(commands.add_parser("onnx", help="write a model as ONNX with its contract"))
-    verify = commands.add_parser("verify", help="compare exported models with torch float64")
-    verify.add_argument("folder", type=Path, metavar="DIR", help="folder with the exported models")
-    verify.set_defaults(run=_verify)
+    for name, command in COMMANDS.items():
+        command.add_arguments(commands.add_parser(name, help=command.SUMMARY))
     return parser
-
-
-def _add_onnx(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
-    parser.add_argument("--model", required=True, choices=KINDS, help="what to export")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the file and its contract")
-    parser.add_argument("--name", help="name it is served under; the model's when not given")
-    parser.add_argument(
-        "--formulation", default="sparse", help="sparse, the fastest in ONNX Runtime; dense, which TensorRT takes"
-    )
-    numbers = parser.add_argument_group("hyper-parameters", "defaults are those of YOLOv8's detection loss")
-    numbers.add_argument("--num-classes", type=int, default=80, metavar="C", help="the assigner's graph takes any C")
-    numbers.add_argument("--strides", type=_numbers, default=(8.0, 16.0, 32.0), metavar="8,16,32", help="one per level")
-    numbers.add_argument("--reg-max", type=int, default=16, metavar="R", help="bins per box side")
-    numbers.add_argument("--topk", type=int, default=10, help="candidates per ground truth")
-    numbers.add_argument("--alpha", type=float, default=0.5, help="exponent of the class score")
-    numbers.add_argument("--beta", type=float, default=6.0, help="exponent of the overlap")
-    numbers.add_argument("--eps", type=float, default=1e-9, help="margin inside a box and guard of the soft score")
-    numbers.add_argument("--preset", default="yolov8", help="yolov8 or ultralytics-8.4")
-    numbers.add_argument("--min-box-side", type=float, help="over the preset's, pixels")
-    numbers.add_argument("--topk2", type=int, help="over the preset's; 1 for one-to-one assignment")
-    numbers.add_argument("--class-loss", default="bce", help="bce or varifocal")
-    numbers.add_argument("--gains", type=_numbers, default=(7.5, 0.5, 1.5), metavar="BOX,CLS,DFL", help="of the terms")
-    parser.set_defaults(run=_onnx)
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(word) for word in text.split(","))
-
-
-def _onnx(options: argparse.Namespace) -> int:
-    print(f"exporting {options.model} ...", flush=True)
-    started = time.perf_counter()
-    from export.hyperparameters import Hyperparameters
-    from export.onnx_export import export_onnx
-
-    numbers = Hyperparameters(**{field.name: getattr(options, field.name) for field in fields(Hyperparameters)})
-    path, contract = export_onnx(
-        options.model, numbers, options.out, name=options.name, formulation=options.formulation
-    )
-    seconds = time.perf_counter() - started
-    print(f"wrote {path} ({path.stat().st_size / 1024:.0f} KiB) and {contract.name}.json in {seconds:.0f} s")
-    return 0
-
-
-def _verify(options: argparse.Namespace) -> int:
-    from export.report import report
-    from export.verify import verify_folder
-
-    failed = 0
-    for contract, differences in verify_folder(options.folder):
-        print(report(contract, differences), flush=True)
-        failed += sum(not difference.passed for difference in differences)
-    if failed:
-        print(f"error: {failed} differences past their tolerance", file=sys.stderr)
-    return 1 if failed else 0
