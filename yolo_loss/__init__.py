@@ -3,17 +3,25 @@
 Letters of all shapes: **B** images, **A** anchor points of all levels together, **M** ground-truth slots per image
 (padded), **C** classes, **R** bins per box side (``reg_max``), **P** pairs of a ground truth and an anchor inside it.
 Boxes are xyxy in pixels unless a name says otherwise (``_grid``, ``_xywh``).
+
+Names are loaded when they are first used: a process that needs only a detector's geometry loads no loss.
 """
 
-from yolo_loss.anchors import decode, make_anchors
-from yolo_loss.assigner import PRESETS, TaskAlignedAssigner
-from yolo_loss.boxes import bbox2dist, dist2bbox, xywh2xyxy, xyxy2xywh
-from yolo_loss.criterion import DetectionLoss
-from yolo_loss.detection_loss import v8DetectionLoss
-from yolo_loss.overlap import ciou
-from yolo_loss.results import Assignment, AssignmentResult, Gains, GroundTruth, LossResult, Predictions
-from yolo_loss.targets import pad_ground_truth
-from yolo_loss.terms import loss_from_sums
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from yolo_loss.anchors import decode, make_anchors
+    from yolo_loss.assigner import PRESETS, TaskAlignedAssigner
+    from yolo_loss.boxes import bbox2dist, dist2bbox, xywh2xyxy, xyxy2xywh
+    from yolo_loss.criterion import DetectionLoss
+    from yolo_loss.detection_loss import v8DetectionLoss
+    from yolo_loss.overlap import ciou
+    from yolo_loss.results import Assignment, AssignmentResult, Gains, GroundTruth, LossResult, Predictions
+    from yolo_loss.targets import pad_ground_truth
+    from yolo_loss.terms import loss_from_sums
 
 __all__ = [
     "PRESETS",
@@ -36,3 +44,26 @@ __all__ = [
     "xywh2xyxy",
     "xyxy2xywh",
 ]
+
+_NAMES_OF = {
+    "anchors": "decode make_anchors",
+    "assigner": "PRESETS TaskAlignedAssigner",
+    "boxes": "bbox2dist dist2bbox xywh2xyxy xyxy2xywh",
+    "criterion": "DetectionLoss",
+    "detection_loss": "v8DetectionLoss",
+    "overlap": "ciou",
+    "results": "Assignment AssignmentResult Gains GroundTruth LossResult Predictions",
+    "targets": "pad_ground_truth",
+    "terms": "loss_from_sums",
+}
+_MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
