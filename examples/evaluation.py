@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from yolo_loss import xywh2xyxy
+from yolo_loss.boxes import xywh2xyxy
 
 
 class Found(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -17,32 +17,36 @@ from export.contract import ContractError, find_contracts
 READY_TRIES = 120
 
 
-def export_once(folder: Path, num_classes: int) -> None:
-    """Export ``assigner`` and ``loss``, unless the folder has them from this release.
+def export_once(folder: Path, num_classes: int, models: Sequence[str] = ("assigner", "loss")) -> None:
+    """Export models, unless the folder has them from this release.
 
     Args:
         folder: Where to.
         num_classes: C.
+        models: Their kinds, under which they are also served.
 
     Raises:
         CalledProcessError: The export failed; its reason is on standard error.
     """
-    if _up_to_date(folder, num_classes):
+    missing = [model for model in models if not _up_to_date(folder, num_classes, model)]
+    if not missing:
         print(f"{folder} is up to date")
-        return
-    for model in ("assigner", "loss"):
+    for model in missing:
         words = ("onnx", "--model", model, "--num-classes", str(num_classes), "--out", str(folder))
         subprocess.run([sys.executable, "-m", "export", *words], check=True)
 
 
-def _up_to_date(folder: Path, num_classes: int) -> bool:
+def _up_to_date(folder: Path, num_classes: int, model: str) -> bool:
     try:
         contracts = [contract for _, contract in find_contracts(folder)]
     except ContractError:
         return False
-    current = all(contract.versions["yolo-assigner"] == version("yolo-assigner") for contract in contracts)
-    classes = {contract.hyperparameters["num_classes"] for contract in contracts}
-    return current and classes == {num_classes} and {c.name for c in contracts} >= {"assigner", "loss"}
+    return any(
+        contract.name == model
+        and contract.versions["yolo-assigner"] == version("yolo-assigner")
+        and contract.hyperparameters["num_classes"] == num_classes
+        for contract in contracts
+    )
 
 
 @contextmanager

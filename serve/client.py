@@ -4,13 +4,14 @@ Takes numpy arrays or torch tensors (torch is not imported), talks binary tensor
 
     with AssignerClient("localhost:8000") as client:
         result = client.loss(feats, {"batch_idx": ..., "cls": ..., "bboxes": ...})
+        criterion = client.criterion()  # for training with torch
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from geventhttpclient.response import HTTPParseError
@@ -18,7 +19,10 @@ from tritonclient.http import InferenceServerClient, InferInput, InferRequestedO
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from serve.ragged import pad_ground_truth
-from serve.results import Array, AssignmentResult, LossResult
+from serve.results import Array, AssignmentResult, LossAndGradients, LossResult
+
+if TYPE_CHECKING:
+    from serve.remote_loss import RemoteDetectionLoss
 
 LOSS_OUTPUTS = ("loss", "loss_items", "image_sums")
 
@@ -81,17 +85,42 @@ class AssignerClient:
             ValueError: The batch is not regular, or a box belongs to no image.
             ServerError: The server refused, or could not be reached.
         """
-        maps = [_numpy(feat, self._scores_type) for feat in feats]
-        if not maps or any(feat.ndim != 4 for feat in maps):  # noqa: PLR2004
-            raise ValueError(f"feats has shapes {[feat.shape for feat in maps]}; give maps (B, 4R + C, H, W)")
-        missing = [key for key in ("batch_idx", "cls", "bboxes") if key not in batch]
-        if missing:
-            raise ValueError(f"batch lacks {', '.join(missing)}; it needs batch_idx (T,), cls (T,) and bboxes (T, 4)")
-        batch_idx, cls, bboxes = (_numpy(batch[key]) for key in ("batch_idx", "cls", "bboxes"))
-        height, width = (size * self._stride for size in maps[0].shape[2:])
-        truth = pad_ground_truth(batch_idx, cls, bboxes, maps[0].shape[0], (height, width))
-        inputs = {f"feat_{level}": feat for level, feat in enumerate(maps)}
-        return LossResult(**self._infer(model, inputs | truth._asdict(), (*LOSS_OUTPUTS, *outputs)))
+        inputs = self._loss_inputs(feats, batch)
+        return LossResult(**self._infer(model, inputs, (*LOSS_OUTPUTS, *outputs)))
+
+    def loss_and_gradients(
+        self, feats: Sequence[Any], batch: Mapping[str, Any], *, model: str = "loss_grad", outputs: Sequence[str] = ()
+    ) -> LossAndGradients:
+        """The detection loss of a batch and its gradient by each map.
+
+        Args:
+            feats: As for :meth:`loss`.
+            batch: As for :meth:`loss`.
+            model: Name of a served model of kind ``loss_grad``.
+            outputs: Targets to fetch as well, by their names in :class:`LossResult`.
+
+        Raises:
+            ValueError: As :meth:`loss`.
+            ServerError: As :meth:`loss`.
+        """
+        inputs = self._loss_inputs(feats, batch)
+        names = [f"grad_feat_{level}" for level in range(len(feats))]
+        values = self._infer(model, inputs, (*LOSS_OUTPUTS, *outputs, *names))
+        gradients = [values.pop(name) for name in names]
+        return LossAndGradients(LossResult(**values), gradients)
+
+    def criterion(self, model: str = "loss_grad") -> RemoteDetectionLoss:
+        """A torch criterion whose loss, ``criterion(feats, batch)``, has gradients: ``backward`` works on it.
+
+        Args:
+            model: Name of a served model of kind ``loss_grad``.
+
+        Raises:
+            ModuleNotFoundError: torch is not installed.
+        """
+        from serve.remote_loss import RemoteDetectionLoss
+
+        return RemoteDetectionLoss(self, model)
 
     def assign(
         self,
@@ -135,6 +164,19 @@ class AssignerClient:
         image, anchor = np.nonzero(targets["fg_mask"])
         target_scores[image, anchor, targets["target_labels"][image, anchor]] = weights[image, anchor]
         return AssignmentResult(target_scores=target_scores, **targets)
+
+    def _loss_inputs(self, feats: Sequence[Any], batch: Mapping[str, Any]) -> dict[str, Array]:
+        maps = [_numpy(feat, self._scores_type) for feat in feats]
+        if not maps or any(feat.ndim != 4 for feat in maps):  # noqa: PLR2004
+            raise ValueError(f"feats has shapes {[feat.shape for feat in maps]}; give maps (B, 4R + C, H, W)")
+        missing = [key for key in ("batch_idx", "cls", "bboxes") if key not in batch]
+        if missing:
+            raise ValueError(f"batch lacks {', '.join(missing)}; it needs batch_idx (T,), cls (T,) and bboxes (T, 4)")
+        batch_idx, cls, bboxes = (_numpy(batch[key]) for key in ("batch_idx", "cls", "bboxes"))
+        height, width = (size * self._stride for size in maps[0].shape[2:])
+        truth = pad_ground_truth(batch_idx, cls, bboxes, maps[0].shape[0], (height, width))
+        inputs = {f"feat_{level}": feat for level, feat in enumerate(maps)}
+        return inputs | truth._asdict()
 
     def _infer(self, model: str, arrays: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         inputs = []

@@ -52,6 +52,18 @@ class LossResult(NamedTuple):
     target_weights: Array | None = None
 
 
+class LossAndGradients(NamedTuple):
+    """The loss with what a backward pass starts from.
+
+    Attributes:
+        result: The loss.
+        gradients: Of ``loss`` by each map, in the maps' shapes, float32.
+    """
+
+    result: LossResult
+    gradients: list[Array]
+
+
 class AssignmentResult(NamedTuple):
     """The assigner's five outputs, in the order users of YOLO code unpack them.
 
