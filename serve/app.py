@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
+from serve.body import BodyReader
 from serve.core import Registry
 from serve.dataplane import server_metadata
 from serve.errors import ClientGoneError, ServeError
@@ -57,8 +58,9 @@ def create_app(
         redirect_slashes=False,
     )
     app.include_router(health_routes(registry))
-    app.include_router(infer_routes(registry, max_request_bytes))
-    add_people_routes(app, registry, max_request_bytes)
+    bodies = BodyReader(max_request_bytes)
+    app.include_router(infer_routes(registry, bodies))
+    add_people_routes(app, registry, bodies)
     app.add_exception_handler(ServeError, _refused)
     app.add_exception_handler(HTTPException, _not_routed)
     app.add_exception_handler(ClientGoneError, _gone)

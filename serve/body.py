@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import zlib
 
-import numpy as np
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope
 
+from serve.buffers import BufferPool
 from serve.errors import BadRequestError, ClientGoneError, TooLargeError, UnsupportedError
 
 ALIGNMENT = 64  # bytes: a cache line, and enough for any vector instruction
@@ -30,47 +30,56 @@ def header_number(headers: Headers, name: str) -> int | None:
     return int(text)
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int, json_length: int = 0) -> memoryview:
-    """Take the whole body, decided by its headers before the first byte is read.
+class BodyReader:
+    """Takes the bodies of all requests.
 
     Args:
-        scope: ASGI scope.
-        receive: ASGI receive.
-        limit: Most bytes, before and after decompression.
-        json_length: Bytes before the first tensor. The body is placed so that this tensor is aligned.
-
-    Raises:
-        TooLargeError: It is over the limit.
-        UnsupportedError: It is encoded in a way that is not understood.
-        BadRequestError: It is not what its encoding says.
-        ClientGoneError: It broke off.
+        limit: Most bytes of a body, before and after decompression. As much memory is kept between requests.
     """
-    headers = Headers(scope=scope)
-    encoding = headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in (*WINDOW_BITS, "identity"):
-        raise UnsupportedError(f"Content-Encoding {encoding!r} is not understood; send gzip, deflate or none")
-    length = header_number(headers, "content-length")
-    if length is not None and length > limit:
-        raise _too_large(f"the body has {length} bytes", limit)
-    if encoding == "identity" and length is not None:
-        return await _read_into(_aligned(length, json_length), receive)
-    raw = await _collect(receive, limit)
-    if encoding != "identity":
-        raw = await asyncio.to_thread(_decompress, raw, encoding, limit)
-    body = _aligned(len(raw), json_length)
-    body[:] = raw
-    return body
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._pool = BufferPool(limit + ALIGNMENT)
+
+    async def read(self, scope: Scope, receive: Receive, json_length: int = 0) -> memoryview:
+        """Take a whole body, decided by its headers before the first byte is read.
+
+        Args:
+            scope: ASGI scope.
+            receive: ASGI receive.
+            json_length: Bytes before the first tensor. The body is placed so that this tensor is aligned.
+
+        Raises:
+            TooLargeError: It is over the limit.
+            UnsupportedError: It is encoded in a way that is not understood.
+            BadRequestError: It is not what its encoding says.
+            ClientGoneError: It broke off.
+        """
+        headers = Headers(scope=scope)
+        encoding = headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in (*WINDOW_BITS, "identity"):
+            raise UnsupportedError(f"Content-Encoding {encoding!r} is not understood; send gzip, deflate or none")
+        length = header_number(headers, "content-length")
+        if length is not None and length > self._limit:
+            raise _too_large(f"the body has {length} bytes", self._limit)
+        if encoding == "identity" and length is not None:
+            return await _read_into(self._aligned(length, json_length), receive)
+        raw = await _collect(receive, self._limit)
+        if encoding != "identity":
+            raw = await asyncio.to_thread(_decompress, raw, encoding, self._limit)
+        body = self._aligned(len(raw), json_length)
+        body[:] = raw
+        return body
+
+    def _aligned(self, length: int, json_length: int) -> memoryview:
+        """Memory of any content in which byte ``json_length`` is aligned."""
+        buffer = self._pool.take(length + ALIGNMENT)
+        start = -(buffer.ctypes.data + json_length) % ALIGNMENT
+        return buffer[start : start + length].data
 
 
 def _too_large(what: str, limit: int) -> TooLargeError:
     return TooLargeError(f"{what}, the limit is {limit}; send fewer images, FP16, or raise --max-request-bytes")
-
-
-def _aligned(length: int, json_length: int) -> memoryview:
-    """Memory, not yet written to, in which byte ``json_length`` is aligned."""
-    buffer = np.empty(length + ALIGNMENT, np.uint8)
-    start = -(buffer.ctypes.data + json_length) % ALIGNMENT
-    return buffer[start : start + length].data
 
 
 async def _next(receive: Receive) -> Message:

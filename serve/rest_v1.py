@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request, Response
 from pydantic import ValidationError
 
-from serve.body import read_body
+from serve.body import BodyReader
 from serve.core import Registry
 from serve.encode import dump_json
 from serve.errors import BadRequestError, NotReadyError
@@ -22,7 +22,7 @@ SHOWN = 60  # characters of a value in an error
 AnyRequest = TypeVar("AnyRequest", bound=LossRequest)
 
 
-def add_people_routes(app: FastAPI, registry: Registry, max_request_bytes: int) -> None:
+def add_people_routes(app: FastAPI, registry: Registry, bodies: BodyReader) -> None:
     """Add ``/v1/loss`` and ``/v1/assign``.
 
     The bodies are read by hand and not by the framework: they are bounded, may be compressed, need no Content-Type,
@@ -31,13 +31,13 @@ def add_people_routes(app: FastAPI, registry: Registry, max_request_bytes: int) 
     Args:
         app: Gets the routes and their OpenAPI page.
         registry: All models.
-        max_request_bytes: Largest body, before and after decompression.
+        bodies: Takes what is sent.
     """
 
     async def prepared(request: Request, kind: type[AnyRequest]) -> Prepared:
         if not registry.ready:
             raise NotReadyError("models are being loaded; try again in a moment")
-        body = await read_body(request.scope, request.receive, max_request_bytes)
+        body = await bodies.read(request.scope, request.receive)
         return await asyncio.to_thread(lambda: prepare(registry, _parse(kind, body)))
 
     @app.post("/v1/loss", summary="The detection loss of a batch", response_model=LossReply, tags=["For people"])

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.types import Receive, Scope, Send
 
 from serve import dataplane
-from serve.body import header_number, read_body
+from serve.body import BodyReader, header_number
 from serve.core import Registry
 from serve.encode import EncodedResponse, dump_json
 from serve.errors import NotReadyError
@@ -86,7 +86,7 @@ def health_routes(registry: Registry) -> APIRouter:
     return router
 
 
-def infer_routes(registry: Registry, max_request_bytes: int) -> APIRouter:
+def infer_routes(registry: Registry, bodies: BodyReader) -> APIRouter:
     """Row 6. The body is taken from the raw stream: clients send no Content-Type."""
     router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 
@@ -97,7 +97,7 @@ def infer_routes(registry: Registry, max_request_bytes: int) -> APIRouter:
         if not model.ready:
             raise NotReadyError(f"model {name!r} is being loaded; try again in a moment")
         json_length = header_number(request.headers, JSON_LENGTH)
-        body = await read_body(request.scope, request.receive, max_request_bytes, json_length or 0)
+        body = await bodies.read(request.scope, request.receive, json_length or 0)
         return TensorResponse(await dataplane.infer(model, body, json_length))
 
     return router

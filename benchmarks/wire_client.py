@@ -1,0 +1,192 @@
+"""A client that costs next to nothing, and the two servers that ``benchmarks.transport`` compares."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import uvicorn
+
+from export.contract import Contract
+from export.hyperparameters import Hyperparameters
+from export.specs import input_specs, output_specs
+from serve.app import create_app
+from serve.core import Model, Registry
+from serve.datatypes import Array, wire_name
+
+NUMBERS = Hyperparameters(num_classes=80)
+LENGTH = b"content-length: "
+
+
+class Payload(NamedTuple):
+    """A request as it goes out."""
+
+    head: bytes
+    body: list[memoryview]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the body."""
+        return sum(part.nbytes for part in self.body)
+
+
+class Connection:
+    """One connection that stays open. Use from one thread.
+
+    Args:
+        port: On loopback.
+        pid: Of the server.
+    """
+
+    def __init__(self, port: int, pid: int) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port))
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._pid = pid
+
+    def send(self, payload: Payload) -> bytes:
+        """Send a request and wait for the whole reply.
+
+        Raises:
+            RuntimeError: The reply is no success.
+        """
+        self._socket.sendall(payload.head)
+        for part in payload.body:
+            self._socket.sendall(part)
+        reply = bytearray()
+        while (end := reply.find(b"\r\n\r\n")) < 0:
+            reply += self._receive()
+        head = bytes(reply[:end]).lower()
+        length = int(head[head.index(LENGTH) + len(LENGTH) :].split(b"\r\n", 1)[0])
+        while len(reply) < end + 4 + length:
+            reply += self._receive()
+        if b" 200 " not in head[:16]:
+            raise RuntimeError(bytes(reply).decode())
+        return bytes(reply[end + 4 :])
+
+    def _receive(self) -> bytes:
+        part = self._socket.recv(2**18)
+        if not part:
+            raise RuntimeError("the server closed the connection")
+        return part
+
+    def memory(self, field: str) -> int:
+        """Bytes of the server's memory, a field of its status such as VmRSS or VmHWM."""
+        lines = Path(f"/proc/{self._pid}/status").read_text(encoding="ascii").splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+def contract() -> Contract:
+    """Of the loss that nobody computes."""
+    specs = input_specs("loss", NUMBERS), output_specs("loss", NUMBERS)
+    return Contract("loss", "loss", "none", "", "sparse", NUMBERS.as_contract(), *specs, {})
+
+
+def request_arrays(images: int, side: int = 640) -> dict[str, Array]:
+    """Inputs of the loss for square images with 30 slots."""
+    sizes: dict[int | str, int] = {"B": images, "M": 30}
+    for level, stride in enumerate(NUMBERS.strides):
+        sizes[f"H{level}"] = sizes[f"W{level}"] = int(side // stride)
+    generator = np.random.default_rng(0)
+    arrays: dict[str, Array] = {}
+    for spec in contract().inputs:
+        shape = [axis if isinstance(axis, int) else sizes[axis] for axis in spec.axes]
+        numbers = generator.standard_normal(shape) if spec.dtype == "float32" else np.ones(shape)
+        arrays[spec.name] = numbers.astype(spec.dtype)
+    return arrays
+
+
+def binary_payload(images: int, side: int = 640) -> Payload:
+    """The request with its tensors as bytes."""
+    arrays = request_arrays(images, side)
+    rows = [_row(name, array) | {"parameters": {"binary_data_size": array.nbytes}} for name, array in arrays.items()]
+    return _payload(rows, [array.data.cast("B") for array in arrays.values()])
+
+
+def json_payload(images: int) -> Payload:
+    """The request with its tensors as JSON."""
+    return _payload(
+        [_row(name, array) | {"data": array.ravel().tolist()} for name, array in request_arrays(images).items()]
+    )
+
+
+def _row(name: str, array: Array) -> dict[str, Any]:
+    return {"name": name, "datatype": wire_name(array.dtype), "shape": list(array.shape)}
+
+
+def _payload(rows: list[dict[str, Any]], blobs: Sequence[memoryview] = ()) -> Payload:
+    text = json.dumps(
+        {"inputs": rows, "outputs": [{"name": "loss", "parameters": {"binary_data": bool(blobs)}}]}
+    ).encode()
+    length = len(text) + sum(blob.nbytes for blob in blobs)
+    said = f"inference-header-content-length: {len(text)}\r\n" if blobs else ""
+    head = f"POST /v2/models/loss/infer HTTP/1.1\r\nhost: bench\r\ncontent-length: {length}\r\n{said}\r\n"
+    return Payload(head.encode(), [memoryview(text), *blobs])
+
+
+@contextmanager
+def running(kind: str) -> Iterator[Connection]:
+    """Start ``bare`` or ``infer`` in a process of its own and connect."""
+    words = [sys.executable, "-m", "benchmarks.wire_client", kind]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            port = process.stdout.readline() if process.stdout else ""
+            yield Connection(int(port), process.pid)
+        finally:
+            process.terminate()
+
+
+class Nothing:
+    """A runner that computes nothing."""
+
+    platform = "none"
+    description = "nothing"
+    sizes: Mapping[str, int] = {}
+
+    def load(self) -> None:
+        """Nothing to do."""
+
+    def infer(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:  # noqa: ARG002
+        """Zeros."""
+        return {name: np.zeros((), np.float32) for name in outputs}
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+async def count_bytes(scope: Any, receive: Any, send: Any) -> None:
+    """The bare application: how long the body is."""
+    if scope["type"] != "http":
+        return
+    count, more = 0, True
+    while more:
+        message = await receive()
+        count += len(message.get("body", b""))
+        more = message.get("more_body", False)
+    body = str(count).encode()
+    headers = [(b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _serve(kind: str) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    app = count_bytes if kind == "bare" else create_app(Registry([Model(contract(), Nothing())]))
+    print(listener.getsockname()[1], flush=True)
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, ws="none", lifespan="on" if kind == "infer" else "off"
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kind", choices=("bare", "infer"))
+    _serve(parser.parse_args().kind)
