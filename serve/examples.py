@@ -13,6 +13,12 @@ from serve.datatypes import Array
 from serve.grid import count_points, level_sizes, strides_of
 
 SEED = 0
+REDUCE_EXAMPLES = {
+    "rows": {
+        "summary": "Two workers with two images and one",
+        "value": {"workers": [[[4.1, 220.5, 9.3, 5.2], [0.0, 87.25, 0.0, 0.0]], [[7.7, 190.0, 12.5, 8.9]]]},
+    }
+}
 
 
 def loss_examples(registry: Registry) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
 from serve.core import Registry
-from serve.examples import assign_examples, loss_examples
-from serve.schemas import AssignRequest, LossRequest
+from serve.examples import REDUCE_EXAMPLES, assign_examples, loss_examples
+from serve.schemas import AssignRequest, LossRequest, ReduceRequest
 
 REF = "#/components/schemas/{model}"
 
@@ -27,7 +27,7 @@ def document_requests(app: FastAPI, registry: Registry) -> None:
         if app.openapi_schema is None:
             document = build()
             _, definitions = models_json_schema(
-                [(LossRequest, "validation"), (AssignRequest, "validation")], ref_template=REF
+                [(model, "validation") for model in (LossRequest, AssignRequest, ReduceRequest)], ref_template=REF
             )
             document.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
             for path in document["paths"].values():
@@ -35,6 +35,7 @@ def document_requests(app: FastAPI, registry: Registry) -> None:
                     route["responses"].pop("422", None)  # the framework announces its own form of error; it is not ours
             _describe(document, "/v1/loss", "LossRequest", loss_examples(registry))
             _describe(document, "/v1/assign", "AssignRequest", assign_examples(registry))
+            _describe(document, "/v1/reduce", "ReduceRequest", REDUCE_EXAMPLES)
         assert app.openapi_schema is not None  # noqa: S101 - build() keeps what it made
         return app.openapi_schema
 

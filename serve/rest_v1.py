@@ -14,16 +14,19 @@ from serve.core import Registry
 from serve.encode import dump_json
 from serve.errors import BadRequestError, NotReadyError
 from serve.openapi import document_requests
-from serve.schemas import AssignReply, AssignRequest, LossReply, LossRequest
+from serve.schemas import AssignReply, AssignRequest, LossReply, LossRequest, ReduceReply, ReduceRequest, Strict
+from serve.typed_reduce import reduce_reply
 from serve.typed_reply import LOSS_OUTPUTS, TARGETS, assign_reply, loss_reply
 from serve.typed_request import Prepared, prepare
 
 SHOWN = 60  # characters of a value in an error
-AnyRequest = TypeVar("AnyRequest", bound=LossRequest)
+TAGS = ("nested", "packed", "object", "row")  # of alternatives in the schemas, no names of anything in a request
+AnyRequest = TypeVar("AnyRequest", bound=Strict)
+Predictions = TypeVar("Predictions", bound=LossRequest)
 
 
 def add_people_routes(app: FastAPI, registry: Registry, bodies: BodyReader) -> None:
-    """Add ``/v1/loss`` and ``/v1/assign``.
+    """Add ``/v1/loss``, ``/v1/assign`` and ``/v1/reduce``.
 
     The bodies are read by hand and not by the framework: they are bounded, may be compressed, need no Content-Type,
     and are parsed where they do not hold up other callers.
@@ -34,7 +37,7 @@ def add_people_routes(app: FastAPI, registry: Registry, bodies: BodyReader) -> N
         bodies: Takes what is sent.
     """
 
-    async def prepared(request: Request, kind: type[AnyRequest]) -> Prepared:
+    async def prepared(request: Request, kind: type[Predictions]) -> Prepared:
         if not registry.ready:
             raise NotReadyError("models are being loaded; try again in a moment")
         body = await bodies.read(request.scope, request.receive)
@@ -54,6 +57,14 @@ def add_people_routes(app: FastAPI, registry: Registry, bodies: BodyReader) -> N
         outputs = await job.model.infer(job.inputs, _names(TARGETS, job))
         return await _reply(lambda: assign_reply(job, outputs))
 
+    @app.post(
+        "/v1/reduce", summary="The loss of one batch over many workers", response_model=ReduceReply, tags=["For people"]
+    )
+    async def reduce(request: Request) -> Response:
+        """Exactly the loss of one large batch, from the image sums of the workers that share it."""
+        body = await bodies.read(request.scope, request.receive)
+        return await _reply(lambda: reduce_reply(registry, _parse(ReduceRequest, body)))
+
     document_requests(app, registry)
 
 
@@ -62,7 +73,7 @@ def _parse(kind: type[AnyRequest], body: memoryview) -> AnyRequest:
         return kind.model_validate_json(bytes(body))
     except ValidationError as error:
         first, *others = error.errors(include_url=False)
-        where = ".".join(str(part) for part in first["loc"] if part not in ("nested", "packed"))
+        where = ".".join(str(part) for part in first["loc"] if part not in TAGS)
         shown = repr(first["input"])
         useful = len(shown) <= SHOWN and first["type"] not in ("missing", "json_invalid")
         got = f", not {shown}" if useful else ""

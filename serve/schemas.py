@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, FiniteFloat, Tag
 
 
 class Strict(BaseModel):
@@ -26,6 +26,7 @@ def _form(value: Any) -> str:
 
 
 Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[FiniteFloat, Field(ge=0)]
 Packed = Annotated[PackedTensor, Tag("packed")]
 Tensor3 = Annotated[Annotated[list[list[list[float]]], Tag("nested")] | Packed, Discriminator(_form)]
 Tensor4 = Annotated[Annotated[list[list[list[list[float]]]], Tag("nested")] | Packed, Discriminator(_form)]
@@ -63,6 +64,36 @@ class AssignRequest(LossRequest):
     )
 
 
+class WorkerSums(Strict):
+    """The sums of one image, without gains, not normalised, as `/v1/loss` gives them."""
+
+    box: FiniteFloat
+    cls: FiniteFloat
+    dfl: FiniteFloat
+    target_scores: NotNegative
+
+
+def _sums_form(value: Any) -> str:
+    return "object" if isinstance(value, dict | WorkerSums) else "row"
+
+
+SumsRow = tuple[FiniteFloat, FiniteFloat, FiniteFloat, NotNegative]
+AnySums = Annotated[
+    Annotated[WorkerSums, Tag("object")] | Annotated[SumsRow, Tag("row")],
+    Discriminator(_sums_form),
+]
+
+
+class ReduceRequest(Strict):
+    """The sums of all images of one batch, from any number of workers."""
+
+    model: str | None = Field(None, description="Whose gains apply; the first model that has some when left out")
+    workers: list[list[AnySums]] = Field(
+        min_length=1,
+        description="Per worker the `image_sums` of its images: objects, or rows of box, cls, dfl, target-score sums",
+    )
+
+
 class LossItems(BaseModel):
     """The three terms with their gains, averaged over the batch."""
 
@@ -88,6 +119,18 @@ class LossReply(BaseModel):
     loss_items: LossItems
     image_sums: list[ImageSums]
     tensors: dict[str, Any] = Field(description="The outputs that were asked for, as nested lists")
+
+
+class ReduceReply(BaseModel):
+    """The loss of the one large batch."""
+
+    model: str
+    loss: float = Field(description="Sum of `loss_items`, times the number of images")
+    loss_items: LossItems
+    num_images: int
+    gradient_scales: list[float] = Field(
+        description="Per worker: its own loss's gradients times this are those of the large batch's loss"
+    )
 
 
 class ImageTargets(BaseModel):
