@@ -18,7 +18,7 @@ from export.onnx_export import export_onnx
 from export.samples import Case, pyramid, ragged_batch, sample_assigner_inputs, sample_loss_inputs
 from export.specs import input_specs
 from models import DetectionModel, DetectorConfig
-from serve.engine import OnnxRuntimeEngine
+from serve.runners.onnx_runtime import OnnxRuntimeRunner
 from yolo_loss import PRESETS, GroundTruth, TaskAlignedAssigner, v8DetectionLoss
 from yolo_loss.assigner import FORMULATIONS
 
@@ -148,11 +148,11 @@ def _backward(loss: Tensor, leaves: list[Tensor]) -> None:
 
 
 @cache
-def _engine(kind: str, classes: int, formulation: str) -> OnnxRuntimeEngine:
+def _engine(kind: str, classes: int, formulation: str) -> OnnxRuntimeRunner:
     """Our exported model as the server runs it."""
     numbers = Hyperparameters(num_classes=classes, preset=PRESET)
     path, contract = export_onnx(kind, numbers, Path(mkdtemp()), formulation=formulation)
-    engine = OnnxRuntimeEngine(path, contract.default_outputs)
+    engine = OnnxRuntimeRunner(path, contract.default_outputs)
     engine.load()
     return engine
 

@@ -10,14 +10,20 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
+from serve.admission import AdmissionGate
 from serve.body import BodyReader
 from serve.core import Registry
 from serve.dataplane import server_metadata
 from serve.errors import ClientGoneError, ServeError
+from serve.keys import KeyGuard
+from serve.observe import Observer
+from serve.options import AppOptions
+from serve.replies import error_reply, reply
+from serve.rest_shared_memory import shared_memory_routes
+from serve.rest_unsupported import unsupported_routes
 from serve.rest_v1 import add_people_routes
-from serve.rest_v2 import health_routes, infer_routes, reply
+from serve.rest_v2 import health_routes, infer_routes
 
-MAX_REQUEST_BYTES = 256 * 2**20
 ABOUT = """YOLOv8's label assignment and detection loss.
 
 Programs use the Open Inference Protocol under `/v2`, for example with `tritonclient`; people use typed JSON under
@@ -27,23 +33,18 @@ Errors are `{"error": "text"}`. NaN and the infinities are `null` in JSON.
 logger = logging.getLogger("serve")
 
 
-def create_app(
-    registry: Registry,
-    *,
-    max_request_bytes: int = MAX_REQUEST_BYTES,
-    on_load_failure: Callable[[BaseException], None] | None = None,
-) -> FastAPI:
+def create_app(registry: Registry, options: AppOptions | None = None) -> FastAPI:
     """Build the ASGI application.
 
     Args:
         registry: The models; they are loaded in the background once the application starts.
-        max_request_bytes: Largest body, before and after decompression.
-        on_load_failure: Told when a model cannot be loaded; the server then never gets ready.
+        options: Limits and parts.
     """
+    options = options or AppOptions()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(_load(registry, on_load_failure))
+        loading = asyncio.create_task(_load(registry, options.on_load_failure))
         try:
             yield
         finally:
@@ -57,15 +58,38 @@ def create_app(
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    app.include_router(health_routes(registry))
-    bodies = BodyReader(max_request_bytes)
-    app.include_router(infer_routes(registry, bodies))
-    add_people_routes(app, registry, bodies)
+    bodies = BodyReader(options.max_request_bytes)
+    app.include_router(health_routes(registry, options))
+    app.include_router(infer_routes(registry, bodies, options))
+    app.include_router(shared_memory_routes(options.regions))
+    app.include_router(unsupported_routes())
+    add_people_routes(app, registry, bodies, options)
     app.add_exception_handler(ServeError, _refused)
     app.add_exception_handler(HTTPException, _not_routed)
     app.add_exception_handler(ClientGoneError, _gone)
     app.add_exception_handler(Exception, _failed)
+    _wrap(app, options)
+    _watch(registry, options)
     return app
+
+
+def _wrap(app: FastAPI, options: AppOptions) -> None:
+    """What every request passes before it is routed; the last one added comes first."""
+    app.add_middleware(AdmissionGate, admission=options.admission, unknown_size=options.max_request_bytes)
+    app.add_middleware(KeyGuard, keys=options.keys)
+    app.add_middleware(Observer, metrics=options.metrics)
+
+
+def _watch(registry: Registry, options: AppOptions) -> None:
+    """Let the metrics see what goes on."""
+    metrics, admission, models = options.metrics, options.admission, registry.models.values()
+    metrics.describe({"version": server_metadata()["version"]})
+    metrics.watch("requests_under_way", "Requests from headers to reply.", lambda: admission.requests)
+    metrics.watch("bytes_under_way", "Bytes of their bodies.", lambda: admission.bytes)
+    metrics.watch("models_ready", "Models that can be used.", lambda: sum(model.ready for model in models))
+    metrics.watch("queued_requests", "Requests in or before an engine.", lambda: sum(model.queued for model in models))
+    for model in models:
+        model.on_executed = metrics.executed
 
 
 async def _load(registry: Registry, on_failure: Callable[[BaseException], None] | None) -> None:
@@ -79,7 +103,7 @@ async def _load(registry: Registry, on_failure: Callable[[BaseException], None] 
 
 async def _refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, ServeError)  # noqa: S101 - the handler is registered for it alone
-    return reply({"error": str(error)}, error.status, error.headers)
+    return error_reply(error)
 
 
 async def _not_routed(request: Request, error: Exception) -> Response:

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
+import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import uvicorn
 from fastapi import FastAPI
 
-from export.contract import ContractError
-from serve.app import MAX_REQUEST_BYTES, create_app
+from serve.admission import Admission
+from serve.app import create_app
+from serve.configuration import describe, read_settings
 from serve.core import open_artifacts
+from serve.keys import Keys, load_keys
+from serve.lifecycle import Server
+from serve.logs import configure_logs
+from serve.metrics import serve_metrics
+from serve.options import AppOptions
+from serve.runners.choice import RunnerOptions
+from serve.runners.device import parse_device
+from serve.settings import Settings
+from serve.shared_memory import Regions
 
 KEEP_ALIVE_SECONDS = 120  # longer than proxies hold a connection, 75 s and less: the proxy closes it, never we
-DRAIN_SECONDS = 30
 UNUSABLE = 2
+logger = logging.getLogger("serve")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,55 +38,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Command line without the program; the process's own when None.
 
     Returns:
-        Exit code: 0 after a clean stop, 2 when the models or the address cannot be used.
+        Exit code: 0 after a clean stop, 2 when the settings, the models or the address cannot be used.
     """
-    options = _parser().parse_args(arguments)
-    logging.basicConfig(level=options.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     try:
-        registry = open_artifacts(options.artifacts, options.threads)
-        listener = _listen(options.host, options.port)
-    except (ContractError, OSError) as error:
+        configuration = read_settings(arguments, os.environ)
+        if configuration.show:
+            print(describe(configuration))
+            return 0
+        configure_logs(configuration.settings.log_level, configuration.settings.log_format)
+        return _run(configuration.settings)
+    except (ValueError, OSError) as error:
         print(f"serve: {error}", file=sys.stderr)
         return UNUSABLE
+
+
+def _run(settings: Settings) -> int:
+    device = parse_device(settings.device) if settings.device else None
+    registry = open_artifacts(settings.artifacts, RunnerOptions(settings.engine, device, settings.threads))
     failures: list[BaseException] = []
 
-    def stop(error: BaseException) -> None:
+    def fail(error: BaseException) -> None:
         failures.append(error)
         server.should_exit = True
 
-    app = create_app(registry, max_request_bytes=options.max_request_bytes, on_load_failure=stop)
-    server = uvicorn.Server(_config(app, options.log_level))
-    _serve(server, listener)
+    options = _options(settings, fail)
+    listener = _listen(settings.host, settings.port)
+    server = Server(_config(create_app(registry, options), settings), options.admission, settings.lame_duck_seconds)
+    if settings.metrics_port is not None:
+        shown, _ = serve_metrics(options.metrics, settings.metrics_host, settings.metrics_port)
+        logger.info("metrics on http://%s:%d/metrics", settings.metrics_host, shown.server_port)
+    _serve(server, listener, "https" if settings.ssl_certfile else "http")
     if failures:
         print(f"serve: a model cannot be loaded: {failures[0]}", file=sys.stderr)
     return UNUSABLE if failures else 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m serve",
-        description="Serve exported models over HTTP: Open Inference Protocol v2 under /v2, typed JSON under /v1.",
+def _options(settings: Settings, fail: Callable[[BaseException], None]) -> AppOptions:
+    """The parts of the application that the settings ask for."""
+    secrets = ([key.get_secret_value() for key in keys] for keys in (settings.api_keys, settings.admin_keys))
+    files = (settings.api_key_file, settings.admin_key_file)
+    keys = Keys(*(load_keys(file, others) for file, others in zip(files, secrets, strict=True)))
+    regions = None
+    if settings.shared_memory is not None:
+        regions = Regions(settings.shared_memory, settings.max_request_bytes, settings.max_total_bytes)
+    return AppOptions(
+        max_request_bytes=settings.max_request_bytes,
+        request_timeout=settings.request_timeout or None,
+        admission=Admission(settings.max_requests, settings.max_total_bytes),
+        keys=keys,
+        regions=regions,
+        on_load_failure=fail,
     )
-    parser.add_argument("--artifacts", type=Path, required=True, metavar="DIR", help="where `python -m export` wrote")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="0 chooses a free one (default: %(default)s)")
-    parser.add_argument("--threads", type=_count, default=0, help="threads of each model, 0 for one per core")
-    parser.add_argument(
-        "--max-request-bytes",
-        type=_count,
-        default=MAX_REQUEST_BYTES,
-        help="largest body, also once unpacked (default: %(default)s)",
-    )
-    levels = ("critical", "error", "warning", "info", "debug")
-    parser.add_argument("--log-level", choices=levels, default="info", help="(default: %(default)s)")
-    return parser
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return number
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -88,27 +99,30 @@ def _listen(host: str, port: int) -> socket.socket:
         raise OSError(f"cannot listen on {host} port {port} ({error}); choose another --host or --port") from error
 
 
-def _config(app: FastAPI, log_level: str) -> uvicorn.Config:
+def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    password = settings.ssl_keyfile_password
     return uvicorn.Config(
         app,
-        log_level=log_level,
+        log_level=settings.log_level,
         log_config=None,
-        access_log=log_level == "debug",
+        access_log=False,  # the application writes its own, with identifiers
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=DRAIN_SECONDS,
+        timeout_graceful_shutdown=max(int(settings.drain_seconds), 1),
         ws="none",
+        ssl_certfile=settings.ssl_certfile,
+        ssl_keyfile=settings.ssl_keyfile,
+        ssl_keyfile_password=password.get_secret_value() if password else None,
     )
 
 
-def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
+def _serve(server: Server, listener: socket.socket, scheme: str) -> None:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    # uvicorn stops on SIGTERM and then raises it again, which would end the process with a failure but for this.
-    signal.signal(signal.SIGTERM, lambda *_: setattr(server, "should_exit", True))
-    print(f"serving on http://{shown}:{port}", flush=True)
+    # uvicorn listens for signals once it runs; whoever reads the line below may send one before.
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(sign, server.handle_exit)
+    print(f"serving on {scheme}://{shown}:{port}", flush=True)
     try:
         server.run(sockets=[listener])
-    except KeyboardInterrupt:
-        pass
     finally:
         listener.close()

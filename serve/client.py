@@ -48,14 +48,22 @@ class AssignerClient:
             has steps of half a pixel above 512.
         strides: Pixels per cell of the served loss model's levels; the first gives the image size.
         timeout: Seconds to wait for the connection and for each reply.
+        key: Where the server wants one.
     """
 
     def __init__(
-        self, url: str, *, half: bool = False, strides: Sequence[int] = (8, 16, 32), timeout: float = 60.0
+        self,
+        url: str,
+        *,
+        half: bool = False,
+        strides: Sequence[int] = (8, 16, 32),
+        timeout: float = 60.0,
+        key: str | None = None,
     ) -> None:
         self._url = url.removeprefix("http://").rstrip("/")
         self._scores_type = np.dtype(np.float16 if half else np.float32)
         self._stride = strides[0]
+        self._headers = {"Authorization": f"Bearer {key}"} if key else None
         self._http = InferenceServerClient(self._url, connection_timeout=timeout, network_timeout=timeout)
 
     def __enter__(self) -> Self:
@@ -185,7 +193,7 @@ class AssignerClient:
             inputs.append(tensor.set_data_from_numpy(array))
         wanted = [InferRequestedOutput(name, binary_data=True) for name in outputs]
         try:
-            reply = self._http.infer(model, inputs, outputs=wanted)
+            reply = self._http.infer(model, inputs, outputs=wanted, headers=self._headers)
         except InferenceServerException as error:
             status = error.status()
             text = str(error.message())

@@ -1,77 +1,20 @@
-"""The models being served: finding them, bringing them up, running them. Knows no HTTP and no bytes."""
+"""The models being served: finding them, bringing them up. Knows no HTTP and no bytes."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from export.contract import Contract, TensorSpec, find_contracts
-from serve.datatypes import Array
-from serve.engine import Engine, OnnxRuntimeEngine
-from serve.errors import InferenceError, NotFoundError, NotReadyError
+from export.contract import find_contracts
+from serve.errors import NotFoundError
 from serve.grid import strides_of
+from serve.model import Model
+from serve.runners.choice import RunnerOptions, choose
 
 VERSION = "1"
-PLATFORM = "onnxruntime_onnx"
+DEFAULTS = RunnerOptions()
 logger = logging.getLogger("serve")
-
-
-class Model:
-    """One model and the thread that runs it.
-
-    Args:
-        contract: What it takes and gives.
-        engine: What computes it.
-    """
-
-    def __init__(self, contract: Contract, engine: Engine) -> None:
-        self.contract = contract
-        self.ready = False
-        self._engine = engine
-        # One thread of its own: calls queue up here and never in a pool that others need.
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"engine-{contract.name}")
-
-    async def load(self) -> None:
-        """Bring the engine up and run it once on tiny inputs, with and without the heavy outputs."""
-        await asyncio.get_running_loop().run_in_executor(self._worker, self._warm_up)
-        self.ready = True
-
-    def _warm_up(self) -> None:
-        self._engine.load()
-        inputs = tiny_inputs(self.contract)
-        self._engine.infer(inputs, self.contract.default_outputs)
-        self._engine.infer(inputs, [spec.name for spec in self.contract.outputs])
-
-    async def infer(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-        """Compute outputs.
-
-        Args:
-            inputs: As :func:`serve.validate.check_inputs` returns them.
-            outputs: Names that exist.
-
-        Raises:
-            NotReadyError: The model is not loaded yet.
-            InferenceError: The engine failed.
-        """
-        if not self.ready:
-            raise NotReadyError(f"model {self.contract.name!r} is still being loaded; try again in a moment")
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._worker, self._engine.infer, inputs, outputs)
-        except Exception as error:
-            shapes = {name: array.shape for name, array in inputs.items()}
-            logger.exception("model %s failed on inputs of shapes %s", self.contract.name, shapes)
-            name, kind = self.contract.name, type(error).__name__
-            raise InferenceError(f"model {name!r} failed on this input ({kind}); the server's log says why") from error
-
-    def close(self) -> None:
-        """Let the running call end and stop the thread."""
-        self.ready = False
-        self._worker.shutdown(wait=True, cancel_futures=True)
 
 
 class Registry:
@@ -118,32 +61,20 @@ class Registry:
             model.close()
 
 
-def open_artifacts(folder: Path, threads: int = 0) -> Registry:
-    """Find the models of a folder; they are not loaded yet.
+def open_artifacts(folder: Path, options: RunnerOptions = DEFAULTS) -> Registry:
+    """Find the models of a folder and the runners that each may get; nothing is loaded yet.
 
     Args:
         folder: Contracts and model files.
-        threads: Threads of each engine, 0 for one per core.
+        options: What is to run them.
 
     Raises:
-        ContractError: The folder has no usable contract, or a file is missing or damaged.
+        ContractError: The folder has no usable contract, a file is missing or damaged, or an engine was asked for that
+            is not there.
+        ValueError: The engine does not run on the device.
     """
     models = []
     for path, contract in find_contracts(folder):
         strides_of(contract)  # refused now rather than in a request
-        models.append(Model(contract, OnnxRuntimeEngine(path, contract.default_outputs, threads)))
+        models.append(Model(contract, choose(path, contract, options)))
     return Registry(models)
-
-
-def tiny_inputs(contract: Contract) -> dict[str, Array]:
-    """Zeros of the smallest shapes that make sense: one image as wide as the largest stride, one empty slot."""
-    strides = strides_of(contract)
-    side = max(strides)
-    sizes = {"B": 1, "M": 1, "C": 1, "A": sum((side // stride) ** 2 for stride in strides)}
-    for level, stride in enumerate(strides):
-        sizes[f"H{level}"] = sizes[f"W{level}"] = side // stride
-    return {spec.name: np.zeros(_shape(spec, sizes), spec.dtype) for spec in contract.inputs}
-
-
-def _shape(spec: TensorSpec, sizes: Mapping[str, int]) -> list[int]:
-    return [axis if isinstance(axis, int) else sizes.get(axis, 1) for axis in spec.axes]

@@ -58,3 +58,12 @@ def numpy_type(datatype: object, tensor: str) -> np.dtype[Any]:
 def widens(given: str, wanted: str) -> bool:
     """Whether ``given`` is a float type whose every value ``wanted`` holds exactly."""
     return given in FLOATS and wanted in FLOATS and NUMPY_TYPES[given].itemsize < NUMPY_TYPES[wanted].itemsize
+
+
+def narrows(given: str, wanted: str) -> bool:
+    """Whether ``wanted`` is a half-precision type that ``given``, another float of at most 32 bits, is rounded to.
+
+    Who exports a model in half precision has decided that its digits are enough. Callers need not know of it, and in
+    JSON they could not send such types.
+    """
+    return given in FLOATS - {wanted, "FP64"} and wanted in BINARY_ONLY

@@ -9,6 +9,7 @@ import orjson
 from serve.datatypes import Array
 from serve.errors import BadRequestError, UnsupportedError
 from serve.json_tensor import check_depth
+from serve.place import Place, SharedTensor, read_place
 from serve.tensor import decode_tensor
 
 
@@ -18,10 +19,12 @@ class RequestedOutput(NamedTuple):
     Attributes:
         name: The output's name.
         binary: Whether it travels as bytes behind the JSON.
+        place: Where in shared memory it is to be written; None when it travels.
     """
 
     name: str
     binary: bool
+    place: Place | None = None
 
 
 class InferRequest(NamedTuple):
@@ -30,22 +33,32 @@ class InferRequest(NamedTuple):
     Attributes:
         id: The caller's identifier, returned unchanged.
         inputs: Arrays in the type in which they came.
+        shared: The inputs that are still in shared memory.
         outputs: In the order asked for; empty when the caller named none.
         binary_default: Whether outputs that were not named travel as bytes.
+        timeout: Microseconds that it may wait for its model; None: nothing said.
     """
 
     id: str | None
     inputs: dict[str, Array]
+    shared: dict[str, SharedTensor]
     outputs: tuple[RequestedOutput, ...]
     binary_default: bool
+    timeout: int | None
+
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes of the inputs that are still in shared memory."""
+        return sum(tensor.nbytes for tensor in self.shared.values())
 
 
-def decode_request(body: memoryview, header_length: int | None) -> InferRequest:
+def decode_request(body: memoryview, header_length: int | None, *, shared_memory: bool = False) -> InferRequest:
     """Read a request.
 
     Args:
         body: JSON, then the raw tensors. The arrays are views of it where alignment allows.
         header_length: Bytes of JSON; None when all of it is.
+        shared_memory: Whether it may name places in shared memory. Nothing is read there yet.
 
     Raises:
         BadRequestError: It breaks the protocol; the text says where.
@@ -55,17 +68,25 @@ def decode_request(body: memoryview, header_length: int | None) -> InferRequest:
         header_length = len(body)
     if not 0 <= header_length <= len(body):
         raise BadRequestError(f"Inference-Header-Content-Length is {header_length}, but the body has {len(body)} bytes")
-    document = _parse(body[:header_length])
+    document = parse_object(body[:header_length])
     parameters = _object(document.get("parameters", {}), "parameters")
     identifier = document.get("id")
     if identifier is not None and not isinstance(identifier, str):
         raise BadRequestError(f"id is {identifier!r}; write a string")
     binary_default = _flag(parameters, "binary_data_output", "parameters", default=False)
-    inputs = _inputs(_rows(document, "inputs"), body[header_length:])
-    return InferRequest(identifier, inputs, _outputs(_rows(document, "outputs"), binary_default), binary_default)
+    tensors = _inputs(_rows(document, "inputs"), body[header_length:], shared_memory=shared_memory)
+    shared = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, SharedTensor)}
+    inputs = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, SharedTensor)}
+    outputs = _outputs(_rows(document, "outputs"), binary_default, shared_memory=shared_memory)
+    return InferRequest(identifier, inputs, shared, outputs, binary_default, _timeout(parameters))
 
 
-def _parse(text: memoryview) -> dict[str, Any]:
+def parse_object(text: memoryview) -> dict[str, Any]:
+    """A request's JSON, which must be an object.
+
+    Raises:
+        BadRequestError: It is not, or is nested too deep.
+    """
     try:
         document = orjson.loads(text)
     except orjson.JSONDecodeError as error:
@@ -90,6 +111,14 @@ def _rows(document: dict[str, Any], key: str) -> list[dict[str, Any]]:
     return rows
 
 
+def _timeout(parameters: dict[str, Any]) -> int | None:
+    """The protocol's 0 is no time limit."""
+    value = parameters.get("timeout", 0)
+    if type(value) is not int or value < 0:
+        raise BadRequestError(f"parameters: timeout is {value!r}; write a whole number of microseconds")
+    return value or None
+
+
 def _flag(parameters: dict[str, Any], key: str, where: str, *, default: bool) -> bool:
     value = parameters.get(key, default)
     if not isinstance(value, bool):
@@ -97,29 +126,30 @@ def _flag(parameters: dict[str, Any], key: str, where: str, *, default: bool) ->
     return value
 
 
-def _inputs(rows: list[dict[str, Any]], blob: memoryview) -> dict[str, Array]:
-    arrays: dict[str, Array] = {}
+def _inputs(rows: list[dict[str, Any]], blob: memoryview, *, shared_memory: bool) -> dict[str, Array | SharedTensor]:
+    tensors: dict[str, Array | SharedTensor] = {}
     offset = 0
     for row in rows:
         name = row["name"]
-        if name in arrays:
+        if name in tensors:
             raise BadRequestError(f"input {name!r} is given twice")
-        arrays[name], used = decode_tensor(row, blob[offset:])
+        tensors[name], used = decode_tensor(row, blob[offset:], shared_memory=shared_memory)
         offset += used
     if offset != len(blob):
         raise BadRequestError(f"{len(blob)} bytes follow the JSON, but the inputs announce {offset}")
-    return arrays
+    return tensors
 
 
-def _outputs(rows: list[dict[str, Any]], binary_default: bool) -> tuple[RequestedOutput, ...]:
+def _outputs(rows: list[dict[str, Any]], binary_default: bool, *, shared_memory: bool) -> tuple[RequestedOutput, ...]:
     outputs: dict[str, RequestedOutput] = {}
     for row in rows:
         name = row["name"]
         if name in outputs:
             raise BadRequestError(f"output {name!r} is asked for twice; name it once")
         parameters = _object(row.get("parameters", {}), f"parameters of output {name!r}")
-        for key in ("shared_memory_region", "classification"):
-            if key in parameters:
-                raise UnsupportedError(f"output {name!r}: {key} is not available; leave it out")
-        outputs[name] = RequestedOutput(name, _flag(parameters, "binary_data", name, default=binary_default))
+        if "classification" in parameters:
+            raise UnsupportedError(f"output {name!r}: classification is not available; leave it out")
+        place = read_place(parameters, f"output {name!r}", allowed=shared_memory)
+        binary = _flag(parameters, "binary_data", name, default=binary_default)
+        outputs[name] = RequestedOutput(name, binary and place is None, place)
     return tuple(outputs.values())

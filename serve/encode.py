@@ -10,6 +10,7 @@ import orjson
 
 from serve.datatypes import Array, wire_name
 from serve.decode import RequestedOutput
+from serve.place import BYTE_SIZE, OFFSET, REGION
 
 
 class EncodedResponse(NamedTuple):
@@ -39,14 +40,16 @@ def encode_response(
         version: Its version.
         identifier: The request's ``id``.
         wanted: The outputs in the order in which they are sent.
-        arrays: Their values.
+        arrays: Their values. Of outputs in shared memory, only the place is sent.
     """
     rows: list[dict[str, Any]] = []
     blobs: list[memoryview] = []
-    for name, binary in wanted:
+    for name, binary, place in wanted:
         array = np.ascontiguousarray(arrays[name])
         row: dict[str, Any] = {"name": name, "datatype": wire_name(array.dtype), "shape": list(arrays[name].shape)}
-        if binary:
+        if place is not None:
+            row["parameters"] = {REGION: place.region, BYTE_SIZE: array.nbytes, OFFSET: place.offset}
+        elif binary:
             row["parameters"] = {"binary_data_size": array.nbytes}
             blobs.append(array.reshape(-1).view(np.uint8).data)
         else:

@@ -23,6 +23,19 @@ class BadRequestError(ServeError):
     status = 400
 
 
+class UnauthorizedError(ServeError):
+    """A key is needed and none was sent."""
+
+    status = 401
+    headers: ClassVar[dict[str, str]] = {"WWW-Authenticate": "Bearer"}
+
+
+class ForbiddenError(ServeError):
+    """The key is not good for this."""
+
+    status = 403
+
+
 class NotFoundError(ServeError):
     """No such model, version or path."""
 
@@ -52,6 +65,19 @@ class NotReadyError(ServeError):
 
     status = 503
     headers: ClassVar[dict[str, str]] = {"Retry-After": "1"}
+
+
+class BusyError(ServeError):
+    """As much is under way as is allowed, or the server is about to stop."""
+
+    status = 503
+    headers: ClassVar[dict[str, str]] = {"Retry-After": "1"}
+
+
+class TooLateError(ServeError):
+    """The request's time was over before its model got to it."""
+
+    status = 504
 
 
 class ClientGoneError(Exception):

@@ -11,9 +11,12 @@ from pydantic import ValidationError
 
 from serve.body import BodyReader
 from serve.core import Registry
+from serve.datatypes import Array
 from serve.encode import dump_json
 from serve.errors import BadRequestError, NotReadyError
+from serve.gone import unless_gone
 from serve.openapi import document_requests
+from serve.options import AppOptions
 from serve.schemas import AssignReply, AssignRequest, LossReply, LossRequest, ReduceReply, ReduceRequest, Strict
 from serve.typed_reduce import reduce_reply
 from serve.typed_reply import LOSS_OUTPUTS, TARGETS, assign_reply, loss_reply
@@ -25,7 +28,7 @@ AnyRequest = TypeVar("AnyRequest", bound=Strict)
 Predictions = TypeVar("Predictions", bound=LossRequest)
 
 
-def add_people_routes(app: FastAPI, registry: Registry, bodies: BodyReader) -> None:
+def add_people_routes(app: FastAPI, registry: Registry, bodies: BodyReader, options: AppOptions) -> None:
     """Add ``/v1/loss``, ``/v1/assign`` and ``/v1/reduce``.
 
     The bodies are read by hand and not by the framework: they are bounded, may be compressed, need no Content-Type,
@@ -35,7 +38,12 @@ def add_people_routes(app: FastAPI, registry: Registry, bodies: BodyReader) -> N
         app: Gets the routes and their OpenAPI page.
         registry: All models.
         bodies: Takes what is sent.
+        options: Limits.
     """
+
+    async def computed(request: Request, job: Prepared, needed: tuple[str, ...]) -> dict[str, Array]:
+        work = job.model.infer(job.inputs, _names(needed, job), options.deadline())
+        return await unless_gone(request.receive, work)
 
     async def prepared(request: Request, kind: type[Predictions]) -> Prepared:
         if not registry.ready:
@@ -47,14 +55,14 @@ def add_people_routes(app: FastAPI, registry: Registry, bodies: BodyReader) -> N
     async def loss(request: Request) -> Response:
         """Loss, its three terms, and the sums of each image, from raw predictions and boxes."""
         job = await prepared(request, LossRequest)
-        outputs = await job.model.infer(job.inputs, _names(LOSS_OUTPUTS, job))
+        outputs = await computed(request, job, LOSS_OUTPUTS)
         return await _reply(lambda: loss_reply(job, outputs))
 
     @app.post("/v1/assign", summary="Which anchors learn which box", response_model=AssignReply, tags=["For people"])
     async def assign(request: Request) -> Response:
         """The task-aligned assignment, from raw or decoded predictions and boxes."""
         job = await prepared(request, AssignRequest)
-        outputs = await job.model.infer(job.inputs, _names(TARGETS, job))
+        outputs = await computed(request, job, TARGETS)
         return await _reply(lambda: assign_reply(job, outputs))
 
     @app.post(

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from fastapi import APIRouter, Request, Response
 from starlette.types import Receive, Scope, Send
 
 from serve import dataplane
 from serve.body import BodyReader, header_number
-from serve.core import Registry
-from serve.encode import EncodedResponse, dump_json
-from serve.errors import NotReadyError
+from serve.core import VERSION, Registry
+from serve.encode import EncodedResponse
+from serve.errors import BusyError, NotReadyError
+from serve.gone import unless_gone
+from serve.options import AppOptions
+from serve.replies import reply
 
 JSON_LENGTH = "Inference-Header-Content-Length"
 BODY = {
@@ -22,11 +22,6 @@ BODY = {
         "content": {"application/json": {}, "application/octet-stream": {}},
     }
 }
-
-
-def reply(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """A JSON reply; numbers that JSON has not become ``null``."""
-    return Response(dump_json(value), status, headers, media_type="application/json")
 
 
 class TensorResponse(Response):
@@ -53,23 +48,25 @@ class TensorResponse(Response):
             await send({"type": "http.response.body", "body": chunk, "more_body": place < last})
 
 
-def health_routes(registry: Registry) -> APIRouter:
-    """Rows 1 to 5: what the server and its models are, and whether they can be used."""
+def health_routes(registry: Registry, options: AppOptions) -> APIRouter:
+    """Rows 1 to 5 and 8: what the server and its models are, whether they can be used, and what they have done."""
     router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 
     @router.get("/health/live", summary="The process answers")
     async def live() -> Response:
         return reply({"live": True})
 
-    @router.get("/health/ready", summary="Every model can be used; 503 while loading")
+    @router.get("/health/ready", summary="Every model can be used; 503 while loading or stopping")
     async def ready() -> Response:
+        if options.admission.closing:
+            raise BusyError("this server is about to stop; send requests to another one")
         if not registry.ready:
             raise NotReadyError("models are being loaded; try again in a moment")
         return reply({"ready": True})
 
     @router.get("", summary="Name, version and extensions of the server")
     async def server() -> Response:
-        return reply(dataplane.server_metadata())
+        return reply(dataplane.server_metadata(shared_memory=options.regions is not None))
 
     @router.get("/models/{name}/versions/{version}/ready", summary="One version can be used")
     @router.get("/models/{name}/ready", summary="One model can be used")
@@ -77,6 +74,13 @@ def health_routes(registry: Registry) -> APIRouter:
         if not registry.find(name, version).ready:
             raise NotReadyError(f"model {name!r} is being loaded; try again in a moment")
         return reply({"name": name, "ready": True})
+
+    @router.get("/models/stats", summary="What all models have done")
+    @router.get("/models/{name}/versions/{version}/stats", summary="What one version has done")
+    @router.get("/models/{name}/stats", summary="What one model has done")
+    async def stats(name: str | None = None, version: str | None = None) -> Response:
+        models = registry.models.values() if name is None else [registry.find(name, version)]
+        return reply({"model_stats": [model.stats.as_json(model.contract.name, VERSION) for model in models]})
 
     @router.get("/models/{name}/versions/{version}", summary="Inputs and outputs of one version")
     @router.get("/models/{name}", summary="Inputs and outputs of one model")
@@ -86,7 +90,7 @@ def health_routes(registry: Registry) -> APIRouter:
     return router
 
 
-def infer_routes(registry: Registry, bodies: BodyReader) -> APIRouter:
+def infer_routes(registry: Registry, bodies: BodyReader, options: AppOptions) -> APIRouter:
     """Row 6. The body is taken from the raw stream: clients send no Content-Type."""
     router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 
@@ -98,6 +102,7 @@ def infer_routes(registry: Registry, bodies: BodyReader) -> APIRouter:
             raise NotReadyError(f"model {name!r} is being loaded; try again in a moment")
         json_length = header_number(request.headers, JSON_LENGTH)
         body = await bodies.read(request.scope, request.receive, json_length or 0)
-        return TensorResponse(await dataplane.infer(model, body, json_length))
+        work = dataplane.infer(model, body, json_length, options)
+        return TensorResponse(await unless_gone(request.receive, work))
 
     return router

@@ -8,27 +8,32 @@ from typing import Any
 import numpy as np
 
 from serve.datatypes import Array, numpy_type, wire_name
-from serve.errors import BadRequestError, UnsupportedError
+from serve.errors import BadRequestError
 from serve.json_tensor import tensor_from_json
+from serve.place import BYTE_SIZE, REGION, Place, SharedTensor, read_place
 
 MAX_TENSOR_BYTES = 2**31  # also bounds the other axes of a tensor that has an axis of size 0
 MAX_RANK = 8
-SOURCES = ("data", "binary_data_size", "shared_memory_region")
+SOURCES = ("data", "binary_data_size", REGION)
 
 
-def decode_tensor(row: dict[str, Any], blob: memoryview) -> tuple[Array, int]:
+def decode_tensor(
+    row: dict[str, Any], blob: memoryview, *, shared_memory: bool = False
+) -> tuple[Array | SharedTensor, int]:
     """Read one input.
 
     Args:
         row: Its description, an object that has a ``name``.
         blob: What is left of the binary part of the body.
+        shared_memory: Whether values may lie in shared memory.
 
     Returns:
-        The values, a view of ``blob`` where alignment allows, and how many of its bytes they are.
+        The values, a view of ``blob`` where alignment allows, and how many of its bytes they are. Values in shared
+        memory are not read yet.
 
     Raises:
         BadRequestError: Datatype, shape and values do not fit each other.
-        UnsupportedError: The values are in shared memory.
+        UnsupportedError: The values are in shared memory, which is switched off.
     """
     name = row["name"]
     dtype = numpy_type(row.get("datatype"), name)
@@ -39,8 +44,9 @@ def decode_tensor(row: dict[str, Any], blob: memoryview) -> tuple[Array, int]:
     given = [key for key in SOURCES if key in (row if key == "data" else parameters)]
     if len(given) != 1:
         raise BadRequestError(f"input {name!r} must have exactly one of {', '.join(SOURCES)}; it has {len(given)}")
-    if given[0] == "shared_memory_region":
-        raise UnsupportedError(f"input {name!r}: shared memory is not available; send the values")
+    place = read_place(parameters, f"input {name!r}", allowed=shared_memory)
+    if place is not None:
+        return _shared(name, dtype, shape, place), 0
     if given[0] == "data":
         return tensor_from_json(name, wire_name(dtype), shape, row["data"]), 0
     size = math.prod(shape) * dtype.itemsize
@@ -51,7 +57,16 @@ def decode_tensor(row: dict[str, Any], blob: memoryview) -> tuple[Array, int]:
         )
     if len(blob) < size:
         raise BadRequestError(f"input {name!r} announces {size} bytes, but only {len(blob)} are left in the body")
-    return _view(name, blob[:size], dtype).reshape(shape), size
+    return view_bytes(name, blob[:size], dtype).reshape(shape), size
+
+
+def _shared(name: str, dtype: np.dtype[Any], shape: list[int], place: Place) -> SharedTensor:
+    tensor = SharedTensor(dtype, shape, place)
+    if place.byte_size != tensor.nbytes:
+        raise BadRequestError(
+            f"input {name!r}: {BYTE_SIZE} is {place.byte_size}, but {wire_name(dtype)} {shape} is {tensor.nbytes} bytes"
+        )
+    return tensor
 
 
 def _shape(name: str, shape: object, itemsize: int) -> list[int]:
@@ -66,7 +81,17 @@ def _shape(name: str, shape: object, itemsize: int) -> list[int]:
     return shape
 
 
-def _view(name: str, data: memoryview, dtype: np.dtype[Any]) -> Array:
+def view_bytes(name: str, data: memoryview, dtype: np.dtype[Any]) -> Array:
+    """The values that little-endian bytes are, flat, a view of them where alignment allows.
+
+    Args:
+        name: The input's name, for errors.
+        data: Whole values.
+        dtype: Their type.
+
+    Raises:
+        BadRequestError: They are to be BOOL, but a byte is neither 0 nor 1.
+    """
     if dtype == np.bool_:
         # A byte that is neither 0 nor 1 is no bool: what an engine makes of it is undefined.
         octets = np.frombuffer(data, np.uint8)

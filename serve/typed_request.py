@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from serve.core import Model, Registry
+from serve.core import Registry
 from serve.datatypes import Array
 from serve.errors import BadRequestError, NotFoundError
 from serve.grid import anchor_points, count_points, maps_from_flat, strides_of
+from serve.model import Model
 from serve.ragged import pad_ground_truth
 from serve.schemas import AssignRequest, LossRequest
 from serve.typed_tensor import read_tensor

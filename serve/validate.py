@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from export.contract import Contract, TensorSpec
-from serve.datatypes import Array, widens, wire_name
+from serve.datatypes import BINARY_ONLY, Array, narrows, widens, wire_name
 from serve.errors import BadRequestError
 from serve.grid import strides_of
 
@@ -22,11 +22,13 @@ def check_inputs(contract: Contract, arrays: Mapping[str, Array]) -> dict[str, A
         arrays: By name, in the types in which they came.
 
     Returns:
-        The same values in the order and types of the contract: narrower floats are widened.
+        The same values in the order and types of the contract: narrower floats are widened, and floats of up to 32 bits
+        are rounded to the half precision that a model was exported in.
 
     Raises:
-        BadRequestError: A name is missing or unknown, a type or rank is wrong, a fixed axis has another size, axes of
-            one letter disagree, the maps are of different images, or a class does not exist.
+        BadRequestError: A name is missing or unknown, a type or rank is wrong, a number is too large for the model's
+            precision, a fixed axis has another size, axes of one letter disagree, the maps are of different images,
+            pictures are not made of whole cells, or a class does not exist.
     """
     _check_names(contract, arrays)
     axes: dict[str, tuple[int, str]] = {}
@@ -35,6 +37,8 @@ def check_inputs(contract: Contract, arrays: Mapping[str, Array]) -> dict[str, A
         _bind_axes(spec, inputs[spec.name], axes)
     if contract.maps:
         _check_levels(contract, inputs)
+    if "images" in inputs:
+        _check_images(contract, inputs["images"])
     classes = axes["C"][0] if "C" in axes else contract.hyperparameters["num_classes"]
     _check_labels(inputs["gt_labels"], inputs["mask_gt"], classes)
     return inputs
@@ -68,8 +72,23 @@ def _converted(spec: TensorSpec, array: Array) -> Array:
         return array
     if widens(given, wanted):
         return array.astype(spec.dtype)
+    if narrows(given, wanted):
+        return _rounded(spec, array)
     narrower = " (FP16 and BF16 are widened when sent as binary)" if wanted == "FP32" else ""
-    raise BadRequestError(f"input {spec.name!r} is {given}; convert it to {wanted} before sending{narrower}")
+    accepted = f"{wanted} or FP32" if wanted in BINARY_ONLY else wanted
+    raise BadRequestError(f"input {spec.name!r} is {given}; convert it to {accepted} before sending{narrower}")
+
+
+def _rounded(spec: TensorSpec, array: Array) -> Array:
+    try:
+        with np.errstate(over="raise"):
+            # From bfloat16 by way of float32: its own conversion tells nothing of an overflow.
+            return array.astype(np.float32, copy=False).astype(spec.dtype)
+    except FloatingPointError as error:
+        raise BadRequestError(
+            f"input {spec.name!r} has numbers beyond the largest {wire_name(spec.dtype)}, the model's precision; "
+            "scale them down, or serve a model exported with --precision bf16 or fp32"
+        ) from error
 
 
 def _bind_axes(spec: TensorSpec, array: Array, axes: dict[str, tuple[int, str]]) -> None:
@@ -105,6 +124,16 @@ def _check_levels(contract: Contract, inputs: Mapping[str, Array]) -> None:
                 f"input 'feat_{level}' is {_by(maps[level])} cells of stride {strides[level]}, an image of {_by(size)} "
                 f"pixels, but 'feat_0' is of one of {_by(sizes[0])}; send maps of one image size"
             )
+
+
+def _check_images(contract: Contract, images: Array) -> None:
+    """Sides must be whole cells of every level."""
+    cell = max(strides_of(contract))
+    height, width = images.shape[2:]
+    if not height or not width or height % cell or width % cell:
+        raise BadRequestError(
+            f"input 'images' has pictures of {height} x {width}; resize or pad both sides to multiples of {cell}"
+        )
 
 
 def _by(size: tuple[int, ...]) -> str:

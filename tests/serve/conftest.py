@@ -99,6 +99,11 @@ def start(*arguments: str | Path) -> Live:
 def stop(live: Live) -> int:
     """Ask a server to end, as an orchestrator does, and return its exit code."""
     live.process.send_signal(signal.SIGTERM)
+    return ended(live)
+
+
+def ended(live: Live) -> int:
+    """Wait for the end of a server that was told to stop, and return its exit code."""
     code = live.process.wait(timeout=30)
     assert live.process.stdout is not None
     live.process.stdout.close()

@@ -13,8 +13,11 @@ import pytest
 
 from export.contract import Contract, TensorSpec
 from serve.app import create_app
-from serve.core import Model, Registry
+from serve.core import Registry
 from serve.datatypes import Array
+from serve.model import Model
+from serve.options import AppOptions
+from serve.runners.base import UnfitRequestError
 from tests.serve.conftest import assigner_inputs, json_rows
 
 AXES: dict[str, tuple[str, tuple[str | int, ...]]] = {
@@ -38,12 +41,17 @@ CONTRACT = Contract(
 )
 
 
-class SumEngine:
+class SumRunner:
     """Sums the scores. Loads when it is allowed to, and fails on a first score above 1."""
+
+    platform = "sums"
+    description = "sums in numpy"
+    sizes: Mapping[str, int] = {}
 
     def __init__(self) -> None:
         self.may_load = threading.Event()
         self.threads: set[str] = set()
+        self.closed = False
 
     def load(self) -> None:
         """Wait."""
@@ -55,14 +63,20 @@ class SumEngine:
         self.threads.add(threading.current_thread().name)
         if inputs["pd_scores"].flat[0] > 1:
             raise RuntimeError("secret detail")
+        if inputs["pd_scores"].shape[0] > 5:
+            raise UnfitRequestError("axis B is too large")
         return {name: inputs["pd_scores"].sum(axis=2) for name in outputs}
+
+    def close(self) -> None:
+        """Remember it."""
+        self.closed = True
 
 
 class Started:
     """The application, started, with a client that sees it as from outside."""
 
-    def __init__(self, engine: Any, **options: Any) -> None:
-        self.app = create_app(Registry([Model(CONTRACT, engine)]), **options)
+    def __init__(self, runner: Any, **options: Any) -> None:
+        self.app = create_app(Registry([Model(CONTRACT, runner)]), AppOptions(**options))
         self._life = self.app.router.lifespan_context(self.app)
 
     async def __aenter__(self) -> httpx.AsyncClient:
@@ -88,8 +102,8 @@ def body(images: int = 1, seed: int = 0) -> dict[str, Any]:
 
 def test_nothing_is_ready_while_loading() -> None:
     async def scenario() -> None:
-        engine = SumEngine()
-        async with Started(engine) as client:
+        runner = SumRunner()
+        async with Started(runner) as client:
             assert (await client.get("/v2/health/live")).json() == {"live": True}
             assert (await client.get("/v2/models/toy")).status_code == 200
             waiting = [
@@ -102,7 +116,7 @@ def test_nothing_is_ready_while_loading() -> None:
                 assert reply.status_code == 503
                 assert list(reply.json()) == ["error"]
                 assert reply.headers["Retry-After"] == "1"
-            engine.may_load.set()
+            runner.may_load.set()
             await until_ready(client)
             assert (await client.post("/v2/models/toy/infer", json=body())).status_code == 200
 
@@ -110,7 +124,7 @@ def test_nothing_is_ready_while_loading() -> None:
 
 
 def test_a_model_that_cannot_load_is_reported(caplog: pytest.LogCaptureFixture) -> None:
-    class Broken(SumEngine):
+    class Broken(SumRunner):
         def load(self) -> None:
             raise ValueError("not a graph")
 
@@ -129,9 +143,9 @@ def test_a_model_that_cannot_load_is_reported(caplog: pytest.LogCaptureFixture) 
 
 def test_a_failing_engine_gives_no_traceback_and_serves_the_next(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
-        engine = SumEngine()
-        engine.may_load.set()
-        async with Started(engine) as client:
+        runner = SumRunner()
+        runner.may_load.set()
+        async with Started(runner) as client:
             await until_ready(client)
             bad = body()
             bad["inputs"][0]["data"][0] = 2
@@ -145,9 +159,36 @@ def test_a_failing_engine_gives_no_traceback_and_serves_the_next(caplog: pytest.
     assert "secret detail" in caplog.text
 
 
+def test_what_an_engine_was_not_built_for_is_the_callers_to_change() -> None:
+    """No failure: the reason reaches the caller word by word, and the next request is served."""
+
+    async def scenario() -> None:
+        runner = SumRunner()
+        runner.may_load.set()
+        async with Started(runner) as client:
+            await until_ready(client)
+            reply = await client.post("/v2/models/toy/infer", json=body(images=6))
+            assert (reply.status_code, reply.json()) == (400, {"error": "axis B is too large"})
+            assert (await client.post("/v2/models/toy/infer", json=body())).status_code == 200
+
+    asyncio.run(scenario())
+
+
+def test_metadata_names_what_runs_and_the_end_closes_it() -> None:
+    async def scenario() -> None:
+        runner = SumRunner()
+        runner.may_load.set()
+        async with Started(runner) as client:
+            assert (await client.get("/v2/models/toy")).json()["platform"] == "sums"
+            assert not runner.closed
+        assert runner.closed
+
+    asyncio.run(scenario())
+
+
 def test_a_fault_of_our_own_has_the_same_form() -> None:
     async def scenario() -> None:
-        started = Started(SumEngine())
+        started = Started(SumRunner())
 
         @started.app.get("/fault")
         async def fault() -> None:
@@ -163,9 +204,9 @@ def test_a_fault_of_our_own_has_the_same_form() -> None:
 
 def test_callers_at_once_get_their_own_results_from_one_thread() -> None:
     async def scenario() -> None:
-        engine = SumEngine()
-        engine.may_load.set()
-        async with Started(engine) as client:
+        runner = SumRunner()
+        runner.may_load.set()
+        async with Started(runner) as client:
             await until_ready(client)
             sizes = [1 + seed % 5 for seed in range(40)]
             calls = [client.post("/v2/models/toy/infer", json=body(size, seed)) for seed, size in enumerate(sizes)]
@@ -174,16 +215,16 @@ def test_callers_at_once_get_their_own_results_from_one_thread() -> None:
                 expected = assigner_inputs(images=size, seed=seed)["pd_scores"].sum(axis=2)
                 assert output["shape"] == list(expected.shape)
                 np.testing.assert_array_equal(np.array(output["data"], np.float32), expected.ravel())
-        assert engine.threads == {"engine-toy_0"}
+        assert runner.threads == {"engine-toy_0"}
 
     asyncio.run(scenario())
 
 
 def test_kinds_that_are_not_served() -> None:
     async def scenario() -> None:
-        engine = SumEngine()
-        engine.may_load.set()
-        async with Started(engine) as client:
+        runner = SumRunner()
+        runner.may_load.set()
+        async with Started(runner) as client:
             await until_ready(client)
             reply = await client.post("/v1/loss", json={"batch": {"batch_idx": [], "cls": [], "bboxes": []}})
             assert reply.status_code == 404

@@ -10,10 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from export.contract import file_hash
-from tests.serve.conftest import ROOT, binary_rows, loss_inputs, start, stop
+from tests.serve.conftest import ROOT, Live, binary_rows, loss_inputs, start, stop
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -92,8 +93,35 @@ def test_an_address_in_use(artifacts_dir: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         refuses(run("--artifacts", artifacts_dir, "--port", str(port)), f"cannot listen on 127.0.0.1 port {port}")
-    refuses(run("--artifacts", artifacts_dir, "--port", "70000"), "port 70000")
-    refuses(run("--artifacts", artifacts_dir, "--threads", "-1"), "-1 is below 0")
+    refuses(run("--artifacts", artifacts_dir, "--port", "70000"), "--port", "65535, not '70000'")
+    refuses(run("--artifacts", artifacts_dir, "--threads", "-1"), "--threads", "not '-1'")
+
+
+def test_an_engine_that_was_asked_for_and_is_not_there(artifacts_dir: Path) -> None:
+    """Refused before the address is taken, in one line."""
+    done = run("--artifacts", artifacts_dir, "--engine", "tensorrt")
+    refuses(done, "serve: no engine of model 'assigner' for tensorrt in", "python -m export tensorrt")
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+    refuses(run("--artifacts", artifacts_dir, "--engine", "tensorrt", "--device", "cpu"), "choose --device cuda")
+    refuses(run("--artifacts", artifacts_dir, "--device", "gpu"), "device 'gpu' is unknown; write cpu, cuda or cuda:N")
+
+
+def test_a_device_that_was_asked_for_and_is_not_there(artifacts_dir: Path) -> None:
+    """Known only once models are loaded: there is no fallback to the CPU."""
+    done = run("--artifacts", artifacts_dir, "--port", "0", "--engine", "onnxruntime", "--device", "cuda:99")
+    refuses(done, "serve: a model cannot be loaded: ", "ExecutionProvider")
+
+
+def test_torch_serves_when_it_is_asked_for(artifacts_dir: Path, live: Live) -> None:
+    other = start("--artifacts", artifacts_dir, "--engine", "torch", "--device", "cpu")
+    assert other.send("GET", "/v2/models/loss_grad").json["platform"] == "pytorch"
+    rows, blob = binary_rows(loss_inputs())
+    document = {"inputs": rows, "outputs": [{"name": "loss"}, {"name": "grad_feat_0"}]}
+    ours, theirs = (server.infer("loss_grad", document, blob).json["outputs"] for server in (other, live))
+    for mine, reference in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine["data"], reference["data"], rtol=1e-5, atol=1e-7, err_msg=mine["name"])
+    assert stop(other) == 0
 
 
 def test_no_torch_and_nothing_of_the_training_side(artifacts_dir: Path) -> None:
@@ -103,7 +131,8 @@ import asyncio, sys
 from pathlib import Path
 import serve.__main__, serve.cli, serve.client
 from serve.core import open_artifacts
-registry = open_artifacts(Path(sys.argv[1]), 1)
+from serve.runners.choice import RunnerOptions
+registry = open_artifacts(Path(sys.argv[1]), RunnerOptions(threads=1))
 asyncio.run(registry.load())
 assert registry.ready
 registry.close()

@@ -9,14 +9,18 @@ import ml_dtypes
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
 from serve.datatypes import Array, wire_name
 from tests.serve.conftest import Live, assigner_inputs, binary_rows, json_rows, loss_inputs
+from yolo_loss import DetectionLoss, GroundTruth
+from yolo_loss.predictions import join_predictions
 
 DEFAULTS = {
     "loss": ["loss", "loss_items", "image_sums"],
+    "loss_grad": ["loss", "loss_items", "image_sums", "grad_feat_0", "grad_feat_1", "grad_feat_2"],
     "assigner": [],
 }
 TARGETS = ["target_labels", "target_bboxes", "fg_mask", "target_gt_idx", "target_weights"]
@@ -47,6 +51,10 @@ def direct(artifacts_dir: Path, model: str, arrays: dict[str, Array]) -> dict[st
     return dict(zip(names, session.run(names, arrays), strict=True))
 
 
+def inputs_of(model: str) -> dict[str, Array]:
+    return assigner_inputs() if model == "assigner" else loss_inputs()
+
+
 def test_health_and_metadata(live: Live) -> None:
     with InferenceServerClient(live.url) as client:
         assert client.is_server_live()
@@ -74,13 +82,13 @@ def test_bodies_of_the_small_rows(live: Live) -> None:
     assert live.send("GET", "/v2/models/loss/versions/1/ready").json == {"name": "loss", "ready": True}
 
 
-@pytest.mark.parametrize("model", ["loss", "assigner"])
+@pytest.mark.parametrize("model", DEFAULTS)
 @pytest.mark.parametrize("binary_in", [True, False])
 @pytest.mark.parametrize("binary_out", [True, False])
 def test_results_are_those_of_the_engine(
     live: Live, artifacts_dir: Path, model: str, binary_in: bool, binary_out: bool
 ) -> None:
-    arrays = loss_inputs() if model == "loss" else assigner_inputs()
+    arrays = inputs_of(model)
     expected = direct(artifacts_dir, model, arrays)
     reply = ask(live, model, arrays, list(expected), binary_in=binary_in, binary_out=binary_out)
     for name, array in expected.items():
@@ -90,11 +98,29 @@ def test_results_are_those_of_the_engine(
     assert expected["fg_mask"].any()  # a comparison of nothing but background would prove little
 
 
-@pytest.mark.parametrize("model", ["loss", "assigner"])
+@pytest.mark.parametrize("model", DEFAULTS)
 def test_no_outputs_named_gives_all_but_the_heavy(live: Live, model: str) -> None:
-    arrays = loss_inputs() if model == "loss" else assigner_inputs()
+    arrays = inputs_of(model)
     names = [row["name"] for row in ask(live, model, arrays).get_response()["outputs"]]
     assert set(names) == {*DEFAULTS[model], *TARGETS}
+
+
+@pytest.mark.parametrize("slots", [3, 0])
+def test_gradients_are_those_of_autograd(live: Live, slots: int) -> None:
+    """Of the criterion in torch, by the maps. Without ground truth there are still those of the class term."""
+    arrays = loss_inputs(slots=slots)
+    reply = ask(live, "loss_grad", arrays, ["loss", *(f"grad_feat_{level}" for level in range(3))])
+    feats = [torch.from_numpy(arrays[f"feat_{level}"]).requires_grad_() for level in range(3)]
+    truth = GroundTruth(*(torch.from_numpy(arrays[name]) for name in ("gt_labels", "gt_bboxes", "mask_gt")))
+    predictions = join_predictions(feats, (8.0, 16.0, 32.0), num_classes=3, reg_max=16)
+    loss = DetectionLoss(num_classes=3).from_padded(predictions, truth).loss
+    loss.backward()
+    np.testing.assert_allclose(reply.as_numpy("loss"), loss.item(), rtol=1e-6)
+    for level, feat in enumerate(feats):
+        assert feat.grad is not None
+        expected = feat.grad.numpy()
+        assert np.abs(expected).max() > 1e-3
+        np.testing.assert_allclose(reply.as_numpy(f"grad_feat_{level}"), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_only_the_requested_come_in_the_requested_order(live: Live) -> None:

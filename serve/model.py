@@ -1,0 +1,135 @@
+"""One model: its runner, the thread that runs it, and the queue before it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+from export.contract import Contract
+from serve.datatypes import Array
+from serve.errors import BadRequestError, InferenceError, NotReadyError, ServeError, TooLateError
+from serve.runners.base import Runner, UnfitRequestError
+from serve.stats import ModelStats
+
+logger = logging.getLogger("serve")
+
+
+class Model:
+    """One model and the thread that runs it.
+
+    Args:
+        contract: What it takes and gives.
+        runner: What computes it.
+
+    Attributes:
+        contract: As given.
+        ready: It has been loaded.
+        stats: What it has done.
+        queued: Requests that wait for the thread or are in it.
+        on_executed: Told of every call of the runner: name, images, nanoseconds of waiting, nanoseconds of computing.
+    """
+
+    def __init__(self, contract: Contract, runner: Runner) -> None:
+        self.contract = contract
+        self.ready = False
+        self.stats = ModelStats()
+        self.queued = 0
+        self.on_executed: Callable[[str, int, int, int], None] = _nobody
+        self._runner = runner
+        # One thread of its own: calls queue up here and never in a pool that others need.
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"engine-{contract.name}")
+
+    @property
+    def platform(self) -> str:
+        """What runs it, by Triton's names; empty while that is not decided."""
+        return self._runner.platform
+
+    async def load(self) -> None:
+        """Bring the runner up."""
+        await asyncio.get_running_loop().run_in_executor(self._worker, self._runner.load)
+        self.ready = True
+
+    async def infer(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str], deadline: float | None = None
+    ) -> dict[str, Array]:
+        """Compute outputs. A caller that is cancelled while it waits takes its work out of the queue.
+
+        Args:
+            inputs: As :func:`serve.validate.check_inputs` returns them.
+            outputs: Names that exist.
+            deadline: By ``time.monotonic``; computing must begin before it. None: whenever it can.
+
+        Raises:
+            NotReadyError: The model is not loaded yet.
+            TooLateError: The deadline came first.
+            BadRequestError: The runner's engine was not built for inputs of these sizes.
+            InferenceError: The runner failed.
+        """
+        if not self.ready:
+            raise NotReadyError(f"model {self.contract.name!r} is still being loaded; try again in a moment")
+        asked = time.monotonic_ns()
+        work = self._worker.submit(_timed, lambda: self._runner.infer(inputs, outputs))
+        self.queued += 1
+        try:
+            done = await self._until(work, deadline)
+        except UnfitRequestError as error:
+            raise BadRequestError(str(error)) from error
+        except (ServeError, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            raise self._failure(inputs, error) from error
+        finally:
+            self.queued -= 1
+        waited, computed = done.began_ns - asked, done.ended_ns - done.began_ns
+        self.stats.executed(waited, computed)
+        self.on_executed(self.contract.name, _images(inputs), waited, computed)
+        return done.arrays
+
+    async def _until(self, work: Future[_Done], deadline: float | None) -> _Done:
+        """Wait for work; what has not begun at the deadline is taken back."""
+        waiting = asyncio.wrap_future(work)
+        if deadline is not None:
+            await asyncio.wait({waiting}, timeout=max(deadline - time.monotonic(), 0.0))
+            if work.cancel():
+                raise TooLateError(f"the time of this request was over before model {self.contract.name!r} got to it")
+        return await waiting
+
+    def _failure(self, inputs: Mapping[str, Array], error: Exception) -> InferenceError:
+        shapes = {name: array.shape for name, array in inputs.items()}
+        logger.error("model %s failed on inputs of shapes %s", self.contract.name, shapes, exc_info=error)
+        name, kind = self.contract.name, type(error).__name__
+        return InferenceError(f"model {name!r} failed on this input ({kind}); the server's log says why")
+
+    def close(self) -> None:
+        """Let the running call end, stop the thread and give back what the runner holds."""
+        self.ready = False
+        self._worker.shutdown(wait=True, cancel_futures=True)
+        self._runner.close()
+
+
+class _Done(NamedTuple):
+    """What came out of the engine's thread, and when it was in there."""
+
+    arrays: dict[str, Array]
+    began_ns: int
+    ended_ns: int
+
+
+def _timed(run: Callable[[], dict[str, Array]]) -> _Done:
+    began = time.monotonic_ns()
+    arrays = run()
+    return _Done(arrays, began, time.monotonic_ns())
+
+
+def _images(inputs: Mapping[str, Array]) -> int:
+    """B; the ground truth is of every model's inputs."""
+    images: int = inputs["gt_bboxes"].shape[0]
+    return images
+
+
+def _nobody(*_: object) -> None:
+    """Nobody wants to know."""

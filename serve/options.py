@@ -1,0 +1,45 @@
+"""What an application is made with; every part has a default that suits tests and small servers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from serve.admission import Admission
+from serve.keys import Keys
+from serve.metrics import Metrics
+from serve.settings import MIB
+from serve.shared_memory import Regions
+
+
+@dataclass(frozen=True)
+class AppOptions:
+    """Limits and parts of an application.
+
+    Attributes:
+        max_request_bytes: Largest body, before and after decompression.
+        request_timeout: Seconds that a request may wait for its model; None: for ever.
+        admission: How much may be under way.
+        keys: Who may call.
+        regions: Shared memory; None: switched off.
+        metrics: Where requests are counted.
+        on_load_failure: Told when a model cannot be loaded; the server then never gets ready.
+    """
+
+    max_request_bytes: int = 256 * MIB
+    request_timeout: float | None = None
+    admission: Admission = field(default_factory=lambda: Admission(64, 1024 * MIB))
+    keys: Keys = field(default_factory=Keys)
+    regions: Regions | None = None
+    metrics: Metrics = field(default_factory=Metrics)
+    on_load_failure: Callable[[BaseException], None] | None = None
+
+    def deadline(self, microseconds: int | None = None) -> float | None:
+        """When a request that came just now must have begun to be computed, by ``time.monotonic``; None: whenever.
+
+        Args:
+            microseconds: What the request itself allows; None: nothing said.
+        """
+        seconds = self.request_timeout if microseconds is None else microseconds / 1e6
+        return None if seconds is None else time.monotonic() + seconds

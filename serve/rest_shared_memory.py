@@ -1,0 +1,58 @@
+"""The protocol on HTTP: row 10, the regions of shared memory."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from serve.body import BodyReader
+from serve.decode import parse_object
+from serve.errors import BadRequestError, UnsupportedError
+from serve.place import REMEDY
+from serve.replies import reply
+from serve.shared_memory import Regions
+
+BODY_BYTES = 2**16
+BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"example": {"key": "/yolo-assigner-0", "offset": 0, "byte_size": 4096}}},
+    }
+}
+
+
+def shared_memory_routes(regions: Regions | None) -> APIRouter:
+    """Status, register and unregister.
+
+    Args:
+        regions: What they are about; None when shared memory is switched off, and then that is what they say.
+    """
+    router = APIRouter(prefix="/v2/systemsharedmemory", tags=["Open Inference Protocol"])
+    bodies = BodyReader(BODY_BYTES)
+
+    def switched_on() -> Regions:
+        if regions is None:
+            raise UnsupportedError(f"shared memory is switched off; {REMEDY}")
+        return regions
+
+    @router.get("/region/{name}/status", summary="One region of shared memory")
+    @router.get("/status", summary="All regions of shared memory")
+    async def status(name: str | None = None) -> Response:
+        return reply(switched_on().status(name))
+
+    @router.post("/region/{name}/register", summary="Give a name to shared memory", openapi_extra=BODY)
+    async def register(request: Request, name: str) -> Response:
+        known = switched_on()
+        document = parse_object(await bodies.read(request.scope, request.receive))
+        for key in ("key", "byte_size"):
+            if key not in document:
+                raise BadRequestError(f"{key} is missing; send {{key, offset, byte_size}}")
+        known.register(name, document["key"], document.get("offset", 0), document["byte_size"])
+        return reply({})
+
+    @router.post("/region/{name}/unregister", summary="Forget one region")
+    @router.post("/unregister", summary="Forget all regions")
+    async def unregister(name: str | None = None) -> Response:
+        switched_on().unregister(name)
+        return reply({})
+
+    return router

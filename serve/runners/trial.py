@@ -1,0 +1,53 @@
+"""Whether a runner really runs a model: it is loaded and run once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+
+import numpy as np
+
+from export.contract import Contract, TensorSpec
+from serve.datatypes import Array
+from serve.grid import strides_of
+from serve.runners.base import Runner
+
+
+def try_out(runner: Runner, contract: Contract) -> None:
+    """Load and run with the outputs that are sent by default, then with all, so that no caller waits for a first time.
+
+    Args:
+        runner: Closed when it fails.
+        contract: Of its model.
+
+    Raises:
+        Exception: Whatever the runner raises.
+    """
+    try:
+        runner.load()
+        inputs = tiny_inputs(contract, runner.sizes)
+        runner.infer(inputs, contract.default_outputs)
+        runner.infer(inputs, [spec.name for spec in contract.outputs])
+    except Exception:
+        with suppress(Exception):  # what failed first is what counts
+            runner.close()
+        raise
+
+
+def tiny_inputs(contract: Contract, sizes: Mapping[str, int] | None = None) -> dict[str, Array]:
+    """Zeros of the smallest shapes that make sense: one image as wide as the largest stride, one empty slot.
+
+    Args:
+        contract: Whose inputs.
+        sizes: Axes, by their letters, that are to have another size.
+    """
+    strides = strides_of(contract)
+    side = max(strides)
+    smallest = {"B": 1, "M": 1, "C": 1, "H": side, "W": side, "A": sum((side // stride) ** 2 for stride in strides)}
+    for level, stride in enumerate(strides):
+        smallest[f"H{level}"] = smallest[f"W{level}"] = side // stride
+    return {spec.name: np.zeros(_shape(spec, {**smallest, **(sizes or {})}), spec.dtype) for spec in contract.inputs}
+
+
+def _shape(spec: TensorSpec, sizes: Mapping[str, int]) -> list[int]:
+    return [axis if isinstance(axis, int) else sizes.get(axis, 1) for axis in spec.axes]

@@ -1,0 +1,104 @@
+"""Everything that an operator may set, as one typed object."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+
+from serve.runners.choice import ENGINES
+from serve.runners.device import parse_device
+
+MIB = 2**20
+Count = Annotated[int, Field(ge=1)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(ge=0)]
+
+
+def setting(default: Any, description: str, metavar: str | None = None) -> Any:
+    """A field with what the command line shows of it."""
+    return Field(default, description=description, json_schema_extra={"metavar": metavar} if metavar else None)
+
+
+class Settings(BaseModel):
+    """What the server does; made by :func:`serve.configuration.read_settings` from flags, environment and a file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    artifacts: Path = setting(..., "where `python -m export` wrote", "DIR")
+    host: str = setting("127.0.0.1", "address to listen on")
+    port: Port = setting(8000, "0 chooses a free one", "N")
+
+    engine: str = setting("auto", f"what runs the models, one of {', '.join(ENGINES)}; auto: the fastest that loads")
+    device: str | None = setting(None, "cpu, cuda or cuda:N; a GPU if one can be used, when not given")
+    threads: int = Field(0, ge=0, description="threads of each model on a CPU, 0 for one per core")
+
+    max_request_bytes: Count = setting(256 * MIB, "largest body, also once unpacked", "BYTES")
+    max_requests: Count = setting(64, "requests at one time; more are told to come again", "N")
+    max_total_bytes: Count = setting(1024 * MIB, "bodies of all requests at one time", "BYTES")
+    request_timeout: Seconds = setting(0.0, "seconds that a request may wait for its model, 0 for ever", "SECONDS")
+    lame_duck_seconds: Seconds = setting(0.0, "still serving, but not ready, after SIGTERM", "SECONDS")
+    drain_seconds: Seconds = setting(30.0, "then for requests under way to end", "SECONDS")
+    shared_memory: str | None = setting(None, "take tensors from shared memory whose names begin so", "PREFIX")
+
+    api_key_file: Path | None = setting(None, "keys for inference, one a line", "FILE")
+    admin_key_file: Path | None = setting(None, "keys for administration, one a line", "FILE")
+    api_keys: tuple[SecretStr, ...] = setting((), "keys for inference; not as a flag, which other users could see")
+    admin_keys: tuple[SecretStr, ...] = setting((), "keys for administration; not as a flag")
+    insecure: bool = setting(False, "listen beyond loopback without keys")
+    ssl_certfile: Path | None = setting(None, "certificate, for TLS", "FILE")
+    ssl_keyfile: Path | None = setting(None, "its private key", "FILE")
+    ssl_keyfile_password: SecretStr | None = setting(None, "of the private key; not as a flag")
+
+    metrics_host: str = setting("127.0.0.1", "address of the metrics")
+    metrics_port: Port | None = setting(None, "port of Prometheus metrics; none when not given", "N")
+    log_level: Literal["critical", "error", "warning", "info", "debug"] = setting("info", "least level that is logged")
+    log_format: Literal["text", "json"] = setting("text", "text for people, json for collectors")
+
+    @field_validator("api_keys", "admin_keys", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        """From the environment keys come with commas between them."""
+        return [key for key in value.split(",") if key] if isinstance(value, str) else value
+
+    @field_validator("engine")
+    @classmethod
+    def _known_engine(cls, engine: str) -> str:
+        if engine not in ENGINES:
+            raise ValueError(f"there is no engine {engine!r}; choose one of {', '.join(ENGINES)}")
+        return engine
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, device: str | None) -> str | None:
+        if device is not None:
+            parse_device(device)
+        return device
+
+    @model_validator(mode="after")
+    def _keys_beyond_loopback(self) -> Self:
+        has_keys = bool(self.api_keys or self.api_key_file)
+        if not (is_loopback(self.host) or has_keys or self.insecure):
+            raise ValueError(
+                f"host {self.host} can be reached by others and there are no keys; give api_key_file, or say insecure "
+                "where every caller is trusted"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _both_tls_files(self) -> Self:
+        if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
+            raise ValueError("ssl_certfile and ssl_keyfile go together; give both")
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address. Names other than localhost may be anything."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

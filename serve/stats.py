@@ -1,0 +1,75 @@
+"""What a model has done since the server started, as the protocol's statistics show it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Timing:
+    """How often something was done, and how long it took in all."""
+
+    count: int = 0
+    ns: int = 0
+
+    def add(self, ns: int) -> None:
+        """Once more."""
+        self.count += 1
+        self.ns += ns
+
+    def as_json(self) -> dict[str, int]:
+        """The protocol's form."""
+        return {"count": self.count, "ns": self.ns}
+
+
+PHASES = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
+
+
+@dataclass
+class ModelStats:
+    """Counted from the event loop's thread alone.
+
+    Attributes:
+        inference_count: Requests answered.
+        execution_count: Calls of the engine.
+        last_inference: Milliseconds since 1970, 0 for never.
+        phases: By the protocol's names.
+    """
+
+    inference_count: int = 0
+    execution_count: int = 0
+    last_inference: int = 0
+    phases: dict[str, Timing] = field(default_factory=lambda: {name: Timing() for name in PHASES})
+
+    def executed(self, queue_ns: int, engine_ns: int) -> None:
+        """The engine has computed a request."""
+        self.execution_count += 1
+        self.inference_count += 1
+        self.last_inference = time.time_ns() // 1_000_000
+        self.phases["queue"].add(queue_ns)
+        self.phases["compute_infer"].add(engine_ns)
+        self.phases["success"].add(queue_ns + engine_ns)
+
+    def carried(self, input_ns: int, output_ns: int) -> None:
+        """What was computed has been read from bytes and written to bytes."""
+        self.phases["compute_input"].add(input_ns)
+        self.phases["compute_output"].add(output_ns)
+        self.phases["success"].ns += input_ns + output_ns
+
+    def failed(self, total_ns: int) -> None:
+        """A request has got none."""
+        self.phases["fail"].add(total_ns)
+
+    def as_json(self, name: str, version: str) -> dict[str, Any]:
+        """An entry of the protocol's ``model_stats``. There is no batching, so there are no ``batch_stats``."""
+        return {
+            "name": name,
+            "version": version,
+            "last_inference": self.last_inference,
+            "inference_count": self.inference_count,
+            "execution_count": self.execution_count,
+            "inference_stats": {phase: timing.as_json() for phase, timing in self.phases.items()},
+            "batch_stats": [],
+        }

@@ -1,0 +1,212 @@
+"""Which runner a model gets, and what is said about those that it does not get."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.contract import Contract, ContractError, load_contract
+from export.engine_build import build_engine
+from export.engine_contract import load_engine_contract
+from export.profiles import parse_profile
+from serve.core import open_artifacts
+from serve.datatypes import Array
+from serve.runners.base import RunnerError
+from serve.runners.choice import RunnerOptions, choose
+from serve.runners.device import HOST, Device, parse_device
+from serve.runners.first import Candidate, FirstThatLoads
+from serve.runners.trial import tiny_inputs
+from tests.serve.conftest import assigner_inputs
+from tests.serve.runners.test_tensorrt_engine import needs_none
+
+CUDA = Device("cuda")
+RTX = "assigner.tensorrt-rtx.fp32.engine"
+
+
+@pytest.fixture(scope="module")
+def with_engine(dense_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The models, and a real engine of one of them in the folder ``engines``."""
+    folder = tmp_path_factory.mktemp("served")
+    shutil.copytree(dense_dir, folder, dirs_exist_ok=True)
+    sizes = parse_profile(["B=1,2,4", "M=1,3,8", "imgsz=64,64,128", "C=1,5,8"])
+    build_engine(folder / "assigner.onnx", folder / "engines", runtime="tensorrt-rtx", profiles=[sizes])
+    return folder
+
+
+def choice(folder: Path, engine: str = "auto", device: Device | None = None, name: str = "assigner") -> FirstThatLoads:
+    return choose(folder / f"{name}.onnx", load_contract(folder / f"{name}.json"), RunnerOptions(engine, device, 1))
+
+
+def names(chosen: FirstThatLoads) -> list[str]:
+    return [candidate.name for candidate in chosen._candidates]
+
+
+def test_the_order_is_from_the_fastest_to_the_one_that_always_runs(with_engine: Path) -> None:
+    assert names(choice(with_engine)) == ["tensorrt", RTX, "onnxruntime on cuda:0", "onnxruntime on cpu"]
+    assert names(choice(with_engine, device=Device("cuda", 1))) == ["tensorrt", RTX, "onnxruntime on cuda:1"]
+    assert names(choice(with_engine, device=HOST)) == ["onnxruntime on cpu"]
+    assert names(choice(with_engine, "tensorrt-rtx")) == [RTX]
+    assert names(choice(with_engine, "torch")) == ["torch on cuda:0", "torch on cpu"]
+    assert names(choice(with_engine, "onnxruntime-tensorrt")) == ["onnxruntime-tensorrt on cuda:0"]
+
+
+@needs_none
+def test_what_is_better_but_does_not_load_is_logged_with_its_reason(
+    with_engine: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    chosen = choice(with_engine)
+    assert chosen.platform == ""
+    with caplog.at_level(logging.INFO, "serve"):
+        chosen.load()
+    lines = [record.getMessage() for record in caplog.records if record.name == "serve"]
+    assert [line.partition(":")[0] for line in lines] == ["model assigner"] * 4
+    assert "tensorrt is not taken: no engine of model 'assigner' for tensorrt in" in lines[0]
+    assert "build one with `python -m export tensorrt" in lines[0]
+    assert f"{RTX} is not taken: no GPU can be used" in lines[1]
+    assert "onnxruntime on cuda:0 is not taken: this onnxruntime has no CUDAExecutionProvider" in lines[2]
+    assert lines[3].endswith("CPUExecutionProvider, cpu is taken")
+    assert {record.levelno for record in caplog.records} == {logging.INFO}
+    assert chosen.platform == "onnxruntime_onnx"
+    assert chosen.infer(assigner_inputs(), ["fg_mask"])["fg_mask"].any()
+
+
+def test_what_was_asked_for_is_not_traded_away(with_engine: Path, artifacts_dir: Path) -> None:
+    with pytest.raises(ContractError, match=r"no engine of model 'assigner' for tensorrt in .*--runtime tensorrt`"):
+        choice(with_engine, "tensorrt")
+    with pytest.raises(ContractError, match="no engine of model 'loss' for tensorrt-rtx"):
+        choice(with_engine, "tensorrt-rtx", name="loss")
+    with pytest.raises(ContractError, match="export the model with --formulation dense, then build one with"):
+        choice(artifacts_dir, "tensorrt")
+    with pytest.raises(ValueError, match="engine tensorrt-rtx does not run on device cpu; choose --device cuda"):
+        choice(with_engine, "tensorrt-rtx", HOST)
+
+
+@needs_none
+@pytest.mark.parametrize(
+    ("engine", "device", "reason"),
+    [
+        ("tensorrt-rtx", None, "no GPU can be used"),
+        ("onnxruntime", CUDA, "this onnxruntime has no CUDAExecutionProvider"),
+        ("onnxruntime-tensorrt", None, "this onnxruntime has no TensorrtExecutionProvider"),
+        ("torch", CUDA, "sees 0 GPUs"),
+    ],
+)
+def test_nor_when_it_fails_to_load(with_engine: Path, engine: str, device: Device | None, reason: str) -> None:
+    with pytest.raises(RunnerError, match=f"^(torch .*)?{reason}"):
+        choice(with_engine, engine, device).load()
+
+
+@needs_none
+def test_a_gpu_that_was_asked_for_is_not_traded_for_the_cpu(with_engine: Path) -> None:
+    with pytest.raises(RunnerError) as caught:
+        choice(with_engine, device=CUDA).load()
+    for reason in (
+        "nothing runs model 'assigner': tensorrt: no engine",
+        f"{RTX}: no GPU",
+        "onnxruntime on cuda:0: this",
+    ):
+        assert reason in str(caught.value)
+
+
+def test_the_device_alone_is_chosen_when_the_engine_is_named(with_engine: Path) -> None:
+    chosen = choice(with_engine, "torch")
+    chosen.load()
+    assert chosen.platform == "pytorch"
+    chosen.close()
+
+
+def test_of_several_engines_the_one_as_precise_as_the_model_comes_first(with_engine: Path, tmp_path: Path) -> None:
+    """Half precision is taken when nothing else is there, never in place of what the model was exported in."""
+    shutil.copytree(with_engine, tmp_path, dirs_exist_ok=True)
+    engine = load_engine_contract(tmp_path / "engines" / f"{RTX}.json")
+    for precision, folder in (("fp16", tmp_path), ("bf16", tmp_path / "engines")):
+        file = RTX.replace("fp32", precision)
+        dataclasses.replace(engine, precision=precision, file=file).save(folder / f"{file}.json")
+    found = names(choice(tmp_path, "tensorrt-rtx"))
+    assert found == [RTX, RTX.replace("fp32", "fp16"), RTX.replace("fp32", "bf16")]
+
+
+def test_an_engine_contract_that_cannot_be_read_is_a_reason_too(
+    with_engine: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(with_engine, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "engines" / f"{RTX}.json").write_text("{")
+    with pytest.raises(ContractError, match="cannot be read as a contract"):
+        choice(tmp_path, "tensorrt-rtx")
+    with caplog.at_level(logging.INFO, "serve"):
+        choice(tmp_path).load()
+    assert "tensorrt-rtx is not taken:" in caplog.text
+    assert "cannot be read as a contract" in caplog.text
+
+
+class Failing:
+    """Loads, and fails when it is run."""
+
+    platform = "failing"
+    description = "fails"
+    sizes: Mapping[str, int] = {}
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    def load(self) -> None:
+        """Nothing."""
+
+    def infer(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        """Fail."""
+        raise RuntimeError(f"no kernel for {len(inputs)} inputs and {len(outputs)} outputs")
+
+    def close(self) -> None:
+        """Fail as well, which must not hide the first reason."""
+        self.closed = True
+        raise RuntimeError("closing failed")
+
+
+def test_what_fails_in_its_first_run_is_not_taken(artifacts_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    contract = load_contract(artifacts_dir / "assigner.json")
+    failing = Failing()
+    last = choice(artifacts_dir, device=HOST)._candidates[0]
+    chosen = FirstThatLoads(contract, [Candidate("failing", lambda: failing), last])
+    with caplog.at_level(logging.INFO, "serve"):
+        chosen.load()
+    assert "failing is not taken: no kernel for 6 inputs and 5 outputs" in caplog.text
+    assert failing.closed
+    assert chosen.platform == "onnxruntime_onnx"
+
+
+@needs_none
+def test_each_model_of_a_folder_gets_its_own(with_engine: Path, caplog: pytest.LogCaptureFixture) -> None:
+    registry = open_artifacts(with_engine, RunnerOptions(threads=1))
+    with caplog.at_level(logging.INFO, "serve"):
+        asyncio.run(registry.load())
+    assert registry.ready
+    assert f"model assigner: {RTX} is not taken: no GPU" in caplog.text
+    assert "model loss: tensorrt-rtx is not taken: no engine of model 'loss'" in caplog.text
+    assert {model.platform for model in registry.models.values()} == {"onnxruntime_onnx"}
+    registry.close()
+
+
+@pytest.mark.parametrize("text", ["gpu", "cuda:", "cuda:-1", "cuda:x", "cpu:0", "", "cuda:0 "])
+def test_devices_that_are_none(text: str) -> None:
+    with pytest.raises(ValueError, match="write cpu, cuda or cuda:N"):
+        parse_device(text)
+
+
+def test_devices() -> None:
+    assert [str(parse_device(text)) for text in ("cpu", "cuda", "cuda:3")] == ["cpu", "cuda:0", "cuda:3"]
+
+
+def test_tiny_inputs_have_the_sizes_that_a_runner_wants(artifacts_dir: Path) -> None:
+    contract: Contract = load_contract(artifacts_dir / "loss_grad.json")
+    shapes = {name: array.shape for name, array in tiny_inputs(contract, {"B": 3, "M": 0, "H0": 16}).items()}
+    assert shapes["feat_0"] == (3, 67, 16, 4)
+    assert shapes["feat_2"] == (3, 67, 1, 1)
+    assert shapes["gt_labels"] == (3, 0, 1)
+    assert all(not np.any(array) for array in tiny_inputs(contract).values())
