@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from torch import nn
 
-from export.graphs import AssignerGraph, LossGradGraph, LossGraph
+from export.graphs import AssignerGraph, DetectorLossGraph, LossGradGraph, LossGraph
 from export.hyperparameters import Hyperparameters
+from models import DetectionModel
 from yolo_loss import DetectionLoss, Gains, TaskAlignedAssigner
 from yolo_loss.assigner import FORMULATIONS
 
 LOSS_GRAPHS = {"loss": LossGraph, "loss_grad": LossGradGraph}
 
 
-def build_graph(kind: str, numbers: Hyperparameters, formulation: str) -> nn.Module:
+def build_graph(
+    kind: str, numbers: Hyperparameters, formulation: str, detector: DetectionModel | None = None
+) -> nn.Module:
     """The module whose forward becomes the graph.
 
     Args:
-        kind: ``assigner``, ``loss`` or ``loss_grad``.
+        kind: One of ``export.contract.KINDS``.
         numbers: Hyper-parameters.
         formulation: How the assignment is computed, ``dense`` or ``sparse``.
+        detector: The one of a ``detector_loss``, in eval mode.
 
     Raises:
         ValueError: A hyper-parameter is out of range.
@@ -29,7 +33,10 @@ def build_graph(kind: str, numbers: Hyperparameters, formulation: str) -> nn.Mod
         )
     if kind == "assigner":
         return AssignerGraph(build_assigner(numbers, formulation)).eval()
-    return LOSS_GRAPHS[kind](build_criterion(numbers, formulation)).eval()
+    criterion = build_criterion(numbers, formulation)
+    if detector is not None:
+        return DetectorLossGraph(criterion, detector).eval()
+    return LOSS_GRAPHS[kind](criterion).eval()
 
 
 def build_assigner(numbers: Hyperparameters, formulation: str) -> TaskAlignedAssigner:

@@ -6,10 +6,19 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from export import command_onnx, command_verify
+from export import command_all, command_onnx, command_tensorrt, command_triton, command_verify
 from export.contract import ContractError
+from export.tensorrt_build.log import BuildError
 
-COMMANDS = {"onnx": command_onnx, "verify": command_verify}
+COMMANDS = {
+    "onnx": command_onnx,
+    "tensorrt": command_tensorrt,
+    "verify": command_verify,
+    "all": command_all,
+    "triton": command_triton,
+}
+# As shells have it: 128 and the signal's number.
+INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,14 +28,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words after ``python -m export``; those of the process when None.
 
     Returns:
-        0 when all went well, 1 when a verification or a build failed, 2 when the arguments or files are unusable.
+        0 when all went well, 1 when a verification or a build failed, 2 when the arguments or files are unusable,
+        130 when the user ended it.
     """
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
-    except (ContractError, ValueError) as error:
+    except BuildError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (ContractError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:

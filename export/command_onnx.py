@@ -7,7 +7,7 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
-from export.contract import KINDS
+from export.contract import KINDS, PRECISIONS
 
 SUMMARY = "write a model as ONNX with its contract"
 
@@ -21,6 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--formulation", default="sparse", help="sparse, the fastest in ONNX Runtime; dense, which TensorRT takes"
     )
+    parser.add_argument(
+        "--precision", default="fp32", choices=PRECISIONS, help="of predictions and pictures, and of a detector"
+    )
+    detector = parser.add_argument_group("detector", "of --model detector_loss")
+    detector.add_argument("--weights", type=Path, metavar="FILE", help="its state dict, by torch or safetensors")
+    detector.add_argument("--scale", help="its scale: n, s, m, l or x")
     numbers = parser.add_argument_group("hyper-parameters", "defaults are those of YOLOv8's detection loss")
     numbers.add_argument("--num-classes", type=int, default=80, metavar="C", help="the assigner's graph takes any C")
     numbers.add_argument("--strides", type=_numbers, default=(8.0, 16.0, 32.0), metavar="8,16,32", help="one per level")
@@ -50,7 +56,13 @@ def run(options: argparse.Namespace) -> int:
 
     numbers = Hyperparameters(**{field.name: getattr(options, field.name) for field in fields(Hyperparameters)})
     path, contract = export_onnx(
-        options.model, numbers, options.out, name=options.name, formulation=options.formulation
+        options.model,
+        numbers,
+        options.out,
+        name=options.name,
+        formulation=options.formulation,
+        weights=options.weights,
+        precision=options.precision,
     )
     seconds = time.perf_counter() - started
     print(f"wrote {path} ({path.stat().st_size / 1024:.0f} KiB) and {contract.name}.json in {seconds:.0f} s")

@@ -16,14 +16,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Verify every model of a folder; 1 when a difference is past its tolerance."""
-    from export.report import report
-    from export.verify import verify_folder
+    """Verify every model of a folder; 1 when a difference is past its tolerance, or a model cannot be run here."""
+    from export.contract import find_contracts
+    from export.report import report, summary
+    from export.runnable import CannotRunError
+    from export.verify import verify_model
 
-    failed = 0
-    for contract, differences in verify_folder(options.folder):
+    failed, unverified, verified = 0, [], []
+    for path, contract in find_contracts(options.folder):
+        try:
+            differences = verify_model(path, contract)
+        except CannotRunError as error:
+            unverified.append(contract.name)
+            print(f"{contract.name} ({contract.precision}) is not verified: {error}\n", flush=True)
+            continue
         print(report(contract, differences), flush=True)
+        verified.append((contract, differences))
         failed += sum(not difference.passed for difference in differences)
+    print(summary(verified))
     if failed:
         print(f"error: {failed} differences past their tolerance", file=sys.stderr)
-    return 1 if failed else 0
+    if unverified:
+        print(f"error: {', '.join(unverified)} cannot be run on this machine", file=sys.stderr)
+    return 1 if failed or unverified else 0

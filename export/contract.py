@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 CONTRACT_VERSION = 2  # 1 knew no precision
-KINDS = ("assigner", "loss", "loss_grad")
+KINDS = ("assigner", "loss", "loss_grad", "detector_loss")
+# numpy's name of each precision's element type.
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 # Engines have contracts of their own, which may lie in the same folder.
 ENGINE_SUFFIX = ".engine.json"
 
@@ -55,7 +57,8 @@ class Contract:
         inputs: Inputs in the graph's order.
         outputs: Outputs in the graph's order.
         versions: Versions of this project and of the libraries that took part.
-        precision: ``fp32``, or ``fp16`` or ``bf16`` where predictions come in that type; computed is in float32.
+        precision: One of ``PRECISIONS``: the type of predictions and pictures, and of a detector's network. All else is
+            computed in float32.
         contract_version: Version of this format.
     """
 

@@ -6,6 +6,7 @@ Reading one needs nothing but the standard library.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +14,13 @@ from export.contract import ENGINE_SUFFIX, Contract, ContractError, TensorSpec, 
 
 ENGINE_CONTRACT_VERSION = 1
 RUNTIMES = ("tensorrt", "tensorrt-rtx")
+# Beside a model's file: engines are sought there and in the model's own folder.
+ENGINE_FOLDER = "engines"
 
-# Axis letter to smallest, usual and largest size.
-Profile = dict[str, tuple[int, int, int]]
+# Smallest, usual and largest size.
+Sizes = tuple[int, int, int]
+# Axis letter to its sizes.
+Profile = dict[str, Sizes]
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class EngineContract:
         runtime_version: Version of the library that built it, the only one that reads it.
         compute_capabilities: Of the GPUs it is for, for example ``8.9``; empty: the runtime's portable default.
         precision: ``fp32``, ``fp16`` or ``bf16``.
-        profiles: Sizes of every dynamic axis, for which the builder optimised.
+        profiles: For which the builder optimised: sizes of every dynamic axis of the inputs.
         inputs: Inputs in the engine's order, in its types.
         outputs: Outputs in the engine's order.
         build_seconds: How long the build took.
@@ -56,16 +61,26 @@ class EngineContract:
 
     @property
     def rebuild_command(self) -> str:
-        """What to type to build it anew from the ONNX file in the same folder."""
-        words = [f"python -m export tensorrt {self.model_file} --runtime {self.runtime} --precision {self.precision}"]
+        """What to type to build it anew, in the folder of the ONNX file."""
+        words = ["tensorrt", self.model_file, "--runtime", self.runtime, "--precision", self.precision]
         for profile in self.profiles:
-            sizes = (f"{axis}={','.join(map(str, size))}" for axis, size in profile.items())
-            words.append(f"--profile {' '.join(sizes)}")
-        return " ".join(words)
+            words += ["--profile", *profile_words(profile)]
+        # The other runtime builds for the GPU it finds and takes no such words.
+        if self.runtime == "tensorrt-rtx" and self.compute_capabilities:
+            words += ["--compute-capability", *self.compute_capabilities]
+        return f"python -m export {shlex.join(words)}"
 
     def save(self, path: Path) -> None:
         """Write the contract as JSON, whole or not at all."""
         write_json(path, dataclasses.asdict(self))
+
+
+def profile_words(profile: Profile) -> tuple[str, ...]:
+    """A profile as words of ``--profile`` that leave nothing to defaults."""
+    return tuple(
+        f"{axis}={low}" if low == usual == high else f"{axis}={low},{usual},{high}"
+        for axis, (low, usual, high) in profile.items()
+    )
 
 
 def engine_stem(name: str, runtime: str, precision: str) -> str:

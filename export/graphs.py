@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from export.recorded import RecordedDerivatives
+from models import DetectionModel
 from yolo_loss import DetectionLoss, GroundTruth, LossResult, TaskAlignedAssigner
 from yolo_loss.channels import Channels, ClassScores
 from yolo_loss.lookup import labels_and_boxes, scores_by_comparison, scores_by_scatter
@@ -71,6 +72,23 @@ class LossGradGraph(LossGraph):
         result, levels = self.criterion.gradients_from_padded(_join(self.criterion, feats), padded, self.derive)
         gradients = (level.view(feat.shape) for level, feat in zip(levels, feats, strict=True))
         return *_results(self.criterion, result, ground_truth, padded), *gradients
+
+
+class DetectorLossGraph(nn.Module):
+    """A detector in eval mode with the loss of its maps; B, M (0 too), H and W, multiples of 32, may be anything.
+
+    ``export.detector`` finds the weights in the graph by this attribute's name, ``detector``.
+    """
+
+    def __init__(self, criterion: DetectionLoss, detector: DetectionModel) -> None:
+        super().__init__()
+        self.detector = detector
+        self.loss = LossGraph(criterion)
+
+    def forward(self, images: Tensor, gt_labels: Tensor, gt_bboxes: Tensor, mask_gt: Tensor) -> tuple[Tensor, ...]:
+        """Pictures and padded ground truth to what :class:`LossGraph` gives, predictions, and the raw maps."""
+        predictions, maps = self.detector(images)
+        return *self.loss(maps, gt_labels, gt_bboxes, mask_gt), predictions, *maps
 
 
 def _join(criterion: DetectionLoss, feats: list[Tensor]) -> Predictions:

@@ -26,6 +26,7 @@ class Hyperparameters:
         topk2: Anchors each ground truth keeps.
         class_loss: ``bce`` or ``varifocal``; loss only.
         gains: box, cls, dfl; loss only.
+        scale: Of the detector, one of ``models.SCALES``; None where a model has none.
     """
 
     num_classes: int = 80
@@ -40,6 +41,7 @@ class Hyperparameters:
     topk2: int | None = None
     class_loss: str = "bce"
     gains: tuple[float, ...] = tuple(Gains())
+    scale: str | None = None
 
     def __post_init__(self) -> None:
         """Check what the modules would not name as clearly.
@@ -60,7 +62,10 @@ class Hyperparameters:
 
     def as_contract(self) -> dict[str, Any]:
         """For the contract: the options as they take effect, the gains by name."""
-        return {**asdict(self), **self.options, "gains": Gains(*self.gains)._asdict(), "strides": list(self.strides)}
+        values = {**asdict(self), **self.options, "gains": Gains(*self.gains)._asdict(), "strides": list(self.strides)}
+        if self.scale is None:
+            del values["scale"]
+        return values
 
     @property
     def options(self) -> dict[str, Any]:

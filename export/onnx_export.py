@@ -5,6 +5,7 @@ The file is not named ``onnx.py``: run as a script, it would hide the package of
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import warnings
 from collections.abc import Sequence
@@ -18,10 +19,13 @@ from onnxscript import ir, optimizer
 
 from export.build import build_graph
 from export.contract import Contract, TensorSpec, file_hash
+from export.detector import check_source, check_weights, detector_from_checkpoint
 from export.hyperparameters import Hyperparameters
-from export.samples import Case, pyramid, sample_assigner_inputs, sample_loss_inputs
-from export.specs import input_specs, output_specs
+from export.precision import narrow
+from export.samples import Case, pyramid, sample_assigner_inputs, sample_detector_inputs, sample_loss_inputs
+from export.specs import input_specs, map_specs, output_specs
 from export.translations import TRANSLATIONS
+from models.head import STRIDES
 
 OPSET = 20
 # Tracing derives bounds of products from it, which must fit 64 bits; the graph itself takes larger axes.
@@ -31,41 +35,65 @@ TRACE_IMAGE, TRACE_BATCH, TRACE_SLOTS = (160, 224), 2, 3
 
 
 def export_onnx(
-    kind: str, numbers: Hyperparameters, out: Path, *, name: str | None = None, formulation: str = "sparse"
+    kind: str,
+    numbers: Hyperparameters,
+    out: Path,
+    *,
+    name: str | None = None,
+    formulation: str = "sparse",
+    weights: Path | None = None,
+    precision: str = "fp32",
 ) -> tuple[Path, Contract]:
     """Write ``NAME.onnx`` and ``NAME.json``.
 
     Args:
-        kind: ``assigner`` or ``loss``.
+        kind: One of ``export.contract.KINDS``.
         numbers: Hyper-parameters.
         out: Folder, made when it is not there.
         name: Under which the model is served; the kind when None.
         formulation: How the assignment is computed.
+        weights: State dict of the detector; ``detector_loss`` only.
+        precision: As :func:`export.precision.narrow` describes it.
 
     Returns:
         Path of the ONNX file and its contract.
 
     Raises:
-        ValueError: A hyper-parameter is out of range.
+        ValueError: A hyper-parameter is out of range, or the weights are not of the detector that it describes.
     """
     name = name or kind
-    inputs, outputs = input_specs(kind, numbers), output_specs(kind, numbers)
-    program = _trace(build_graph(kind, numbers, formulation), trace_inputs(kind, numbers), inputs, outputs)
-    _simplify(program.model)
-    model = program.model_proto
-    onnx.checker.check_model(model, full_check=True)
-
+    model, contract = narrow(*_build_model(kind, numbers, name, formulation, weights), precision)
     out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{name}.onnx"
+    path = out / contract.file
     temporary = path.with_suffix(".onnx.tmp")
     temporary.write_bytes(model.SerializeToString())
     # An old contract beside a new file would be a mismatch; the other way round is noticed by its hash.
     temporary.replace(path)
-    contract = Contract(
-        name, kind, path.name, file_hash(path), formulation, numbers.as_contract(), inputs, outputs, _versions()
-    )
+    contract = dataclasses.replace(contract, sha256=file_hash(path))
     contract.save(out / f"{name}.json")
     return path, contract
+
+
+def _build_model(
+    kind: str, numbers: Hyperparameters, name: str, formulation: str, weights: Path | None
+) -> tuple[onnx.ModelProto, Contract]:
+    """The model in float32, and its contract without the hash of a file."""
+    check_source(kind, numbers, weights)
+    detector = detector_from_checkpoint(weights, numbers) if weights else None
+    inputs, outputs, maps = input_specs(kind, numbers), output_specs(kind, numbers), map_specs(kind, numbers)
+    graph = build_graph(kind, numbers, formulation, detector)
+    program = _trace(graph, trace_inputs(kind, numbers), inputs, (*outputs, *maps))
+    _simplify(program.model)
+    # The maps were outputs to get their names.
+    del program.model.graph.outputs[len(outputs) :]
+    model = program.model_proto
+    onnx.checker.check_model(model, full_check=True)
+    if detector is not None:
+        check_weights(model, detector)
+    contract = Contract(
+        name, kind, f"{name}.onnx", "", formulation, numbers.as_contract(), inputs, outputs, _versions()
+    )
+    return model, contract
 
 
 def trace_inputs(kind: str, numbers: Hyperparameters) -> tuple[Any, ...]:
@@ -74,6 +102,8 @@ def trace_inputs(kind: str, numbers: Hyperparameters) -> tuple[Any, ...]:
     if kind == "assigner":
         # One class would be taken for a constant.
         return sample_assigner_inputs(case._replace(num_classes=max(case.num_classes, 2)), numbers.strides, seed=0)
+    if kind == "detector_loss":
+        return sample_detector_inputs(case, numbers.strides, seed=0)
     return sample_loss_inputs(case, numbers.strides, numbers.reg_max, seed=0)
 
 
@@ -113,6 +143,9 @@ _DIMS: dict[str, torch.export.Dim] = {}
 
 
 def _dim(axis: str) -> torch.export.Dim:
+    if axis in ("H", "W"):
+        # Pixels of a picture: whole cells of the coarsest map.
+        return STRIDES[-1] * _dim(f"{axis}{len(STRIDES) - 1}")
     return _DIMS.setdefault(axis, torch.export.Dim(axis, max=LARGEST_AXIS))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from yolo_loss import GroundTruth, make_anchors, xyxy2xywh
 
@@ -30,6 +30,8 @@ class Case(NamedTuple):
 
 
 PADDING_SHARE, NO_AREA_SHARE, SHAKEN_SHARE = 0.25, 0.03, 0.5
+# Rows and columns of brightness that a picture is made of, and what is added to every pixel.
+PATCHES, NOISE = (6, 8), 0.1
 
 
 def pyramid(height: int, width: int, strides: Sequence[float]) -> tuple[tuple[int, int], ...]:
@@ -97,3 +99,13 @@ def sample_loss_inputs(
         feats = [torch.cat((feat[:, :4].abs() + 0.5, feat[:, 4:]), dim=1) for feat in feats]
     height, width = case.grids[0][0] * strides[0], case.grids[0][1] * strides[0]
     return feats, *sample_ground_truth(case, (height, width), generator)
+
+
+def sample_detector_inputs(case: Case, strides: Sequence[float], seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Inputs of a detector with its loss, float32: pictures of soft patches under noise, and padded ground truth."""
+    generator = torch.Generator().manual_seed(seed)
+    height, width = (int(cells * strides[0]) for cells in case.grids[0])
+    patches = torch.rand((case.batch, 3, *PATCHES), generator=generator)
+    smooth = nn.functional.interpolate(patches, size=(height, width), mode="bilinear")
+    noise = torch.randn(smooth.shape, generator=generator) * NOISE
+    return (smooth + noise).clamp(0.0, 1.0), *sample_ground_truth(case, (height, width), generator)

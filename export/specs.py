@@ -22,10 +22,9 @@ def input_specs(kind: str, numbers: Hyperparameters) -> tuple[TensorSpec, ...]:
             TensorSpec("anc_points", "float32", ("A", 2)),
             *ground_truth,
         )
-    channels = 4 * numbers.reg_max + numbers.num_classes
-    levels = range(len(numbers.strides))
-    maps = (TensorSpec(f"feat_{i}", "float32", ("B", channels, f"H{i}", f"W{i}")) for i in levels)
-    return (*maps, *ground_truth)
+    if kind == "detector_loss":
+        return (TensorSpec("images", "float32", ("B", 3, "H", "W")), *ground_truth)
+    return (*_maps("feat", numbers), *ground_truth)
 
 
 def output_specs(kind: str, numbers: Hyperparameters) -> tuple[TensorSpec, ...]:
@@ -46,7 +45,20 @@ def output_specs(kind: str, numbers: Hyperparameters) -> tuple[TensorSpec, ...]:
         TensorSpec("loss_items", "float32", (3,)),
         TensorSpec("image_sums", "float32", ("B", 4)),
     )
-    gradients = (
-        replace(spec, name=f"grad_{spec.name}") for spec in input_specs(kind, numbers) if spec.name.startswith("feat_")
-    )
-    return (*losses, *targets, *(gradients if kind == "loss_grad" else ()))
+    further = {
+        "loss": (),
+        "loss_grad": tuple(replace(spec, name=f"grad_{spec.name}") for spec in _maps("feat", numbers)),
+        "detector_loss": (TensorSpec("predictions", "float32", ("B", 4 + numbers.num_classes, "A")),),
+    }
+    return (*losses, *targets, *further[kind])
+
+
+def map_specs(kind: str, numbers: Hyperparameters) -> tuple[TensorSpec, ...]:
+    """Values inside the graph that have fixed names: the raw maps of a detector's head, where its network ends."""
+    return _maps("map", numbers) if kind == "detector_loss" else ()
+
+
+def _maps(name: str, numbers: Hyperparameters) -> tuple[TensorSpec, ...]:
+    channels = 4 * numbers.reg_max + numbers.num_classes
+    levels = range(len(numbers.strides))
+    return tuple(TensorSpec(f"{name}_{i}", "float32", ("B", channels, f"H{i}", f"W{i}")) for i in levels)

@@ -149,7 +149,7 @@ class Regions:
 
 
 def _check(region: Region, source: SharedObject) -> None:
-    if False:
+    if source.identity != region.identity:
         raise BadRequestError(
             f"region {region.name!r}: object {region.key!r} is another one than was registered; register it anew"
         )

@@ -13,11 +13,12 @@ import pytest
 from onnxscript import ir, optimizer
 
 from export import cli, onnx_export
+from export.cases import case_inputs
 from export.contract import find_contracts, load_contract
 from export.hyperparameters import Hyperparameters
 from export.reference import flatten
 from export.samples import Case, pyramid
-from export.verify import case_inputs, verify_model
+from export.verify import verify_model
 from tests.conftest import KINDS
 
 
@@ -106,7 +107,10 @@ def test_command_line_writes_what_verify_accepts(tmp_path: Path, capsys: pytest.
     assert contract.hyperparameters["min_box_side"] == 16.0
     assert [spec.name for spec in contract.inputs[:2]] == ["feat_0", "feat_1"]
     assert cli.main(["verify", str(tmp_path)]) == 0
-    assert "tiny (loss, sparse)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "tiny (loss, sparse)" in printed
+    assert printed.rstrip().splitlines()[-1].startswith("| tiny | sparse | fp32 | 0 | ")
+    assert printed.rstrip().endswith("| ok |")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from serve.decode import decode_request
 from serve.errors import BadRequestError, BusyError, TooLargeError, UnsupportedError
 from serve.place import Place
 from serve.shared_memory import MAX_REGIONS, Regions
-from serve.shared_object import DIRECTORY
+from serve.shared_object import DIRECTORY, opened
 from serve.tensor_memory import ALIGNMENT, TensorMemory
 from tests.serve.conftest import assigner_inputs
 from tests.serve.test_app import Started, SumRunner, until_ready
@@ -119,6 +119,15 @@ def test_there_are_only_so_many_regions(path: Path) -> None:
     path.write_bytes(b"x")  # another object of the same key
     regions.register("one", path.name, 0, 1)
     assert [row["name"] for row in regions.status()] == ["one"]
+
+
+def test_a_read_that_comes_back_short(path: Path) -> None:
+    """The object shrinks between the look at its size and the read: too seldom to be seen from outside."""
+    with opened(path.name) as source:
+        assert source.size == MIB
+        os.truncate(path, 100)
+        with pytest.raises(BadRequestError, match="became shorter while it was read"):
+            source.read(memoryview(bytearray(200)), 0)
 
 
 @pytest.mark.parametrize("prefix", ["", "/", ".", "..", "../", "//x", "/x/", "a/b", "-x", "ä", "x\0", "x\n"])

@@ -1,0 +1,148 @@
+"""Processes that build, each one artefact at a time, so that what kills one spoils no other's work."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import NamedTuple
+
+from export.build_plan import OnnxTarget, Target
+from export.engine_contract import ENGINE_FOLDER
+
+TIMINGS = "tensorrt.timings"
+
+
+class Result(NamedTuple):
+    """How a build went.
+
+    Attributes:
+        seconds: How long it took.
+        failure: Why there is no artefact; empty when there is one.
+    """
+
+    seconds: float
+    failure: str = ""
+
+
+class Worker:
+    """A process that is started when it is first needed.
+
+    Each has a pool of its own: a pool whose process dies loses all its builds and does not say which was at fault.
+    """
+
+    def __init__(self) -> None:
+        self._pool: ProcessPoolExecutor | None = None
+        self._others: list[BaseProcess] = []
+        self._process: BaseProcess | None = None
+
+    def submit(self, target: Target, folder: Path, state: Path) -> Future[Result]:
+        """Begin a build; the future fails with ``BrokenProcessPool`` when the process dies."""
+        if self._pool is None:
+            # A fork would copy the locks that threads hold.
+            context = multiprocessing.get_context("spawn")
+            self._others = multiprocessing.active_children()
+            self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=_begin)
+        future = self._pool.submit(build, target, folder, state)
+        if self._process is None:
+            (self._process,) = self._started()
+        return future
+
+    def close(self, *, at_once: bool = False) -> str:
+        """End the process; the next build gets a new one.
+
+        Args:
+            at_once: In the middle of a build, too, and with it all others that were started since.
+
+        Returns:
+            How it ended, for example ``SIGKILL`` or ``exit code 1``; empty when there was none.
+        """
+        if self._pool is None:
+            return ""
+        # An interrupt may have come while it was started.
+        for started in self._started() if at_once else ():
+            started.terminate()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        process, self._pool, self._process = self._process, None, None
+        if process is None:
+            return ""
+        process.join()
+        code = process.exitcode or 0
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+    def _started(self) -> list[BaseProcess]:
+        return [process for process in multiprocessing.active_children() if process not in self._others]
+
+
+def build(target: Target, folder: Path, state: Path) -> Result:
+    """Build an artefact in this process.
+
+    Args:
+        target: The artefact.
+        folder: The repository.
+        state: Folder for what makes later builds faster.
+    """
+    started = time.perf_counter()
+    failure = ""
+    try:
+        _build(target, folder, state)
+    except Exception as error:
+        failure = _reason(error)
+    return Result(time.perf_counter() - started, failure)
+
+
+def _build(target: Target, folder: Path, state: Path) -> None:
+    if isinstance(target, OnnxTarget):
+        from export.onnx_export import export_onnx
+
+        export_onnx(
+            target.kind,
+            target.numbers,
+            folder,
+            name=target.name,
+            formulation=target.formulation,
+            weights=target.weights,
+            precision=target.precision,
+        )
+        return
+    from export.engine_build import build_engine
+
+    build_engine(
+        folder / target.model.label,
+        folder / ENGINE_FOLDER,
+        runtime=target.runtime,
+        precision=target.model.precision,
+        profiles=target.requests,
+        timing_cache=state / TIMINGS,
+        compute_capabilities=target.compute_capabilities,
+    )
+
+
+def _reason(error: Exception) -> str:
+    """The message where it was written for users, else all that helps to find the cause."""
+    from export.tensorrt_build.log import BuildError
+
+    if isinstance(error, (BuildError, ValueError, OSError)):
+        return str(error)
+    return "".join(traceback.format_exception(error)).rstrip()
+
+
+def _begin() -> None:
+    """What a process does first."""
+    # Ctrl-C reaches all processes of a terminal; the one that started the others acts on it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Nobody else ends this process when its parent is killed, and it would go on writing into the repository."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,38 @@
+"""Detectors that see something without having been trained."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from export.samples import Case, pyramid, sample_detector_inputs
+from models import DetectionModel, DetectorConfig
+from models.head import STRIDES
+
+SEED = 0
+SPREAD = 0.3
+# Of class logits; a new detector's, of background everywhere, are far below 0.
+BIAS = -1.0
+
+
+@torch.no_grad()
+def lively_detector(num_classes: int) -> DetectionModel:
+    """The n detector with random normalisations, in eval mode.
+
+    A new detector says nearly the same of every anchor, for its maps are little but the biases of its head. Here every
+    layer passes on differences: normalisations get gains and shifts of their own and measured statistics.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        detector = DetectionModel(DetectorConfig("n", num_classes))
+    for layer in detector.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.weight.add_(SPREAD * torch.randn(layer.weight.shape, generator=generator))
+            layer.bias.add_(SPREAD * torch.randn(layer.bias.shape, generator=generator))
+    for name, bias in detector.head.cv3.named_parameters():
+        if name.endswith(".2.bias"):
+            bias.fill_(BIAS)
+    case = Case(2, 0, pyramid(160, 160, STRIDES), num_classes)
+    torch.optim.swa_utils.update_bn([sample_detector_inputs(case, STRIDES, seed)[0] for seed in range(3)], detector)
+    return detector.eval()

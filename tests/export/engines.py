@@ -1,0 +1,60 @@
+"""What the tests of engines share: the runtimes that are installed, models without exporting, tiny graphs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto, helper
+
+from export.contract import Contract, TensorSpec, file_hash
+from export.engine_contract import RUNTIMES
+from export.hyperparameters import Hyperparameters
+from export.profiles import parse_profile
+from export.specs import input_specs, output_specs
+from export.tensorrt_build.library import load_library
+
+
+def _installed(runtime: str) -> bool:
+    try:
+        load_library(runtime)
+    except ValueError:
+        return False
+    return True
+
+
+# Sizes that are built fast.
+SMALL = parse_profile(["B=1,2,4", "M=0,3,8", "imgsz=64,96,128"])
+# TensorRT-RTX at least, which the development environment has.
+INSTALLED = [runtime for runtime in RUNTIMES if _installed(runtime)]
+
+
+def described(kind: str, numbers: Hyperparameters | None = None) -> Contract:
+    """The contract that a dense export of a model would have."""
+    numbers = numbers or Hyperparameters()
+    inputs, outputs = input_specs(kind, numbers), output_specs(kind, numbers)
+    return Contract(kind, kind, f"{kind}.onnx", "0" * 64, "dense", numbers.as_contract(), inputs, outputs, {})
+
+
+def write_tiny(folder: Path, node: onnx.NodeProto, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> Path:
+    """A model of one node with a contract that claims to be a loss."""
+    types = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
+    taken, given = (
+        [helper.make_tensor_value_info(spec.name, types[spec.dtype], list(spec.axes)) for spec in specs]
+        for specs in (inputs, outputs)
+    )
+    graph = helper.make_graph([node], "tiny", taken, given)
+    path = folder / "tiny.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    contract = dataclasses.replace(
+        described("loss"),
+        name="tiny",
+        file=path.name,
+        sha256=file_hash(path),
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+    )
+    contract.save(path.with_suffix(".json"))
+    return path

@@ -1,0 +1,193 @@
+"""Real engines by every runtime that is installed; TensorRT-RTX builds them without a GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from export.contract import TensorSpec, file_hash, load_contract
+from export.engine_build import BuildError, build_engine
+from export.engine_contract import EngineContract, load_engine_contract
+from export.precision import narrow
+from export.profiles import parse_profile, resolve_profile
+from export.tensorrt_build.config import capability_members, make_config, make_profile
+from export.tensorrt_build.device import current_capability
+from export.tensorrt_build.library import load_library
+from export.tensorrt_build.log import BuildLog, make_logger
+from tests.conftest import KINDS
+from tests.export.engines import INSTALLED, SMALL
+
+Built = tuple[Path, EngineContract]
+
+
+def has_gpu() -> bool:
+    try:
+        current_capability()
+    except BuildError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module", params=[(runtime, kind) for runtime in INSTALLED for kind in KINDS], ids="-".join)
+def built(request: pytest.FixtureRequest, dense_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    runtime, kind = request.param
+    out = tmp_path_factory.mktemp("engines")
+    return build_engine(dense_dir / f"{kind}.onnx", out, runtime=runtime, profiles=[SMALL])
+
+
+def test_an_engine_is_what_its_contract_says(built: Built, dense_dir: Path) -> None:
+    path, engine = built
+    model = load_contract(dense_dir / f"{engine.name}.json")
+    assert path.name == f"{engine.name}.{engine.runtime}.fp32.engine"
+    assert load_engine_contract(path.with_name(f"{path.name}.json")) == engine
+    assert engine.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (engine.model_file, engine.model_sha256) == (model.file, model.sha256)
+    assert (engine.inputs, engine.outputs) == (model.inputs, model.outputs)
+    assert engine.profiles == (resolve_profile(SMALL, model),)
+    assert engine.build_seconds > 0
+    assert sorted(found.name for found in path.parent.iterdir()) == [path.name, f"{path.name}.json"]
+
+
+def test_an_engine_file_has_a_good_header(built: Built) -> None:
+    path, engine = built
+    library = load_library(engine.runtime)
+    if not hasattr(library.Runtime, "get_engine_validity"):
+        pytest.skip(f"{engine.runtime} cannot tell")
+    runtime = library.Runtime(make_logger(library, BuildLog()))
+    malformed = int(library.EngineInvalidityDiagnostics.MALFORMED_ENGINE)
+    content = path.read_bytes()
+    # Without a GPU no engine is valid, but only what is none is malformed.
+    assert not runtime.get_engine_validity(content)[1] & malformed
+    assert runtime.get_engine_validity(b"\0" + content[1:])[1] & malformed
+
+
+@pytest.mark.skipif(has_gpu(), reason="there is a GPU")
+def test_without_a_gpu_its_capability_is_an_error_with_cudas_reason() -> None:
+    with pytest.raises(BuildError, match=r"no GPU can be used \(cudaError"):
+        current_capability()
+
+
+@pytest.mark.skipif(has_gpu(), reason="there is a GPU")
+def test_without_a_gpu_an_engine_cannot_be_loaded_and_the_log_says_why(built: Built) -> None:
+    path, engine = built
+    log = BuildLog()
+    library = load_library(engine.runtime)
+    assert library.Runtime(make_logger(library, log)).deserialize_cuda_engine(path.read_bytes()) is None
+    assert "cudaError 35: CUDA driver version is insufficient" in str(log.failure("not loaded:"))
+
+
+@pytest.mark.skipif(not has_gpu(), reason="engines are loaded by a GPU's driver")
+def test_a_loaded_engine_has_the_tensors_and_sizes_of_its_contract(built: Built) -> None:
+    path, engine = built
+    library = load_library(engine.runtime)
+    loaded = library.Runtime(make_logger(library, BuildLog())).deserialize_cuda_engine(path.read_bytes())
+    names = [loaded.get_tensor_name(index) for index in range(loaded.num_io_tensors)]
+    assert names == [spec.name for spec in (*engine.inputs, *engine.outputs)]
+    for spec in engine.inputs:
+        axes = [engine.profiles[0][axis] if isinstance(axis, str) else (axis,) * 3 for axis in spec.axes]
+        shapes = [tuple(shape) for shape in loaded.get_tensor_profile_shape(spec.name, 0)]
+        assert shapes == list(zip(*axes, strict=True))
+
+
+@pytest.mark.parametrize("runtime", INSTALLED)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_input_gets_the_sizes_of_its_axes(dense_dir: Path, runtime: str, kind: str) -> None:
+    library = load_library(runtime)
+    contract = load_contract(dense_dir / f"{kind}.json")
+    builder = library.Builder(make_logger(library, BuildLog()))
+    shapes = make_profile(builder, contract.inputs, resolve_profile(SMALL, contract))
+    assert bool(shapes)
+    got = {spec.name: [tuple(shape) for shape in shapes.get_shape(spec.name)] for spec in contract.inputs}
+    assert got["gt_bboxes"] == [(1, 0, 4), (2, 3, 4), (4, 8, 4)]
+    if kind == "assigner":
+        assert got["anc_points"] == [(84, 2), (189, 2), (336, 2)]  # 8 * 8 + 4 * 4 + 2 * 2 and so on
+        assert got["pd_scores"] == [(1, 84, 3), (2, 189, 3), (4, 336, 3)]
+    else:
+        assert got["feat_0"] == [(1, 67, 8, 8), (2, 67, 12, 12), (4, 67, 16, 16)]  # 4 * 16 bins and 3 classes
+
+
+@pytest.mark.parametrize("runtime", INSTALLED)
+def test_arithmetic_is_what_the_file_says(runtime: str) -> None:
+    library = load_library(runtime)
+    config = make_config(library, library.Builder(make_logger(library, BuildLog())), [])
+    assert not config.get_flag(library.BuilderFlag.TF32)
+    assert config.get_flag(library.BuilderFlag.STRICT_NANS)
+
+
+@pytest.mark.parametrize("runtime", INSTALLED)
+def test_several_profiles_make_one_engine(dense_dir: Path, tmp_path: Path, runtime: str) -> None:
+    model = dense_dir / "assigner.onnx"
+    requests = [SMALL, parse_profile(["B=1", "M=2", "A=21", "C=9"])]
+    _, engine = build_engine(model, tmp_path / "new" / "folder", runtime=runtime, profiles=requests)
+    contract = load_contract(dense_dir / "assigner.json")
+    assert engine.profiles == tuple(resolve_profile(request, contract) for request in requests)
+
+
+@pytest.fixture
+def rtx() -> Any:
+    return load_library("tensorrt-rtx")
+
+
+def test_compute_capabilities_are_recorded(dense_dir: Path, tmp_path: Path) -> None:
+    wanted = ("8.9", "12.0", "8.9")
+    model = dense_dir / "assigner.onnx"
+    _, engine = build_engine(model, tmp_path, runtime="tensorrt-rtx", profiles=[SMALL], compute_capabilities=wanted)
+    assert engine.compute_capabilities == ("8.9", "12.0")
+
+
+def test_compute_capabilities_reach_the_configuration(rtx: Any) -> None:
+    members = capability_members(rtx, ["8.9", "12.0"])
+    config = make_config(rtx, rtx.Builder(make_logger(rtx, BuildLog())), members)
+    got = [config.get_compute_capability(index) for index in range(config.num_compute_capabilities)]
+    assert got == [rtx.ComputeCapability.SM89, rtx.ComputeCapability.SM120]
+
+
+@pytest.mark.parametrize("capability", ["9.0", "SM89", "current", ""])
+def test_an_unknown_compute_capability_is_refused(rtx: Any, capability: str) -> None:
+    with pytest.raises(ValueError, match=rf"{capability!r} is unknown to TensorRT-RTX; choose among 7\.5, 8\.0.*12\.0"):
+        capability_members(rtx, [capability])
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp16", "float16"), ("bf16", "bfloat16")])
+@pytest.mark.parametrize("runtime", INSTALLED)
+def test_a_narrow_engine_takes_predictions_in_that_type(
+    dense_dir: Path, tmp_path: Path, runtime: str, precision: str, dtype: str
+) -> None:
+    for kind, narrowed in (("assigner", {"pd_scores"}), ("loss", {"feat_0", "feat_1", "feat_2"})):
+        model = load_contract(dense_dir / f"{kind}.json")
+        path, engine = build_engine(
+            dense_dir / f"{kind}.onnx", tmp_path, runtime=runtime, precision=precision, profiles=[SMALL]
+        )
+        # That the network has these types too is compared during the build.
+        wanted = [dtype if spec.name in narrowed else spec.dtype for spec in model.inputs]
+        assert [spec.dtype for spec in engine.inputs] == wanted
+        assert engine.outputs == model.outputs
+        assert (path.name, engine.precision) == (f"{kind}.{runtime}.{precision}.engine", precision)
+        # The file that it was built from is the one in float32, which a server finds beside its contract.
+        assert engine.model_sha256 == model.sha256
+
+
+def test_a_model_in_a_narrow_precision_keeps_it(dense_dir: Path, tmp_path: Path) -> None:
+    contract = load_contract(dense_dir / "assigner.json")
+    model, narrowed = narrow(onnx.load(dense_dir / "assigner.onnx"), contract, "fp16")
+    path = tmp_path / "half.onnx"
+    onnx.save(model, path)
+    dataclasses.replace(narrowed, name="half", file=path.name, sha256=file_hash(path)).save(tmp_path / "half.json")
+    _, engine = build_engine(path, tmp_path, runtime="tensorrt-rtx", profiles=[SMALL])
+    assert (engine.file, engine.precision) == ("half.tensorrt-rtx.fp16.engine", "fp16")
+    with pytest.raises(ValueError, match="half is in fp16, fp32 needs the model in fp32"):
+        build_engine(path, tmp_path, runtime="tensorrt-rtx", precision="fp32")
+
+
+@pytest.mark.parametrize("runtime", INSTALLED)
+def test_a_detector_is_sized_in_pixels(dense_detector_dir: Path, tmp_path: Path, runtime: str) -> None:
+    model = dense_detector_dir / "detector_loss.onnx"
+    path, engine = build_engine(model, tmp_path, runtime=runtime, precision="fp16", profiles=[SMALL])
+    assert engine.profiles == ({"B": (1, 2, 4), "M": (0, 3, 8), "H": (64, 96, 128), "W": (64, 96, 128)},)
+    assert engine.inputs[0] == TensorSpec("images", "float16", ("B", 3, "H", "W"))
+    assert path.stat().st_size > 2**20
