@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from export.contract import Contract, ContractError
-from export.engine_contract import RUNTIMES, EngineContract, find_engines
+from export.engine_contract import ENGINE_FOLDER, RUNTIMES, EngineContract, find_engines
 from serve.runners.base import Runner
 from serve.runners.device import HOST, Device
 from serve.runners.first import Candidate, FirstThatLoads
@@ -23,7 +23,6 @@ DEVICES = {
     "torch": ("cuda", "cpu"),
 }
 ENGINES = ("auto", *DEVICES)
-ENGINE_FOLDER = "engines"
 
 
 class RunnerOptions(NamedTuple):

@@ -1,0 +1,162 @@
+"""The queue before a model: deadlines, callers who hang up, and what the engine still does then."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serve.datatypes import Array
+from serve.errors import ClientGoneError, TooLateError
+from serve.gone import unless_gone
+from serve.model import Model
+from serve.options import AppOptions
+from tests.serve.conftest import Live, assigner_inputs, binary_rows, loss_inputs
+from tests.serve.test_app import CONTRACT
+
+
+class SlowRunner:
+    """Waits in every call until it is told to go on."""
+
+    platform = "slow"
+    description = "slow"
+    sizes: Mapping[str, int] = {}
+
+    def __init__(self) -> None:
+        self.begun: list[float] = []
+        self.entered = threading.Event()
+        self.go_on = threading.Event()
+
+    def load(self) -> None:
+        """Nothing."""
+
+    def infer(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        """Its first score, which tells whose request it was."""
+        self.begun.append(float(inputs["pd_scores"].flat[0]))
+        self.entered.set()
+        assert self.go_on.wait(10)
+        return {name: inputs["pd_scores"].sum(axis=2) for name in outputs}
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def inputs(mark: float) -> dict[str, Array]:
+    arrays = assigner_inputs(images=1)
+    arrays["pd_scores"][:] = mark
+    return arrays
+
+
+class Queue:
+    """A model whose engine is in a first call."""
+
+    def __init__(self) -> None:
+        self.runner = SlowRunner()
+        self.model = Model(CONTRACT, self.runner)
+
+    def infer(self, mark: float, seconds: float | None = None) -> asyncio.Task[dict[str, Array]]:
+        """Ask for scores of one value."""
+        deadline = AppOptions(request_timeout=seconds).deadline()
+        return asyncio.create_task(self.model.infer(inputs(mark), ["target_weights"], deadline))
+
+    async def __aenter__(self) -> Queue:
+        await self.model.load()
+        self.first = self.infer(1.0)
+        await asyncio.to_thread(self.runner.entered.wait, 10)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.runner.go_on.set()
+        self.model.close()
+
+
+def test_a_request_whose_time_is_over_is_not_computed() -> None:
+    async def scenario() -> None:
+        async with Queue() as queue:
+            late, patient = queue.infer(2.0, seconds=0.05), queue.infer(3.0, seconds=60)
+            with pytest.raises(TooLateError, match="before model 'toy' got to it"):
+                await late
+            assert queue.model.queued == 2
+            queue.runner.go_on.set()
+            await patient
+            assert queue.runner.begun == [1.0, 3.0]
+
+    asyncio.run(scenario())
+
+
+def test_what_has_begun_before_its_deadline_is_answered() -> None:
+    async def scenario() -> None:
+        async with Queue() as queue:
+            queue.runner.go_on.set()
+            await queue.first
+            queue.runner.go_on.clear()
+            queue.runner.entered.clear()
+            task = queue.infer(2.0, seconds=0.05)
+            await asyncio.to_thread(queue.runner.entered.wait, 10)
+            await asyncio.sleep(0.2)
+            assert not task.done()
+            queue.runner.go_on.set()
+            assert (await task)["target_weights"].shape[0] == 1
+
+    asyncio.run(scenario())
+
+
+def test_work_of_a_caller_who_hung_up_is_dropped() -> None:
+    async def scenario() -> None:
+        async with Queue() as queue:
+            messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+            gone = asyncio.create_task(unless_gone(messages.get, queue.model.infer(inputs(2.0), ["target_weights"])))
+            other = queue.infer(3.0)
+            await asyncio.sleep(0.05)
+            await messages.put({"type": "http.disconnect"})
+            with pytest.raises(ClientGoneError):
+                await gone
+            queue.runner.go_on.set()
+            await other
+            assert queue.runner.begun == [1.0, 3.0]
+            assert queue.model.queued == 0
+
+    asyncio.run(scenario())
+
+
+def test_the_result_comes_through_while_the_caller_listens() -> None:
+    async def scenario() -> None:
+        async def receive() -> dict[str, Any]:
+            await asyncio.Event().wait()
+            return {}
+
+        async def work() -> int:
+            await asyncio.sleep(0)
+            return 7
+
+        async def fails() -> int:
+            raise ZeroDivisionError
+
+        assert await unless_gone(receive, work()) == 7
+        with pytest.raises(ZeroDivisionError):
+            await unless_gone(receive, fails())
+
+    asyncio.run(scenario())
+
+
+def test_timeout_of_a_request(live: Live) -> None:
+    """A microsecond is over before any model can have begun; 0 is no limit."""
+    rows, blob = binary_rows(loss_inputs())
+    for timeout, status in ((60_000_000, 200), (0, 200)):
+        assert live.infer("loss", {"inputs": rows, "parameters": {"timeout": timeout}}, blob).status == status
+    for wrong in (-1, 1.5, "1", True):
+        reply = live.infer("loss", {"inputs": rows, "parameters": {"timeout": wrong}}, blob)
+        assert reply.status == 400
+        assert "microseconds" in reply.error
+
+
+def test_results_are_their_callers(live: Live) -> None:
+    """After all that, too."""
+    rows, blob = binary_rows(loss_inputs(seed=5))
+    first, second = (live.infer("loss", {"inputs": rows}, blob).body for _ in range(2))
+    assert first == second
+    assert np.frombuffer(first[:1], np.uint8)[0] == ord("{")
