@@ -36,8 +36,8 @@ def narrow(model: onnx.ModelProto, contract: Contract, precision: str) -> tuple[
     Returns:
         The model, whose inputs of predictions or pictures have the narrow type and are cast to float32 where the
         assignment and the loss read them. The network of a ``detector_loss`` computes in the narrow type, with weights
-        rounded to it, up to its raw maps. And the contract with precision and input types; file and hash are the old
-        model's.
+        rounded to it, up to its raw maps. And the contract with precision, input types and opset; file and hash are the
+        old model's.
 
     Raises:
         ValueError: There is no such precision, the model is narrow already, or a weight is too large for the type.
@@ -58,7 +58,9 @@ def narrow(model: onnx.ModelProto, contract: Contract, precision: str) -> tuple[
         dataclasses.replace(spec, dtype=PRECISIONS[precision]) if spec.name.startswith(NARROWED) else spec
         for spec in contract.inputs
     )
-    return narrowed, dataclasses.replace(contract, precision=precision, inputs=inputs)
+    opset = next(opset.version for opset in narrowed.opset_import if not opset.domain)
+    versions = {**contract.versions, "opset": str(opset)}
+    return narrowed, dataclasses.replace(contract, precision=precision, inputs=inputs, versions=versions)
 
 
 def _narrow_graph(model: onnx.ModelProto, maps: Collection[str], dtype: ir.DataType) -> onnx.ModelProto:

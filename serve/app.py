@@ -19,6 +19,7 @@ from serve.keys import KeyGuard
 from serve.observe import Observer
 from serve.options import AppOptions
 from serve.replies import error_reply, reply
+from serve.rest_repository import repository_routes
 from serve.rest_shared_memory import shared_memory_routes
 from serve.rest_unsupported import unsupported_routes
 from serve.rest_v1 import add_people_routes
@@ -61,6 +62,7 @@ def create_app(registry: Registry, options: AppOptions | None = None) -> FastAPI
     bodies = BodyReader(options.max_request_bytes)
     app.include_router(health_routes(registry, options))
     app.include_router(infer_routes(registry, bodies, options))
+    app.include_router(repository_routes(registry))
     app.include_router(shared_memory_routes(options.regions))
     app.include_router(unsupported_routes())
     add_people_routes(app, registry, bodies, options)

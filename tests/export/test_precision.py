@@ -105,6 +105,7 @@ def test_what_cannot_be_run_here_is_said_not_passed(
 ) -> None:
     model, contract = narrow(*read(detector_dir, "detector_loss"), "bf16")
     assert [opset.version for opset in model.opset_import] == [22]
+    assert contract.versions["opset"] == "22"
     path = write(model, contract, tmp_path)
     with pytest.raises(CannotRunError, match="cannot run it on the CPU"):
         verify_model(path, contract)

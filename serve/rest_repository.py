@@ -1,0 +1,63 @@
+"""The protocol on HTTP: rows 7 and 9, the configuration of a model and the list of all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from export.contract import TensorSpec
+from serve.body import BodyReader
+from serve.core import VERSION, Registry
+from serve.datatypes import wire_name
+from serve.decode import parse_object
+from serve.errors import BadRequestError
+from serve.model import Model
+from serve.replies import reply
+
+BODY_BYTES = 2**16
+
+
+def repository_routes(registry: Registry) -> APIRouter:
+    """Configuration and index."""
+    router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+    bodies = BodyReader(BODY_BYTES)
+
+    @router.get("/models/{name}/versions/{version}/config", summary="Configuration of one version")
+    @router.get("/models/{name}/config", summary="Configuration of one model")
+    async def config(name: str, version: str | None = None) -> Response:
+        return reply(model_config(registry.find(name, version)))
+
+    @router.post("/repository/index", summary="All models and their states; the body may be empty")
+    async def index(request: Request) -> Response:
+        body = await bodies.read(request.scope, request.receive)
+        ready = parse_object(body).get("ready", False) if len(body) else False
+        if not isinstance(ready, bool):
+            raise BadRequestError(f"ready is {ready!r}; write true or false")
+        entries = (index_entry(model) for model in registry.models.values() if model.ready or not ready)
+        return reply(list(entries))
+
+    return router
+
+
+def model_config(model: Model) -> dict[str, Any]:
+    """A model's configuration in Triton's terms. Nothing is batched here, so every axis is among the dims."""
+    contract = model.contract
+    return {
+        "name": contract.name,
+        "platform": model.platform,
+        "max_batch_size": 0,
+        "input": [_describe(spec) for spec in contract.inputs],
+        "output": [_describe(spec) for spec in contract.outputs],
+    }
+
+
+def index_entry(model: Model) -> dict[str, Any]:
+    """A model's line in the index."""
+    state, reason = ("READY", "") if model.ready else ("UNAVAILABLE", "it is being loaded")
+    return {"name": model.contract.name, "version": VERSION, "state": state, "reason": reason}
+
+
+def _describe(spec: TensorSpec) -> dict[str, Any]:
+    dims = [axis if isinstance(axis, int) else -1 for axis in spec.axes]
+    return {"name": spec.name, "data_type": f"TYPE_{wire_name(spec.dtype)}", "dims": dims}
