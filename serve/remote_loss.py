@@ -6,14 +6,23 @@ The reply to one request has the loss and its gradients; the backward pass sends
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-if TYPE_CHECKING:
-    from serve.client import AssignerClient
+from serve.results import LossAndGradients, LossResult
+
+
+class LossClient(Protocol):
+    """What of :class:`serve.client.AssignerClient` a criterion needs."""
+
+    def loss(self, feats: Sequence[Any], batch: Mapping[str, Any], *, model: str) -> LossResult:
+        """The loss alone."""
+
+    def loss_and_gradients(self, feats: Sequence[Any], batch: Mapping[str, Any], *, model: str) -> LossAndGradients:
+        """The loss with its gradients."""
 
 
 class RemoteLoss(NamedTuple):
@@ -38,7 +47,7 @@ class RemoteDetectionLoss:
         model: Name of a served model of kind ``loss_grad``.
     """
 
-    def __init__(self, client: AssignerClient, model: str = "loss_grad") -> None:
+    def __init__(self, client: LossClient, model: str = "loss_grad") -> None:
         self._client = client
         self._model = model
 
