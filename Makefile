@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format parity bench train clean
+.PHONY: help setup demo test lint format parity bench train image-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -51,6 +51,10 @@ bench: $(REFERENCE)/.ready  ## time and memory beside the reference
 
 train: $(READY)  ## train the n detector on the two sample pictures
 	$(BIN)/python -m examples.train_detector
+
+TARGET ?= cpu
+image-check: $(READY)  ## build the container image and check it; needs root
+	$(BIN)/python -m deploy.image_check --target $(TARGET)
 
 clean:  ## remove what was built, keep .venv
 	rm -rf artifacts out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
