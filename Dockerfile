@@ -17,6 +17,7 @@ RUN python3 -m venv /opt/build \
     && /opt/build/bin/pip wheel --no-cache-dir --no-deps ${PIP_FLAGS} --wheel-dir /wheel .
 
 FROM wheel AS export
+ARG PIP_FLAGS=""
 RUN python3 -m venv /opt/export \
     && /opt/export/bin/pip install --no-cache-dir ${PIP_FLAGS} -c constraints.txt \
         "$(echo /wheel/*.whl)[export]" onnxruntime
@@ -36,8 +37,9 @@ RUN sh /opt/export_models.sh sparse
 FROM export AS models-gpu
 RUN sh /opt/export_models.sh dense
 
-# Packages bring their own tests, a sixth of all; nothing imports them.
+# Packages bring their own tests, an eighth of all; nothing imports them.
 FROM wheel AS environment-cpu
+ARG PIP_FLAGS=""
 RUN python3 -m venv --without-pip /opt/serve \
     && /opt/build/bin/pip --python /opt/serve/bin/python install --no-cache-dir ${PIP_FLAGS} -c constraints.txt \
         "$(echo /wheel/*.whl)[cpu]" \
