@@ -10,7 +10,6 @@ import argparse
 import json
 import socket
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ import uvicorn
 
 from benchmarks.timing import median_ratio
 from benchmarks.transport import MB, SIZES, in_turns, machine
-from benchmarks.wire_client import Connection, Nothing, Payload, binary_payload, contract, request_arrays
+from benchmarks.wire_client import Connection, Nothing, Payload, binary_payload, contract, request_arrays, running
 from serve.app import create_app
 from serve.core import Registry
 from serve.datatypes import Array, wire_name
@@ -57,7 +56,7 @@ def main() -> int:
 
 def measure(turns: int) -> dict[str, dict[str, float]]:
     """By size: median milliseconds of each way, and how many times the socket's time is theirs, turn by turn."""
-    with running() as connection:
+    with running("--serve", "benchmarks.transport_shm") as connection:
         return {name: _measure(connection, images, turns) for name, images in SIZES.items()}
 
 
@@ -110,18 +109,6 @@ def _post(path: str, document: Any) -> Payload:
     text = json.dumps(document).encode()
     head = f"POST /v2/{path} HTTP/1.1\r\nhost: bench\r\ncontent-length: {len(text)}\r\n\r\n"
     return Payload(head.encode(), [memoryview(text)])
-
-
-@contextmanager
-def running() -> Iterator[Connection]:
-    """Start a server with shared memory switched on in a process of its own, and connect."""
-    words = [sys.executable, "-m", "benchmarks.transport_shm", "--serve"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            port = process.stdout.readline() if process.stdout else ""
-            yield Connection(int(port), process.pid)
-        finally:
-            process.terminate()
 
 
 def _serve() -> None:

@@ -133,10 +133,14 @@ def _payload(rows: list[dict[str, Any]], blobs: Sequence[memoryview] = ()) -> Pa
 
 
 @contextmanager
-def running(kind: str) -> Iterator[Connection]:
-    """Start ``bare`` or ``infer`` in a process of its own and connect."""
-    words = [sys.executable, "-m", "benchmarks.wire_client", kind]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+def running(kind: str, module: str = "benchmarks.wire_client") -> Iterator[Connection]:
+    """Start a server in a process of its own and connect.
+
+    Args:
+        kind: ``bare`` or ``infer``, or a word that another module takes.
+        module: What is started with that word and prints its port.
+    """
+    with subprocess.Popen([sys.executable, "-m", module, kind], stdout=subprocess.PIPE, text=True) as process:
         try:
             port = process.stdout.readline() if process.stdout else ""
             yield Connection(int(port), process.pid)

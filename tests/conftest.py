@@ -12,8 +12,6 @@ from export.onnx_export import export_onnx
 from tests.detectors import lively_detector
 
 NUM_CLASSES = 3
-
-
 KINDS = ("assigner", "loss", "loss_grad")
 
 

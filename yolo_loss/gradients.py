@@ -11,12 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from yolo_loss.dense_sums import dense_sums, join_levels
+from yolo_loss.dense_sums import join_levels
 from yolo_loss.lookup import labels_and_boxes
 from yolo_loss.results import Assignment, Gains, GroundTruth, Predictions
 from yolo_loss.rows import RowDerivatives, Rows
 from yolo_loss.sparse_sums import add_up, find_foreground, foreground_rows
-from yolo_loss.terms import class_derivative
+from yolo_loss.terms import class_derivative, class_term_of_levels
 
 Derive = Callable[[Rows], RowDerivatives]
 
@@ -102,8 +102,6 @@ def dense_gradients(
         gains: Weights of the terms.
         derive: ``row_derivatives`` with its options, in a form that the graph takes.
     """
-    image_sums = dense_sums(predictions, ground_truth, assignment, class_loss)
-    upstream = upstream_of(image_sums, gains)
     foreground, weights = assignment.fg_mask, assignment.target_weights
     labels, target_bboxes = labels_and_boxes(assignment, ground_truth)
     distri, logits = join_levels(predictions)
@@ -111,6 +109,11 @@ def dense_gradients(
     points = predictions.anchor_points.expand(target_bboxes.shape[0], -1, -1)
     by_anchor = (distri.transpose(1, 2), own_logits, weights, target_bboxes / predictions.strides, points)
     derived = derive(Rows(*(tensor.flatten(0, 1) for tensor in by_anchor)))
+    # The terms come with their derivatives: computed by themselves they would take every pass over the maps again.
+    box, own_class, dfl = (torch.where(foreground, term.view(weights.shape), 0.0).sum(dim=1) for term in derived.terms)
+    class_sum = class_term_of_levels(predictions.pred_scores, class_loss) + own_class
+    image_sums = torch.stack((box, class_sum, dfl, weights.sum(dim=1)), dim=1)
+    upstream = upstream_of(image_sums, gains)
 
     rows = derived.box_by_distri * upstream.box + derived.dfl_by_distri * upstream.dfl  # (B * A, 4R)
     # Chosen, not multiplied: a derivative of the background may be no number.
