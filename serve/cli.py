@@ -25,6 +25,7 @@ from serve.runners.choice import RunnerOptions
 from serve.runners.device import parse_device
 from serve.settings import Settings
 from serve.shared_memory import Regions
+from serve.threads import settle, switch_quickly
 
 KEEP_ALIVE_SECONDS = 120  # longer than proxies hold a connection, 75 s and less: the proxy closes it, never we
 UNUSABLE = 2
@@ -61,6 +62,7 @@ def _run(settings: Settings) -> int:
         failures.append(error)
         server.should_exit = True
 
+    switch_quickly()
     options = _options(settings, fail)
     listener = _listen(settings.host, settings.port)
     server = Server(_config(create_app(registry, options), settings), options.admission, settings.lame_duck_seconds)
@@ -83,10 +85,14 @@ def _options(settings: Settings, fail: Callable[[BaseException], None]) -> AppOp
         regions = Regions(settings.shared_memory, settings.max_request_bytes, settings.max_total_bytes)
     return AppOptions(
         max_request_bytes=settings.max_request_bytes,
+        max_json_bytes=settings.max_json_bytes,
+        max_work_bytes=settings.max_work_bytes,
+        client_timeout=settings.client_timeout or None,
         request_timeout=settings.request_timeout or None,
         admission=Admission(settings.max_requests, settings.max_total_bytes),
         keys=keys,
         regions=regions,
+        on_loaded=settle,
         on_load_failure=fail,
     )
 

@@ -18,6 +18,7 @@ from serve.options import AppOptions
 from serve.shared_memory import Regions
 from serve.shared_tensor import check_places, read_tensors, write_outputs
 from serve.validate import check_inputs, check_outputs
+from serve.work import check_work
 
 EXTENSIONS = ["binary_tensor_data"]
 SHARED_MEMORY = "system_shared_memory"
@@ -66,7 +67,7 @@ async def infer(model: Model, body: memoryview, header_length: int | None, optio
     """
     begun = time.monotonic_ns()
     try:
-        job = await _job(model, body, header_length, options.regions)
+        job = await _job(model, body, header_length, options)
         read = time.monotonic_ns()
         names = [output.name for output in job.wanted]
         arrays = await model.infer(job.inputs, names, options.deadline(job.timeout))
@@ -94,18 +95,18 @@ class _Job(NamedTuple):
     timeout: int | None
 
 
-async def _job(model: Model, body: memoryview, header_length: int | None, regions: Regions | None) -> _Job:
+async def _job(model: Model, body: memoryview, header_length: int | None, options: AppOptions) -> _Job:
     def decode() -> InferRequest:
-        return decode_request(body, header_length, shared_memory=regions is not None)
+        return decode_request(body, header_length, shared_memory=options.regions is not None)
 
     if len(body) > INLINE_BYTES:
-        return await asyncio.to_thread(lambda: _prepare(model, decode(), regions))
+        return await asyncio.to_thread(lambda: _prepare(model, decode(), options))
     request = decode()  # only a small one has to be read to know how much lies in shared memory
-    return await aside(request.shared_bytes, lambda: _prepare(model, request, regions))
+    return await aside(request.shared_bytes, lambda: _prepare(model, request, options))
 
 
-def _prepare(model: Model, request: InferRequest, regions: Regions | None) -> _Job:
-    contract = model.contract
+def _prepare(model: Model, request: InferRequest, options: AppOptions) -> _Job:
+    contract, regions = model.contract, options.regions
     check_outputs(contract, [output.name for output in request.outputs])
     wanted = request.outputs or tuple(
         RequestedOutput(name, request.binary_default) for name in contract.default_outputs
@@ -114,7 +115,9 @@ def _prepare(model: Model, request: InferRequest, regions: Regions | None) -> _J
     if regions is not None:
         check_places(regions, wanted)
         inputs = inputs | read_tensors(regions, request.shared)
-    return _Job(request.id, check_inputs(contract, inputs), wanted, request.timeout)
+    checked = check_inputs(contract, inputs)
+    check_work(contract, checked, options.max_work_bytes)
+    return _Job(request.id, checked, wanted, request.timeout)
 
 
 def _respond(model: Model, job: _Job, arrays: dict[str, Array], regions: Regions | None) -> EncodedResponse:

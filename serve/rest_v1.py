@@ -49,7 +49,7 @@ def add_people_routes(app: FastAPI, registry: Registry, bodies: BodyReader, opti
         if not registry.ready:
             raise NotReadyError("models are being loaded; try again in a moment")
         body = await bodies.read(request.scope, request.receive)
-        return await asyncio.to_thread(lambda: prepare(registry, _parse(kind, body)))
+        return await asyncio.to_thread(lambda: prepare(registry, _parse(kind, body), options.max_work_bytes))
 
     @app.post("/v1/loss", summary="The detection loss of a batch", response_model=LossReply, tags=["For people"])
     async def loss(request: Request) -> Response:

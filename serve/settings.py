@@ -36,9 +36,12 @@ class Settings(BaseModel):
     threads: int = Field(0, ge=0, description="threads of each model on a CPU, 0 for one per core")
 
     max_request_bytes: Count = setting(256 * MIB, "largest body, also once unpacked", "BYTES")
+    max_json_bytes: Count = setting(64 * MIB, "largest JSON of a request, without binary tensors", "BYTES")
+    max_work_bytes: Count = setting(4096 * MIB, "memory that a request may need beside its tensors", "BYTES")
     max_requests: Count = setting(64, "requests at one time; more are told to come again", "N")
     max_total_bytes: Count = setting(1024 * MIB, "bodies of all requests at one time", "BYTES")
     request_timeout: Seconds = setting(0.0, "seconds that a request may wait for its model, 0 for ever", "SECONDS")
+    client_timeout: Seconds = setting(30.0, "longest pause of a caller that sends or receives, 0 for ever", "SECONDS")
     lame_duck_seconds: Seconds = setting(0.0, "still serving, but not ready, after SIGTERM", "SECONDS")
     drain_seconds: Seconds = setting(30.0, "then for requests under way to end", "SECONDS")
     shared_memory: str | None = setting(None, "take tensors from shared memory whose names begin so", "PREFIX")

@@ -13,6 +13,7 @@ from serve.ragged import pad_ground_truth
 from serve.schemas import AssignRequest, LossRequest
 from serve.typed_tensor import read_tensor
 from serve.validate import check_inputs, check_outputs
+from serve.work import check_work
 
 
 class Prepared(NamedTuple):
@@ -33,22 +34,29 @@ class Prepared(NamedTuple):
     outputs: list[str]
 
 
-def prepare(registry: Registry, request: LossRequest) -> Prepared:
+def prepare(registry: Registry, request: LossRequest, max_work_bytes: int) -> Prepared:
     """Choose the model and make its inputs.
 
     Args:
         registry: All models.
         request: For the loss, or for the assignment.
+        max_work_bytes: Most memory that computing it may need.
 
     Raises:
         ServeError: No model fits, or the request's parts do not fit each other.
     """
     try:
-        if isinstance(request, AssignRequest) and _is_decoded(request):
-            return _decoded(_choose(registry, "assigner", request.model), request)
-        return _raw(_choose(registry, "loss", request.model), request)
+        prepared = _prepared(registry, request)
     except ValueError as error:  # of the grid and the padding, which clients use as well
         raise BadRequestError(str(error)) from error
+    check_work(prepared.model.contract, prepared.inputs, max_work_bytes)
+    return prepared
+
+
+def _prepared(registry: Registry, request: LossRequest) -> Prepared:
+    if isinstance(request, AssignRequest) and _is_decoded(request):
+        return _decoded(_choose(registry, "assigner", request.model), request)
+    return _raw(_choose(registry, "loss", request.model), request)
 
 
 def _choose(registry: Registry, kind: str, name: str | None) -> Model:
