@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
@@ -45,7 +45,7 @@ def create_app(registry: Registry, options: AppOptions | None = None) -> FastAPI
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(_load(registry, options.on_load_failure))
+        loading = asyncio.create_task(_load(registry, options))
         try:
             yield
         finally:
@@ -94,13 +94,15 @@ def _watch(registry: Registry, options: AppOptions) -> None:
         model.on_executed = metrics.executed
 
 
-async def _load(registry: Registry, on_failure: Callable[[BaseException], None] | None) -> None:
+async def _load(registry: Registry, options: AppOptions) -> None:
     try:
         await registry.load()
+        if options.on_loaded is not None:
+            options.on_loaded()
     except Exception as error:
         logger.error("a model cannot be loaded: %s", error, exc_info=logger.isEnabledFor(logging.DEBUG))
-        if on_failure is not None:
-            on_failure(error)
+        if options.on_load_failure is not None:
+            options.on_load_failure(error)
 
 
 async def _refused(_: Request, error: Exception) -> Response:

@@ -13,6 +13,7 @@ from types import FrameType
 import uvicorn
 
 from serve.admission import Admission
+from serve.threads import helpers
 
 logger = logging.getLogger("serve")
 
@@ -39,6 +40,7 @@ class Server(uvicorn.Server):
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until stopped."""
         self._loop = asyncio.get_running_loop()
+        self._loop.set_default_executor(helpers())
         await super().serve(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002

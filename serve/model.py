@@ -14,6 +14,7 @@ from serve.datatypes import Array
 from serve.errors import BadRequestError, InferenceError, NotReadyError, ServeError, TooLateError
 from serve.runners.base import Runner, UnfitRequestError
 from serve.stats import ModelStats
+from serve.threads import give_way
 
 logger = logging.getLogger("serve")
 
@@ -41,7 +42,7 @@ class Model:
         self.on_executed: Callable[[str, int, int, int], None] = _nobody
         self._runner = runner
         # One thread of its own: calls queue up here and never in a pool that others need.
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"engine-{contract.name}")
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"engine-{contract.name}", initializer=give_way)
 
     @property
     def platform(self) -> str:

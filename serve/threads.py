@@ -1,0 +1,43 @@
+"""Threads that compute give way to the one that answers: a server that is busy still says so at once."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+NICENESS = 5  # above the event loop's: about a third of its share where both want a core
+# Of the interpreter, in place of 0.005: the event loop needs it several times for one reply, and waits each time.
+SWITCH_SECONDS = 0.001
+MOST_HELPERS = 32
+
+
+def give_way() -> None:
+    """Lower the priority of the calling thread, and of those that libraries start from it. Linux only, else nothing."""
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        with contextlib.suppress(OSError):  # forbidden in some sandboxes; then all are alike, as before
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS)
+
+
+def helpers() -> ThreadPoolExecutor:
+    """Threads for work on large bodies. More than there are cores would only wait for the interpreter."""
+    count = min(max(os.cpu_count() or 1, 2), MOST_HELPERS)
+    return ThreadPoolExecutor(count, thread_name_prefix="helper", initializer=give_way)
+
+
+def switch_quickly() -> None:
+    """Let threads take the interpreter from each other more often."""
+    sys.setswitchinterval(SWITCH_SECONDS)
+
+
+def settle() -> None:
+    """Take what is there now, such as modules and graphs, out of the garbage collector's view.
+
+    A full collection would go through all of it, tenths of a second on a busy machine, while nobody is answered.
+    """
+    gc.collect()
+    gc.freeze()
