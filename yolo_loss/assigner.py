@@ -75,8 +75,8 @@ class TaskAlignedAssigner(nn.Module):
             min_box_side: Candidates are sought in boxes of at least this side, in pixels; None: as they are.
             topk2: Anchors each ground truth keeps in the end, 1 for one-to-one; None: all it won.
             stride: As callers of release 8.4 pass it: ``min_box_side``, where not given, is its second entry.
-            formulation: ``sparse``, over candidate pairs; ``dense``, without data-dependent shapes; or ``auto``, by
-                size. The results are equal to the bit.
+            formulation: ``sparse``, over candidate pairs; ``dense``, without data-dependent shapes; or ``auto``: on a
+                CPU by size, elsewhere ``dense``, which never waits for a GPU. The results are equal to the bit.
             compile_kernels: Run the heavy parts through torch.compile. The first calls then take some seconds.
 
         Raises:
@@ -157,7 +157,8 @@ class TaskAlignedAssigner(nn.Module):
         formulation = self.formulation
         if formulation == "auto":
             pairs = pd_bboxes.shape[0] * pd_bboxes.shape[1] * ground_truth.gt_bboxes.shape[1]
-            formulation = "dense" if pairs <= FEW_PAIRS else "sparse"
+            # Lists have lengths for which a GPU is waited for, and a graph of its kernels has one length of each.
+            formulation = "dense" if pairs <= FEW_PAIRS or pd_bboxes.device.type != "cpu" else "sparse"
         return FORMULATIONS[formulation](scores, pd_bboxes, anc_points, ground_truth, self.params)
 
     def _check(

@@ -1,4 +1,4 @@
-"""Large buffers of zeros on a CPU."""
+"""New tensors: large zeros on a CPU, and constants and copies for which no GPU is waited for."""
 
 from __future__ import annotations
 
@@ -29,3 +29,25 @@ def lazy_zeros(shape: Sequence[int], like: Tensor) -> Tensor:
 def lazy_zeros_like(tensor: Tensor) -> Tensor:
     """``torch.zeros_like`` by way of :func:`lazy_zeros`, in the tensor's own memory layout."""
     return lazy_zeros(tensor.shape, tensor) if tensor.is_contiguous() else torch.zeros_like(tensor)
+
+
+def constants(values: Sequence[float], like: Tensor) -> Tensor:
+    """A few numbers as a tensor.
+
+    ``torch.tensor`` uploads them, and waits until the GPU has done all that was queued before.
+
+    Args:
+        values: N numbers.
+        like: Gives type and device.
+
+    Returns:
+        (N,).
+    """
+    if like.device.type == "cpu":
+        return torch.tensor(values, dtype=like.dtype)
+    return torch.cat([like.new_full((1,), value) for value in values])
+
+
+def moved(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """``tensor.to``, not waiting for a GPU that it goes to. What comes from one must have arrived."""
+    return tensor.to(device, dtype or tensor.dtype, non_blocking=device.type != "cpu")

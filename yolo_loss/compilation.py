@@ -1,4 +1,4 @@
-"""torch.compile for the few functions in which the time goes.
+"""How operations are run: torch.compile for the few functions in which the time goes, and no mixed precision.
 
 The rest has sizes that depend on the data, at which a compiler would stop again and again.
 """
@@ -6,7 +6,7 @@ The rest has sizes that depend on the data, at which a compiler would stop again
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar
@@ -49,6 +49,13 @@ def uncompiled(function: Callable[P, T]) -> Callable[P, T]:
     """Keep out of a ``torch.compile`` around it, which would recompile for every batch's number of pairs."""
     kept: Callable[P, T] = torch.compiler.disable(function)
     return kept
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Inside, nothing is mixed precision: products of the decoding would be taken in half precision."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 @cache

@@ -11,19 +11,18 @@ from torch import Tensor, nn
 from yolo_loss.anchors import decode_levels
 from yolo_loss.assigner import TaskAlignedAssigner, preset_options
 from yolo_loss.channels import ClassScores
-from yolo_loss.compilation import kernels_compiled, uncompiled
+from yolo_loss.compilation import kernels_compiled, uncompiled, without_autocast
 from yolo_loss.dense_sums import dense_sums
-from yolo_loss.gradients import GRADIENTS, Derive
+from yolo_loss.gradients import Derive, dense_gradients, sparse_gradients
 from yolo_loss.predictions import RawOutput, join_predictions
 from yolo_loss.results import Assignment, Gains, GroundTruth, LossResult, Predictions
 from yolo_loss.rows import RowDerivatives, Rows, row_derivatives
 from yolo_loss.sparse_sums import sparse_sums
-from yolo_loss.targets import add_empty_slot, pad_ground_truth
+from yolo_loss.targets import add_empty_slot, pad_where_it_lies
 from yolo_loss.terms import loss_from_sums
 from yolo_loss.validate import check_batch, check_labels
 
 CLASS_LOSSES = ("bce", "varifocal")
-SUMS = {"auto": sparse_sums, "dense": dense_sums, "sparse": sparse_sums}
 
 
 class DetectionLoss(nn.Module):
@@ -47,6 +46,7 @@ class DetectionLoss(nn.Module):
         preset: str = "yolov8",
         formulation: str = "auto",
         compile_kernels: bool = False,
+        max_boxes: int | None = None,
         **assigner_options: Any,
     ) -> None:
         """Set the hyper-parameters.
@@ -63,18 +63,22 @@ class DetectionLoss(nn.Module):
             class_loss: ``bce`` or ``varifocal``.
             preset: ``yolov8``, or ``ultralytics-8.4`` for that release's larger candidate areas.
             formulation: ``sparse``, over candidate pairs and foreground; ``dense``, without data-dependent shapes; or
-                ``auto``, which assigns by size.
+                ``auto``, which on a CPU assigns by size, and elsewhere never waits for a GPU.
             compile_kernels: Run the heavy parts through torch.compile. The first calls then take some seconds.
+            max_boxes: M, ground-truth slots of each image, whatever the batch has; more boxes are an error. None: the
+                batch's largest count. Where the batch lies on a GPU, that is the only number that is waited for.
             **assigner_options: ``min_box_side`` and ``topk2``, over the preset's.
 
         Raises:
-            ValueError: A name is unknown, or a count or stride not positive.
+            ValueError: A name is unknown, a count or stride not positive, or ``max_boxes`` negative.
         """
         super().__init__()
         if class_loss not in CLASS_LOSSES:
             raise ValueError(f"class_loss is {class_loss!r}, expected one of {', '.join(CLASS_LOSSES)}")
         if reg_max < 1:
             raise ValueError(f"reg_max is {reg_max}, expected at least 1")
+        if max_boxes is not None and max_boxes < 0:
+            raise ValueError(f"max_boxes is {max_boxes}, expected at least 0, or None for the batch's largest count")
         if not strides or min(strides) <= 0:
             raise ValueError(f"strides is {tuple(strides)}, expected pixels per cell of each level, all above 0")
         self.num_classes = num_classes
@@ -84,6 +88,7 @@ class DetectionLoss(nn.Module):
         self.class_loss = class_loss
         self.preset = preset
         self.compile_kernels = compile_kernels
+        self.max_boxes = max_boxes
         options = preset_options(preset) | assigner_options
         self.assigner = TaskAlignedAssigner(topk, num_classes, alpha, beta, eps, formulation=formulation, **options)
 
@@ -100,7 +105,8 @@ class DetectionLoss(nn.Module):
             The loss () to call ``backward`` on, the sum of the terms times B; and box, cls, dfl (3,), detached.
 
         Raises:
-            ValueError: Shapes, dtypes, labels or image indices that do not belong together.
+            ValueError: Shapes, dtypes, labels or image indices that do not belong together, or more boxes than
+                ``max_boxes``.
         """
         result = self.evaluate(preds, batch)
         return result.loss, result.loss_items
@@ -113,16 +119,10 @@ class DetectionLoss(nn.Module):
         images, labels, bboxes_xywh = check_batch(batch, batch_size)
         check_labels("batch['cls']", labels, self.num_classes)
         height, width = (int(cells * self.strides[0]) for cells in predictions.grid_size)
-        device, dtype = predictions.anchor_points.device, predictions.anchor_points.dtype
-        ground_truth = pad_ground_truth(
-            images.to(device),
-            labels.to(device),
-            bboxes_xywh.to(device, dtype),
-            batch_size,
-            (height, width),
+        ground_truth = pad_where_it_lies(
+            (images, labels, bboxes_xywh), predictions.anchor_points, (height, width), batch_size, self.max_boxes
         )
-        # Inside a mixed-precision region the products of the decoding would be taken in half precision.
-        with torch.autocast(device.type, enabled=False), kernels_compiled(self.compile_kernels):
+        with without_autocast(predictions.anchor_points.device), kernels_compiled(self.compile_kernels):
             return self.from_padded(predictions, ground_truth)
 
     def from_padded(self, predictions: Predictions, ground_truth: GroundTruth) -> LossResult:
@@ -136,7 +136,11 @@ class DetectionLoss(nn.Module):
             The loss with what it was made from.
         """
         ground_truth, assignment = self._assign(predictions, ground_truth)
-        image_sums = SUMS[self.assigner.formulation](predictions, ground_truth, assignment, self.class_loss)
+        inputs = predictions, ground_truth, assignment, self.class_loss
+        if self.assigner.formulation == "dense":
+            image_sums = dense_sums(*inputs)
+        else:
+            image_sums = sparse_sums(*inputs, self._most_foreground(ground_truth))
         loss, items = loss_from_sums(image_sums, self.gains)
         return LossResult(loss, items.detach(), image_sums, assignment)
 
@@ -156,13 +160,23 @@ class DetectionLoss(nn.Module):
         """
         ground_truth, assignment = self._assign(predictions, ground_truth)
         derive = derive or self.row_derivatives
-        gradients_of = GRADIENTS[self.assigner.formulation]
-        image_sums, gradients = gradients_of(predictions, ground_truth, assignment, self.class_loss, self.gains, derive)
+        inputs = predictions, ground_truth, assignment, self.class_loss, self.gains, derive
+        if self.assigner.formulation == "dense":
+            image_sums, gradients = dense_gradients(*inputs)
+        else:
+            image_sums, gradients = sparse_gradients(*inputs, self._most_foreground(ground_truth))
         return LossResult(*loss_from_sums(image_sums, self.gains), image_sums, assignment), gradients
 
     def row_derivatives(self, rows: Rows) -> RowDerivatives:
         """Terms of single anchors with their derivatives."""
         return row_derivatives(rows, self.reg_max, self.class_loss)
+
+    def _most_foreground(self, ground_truth: GroundTruth) -> int | None:
+        """Anchors that are foreground at most, where a GPU is not to be asked how many are."""
+        images, slots, _ = ground_truth.gt_bboxes.shape
+        if self.assigner.formulation != "auto" or ground_truth.gt_bboxes.device.type == "cpu":
+            return None
+        return images * self.assigner.params.most_assigned(slots)
 
     @torch.no_grad()
     def _assign(self, predictions: Predictions, ground_truth: GroundTruth) -> tuple[GroundTruth, Assignment]:

@@ -12,10 +12,14 @@ from yolo_loss.channels import ClassScores
 from yolo_loss.compilation import kernel
 from yolo_loss.overlap import ciou_of_measured, measure
 from yolo_loss.params import AssignerParams, enlarge, power
+from yolo_loss.portions import portions
 from yolo_loss.results import Assignment, GroundTruth
 
+# Pairs, candidates or not, that a GPU looks at together: six numbers of each are alive at once, and lists of this
+# length stay in its cache from one operation to the next.
+PAIRS_AT_ONCE = 2**22
 
-@kernel
+
 def assign_dense(
     scores: ClassScores, pd_bboxes: Tensor, anc_points: Tensor, ground_truth: GroundTruth, params: AssignerParams
 ) -> Assignment:
@@ -31,6 +35,33 @@ def assign_dense(
     Returns:
         The assignment in compact form.
     """
+    if pd_bboxes.device.type == "cpu" or torch.compiler.is_compiling():
+        return assign_images(scores, pd_bboxes, anc_points, ground_truth, params)
+    return assign_portions(scores, pd_bboxes, anc_points, ground_truth, params, PAIRS_AT_ONCE)
+
+
+def assign_portions(
+    scores: ClassScores,
+    pd_bboxes: Tensor,
+    anc_points: Tensor,
+    ground_truth: GroundTruth,
+    params: AssignerParams,
+    limit: int,
+) -> Assignment:
+    """:func:`assign_dense` of few images at a time, that have no more pairs than the limit, or of single ones."""
+    images, anchors, _ = pd_bboxes.shape
+    parts = []
+    for part in portions([ground_truth.gt_bboxes.shape[1] * anchors] * images, limit):
+        own = GroundTruth(*(field[part] for field in ground_truth))
+        parts.append(assign_images(scores.of_images(part), pd_bboxes[part], anc_points, own, params))
+    return parts[0] if len(parts) == 1 else Assignment(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+
+
+@kernel
+def assign_images(
+    scores: ClassScores, pd_bboxes: Tensor, anc_points: Tensor, ground_truth: GroundTruth, params: AssignerParams
+) -> Assignment:
+    """:func:`assign_dense` of all images together."""
     candidates = find_candidates(anc_points, ground_truth, params)  # (B, M, A)
     overlaps, metric = align_metric(scores, pd_bboxes, ground_truth, candidates, params)
     chosen = select_topk(metric, params.topk)

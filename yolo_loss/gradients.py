@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from yolo_loss.dense_sums import join_levels
+from yolo_loss.foreground import find_foreground, foreground_rows
 from yolo_loss.lookup import labels_and_boxes
 from yolo_loss.results import Assignment, Gains, GroundTruth, Predictions
 from yolo_loss.rows import RowDerivatives, Rows
-from yolo_loss.sparse_sums import add_up, find_foreground, foreground_rows
+from yolo_loss.sparse_sums import add_up
 from yolo_loss.terms import class_derivative, class_term_of_levels
 
 Derive = Callable[[Rows], RowDerivatives]
@@ -48,6 +49,7 @@ def sparse_gradients(
     class_loss: str,
     gains: Gains,
     derive: Derive,
+    most: int | None = None,
 ) -> SumsAndGradients:
     """Derivatives of the foreground's rows, scattered into those of the class term that all anchors have.
 
@@ -58,10 +60,11 @@ def sparse_gradients(
         class_loss: ``bce`` or ``varifocal``.
         gains: Weights of the terms.
         derive: ``row_derivatives`` with its options, in a form that the graph takes.
+        most: The foreground has no more anchors, and no GPU is asked how many; None: it is.
     """
-    foreground = find_foreground(predictions, ground_truth, assignment)
+    foreground = find_foreground(predictions, ground_truth, assignment, most)
     rows = foreground_rows(predictions, foreground)
-    derived = derive(rows)
+    derived = foreground.only_real(derive(rows))
     image_sums = add_up(predictions, foreground, derived.terms, class_loss)
     upstream = upstream_of(image_sums, gains)
     by_distri = derived.box_by_distri * upstream.box + derived.dfl_by_distri * upstream.dfl
@@ -123,9 +126,6 @@ def dense_gradients(
     by_logits = class_derivative(logits, class_loss) * upstream.cls
     by_logits = by_logits + torch.where(labels.unsqueeze(1) == classes, own.unsqueeze(1), 0.0)
     return SumsAndGradients(image_sums, _cut(torch.cat((by_distri, by_logits), dim=1), predictions))
-
-
-GRADIENTS = {"auto": sparse_gradients, "dense": dense_gradients, "sparse": sparse_gradients}
 
 
 def upstream_of(image_sums: Tensor, gains: Gains) -> Upstream:

@@ -28,9 +28,13 @@ def look_up_targets(assignment: Assignment, ground_truth: GroundTruth, num_class
         boxes = weights.new_zeros((*weights.shape, 4))
         return AssignmentResult(labels, boxes, scores, assignment.fg_mask, assignment.target_gt_idx)
     labels, boxes = labels_and_boxes(assignment, ground_truth)
-    # The foreground alone: writing the background's zeros would touch every page.
-    image, anchor = assignment.fg_mask.nonzero().unbind(1)
-    scores[image, anchor, labels[image, anchor]] = weights[image, anchor]
+    if scores.device.type == "cpu":
+        # The foreground alone: writing the background's zeros would touch every page.
+        image, anchor = assignment.fg_mask.nonzero().unbind(1)
+        scores[image, anchor, labels[image, anchor]] = weights[image, anchor]
+    else:
+        # A list of the foreground has a length for which a GPU would be waited for.
+        scores.scatter_(2, labels.unsqueeze(-1), weights.unsqueeze(-1))
     return AssignmentResult(labels, boxes, scores, assignment.fg_mask, assignment.target_gt_idx)
 
 

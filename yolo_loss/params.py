@@ -29,6 +29,10 @@ class AssignerParams(NamedTuple):
     min_box_side: float | None = None
     topk2: int | None = None
 
+    def most_assigned(self, slots: int) -> int:
+        """How many anchors of an image with so many ground truths are foreground at most."""
+        return slots * (self.topk if self.topk2 is None else min(self.topk, self.topk2))
+
 
 def power(base: Tensor, exponent: float) -> Tensor:
     """base^exponent, whole exponents by multiplication.

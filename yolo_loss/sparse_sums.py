@@ -7,43 +7,26 @@ and each gather and add them up.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from yolo_loss.buffers import lazy_zeros_like
+from yolo_loss.buffers import constants, lazy_zeros_like
+from yolo_loss.foreground import Foreground, find_foreground, foreground_rows
 from yolo_loss.results import Assignment, GroundTruth, Level, Predictions
-from yolo_loss.rows import Rows, RowTerms, row_derivatives, row_terms
+from yolo_loss.rows import RowTerms, row_derivatives, row_terms
 from yolo_loss.terms import class_term_of_levels, write_class_derivative
 
 
-class Foreground(NamedTuple):
-    """The foreground anchors, level by level, (N,) each unless said otherwise.
-
-    Attributes:
-        of_level: Per level b and a, counted from the level's first anchor, (N_i,) each.
-        image: b.
-        label: Class.
-        weight: Soft score.
-        target_grid: (N, 4) target box, xyxy, grid units.
-        point: (N, 2) anchor point, grid units.
-    """
-
-    of_level: list[tuple[Tensor, Tensor]]
-    image: Tensor
-    label: Tensor
-    weight: Tensor
-    target_grid: Tensor
-    point: Tensor
-
-    def per_level(self, values: Tensor) -> list[Tensor]:
-        """(N, ...) cut into levels."""
-        return list(values.split([image.shape[0] for image, _ in self.of_level]))
-
-
-def sparse_sums(predictions: Predictions, ground_truth: GroundTruth, assignment: Assignment, class_loss: str) -> Tensor:
+def sparse_sums(
+    predictions: Predictions,
+    ground_truth: GroundTruth,
+    assignment: Assignment,
+    class_loss: str,
+    most: int | None = None,
+) -> Tensor:
     """Sums of the terms.
 
     Args:
@@ -51,55 +34,18 @@ def sparse_sums(predictions: Predictions, ground_truth: GroundTruth, assignment:
         ground_truth: Padded, M >= 1.
         assignment: Its targets.
         class_loss: ``bce`` or ``varifocal``.
+        most: The foreground has no more anchors, and no GPU is asked how many; None: it is.
 
     Returns:
         (B, 4): box, cls, dfl and target-score sums. Differentiable once.
     """
-    foreground = find_foreground(predictions, ground_truth, assignment)
+    foreground = find_foreground(predictions, ground_truth, assignment, most)
     if torch.is_grad_enabled() and any(source.requires_grad for level in predictions.levels for source in level):
         sources = [source for level in predictions.levels for source in level]
         sums: Tensor = _SparseSums.apply(predictions, foreground, class_loss, *sources)  # type: ignore[no-untyped-call]
         return sums
     terms = row_terms(foreground_rows(predictions, foreground), predictions.reg_max, class_loss)
-    return add_up(predictions, foreground, terms, class_loss)
-
-
-def find_foreground(predictions: Predictions, ground_truth: GroundTruth, assignment: Assignment) -> Foreground:
-    """List the foreground anchors with what they are to be compared with."""
-    of_level, anchors, offset = [], [], 0
-    for level in predictions.levels:
-        count = level.scores_of.shape[2]
-        found = assignment.fg_mask[:, offset : offset + count].flatten().nonzero().squeeze(1)
-        image = torch.div(found, count, rounding_mode="floor")
-        within = found - image * count
-        of_level.append((image, within))
-        anchors.append(within + offset)
-        offset += count
-    image, anchor = torch.cat([image for image, _ in of_level]), torch.cat(anchors)
-    place = image * offset + anchor
-    slots = ground_truth.gt_labels.shape[1]
-    slot = image * slots + assignment.target_gt_idx.flatten().index_select(0, place)
-    label = ground_truth.gt_labels.flatten().index_select(0, slot).clamp(min=0)
-    target_grid = ground_truth.gt_bboxes.flatten(0, 1).index_select(0, slot)
-    target_grid = target_grid / predictions.strides.index_select(0, anchor)
-    weight = assignment.target_weights.flatten().index_select(0, place)
-    point = predictions.anchor_points.index_select(0, anchor)
-    return Foreground(of_level, image, label, weight, target_grid, point)
-
-
-def foreground_rows(predictions: Predictions, foreground: Foreground) -> Rows:
-    """The foreground's logits, in the type to compute in, with what they are compared with."""
-    channels = torch.arange(4 * predictions.reg_max, device=foreground.image.device)
-    rows, own_logits, begin = [], [], 0
-    levels = zip(foreground.of_level, predictions.pred_distri, predictions.pred_scores, strict=True)
-    for (image, anchor), distri, scores in levels:
-        rows.append(distri.pick(image[:, None], channels, anchor[:, None]))
-        label = foreground.label[begin : begin + image.shape[0]]
-        own_logits.append(scores.pick(image, label, anchor))
-        begin += image.shape[0]
-    dtype = foreground.weight.dtype
-    logits = torch.cat(rows).to(dtype), torch.cat(own_logits).to(dtype)
-    return Rows(*logits, foreground.weight, foreground.target_grid, foreground.point)
+    return add_up(predictions, foreground, foreground.only_real(terms), class_loss)
 
 
 def add_up(predictions: Predictions, foreground: Foreground, terms: RowTerms, class_loss: str) -> Tensor:
@@ -108,7 +54,7 @@ def add_up(predictions: Predictions, foreground: Foreground, terms: RowTerms, cl
     images = predictions.levels[0].scores_of.shape[0]
     sums = columns.new_zeros((images, 4)).index_add(0, foreground.image, columns)
     everywhere = class_term_of_levels([level.detach() for level in predictions.pred_scores], class_loss)
-    only_class = torch.tensor((0.0, 1.0, 0.0, 0.0), dtype=sums.dtype, device=sums.device)
+    only_class = constants((0.0, 1.0, 0.0, 0.0), sums)
     return sums + everywhere.to(sums.dtype)[:, None] * only_class
 
 
@@ -118,6 +64,7 @@ class _SparseSums(torch.autograd.Function):
         ctx: Any, predictions: Predictions, foreground: Foreground, class_loss: str, *sources: Tensor
     ) -> Tensor:
         derived = row_derivatives(foreground_rows(predictions, foreground), predictions.reg_max, class_loss)
+        derived = foreground.only_real(derived)
         ctx.predictions, ctx.foreground, ctx.class_loss = predictions, foreground, class_loss
         # The sources are saved for autograd to notice when somebody overwrites them in between.
         ctx.save_for_backward(derived.box_by_distri, derived.dfl_by_distri, derived.cls_by_logit, *sources)
@@ -159,5 +106,5 @@ def _level_gradients(
     image, anchor = place
     channels = torch.arange(boxes, device=anchor.device)
     distri[image[:, None], channels, anchor[:, None]] = rows.to(distri.dtype)
-    scores[image, label, anchor] += own.to(scores.dtype)  # an anchor has one ground truth, so no place occurs twice
+    scores[image, label, anchor] += own.to(scores.dtype)  # an anchor is listed once, so no place occurs twice
     return (whole, None) if same else (distri, whole)

@@ -6,11 +6,18 @@ import torch
 from torch import Tensor
 
 from yolo_loss.boxes import xywh2xyxy
+from yolo_loss.buffers import constants, moved
 from yolo_loss.results import GroundTruth
+from yolo_loss.validate import values_readable
 
 
 def pad_ground_truth(
-    batch_idx: Tensor, cls: Tensor, bboxes_xywh: Tensor, batch_size: int, image_size: tuple[int, int]
+    batch_idx: Tensor,
+    cls: Tensor,
+    bboxes_xywh: Tensor,
+    batch_size: int,
+    image_size: tuple[int, int],
+    slots: int | None = None,
 ) -> GroundTruth:
     """Pad to the largest count in the batch, keeping the order of arrival inside each image.
 
@@ -20,16 +27,24 @@ def pad_ground_truth(
         bboxes_xywh: (T, 4) centre x, centre y, width, height, normalised to [0, 1] by the image size.
         batch_size: B.
         image_size: (height, width) in pixels.
+        slots: M; None: the largest count, 0 when T = 0. To learn that of tensors on a GPU, it is waited for.
 
     Returns:
-        Padded ground truth in pixel xyxy with M = the largest count, 0 when T = 0. Padding rows are zeros; a row is
-        valid when the sum of its coordinates is above 0.
+        Padded ground truth in pixel xyxy. Padding rows are zeros; a row is valid when the sum of its coordinates is
+        above 0.
+
+    Raises:
+        ValueError: An image has more boxes than ``slots``. On a GPU the kernels that follow are stopped instead.
     """
     height, width = image_size
-    scale = torch.tensor((width, height, width, height), dtype=bboxes_xywh.dtype, device=bboxes_xywh.device)
+    scale = constants((width, height, width, height), bboxes_xywh)
     boxes = xywh2xyxy(bboxes_xywh * scale)  # (T, 4)
-    counts = torch.bincount(batch_idx, minlength=batch_size)  # (B,)
-    slots = int(counts.max()) if batch_size else 0
+    # Not bincount, which asks a GPU for the largest index.
+    counts = batch_idx.new_zeros(batch_size).index_add(0, batch_idx, torch.ones_like(batch_idx))  # (B,)
+    if slots is None:
+        slots = int(counts.max()) if batch_size else 0
+    else:
+        _check_counts(counts, slots)
     order = torch.argsort(batch_idx, stable=True)
     image = batch_idx[order]
     rank = torch.arange(len(order), device=image.device) - (counts.cumsum(0) - counts)[image]  # (T,) place in its image
@@ -37,6 +52,37 @@ def pad_ground_truth(
     gt_labels = cls.new_zeros((batch_size, slots, 1)).index_put((image, rank), cls[order, None])
     gt_bboxes = boxes.new_zeros((batch_size, slots, 4)).index_put((image, rank), boxes[order])
     return GroundTruth(gt_labels, gt_bboxes, gt_bboxes.sum(dim=-1, keepdim=True) > 0)
+
+
+def pad_where_it_lies(
+    batch: tuple[Tensor, Tensor, Tensor], like: Tensor, image_size: tuple[int, int], images: int, slots: int | None
+) -> GroundTruth:
+    """:func:`pad_ground_truth` of a batch on any device; what lies on the CPU is padded there, which waits for no GPU.
+
+    Args:
+        batch: ``batch_idx``, ``cls`` and ``bboxes_xywh``.
+        like: Gives device, and the boxes' type.
+        image_size: (height, width) in pixels.
+        images: B.
+        slots: M, or None.
+    """
+    here = like.device
+    if all(tensor.device.type == "cpu" for tensor in batch):
+        here = batch[0].device
+    image, label, boxes = batch
+    padded = pad_ground_truth(
+        moved(image, here), moved(label, here), moved(boxes, here, like.dtype), images, image_size, slots
+    )
+    return GroundTruth(*(moved(field, like.device) for field in padded))
+
+
+def _check_counts(counts: Tensor, slots: int) -> None:
+    text = f"an image has more than {slots} boxes, as many as there are slots; give a larger max_boxes"
+    if values_readable(counts):
+        if counts.numel() and int(counts.max()) > slots:
+            raise ValueError(f"an image has {int(counts.max())} boxes, but max_boxes is {slots}; give a larger one")
+    else:
+        torch._assert_async((counts <= slots).all(), text)
 
 
 def add_empty_slot(ground_truth: GroundTruth) -> GroundTruth:

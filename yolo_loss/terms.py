@@ -9,6 +9,7 @@ from torch import Tensor
 
 from yolo_loss.anchors import compute_dtype
 from yolo_loss.boxes import bbox2dist
+from yolo_loss.buffers import constants
 from yolo_loss.channels import Channels
 from yolo_loss.compilation import compiling_kernels, kernel
 from yolo_loss.overlap import ciou
@@ -143,7 +144,7 @@ def loss_from_sums(image_sums: Tensor, gains: Gains) -> tuple[Tensor, Tensor]:
     """
     total = image_sums.sum(dim=0)  # (4,)
     terms = total[:3] / total[3].clamp(min=1.0)
-    items = terms * torch.tensor(gains, dtype=terms.dtype, device=terms.device)
+    items = terms * constants(gains, terms)
     return items.sum() * image_sums.shape[0], items
 
 

@@ -1,0 +1,111 @@
+"""The foreground anchors of an assignment, listed with what they are compared with."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from yolo_loss.results import Assignment, GroundTruth, Predictions
+from yolo_loss.rows import RowDerivatives, Rows, RowTerms
+
+Terms = TypeVar("Terms", RowTerms, RowDerivatives)
+
+
+class Foreground(NamedTuple):
+    """The foreground anchors, level by level, (N,) each unless said otherwise.
+
+    Attributes:
+        of_level: Per level b and a, counted from the level's first anchor, (N_i,) each.
+        image: b.
+        label: Class.
+        weight: Soft score.
+        target_grid: (N, 4) target box, xyxy, grid units.
+        point: (N, 2) anchor point, grid units.
+        real: bool; False where background fills the list up, of weight 0. None: nowhere.
+    """
+
+    of_level: list[tuple[Tensor, Tensor]]
+    image: Tensor
+    label: Tensor
+    weight: Tensor
+    target_grid: Tensor
+    point: Tensor
+    real: Tensor | None
+
+    def per_level(self, values: Tensor) -> list[Tensor]:
+        """(N, ...) cut into levels."""
+        return list(values.split([image.shape[0] for image, _ in self.of_level]))
+
+    def only_real(self, terms: Terms) -> Terms:
+        """Terms or derivatives, 0 on what fills the list up, also where they are no number there."""
+        if self.real is None:
+            return terms
+        wide = self.real.unsqueeze(1)
+        return type(terms)(*(torch.where(self.real if term.dim() == 1 else wide, term, 0.0) for term in terms))
+
+
+def find_foreground(
+    predictions: Predictions, ground_truth: GroundTruth, assignment: Assignment, most: int | None = None
+) -> Foreground:
+    """List the foreground anchors with what they are to be compared with.
+
+    Args:
+        predictions: The head's output.
+        ground_truth: Padded, M >= 1.
+        assignment: Its targets.
+        most: The foreground has no more anchors; lists of each level are filled up to so many with background, so that
+            no GPU is asked for their lengths. None: the lists are as long as they have to be.
+    """
+    of_level, anchors, offset = [], [], 0
+    for level in predictions.levels:
+        count = level.scores_of.shape[2]
+        flags = assignment.fg_mask[:, offset : offset + count].flatten()
+        found = flags.nonzero().squeeze(1) if most is None else true_first(flags)[:most]
+        image = torch.div(found, count, rounding_mode="floor")
+        within = found - image * count
+        of_level.append((image, within))
+        anchors.append(within + offset)
+        offset += count
+    image, anchor = torch.cat([image for image, _ in of_level]), torch.cat(anchors)
+    place = image * offset + anchor
+    slots = ground_truth.gt_labels.shape[1]
+    slot = image * slots + assignment.target_gt_idx.flatten().index_select(0, place)
+    label = ground_truth.gt_labels.flatten().index_select(0, slot).clamp(min=0)
+    target_grid = ground_truth.gt_bboxes.flatten(0, 1).index_select(0, slot)
+    target_grid = target_grid / predictions.strides.index_select(0, anchor)
+    weight = assignment.target_weights.flatten().index_select(0, place)
+    point = predictions.anchor_points.index_select(0, anchor)
+    real = None if most is None else assignment.fg_mask.flatten().index_select(0, place)
+    return Foreground(of_level, image, label, weight, target_grid, point, real)
+
+
+def true_first(flags: Tensor) -> Tensor:
+    """Places of the flags that are set, then of the others, each in order.
+
+    Args:
+        flags: (N,) bool.
+
+    Returns:
+        (N,) int64, every place once.
+    """
+    place = torch.arange(flags.shape[0], device=flags.device)
+    before = flags.cumsum(0)  # set up to and with each
+    rank = torch.where(flags, before - 1, before[-1:] + place - before)
+    return torch.empty_like(place).scatter_(0, rank, place)
+
+
+def foreground_rows(predictions: Predictions, foreground: Foreground) -> Rows:
+    """The foreground's logits, in the type to compute in, with what they are compared with."""
+    channels = torch.arange(4 * predictions.reg_max, device=foreground.image.device)
+    rows, own_logits, begin = [], [], 0
+    levels = zip(foreground.of_level, predictions.pred_distri, predictions.pred_scores, strict=True)
+    for (image, anchor), distri, scores in levels:
+        rows.append(distri.pick(image[:, None], channels, anchor[:, None]))
+        label = foreground.label[begin : begin + image.shape[0]]
+        own_logits.append(scores.pick(image, label, anchor))
+        begin += image.shape[0]
+    dtype = foreground.weight.dtype
+    logits = torch.cat(rows).to(dtype), torch.cat(own_logits).to(dtype)
+    return Rows(*logits, foreground.weight, foreground.target_grid, foreground.point)
