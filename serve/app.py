@@ -16,6 +16,7 @@ from serve.core import Registry
 from serve.dataplane import server_metadata
 from serve.errors import ClientGoneError, ServeError
 from serve.keys import KeyGuard
+from serve.linger import Linger
 from serve.observe import Observer
 from serve.options import AppOptions
 from serve.replies import error_reply, reply
@@ -79,6 +80,7 @@ def _wrap(app: FastAPI, options: AppOptions) -> None:
     """What every request passes before it is routed; the last one added comes first."""
     app.add_middleware(AdmissionGate, admission=options.admission, unknown_size=options.max_request_bytes)
     app.add_middleware(KeyGuard, keys=options.keys)
+    app.add_middleware(Linger)
     app.add_middleware(Observer, metrics=options.metrics)
 
 
