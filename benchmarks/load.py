@@ -1,0 +1,150 @@
+"""Many clients at one server for minutes: no wrong answer, none lost, quick refusals, bounded memory.
+
+``python -m benchmarks.load --minutes 3``. The server is a process of its own with really exported models. Every answer
+is compared to the bit with the one that the server gave to the same request alone, and those with ONNX Runtime without
+a server. Clients send all sizes in all forms, hang up, set deadlines and come in bursts beyond what is let in. One more
+process does nothing but measure refusals. Words after ``--`` go to the server. Exit code 1: a goal was missed.
+Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import NamedTuple
+
+import uvloop
+from tqdm import tqdm
+
+from benchmarks.load_cases import CASES, NUM_CLASSES
+from benchmarks.load_client import Client, Plan, Tally
+from benchmarks.load_memory import PREFIX, objects
+from benchmarks.load_prepare import check_again, check_direct, prepare, regions_for
+from benchmarks.load_probe import Probed, probe
+from benchmarks.load_report import Sample, report
+from benchmarks.served import Served, serving
+from examples.service import export_once
+
+MIB = 2**20
+ARTIFACTS = Path("out/load")
+RESULTS = Path(__file__).parent / "results" / "load.json"
+PROCESSES, BURST, BURST_EVERY = 2, 24, 4.0
+NICENESS = 10  # of clients, which in earnest have cores of their own; the probe is like the server
+# Objects of shared memory that are open at the moment, the probe's connection, and those of clients that hung up.
+SPARE_DESCRIPTORS = 40
+FORK = multiprocessing.get_context("fork")  # clients share the requests and the memory that this process has made
+
+
+class Limits(NamedTuple):
+    """Of the server, low enough to be reached."""
+
+    request: int = 32 * MIB
+    total: int = 128 * MIB
+    requests: int = 36
+
+    def words(self) -> tuple[str, ...]:
+        """For its command line."""
+        values = {"max-request-bytes": self.request, "max-total-bytes": self.total, "max-requests": self.requests}
+        flags = (word for name, value in values.items() for word in (f"--{name}", str(value)))
+        return (*flags, "--shared-memory", PREFIX, "--log-level", "error")
+
+
+def main() -> int:
+    """Run, write the JSON, print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=3.0)
+    parser.add_argument("--connections", type=int, default=40)
+    parser.add_argument("--artifacts", type=Path, default=ARTIFACTS, help="models of 80 classes; exported if missing")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("server", nargs="*", metavar="WORD", help="more of the server's command line, after --")
+    options = parser.parse_args()
+    export_once(options.artifacts, NUM_CLASSES, ("assigner", "loss", "loss_grad"))
+    limits = Limits()
+    with serving(options.artifacts, *limits.words(), *options.server) as server, objects() as memory:
+        cases = prepare(server.port, CASES, memory)
+        regions_for(options.connections + PROCESSES * BURST, cases, server.port, memory)
+        plan = Plan(server.port, cases, limits.request, memory, time.monotonic() + 60 * options.minutes)
+        before = server.descriptors()
+        tally, probed, samples = run(server, plan, options.connections)
+        time.sleep(1.0)
+        tally.wrong += check_again(server.port, cases, memory)
+        after = server.descriptors() - before
+        code = server.stop()
+    tally.wrong += check_direct(options.artifacts, cases)
+    if code:
+        tally.wrong.append(f"the server ended with code {code}")
+    most = before + options.connections + PROCESSES * BURST + SPARE_DESCRIPTORS
+    results, met = report(tally, probed, samples, after, most)
+    options.out.write_text(json.dumps({"server": options.server, **results}, indent=2) + "\n", encoding="utf-8")
+    return 0 if met else 1
+
+
+def run(server: Served, plan: Plan, connections: int) -> tuple[Tally, Probed, list[Sample]]:
+    """Let all clients loose, look at the server meanwhile, and collect what they saw."""
+    urgent, reply = next((case.urgent, case.reply) for case in plan.cases if case.urgent is not None)
+    shares = [range(start, connections, PROCESSES) for start in range(PROCESSES)]
+    extra = [range(start, start + BURST) for start in range(connections, connections + PROCESSES * BURST, BURST)]
+    pipes, workers = [], []
+    for work in (*zip(shares, extra, strict=True), None):
+        ours, theirs = FORK.Pipe(duplex=False)
+        if work is None:
+            worker = FORK.Process(target=probe, args=(plan, urgent, reply, theirs), daemon=True)
+        else:
+            worker = FORK.Process(target=_work, args=(plan, *work, theirs), daemon=True)
+        worker.start()
+        pipes.append(ours)
+        workers.append(worker)
+    samples = _watch(server, plan.until)
+    *tallies, probed = [pipe.recv() for pipe in pipes]
+    for worker in workers:
+        worker.join()
+    total = Tally()
+    for tally in tallies:
+        total.add(tally)
+    return total, probed, samples
+
+
+def _work(plan: Plan, owners: Sequence[int], extra: Sequence[int], results: Connection) -> None:
+    os.nice(NICENESS)
+    results.send(uvloop.run(_clients(plan, owners, extra)))
+
+
+async def _clients(plan: Plan, owners: Sequence[int], extra: Sequence[int]) -> Tally:
+    tally = Tally()
+    clients = [Client(plan, owner, tally) for owner in owners]
+    await asyncio.gather(*(client.run() for client in clients), _bursts(plan, extra, tally))
+    return tally
+
+
+async def _bursts(plan: Plan, owners: Sequence[int], tally: Tally) -> None:
+    clients = [Client(plan, owner, tally) for owner in owners]
+    while time.monotonic() + BURST_EVERY < plan.until:
+        await asyncio.sleep(BURST_EVERY)
+        await asyncio.gather(*(client.once(burst=True) for client in clients))
+        for client in clients:
+            client.close()
+
+
+def _watch(server: Served, until: float) -> list[Sample]:
+    """Memory and open files of the server, twice a second."""
+    samples, began = [], time.monotonic()
+    with tqdm(total=round(until - began), unit="s", desc="load", file=sys.stderr) as bar:
+        while (now := time.monotonic()) < until:
+            samples.append(Sample(now - began, server.memory(), server.descriptors()))
+            bar.set_postfix_str(f"{samples[-1].memory:.0f} MiB, {samples[-1].descriptors} files")
+            bar.update(min(round(now - began), bar.total) - bar.n)
+            time.sleep(0.5)
+        bar.update(bar.total - bar.n)
+    return samples
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""What the clients of ``benchmarks.load`` compare with: each request's answer alone, and that of ONNX Runtime."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime
+from tqdm import tqdm
+
+from benchmarks import wire_client
+from benchmarks.load_cases import INPUTS, NARROW, OWNER, Case, Payload, inputs_of, offsets, payload_of
+from benchmarks.load_client import Prepared
+from benchmarks.load_memory import PREFIX, fill, make, region_of, written
+from benchmarks.load_probe import URGENT
+from serve.datatypes import NUMPY_TYPES, Array
+
+URGENT_BYTES = 2**20  # of the largest request that is also sent with a deadline
+
+
+class _Output(NamedTuple):
+    """One output of a reply."""
+
+    array: Array
+    raw: bytes
+
+
+def prepare(port: int, cases: Sequence[Case], memory: dict[str, mmap.mmap]) -> list[Prepared]:
+    """Send each case alone and keep its answer.
+
+    Args:
+        port: Of a server that has nothing else to do.
+        cases: What is asked.
+        memory: Where to put the objects of shared memory that are made for it.
+    """
+    connection = wire_client.Connection(port, 0)
+    shown = tqdm(cases, desc="answers alone", file=sys.stderr)
+    return [_prepare(connection, number, case, memory) for number, case in enumerate(shown)]
+
+
+def _prepare(connection: wire_client.Connection, number: int, case: Case, memory: dict[str, mmap.mmap]) -> Prepared:
+    payload = payload_of(case, number)
+    if payload.shared:
+        name = INPUTS.format(number)
+        sizes = [array.nbytes for array in payload.shared.values()]
+        memory[name] = make(name, offsets([*sizes, 0])[-1])
+        fill(memory[name], payload)
+        _register(connection, name, memory[name])
+    reply = _alone(connection, payload)
+    if payload.shared:
+        outputs = {name: output.raw for name, output in outputs_of(reply).items()}
+        places = {name: len(raw) for name, raw in outputs.items()}
+        payload = payload_of(case, number, places)
+        return Prepared(case, payload, None, b"", outputs)
+    urgent = payload_of(case, number, timeout=URGENT) if _may_be_urgent(case, payload) else None
+    return Prepared(case, payload, urgent, reply, {})
+
+
+def _may_be_urgent(case: Case, payload: Payload) -> bool:
+    return case.form == "binary" and payload.size <= URGENT_BYTES
+
+
+def regions_for(owners: int, cases: list[Prepared], port: int, memory: dict[str, mmap.mmap]) -> None:
+    """Give every connection a place for outputs, and keep the replies of requests that write there."""
+    connection = wire_client.Connection(port, 0)
+    largest = max(sum(len(raw) + 64 for raw in prepared.outputs.values()) for prepared in cases)
+    for owner in range(owners):
+        name = region_of(owner)
+        memory[name] = make(name, largest)
+        _register(connection, name, memory[name])
+    for number, prepared in enumerate(cases):
+        if prepared.outputs:
+            cases[number] = prepared._replace(reply=_alone(connection, prepared.payload))
+            if (wrong := _differs(prepared, memory)) is not None:
+                raise RuntimeError(f"{prepared.case.name}: {wrong} in shared memory is not what the socket gives")
+
+
+def check_again(port: int, cases: Sequence[Prepared], memory: Mapping[str, mmap.mmap]) -> list[str]:
+    """Send each case alone once more; what differs."""
+    connection = wire_client.Connection(port, 0)
+    same = {
+        prepared.case.name: _alone(connection, prepared.payload) == prepared.reply and not _differs(prepared, memory)
+        for prepared in cases
+    }
+    return [f"{name}: another result after the load" for name, equal in same.items() if not equal]
+
+
+def check_direct(folder: Path, cases: Sequence[Prepared]) -> list[str]:
+    """Compare the answers with those of the files in ONNX Runtime without a server; what differs."""
+    sessions = {
+        model: onnxruntime.InferenceSession(folder / f"{model}.onnx", providers=["CPUExecutionProvider"])
+        for model in {prepared.case.model for prepared in cases}
+    }
+    wrong = []
+    for number, prepared in enumerate(tqdm(cases, desc="without a server", file=sys.stderr)):
+        case = prepared.case
+        arrays = _widened(case, inputs_of(case, number))
+        answers = {name: output.raw for name, output in outputs_of(prepared.reply).items()} | prepared.outputs
+        expected = sessions[case.model].run(list(answers), arrays)
+        for (name, raw), array in zip(answers.items(), expected, strict=True):
+            if raw != array.tobytes():
+                wrong.append(f"{case.name}: {name} is not what ONNX Runtime computes")
+        if case.size.slots and not arrays["mask_gt"].any():
+            wrong.append(f"{case.name}: has no ground truth, so it proves little")
+    return wrong
+
+
+def _widened(case: Case, arrays: dict[str, Array]) -> dict[str, Array]:
+    narrow = NARROW.get(case.form)
+    floats = ("feat", "pd_scores")
+    return {
+        name: array.astype(narrow).astype(np.float32) if narrow is not None and name.startswith(floats) else array
+        for name, array in arrays.items()
+    }
+
+
+def outputs_of(reply: bytes) -> dict[str, _Output]:
+    """The outputs that travelled in a reply."""
+    document, end = json.JSONDecoder().raw_decode(reply.decode("latin-1"))
+    outputs = {}
+    for row in document["outputs"]:
+        dtype, parameters = NUMPY_TYPES[row["datatype"]], row.get("parameters", {})
+        if "data" in row:
+            array = np.array(row["data"], dtype)
+        elif "binary_data_size" in parameters:
+            array = np.frombuffer(reply[end : end + parameters["binary_data_size"]], dtype)
+            end += array.nbytes
+        else:
+            continue
+        outputs[row["name"]] = _Output(array, array.tobytes())
+    return outputs
+
+
+def _differs(prepared: Prepared, memory: Mapping[str, mmap.mmap]) -> str | None:
+    """The first output whose bytes in shared memory are not those that were expected."""
+    values = written(memory[OWNER], [len(raw) for raw in prepared.outputs.values()])
+    wrong = (name for (name, raw), value in zip(prepared.outputs.items(), values, strict=True) if raw != value)
+    return next(wrong, None)
+
+
+def _alone(connection: wire_client.Connection, payload: Payload) -> bytes:
+    return connection.send(wire_client.Payload(payload.head, [memoryview(part) for part in payload.body]))
+
+
+def _register(connection: wire_client.Connection, name: str, memory: mmap.mmap) -> None:
+    document: dict[str, Any] = {"key": f"/{PREFIX}{name}", "byte_size": len(memory)}
+    text = json.dumps(document).encode()
+    head = f"POST /v2/systemsharedmemory/region/{name}/register HTTP/1.1\r\nhost: load\r\n"
+    head += f"content-length: {len(text)}\r\n\r\n"
+    connection.send(wire_client.Payload(head.encode(), [memoryview(text)]))

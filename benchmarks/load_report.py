@@ -1,0 +1,123 @@
+"""What ``benchmarks.load`` found, beside what was wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.load_client import Tally
+from benchmarks.load_probe import Probed
+
+REFUSAL_MS = 50.0
+WARM_UP = 1 / 3  # of the time, after which memory is to stay as it is
+MOST_SHOWN = 20
+
+
+class Sample(NamedTuple):
+    """Of the server: seconds since the load began, MiB resident, files and sockets open."""
+
+    seconds: float
+    memory: float
+    descriptors: int
+
+
+class Goal(NamedTuple):
+    """A figure and the most that it may be."""
+
+    what: str
+    reached: float
+    most: float
+
+    @property
+    def met(self) -> bool:
+        """Whether it is."""
+        return self.reached <= self.most
+
+
+def report(
+    tally: Tally, probed: Probed, samples: Sequence[Sample], descriptors: int, most_descriptors: int
+) -> tuple[dict[str, Any], bool]:
+    """Print a table.
+
+    Args:
+        tally: Of all clients.
+        probed: By the process that only measures refusals.
+        samples: Of the server under load.
+        descriptors: More of them after the load than before it.
+        most_descriptors: That there may be under load.
+
+    Returns:
+        All results, and whether every goal was met.
+    """
+    refusals = {status: milliseconds(probed.seconds[status]) for status in (413, 503, 504)}
+    seen = {s: milliseconds([seconds for status, seconds in tally.refusals if status == s]) for s in (413, 503, 504)}
+    memory = memory_of(samples)
+    wrong, lost = tally.wrong + probed.wrong, tally.lost
+    goals = [
+        Goal("wrong answers", len(wrong), 0),
+        Goal("lost answers", len(lost), 0),
+        *(Goal(f"slowest {status}, ms", row["max"], REFUSAL_MS) for status, row in refusals.items() if row["count"]),
+        Goal("memory: peak of the last third over that of the second", memory["growth"], 1.1),
+        Goal("files and sockets under load", max(sample.descriptors for sample in samples), most_descriptors),
+        Goal("files and sockets left after it", descriptors, 2),
+    ]
+    results = {
+        "seconds": samples[-1].seconds,
+        "answers": dict(sorted(tally.outcomes.items())),
+        "goals": [goal._asdict() | {"met": goal.met} for goal in goals],
+        "refusals_ms": {str(status): row for status, row in refusals.items()},
+        "refusals_ms_at_busy_clients": {str(status): row for status, row in seen.items()},
+        "memory_mib": memory,
+        "wrong": wrong[:MOST_SHOWN],
+        "lost": lost[:MOST_SHOWN],
+    }
+    _show(results, goals)
+    return results, all(goal.met for goal in goals)
+
+
+def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
+    """How they are spread."""
+    if not seconds:
+        return {"count": 0}
+    values = 1000 * np.array(seconds)
+    p50, p99 = np.percentile(values, (50, 99))
+    return {
+        "count": len(values),
+        "p50": round(float(p50), 2),
+        "p99": round(float(p99), 2),
+        "max": round(float(values.max()), 2),
+        "over": int((values > REFUSAL_MS).sum()),
+    }
+
+
+def memory_of(samples: Sequence[Sample]) -> dict[str, float]:
+    """Peak, and what becomes of it after the warm-up."""
+    end = samples[-1].seconds
+    warm = [sample for sample in samples if sample.seconds >= WARM_UP * end]
+    middle = [sample.memory for sample in warm if sample.seconds < 2 * WARM_UP * end]
+    last = [sample.memory for sample in warm if sample.seconds >= 2 * WARM_UP * end]
+    slope = np.polyfit([sample.seconds / 60 for sample in warm], [sample.memory for sample in warm], 1)[0]
+    return {
+        "begin": round(samples[0].memory, 1),
+        "peak": round(max(sample.memory for sample in samples), 1),
+        "slope_per_minute": round(float(slope), 2),
+        "growth": round(max(last) / max(middle), 3),
+    }
+
+
+def _show(results: dict[str, Any], goals: Sequence[Goal]) -> None:
+    print("\nanswers by status: " + ", ".join(f"{count} {what}" for what, count in results["answers"].items()))
+    memory = results["memory_mib"]
+    print(f"memory: {memory['peak']:.0f} MiB at most, {memory['slope_per_minute']:+.1f} MiB a minute after the warm-up")
+    print("\n| refusals, ms | count | p50 | p99 | max | over 50 |\n| --- | --- | --- | --- | --- | --- |")
+    for key, where in (("refusals_ms", ""), ("refusals_ms_at_busy_clients", " at busy clients")):
+        for status, row in results[key].items():
+            if row["count"]:
+                print(f"| {status}{where} | " + " | ".join(f"{value:g}" for value in row.values()) + " |")
+    print("\n| what | wanted | reached | met |\n| --- | --- | --- | --- |")
+    for goal in goals:
+        print(f"| {goal.what} | <= {goal.most:g} | {goal.reached:g} | {'yes' if goal.met else 'NO'} |")
+    for text in (*results["wrong"], *results["lost"]):
+        print(text)

@@ -1,0 +1,103 @@
+"""A real server process that is measured, watched, stopped and killed. Linux only."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+
+READY_SECONDS = 120.0
+SCHEME = "serving on http://"
+
+
+class Served:
+    """``python -m serve`` in a process of its own.
+
+    Args:
+        process: As started by :func:`start`.
+        port: On which it listens, on 127.0.0.1.
+    """
+
+    def __init__(self, process: subprocess.Popen[str], port: int) -> None:
+        self.process = process
+        self.port = port
+
+    def memory(self, field: str = "VmRSS") -> float:
+        """MiB of its memory, a field of its status such as VmRSS or VmHWM."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 1024
+
+    def descriptors(self) -> int:
+        """Files and sockets that it has open."""
+        return sum(1 for _ in Path(f"/proc/{self.process.pid}/fd").iterdir())
+
+    def ready(self) -> bool:
+        """Whether it says that it can be used."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=5)
+        try:
+            connection.request("GET", "/v2/health/ready")
+            return connection.getresponse().status == 200
+        except OSError:
+            return False
+        finally:
+            connection.close()
+
+    def wait_until_ready(self) -> None:
+        """Wait for its models.
+
+        Raises:
+            RuntimeError: It ended, or took too long.
+        """
+        deadline = time.monotonic() + READY_SECONDS
+        while not self.ready():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the server on port {self.port} did not get ready; its reason is above")
+            time.sleep(0.02)
+
+    def stop(self) -> int:
+        """Ask it to end, as an orchestrator does, and return its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=60)
+
+    def close(self) -> None:
+        """End it, however it stands."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+
+def start(artifacts: Path, *words: str, port: int = 0) -> Served:
+    """Start a server and wait until it listens; its models may still be loading.
+
+    Args:
+        artifacts: Folder with exported models.
+        words: More of its command line.
+        port: 0 takes a free one.
+
+    Raises:
+        RuntimeError: It did not start; its reason is on standard error.
+    """
+    command = [sys.executable, "-m", "serve", "--artifacts", str(artifacts), "--port", str(port), *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    line = process.stdout.readline() if process.stdout else ""
+    if not line.startswith(SCHEME):
+        raise RuntimeError(f"the server did not start; it said {line!r}")
+    return Served(process, int(line.rpartition(":")[2]))
+
+
+@contextmanager
+def serving(artifacts: Path, *words: str) -> Iterator[Served]:
+    """A server that is ready, and is gone in the end."""
+    server = start(artifacts, *words)
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        server.close()
