@@ -1,23 +1,20 @@
-"""How some torch operators are written in ONNX, where the exporter's own way is slower in ONNX Runtime.
+"""How some torch operators are written in ONNX, where the exporter's own way is slower or rounds by place.
 
 ``python -m benchmarks.profile assigner 16 100 --in onnx`` shows what each operator takes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from onnxscript import ir, opset20
 
+from export.elementary import atan, log1p, softplus
+
 # The operators' own annotations speak of values that they compute with, not of a graph's.
 _op: Any = opset20
-
-
-def softplus(x: ir.Value, *_: float) -> Any:
-    """ONNX's operator is exact for all numbers: torch's threshold would cost a comparison and a selection more."""
-    return _op.Softplus(x)
 
 
 def index_select(x: ir.Value, dim: int, index: ir.Value) -> Any:
@@ -33,6 +30,34 @@ def nonzero(x: ir.Value) -> Any:
     return _op.Unsqueeze(_op.Compress(numbering, x, axis=0), [1])
 
 
+def sum_of_axes(x: ir.Value, dim: Sequence[int], keepdim: bool = False, *, dtype: int | None = None) -> Any:
+    """Sums of floats over all axes but the first are products with ones, a product an image.
+
+    ReduceSum adds in an order that depends on where in memory an image begins, so on the images before it. The products
+    are at least as exact, and cost as much as one more pass over the tensor.
+    """
+    rank, axes = _rank(x), sorted(axis % _rank(x) for axis in dim)
+    if (
+        x.dtype != ir.DataType.FLOAT
+        or dtype is not None
+        or keepdim
+        or rank not in (2, 3)
+        or axes != list(range(1, rank))
+    ):
+        kept = _op.ReduceSum(x, _op.Constant(value_ints=list(dim)), keepdims=int(keepdim))
+        return kept if dtype is None else _op.Cast(kept, to=dtype)
+    if len(axes) > 1:
+        x = _op.MatMul(_ones(x, 1), x)  # (B, 1, A)
+    columns = _op.Reshape(x, _op.Constant(value_ints=[0, -1, 1]))
+    return _op.Squeeze(_op.MatMul(_ones(columns, 1), columns), _op.Constant(value_ints=[1, 2]))
+
+
+def _ones(x: ir.Value, axis: int) -> Any:
+    """(1, 1, N) as many as an axis has entries. On the right side they would make one product of all images."""
+    ones = _op.Expand(_op.Constant(value_float=1.0), _op.Shape(x, start=axis, end=axis + 1))
+    return _op.Unsqueeze(ones, _op.Constant(value_ints=[0, 1]))
+
+
 def _rank(x: ir.Value) -> int:
     if x.shape is None:
         raise ValueError(f"{x.name} has no known rank")
@@ -40,7 +65,10 @@ def _rank(x: ir.Value) -> int:
 
 
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.aten.atan.default: atan,
+    torch.ops.aten.log1p.default: log1p,
     torch.ops.aten.softplus.default: softplus,
+    torch.ops.aten.sum.dim_IntList: sum_of_axes,
     torch.ops.aten.index_select.default: index_select,
     torch.ops.aten.nonzero.default: nonzero,
 }

@@ -46,7 +46,7 @@ def sum_by_products(logits: Channels, dtype: torch.dtype) -> Tensor:
         half = excess.shape[1] // 2
         if half:
             excess = _merge(*excess.split([half, half, *[1] * (excess.shape[1] % 2)], dim=1))
-    return positive + _log1p(excess).sum(dim=(1, 2))
+    return positive + torch.log1p(excess).sum(dim=(1, 2))
 
 
 @kernel
@@ -82,9 +82,3 @@ def _merge(one: Tensor, *others: Tensor) -> Tensor:
     other, *rest = others
     merged = one + other + one * other
     return torch.cat([merged, *rest], dim=1) if rest else merged
-
-
-def _log1p(x: Tensor) -> Tensor:
-    """log(1 + x) for x >= 0 to the last digits, where the runtime has only log: adds what 1 + x has lost."""
-    rounded = x + 1.0
-    return rounded.log() + (x - (rounded - 1.0)) / rounded
