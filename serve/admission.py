@@ -11,6 +11,7 @@ from serve.body import header_number
 from serve.errors import BusyError, ServeError
 from serve.replies import send_error
 
+MOST_UNPACKED = 1032  # bytes for a byte, of deflate and so of gzip
 HEAVY = re.compile(r"/v1/\w+|/v2/models/[^/]+(/versions/[^/]+)?/infer")
 
 
@@ -84,9 +85,7 @@ class AdmissionGate:
             await self._app(scope, receive, closing)
             return
         try:
-            length = header_number(Headers(scope=scope), "content-length")
-            # No more than the limit: what is over it is refused right away.
-            size = min(self._unknown_size if length is None else length, self._unknown_size)
+            size = self._size(Headers(scope=scope))
             self._admission.enter(size)
         except ServeError as error:
             await send_error(error, scope, receive, closing)
@@ -95,6 +94,14 @@ class AdmissionGate:
             await self._app(scope, receive, self._closing(send))
         finally:
             self._admission.leave(size)
+
+    def _size(self, headers: Headers) -> int:
+        """Bytes that a body may take; no more than the limit, since what is over it is refused right away."""
+        length = header_number(headers, "content-length")
+        if length is None:
+            return self._unknown_size
+        packed = headers.get("content-encoding", "identity").strip().lower() != "identity"
+        return min(length * MOST_UNPACKED if packed else length, self._unknown_size)
 
     def _closing(self, send: Send) -> Send:
         """Tell callers of a server that stops to use another connection next time."""

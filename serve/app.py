@@ -60,11 +60,11 @@ def create_app(registry: Registry, options: AppOptions | None = None) -> FastAPI
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    bodies = BodyReader(options.max_request_bytes)
+    bodies = BodyReader(options.max_request_bytes, options.max_json_bytes, options.client_timeout)
     app.include_router(health_routes(registry, options))
     app.include_router(infer_routes(registry, bodies, options))
-    app.include_router(repository_routes(registry))
-    app.include_router(shared_memory_routes(options.regions))
+    app.include_router(repository_routes(registry, options))
+    app.include_router(shared_memory_routes(options))
     app.include_router(unsupported_routes())
     add_people_routes(app, registry, bodies, options)
     app.add_exception_handler(ServeError, _refused)

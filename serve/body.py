@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import zlib
+from typing import NamedTuple
 
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope
 
 from serve.buffers import BufferPool
 from serve.errors import BadRequestError, ClientGoneError, TooLargeError, UnsupportedError
+from serve.pace import Pace, keeping_up
 
 ALIGNMENT = 64  # bytes: a cache line, and enough for any vector instruction
 LONGEST_NUMBER = 18  # digits
@@ -35,22 +37,28 @@ class BodyReader:
 
     Args:
         limit: Most bytes of a body, before and after decompression. As much memory is kept between requests.
+        json_limit: Most bytes of JSON in it; as of the body when None.
+        pause: Seconds that a caller may send nothing; None: for ever.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, json_limit: int | None = None, pause: float | None = None) -> None:
         self._limit = limit
+        self._json_limit = limit if json_limit is None else json_limit
+        self._pause = pause
         self._pool = BufferPool(limit + ALIGNMENT)
 
-    async def read(self, scope: Scope, receive: Receive, json_length: int = 0) -> memoryview:
+    async def read(self, scope: Scope, receive: Receive, json_length: int | None = None) -> memoryview:
         """Take a whole body, decided by its headers before the first byte is read.
 
         Args:
             scope: ASGI scope.
             receive: ASGI receive.
-            json_length: Bytes before the first tensor. The body is placed so that this tensor is aligned.
+            json_length: Bytes of JSON before the first tensor; None when all of it is JSON. The body is placed so that
+                the first tensor is aligned.
 
         Raises:
             TooLargeError: It is over the limit.
+            TooSlowError: It did not come.
             UnsupportedError: It is encoded in a way that is not understood.
             BadRequestError: It is not what its encoding says.
             ClientGoneError: It broke off.
@@ -59,17 +67,30 @@ class BodyReader:
         encoding = headers.get("content-encoding", "identity").strip().lower()
         if encoding not in (*WINDOW_BITS, "identity"):
             raise UnsupportedError(f"Content-Encoding {encoding!r} is not understood; send gzip, deflate or none")
+        limit = self._bound(json_length)
         length = header_number(headers, "content-length")
-        if length is not None and length > self._limit:
-            raise _too_large(f"the body has {length} bytes", self._limit)
+        if length is not None:
+            limit.check(length, "has")
         if encoding == "identity" and length is not None:
-            return await _read_into(self._aligned(length, json_length), receive)
-        raw = await _collect(receive, self._limit)
+            async with keeping_up(self._pause) as pace:
+                return await _read_into(self._aligned(length, json_length or 0), receive, pace)
+        async with keeping_up(self._pause) as pace:
+            raw = await _collect(receive, limit, pace)
         if encoding != "identity":
-            raw = await asyncio.to_thread(_decompress, raw, encoding, self._limit)
-        body = self._aligned(len(raw), json_length)
+            raw = await asyncio.to_thread(_decompress, raw, encoding, limit)
+        body = self._aligned(len(raw), json_length or 0)
         body[:] = raw
         return body
+
+    def _bound(self, json_length: int | None) -> _Limit:
+        """Of the whole body; where some of it is JSON, that is judged right away."""
+        as_json = _Limit("the JSON", self._json_limit, "send tensors as binary, or raise --max-json-bytes")
+        if json_length is None:
+            if self._json_limit < self._limit:
+                return as_json
+        elif json_length <= self._limit:  # else it is wrong, which its reader says
+            as_json.check(json_length, "has")
+        return _Limit("the body", self._limit, "send fewer images, FP16, or raise --max-request-bytes")
 
     def _aligned(self, length: int, json_length: int) -> memoryview:
         """Memory of any content in which byte ``json_length`` is aligned."""
@@ -78,49 +99,61 @@ class BodyReader:
         return buffer[start : start + length].data
 
 
-def _too_large(what: str, limit: int) -> TooLargeError:
-    return TooLargeError(f"{what}, the limit is {limit}; send fewer images, FP16, or raise --max-request-bytes")
+class _Limit(NamedTuple):
+    """Most bytes of something, and what to do about it."""
+
+    what: str
+    bytes: int
+    remedy: str
+
+    def check(self, size: int, having: str) -> None:
+        if size > self.bytes:
+            raise TooLargeError(f"{self.what} {having} {size} bytes, the limit is {self.bytes}; {self.remedy}")
 
 
-async def _next(receive: Receive) -> Message:
+async def _next(receive: Receive, pace: Pace) -> Message:
     message = await receive()
     if message["type"] == "http.disconnect":
         raise ClientGoneError
+    pace.came(len(message.get("body", b"")))
     return message
 
 
-async def _read_into(body: memoryview, receive: Receive) -> memoryview:
+async def _read_into(body: memoryview, receive: Receive, pace: Pace) -> memoryview:
+    """Fill memory that still holds another request's bytes: all of it, or nothing."""
     filled, more = 0, True
     while more:
-        message = await _next(receive)
+        message = await _next(receive, pace)
         part = message.get("body", b"")
-        body[filled : filled + len(part)] = part
-        filled += len(part)
+        end = filled + len(part)
+        if end <= len(body):
+            body[filled:end] = part
+        filled = end
         more = message.get("more_body", False)
+    if filled != len(body):
+        raise BadRequestError(f"the body has {filled} bytes, but its Content-Length is {len(body)}")
     return body
 
 
-async def _collect(receive: Receive, limit: int) -> bytes:
+async def _collect(receive: Receive, limit: _Limit, pace: Pace) -> bytes:
     parts, size, more = [], 0, True
     while more:
-        message = await _next(receive)
+        message = await _next(receive, pace)
         parts.append(message.get("body", b""))
         size += len(parts[-1])
-        if size > limit:
-            raise _too_large("the body is longer than allowed", limit)
+        limit.check(size, "already has")
         more = message.get("more_body", False)
     return b"".join(parts)
 
 
-def _decompress(raw: bytes, encoding: str, limit: int) -> bytes:
+def _decompress(raw: bytes, encoding: str, limit: _Limit) -> bytes:
     """Unpack, never holding more than the limit."""
     unpacker = zlib.decompressobj(WINDOW_BITS[encoding])
     try:
-        body = unpacker.decompress(raw, limit + 1)
+        body = unpacker.decompress(raw, limit.bytes + 1)
     except zlib.error as error:
         raise BadRequestError(f"the body is not {encoding}, as its Content-Encoding says ({error})") from error
-    if len(body) > limit:
-        raise _too_large("the unpacked body is longer than allowed", limit)
+    limit.check(len(body), "unpacks to")
     if not unpacker.eof or unpacker.unused_data:
         raise BadRequestError(
             f"the {encoding} body is incomplete, or other bytes follow it; send one {encoding} stream"

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from serve.admission import Admission
 from serve.app import create_app
 from serve.configuration import describe, read_settings
+from serve.connection import protocol
 from serve.core import open_artifacts
 from serve.keys import Keys, load_keys
 from serve.lifecycle import Server
@@ -114,6 +115,7 @@ def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         access_log=False,  # the application writes its own, with identifiers
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(int(settings.drain_seconds), 1),
+        http=protocol(settings.client_timeout or None),
         ws="none",
         ssl_certfile=settings.ssl_certfile,
         ssl_keyfile=settings.ssl_keyfile,

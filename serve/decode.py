@@ -8,6 +8,7 @@ import orjson
 
 from serve.datatypes import Array
 from serve.errors import BadRequestError, UnsupportedError
+from serve.json_parts import check_parts
 from serve.json_tensor import check_depth
 from serve.place import Place, SharedTensor, read_place
 from serve.tensor import decode_tensor
@@ -85,13 +86,15 @@ def parse_object(text: memoryview) -> dict[str, Any]:
     """A request's JSON, which must be an object.
 
     Raises:
-        BadRequestError: It is not, or is nested too deep.
+        BadRequestError: It is not, is nested too deep or has too many parts.
     """
+    raw = bytes(text)
+    check_parts(raw)
     try:
-        document = orjson.loads(text)
+        document = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
         raise BadRequestError(f"the request is not JSON: {error}") from error
-    check_depth(text)
+    check_depth(raw)
     return _object(document, "the request")
 
 

@@ -42,8 +42,15 @@ class NotFoundError(ServeError):
     status = 404
 
 
+class TooSlowError(ServeError):
+    """The body does not come; its connection is of no further use."""
+
+    status = 408
+    headers: ClassVar[dict[str, str]] = {"Connection": "close"}
+
+
 class TooLargeError(ServeError):
-    """The body is over the server's limit."""
+    """The body, or what it asks for, is over the server's limit."""
 
     status = 413
 

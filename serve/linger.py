@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+TOO_SLOW = 408
 LINGER_SECONDS = 30.0  # a caller that still sends then is cut off
 
 
@@ -66,6 +67,8 @@ class _Passed:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._closes = self._closes or _says_close(Headers(raw=message["headers"]).getlist("connection"))
+            # Whoever is told that the body came too slowly is waited for no longer.
+            self._closes = self._closes and message["status"] != TOO_SLOW
         elif self._closes and self._arriving and not message.get("more_body", False):
             message = {**message, "more_body": True}
             self.held = True

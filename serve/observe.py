@@ -6,6 +6,7 @@ import logging
 import re
 import time
 import uuid
+from urllib.parse import quote
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,6 +24,7 @@ ROUTES = (
     ("health", re.compile(r"/v2/health/\w+|/v2/models/[^/]+(/versions/[^/]+)?/ready")),
     ("shared_memory", re.compile(r"/v2/(system|cuda)sharedmemory.*")),
 )
+SHOWN = "/:@!$&'()*+,;=~"  # of a path as it is; line feeds could look like other entries of the log
 FAILED, REFUSED = 500, 400
 logger = logging.getLogger("serve.access")
 
@@ -87,7 +89,7 @@ def _log(scope: Scope, seen: _Seen, seconds: float, route: str) -> None:
     if logger.isEnabledFor(level):
         fields = {
             "method": scope["method"],
-            "path": scope["path"],
+            "path": quote(scope["path"], safe=SHOWN),
             "status": seen.status,
             "received": seen.received,
             "sent": seen.sent,

@@ -13,15 +13,16 @@ from serve.datatypes import wire_name
 from serve.decode import parse_object
 from serve.errors import BadRequestError
 from serve.model import Model
+from serve.options import AppOptions
 from serve.replies import reply
 
 BODY_BYTES = 2**16
 
 
-def repository_routes(registry: Registry) -> APIRouter:
+def repository_routes(registry: Registry, options: AppOptions) -> APIRouter:
     """Configuration and index."""
     router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
-    bodies = BodyReader(BODY_BYTES)
+    bodies = BodyReader(BODY_BYTES, pause=options.client_timeout)
 
     @router.get("/models/{name}/versions/{version}/config", summary="Configuration of one version")
     @router.get("/models/{name}/config", summary="Configuration of one model")

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request, Response
 from serve.body import BodyReader
 from serve.decode import parse_object
 from serve.errors import BadRequestError, UnsupportedError
+from serve.options import AppOptions
 from serve.place import REMEDY
 from serve.replies import reply
 from serve.shared_memory import Regions
@@ -20,14 +21,11 @@ BODY = {
 }
 
 
-def shared_memory_routes(regions: Regions | None) -> APIRouter:
-    """Status, register and unregister.
-
-    Args:
-        regions: What they are about; None when shared memory is switched off, and then that is what they say.
-    """
+def shared_memory_routes(options: AppOptions) -> APIRouter:
+    """Status, register and unregister. While shared memory is switched off, that is what they say."""
+    regions = options.regions
     router = APIRouter(prefix="/v2/systemsharedmemory", tags=["Open Inference Protocol"])
-    bodies = BodyReader(BODY_BYTES)
+    bodies = BodyReader(BODY_BYTES, pause=options.client_timeout)
 
     def switched_on() -> Regions:
         if regions is None:

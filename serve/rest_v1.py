@@ -15,6 +15,7 @@ from serve.datatypes import Array
 from serve.encode import dump_json
 from serve.errors import BadRequestError, NotReadyError
 from serve.gone import unless_gone
+from serve.json_parts import check_parts
 from serve.openapi import document_requests
 from serve.options import AppOptions
 from serve.schemas import AssignReply, AssignRequest, LossReply, LossRequest, ReduceReply, ReduceRequest, Strict
@@ -77,8 +78,10 @@ def add_people_routes(app: FastAPI, registry: Registry, bodies: BodyReader, opti
 
 
 def _parse(kind: type[AnyRequest], body: memoryview) -> AnyRequest:
+    text = bytes(body)
+    check_parts(text)
     try:
-        return kind.model_validate_json(bytes(body))
+        return kind.model_validate_json(text)
     except ValidationError as error:
         first, *others = error.errors(include_url=False)
         where = ".".join(str(part) for part in first["loc"] if part not in TAGS)
@@ -86,8 +89,9 @@ def _parse(kind: type[AnyRequest], body: memoryview) -> AnyRequest:
         useful = len(shown) <= SHOWN and first["type"] not in ("missing", "json_invalid")
         got = f", not {shown}" if useful else ""
         more = f" (and {len(others)} more)" if others else ""
-        text = f"{where or 'the body'}: {first['msg']}{got}{more}; the form is shown at /docs"
-        raise BadRequestError(text) from error
+        raise BadRequestError(
+            f"{where or 'the body'}: {first['msg']}{got}{more}; the form is shown at /docs"
+        ) from error
 
 
 def _names(needed: tuple[str, ...], job: Prepared) -> list[str]:

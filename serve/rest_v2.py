@@ -101,7 +101,7 @@ def infer_routes(registry: Registry, bodies: BodyReader, options: AppOptions) ->
         if not model.ready:
             raise NotReadyError(f"model {name!r} is being loaded; try again in a moment")
         json_length = header_number(request.headers, JSON_LENGTH)
-        body = await bodies.read(request.scope, request.receive, json_length or 0)
+        body = await bodies.read(request.scope, request.receive, json_length)
         work = dataplane.infer(model, body, json_length, options)
         return TensorResponse(await unless_gone(request.receive, work))
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, FiniteFloat, Tag
+
+# A list is given up at its first bad item: an account of all of them would take a thousand times the request's memory.
+FIRST = Field(fail_fast=True)
+MOST_SIDE = 2**31 - 1  # pixels
+MOST_LEVELS = 16
+Item = TypeVar("Item")
+Row = Annotated[list[Item], FIRST]
 
 
 class Strict(BaseModel):
@@ -16,7 +23,7 @@ class Strict(BaseModel):
 class PackedTensor(Strict):
     """A tensor as base64 of its little-endian, row-major bytes: a third of the size of nested lists."""
 
-    shape: list[Annotated[int, Field(ge=0)]]
+    shape: Row[Annotated[int, Field(ge=0, le=2**40)]] = Field(max_length=4)
     dtype: Literal["float16", "float32"]
     base64: str
 
@@ -25,19 +32,19 @@ def _form(value: Any) -> str:
     return "packed" if isinstance(value, dict | PackedTensor) else "nested"
 
 
-Positive = Annotated[int, Field(gt=0)]
+Side = Annotated[int, Field(gt=0, le=MOST_SIDE)]
 NotNegative = Annotated[FiniteFloat, Field(ge=0)]
 Packed = Annotated[PackedTensor, Tag("packed")]
-Tensor3 = Annotated[Annotated[list[list[list[float]]], Tag("nested")] | Packed, Discriminator(_form)]
-Tensor4 = Annotated[Annotated[list[list[list[list[float]]]], Tag("nested")] | Packed, Discriminator(_form)]
+Tensor3 = Annotated[Annotated[Row[Row[Row[float]]], Tag("nested")] | Packed, Discriminator(_form)]
+Tensor4 = Annotated[Annotated[Row[Row[Row[Row[float]]]], Tag("nested")] | Packed, Discriminator(_form)]
 
 
 class Batch(Strict):
     """Boxes of all images, one entry each, as YOLO data loaders give them. Empty lists are an ordinary case."""
 
-    batch_idx: list[float] = Field(description="(T) image of each box, counted from 0")
-    cls: list[float] = Field(description="(T) class of each box, counted from 0")
-    bboxes: list[tuple[float, float, float, float]] = Field(
+    batch_idx: Row[float] = Field(description="(T) image of each box, counted from 0")
+    cls: Row[float] = Field(description="(T) class of each box, counted from 0")
+    bboxes: Row[tuple[float, float, float, float]] = Field(
         description="(T, 4) centre x, centre y, width, height, each in 0..1 of the image"
     )
 
@@ -46,12 +53,12 @@ class LossRequest(Strict):
     """Raw predictions, either as maps (`feats`) or flattened (`pred_distri`, `pred_scores`, `imgsz`), and the boxes."""
 
     model: str | None = Field(None, description="Name of the model; the first of its kind when left out")
-    feats: list[Tensor4] | None = Field(None, description="One map [B, 4R + C, H, W] per stride")
+    feats: Row[Tensor4] | None = Field(None, max_length=MOST_LEVELS, description="One map [B, 4R + C, H, W] per stride")
     pred_distri: Tensor3 | None = Field(None, description="[B, A, 4R] logits of the box distributions")
     pred_scores: Tensor3 | None = Field(None, description="[B, A, C] class logits")
-    imgsz: tuple[Positive, Positive] | None = Field(None, description="Height and width in pixels; `feats` imply it")
+    imgsz: tuple[Side, Side] | None = Field(None, description="Height and width in pixels; `feats` imply it")
     batch: Batch
-    outputs: list[str] = Field([], description="Outputs of the model to add to the reply as `tensors`")
+    outputs: Row[str] = Field([], description="Outputs of the model to add to the reply as `tensors`")
 
 
 class AssignRequest(LossRequest):
@@ -59,8 +66,11 @@ class AssignRequest(LossRequest):
 
     pd_scores: Tensor3 | None = Field(None, description="[B, A, C] class probabilities")
     pd_bboxes: Tensor3 | None = Field(None, description="[B, A, 4] boxes x1, y1, x2, y2 in pixels")
-    strides: list[Positive] | None = Field(
-        None, min_length=1, description="Of the decoded predictions; the model's, 8, 16, 32, when left out"
+    strides: Row[Side] | None = Field(
+        None,
+        min_length=1,
+        max_length=MOST_LEVELS,
+        description="Of the decoded predictions; the model's, 8, 16, 32, when left out",
     )
 
 
@@ -88,7 +98,7 @@ class ReduceRequest(Strict):
     """The sums of all images of one batch, from any number of workers."""
 
     model: str | None = Field(None, description="Whose gains apply; the first model that has some when left out")
-    workers: list[list[AnySums]] = Field(
+    workers: Row[Row[AnySums]] = Field(
         min_length=1,
         description="Per worker the `image_sums` of its images: objects, or rows of box, cls, dfl, target-score sums",
     )

@@ -12,7 +12,9 @@ from serve.errors import BadRequestError
 from serve.json_tensor import tensor_from_json
 from serve.place import BYTE_SIZE, REGION, Place, SharedTensor, read_place
 
-MAX_TENSOR_BYTES = 2**31  # also bounds the other axes of a tensor that has an axis of size 0
+MAX_TENSOR_BYTES = 2**31
+# Of the other axes of a tensor without values: they cost nothing to send, but outputs are as long as they say.
+MAX_EMPTY = 2**24
 MAX_RANK = 8
 SOURCES = ("data", "binary_data_size", REGION)
 
@@ -76,9 +78,28 @@ def _shape(name: str, shape: object, itemsize: int) -> list[int]:
         raise BadRequestError(f"input {name!r}: shape has {len(shape)} axes; {MAX_RANK} is the most that is read")
     if any(size < 0 for size in shape):
         raise BadRequestError(f"input {name!r}: shape {shape} has a negative size; give the real sizes, not -1")
-    if math.prod(max(size, 1) for size in shape) * itemsize > MAX_TENSOR_BYTES:
-        raise BadRequestError(f"input {name!r}: shape {shape} is larger than the {MAX_TENSOR_BYTES} bytes allowed")
+    check_size(f"input {name!r}:", shape, itemsize)
     return shape
+
+
+def check_size(what: str, shape: list[int], itemsize: int) -> None:
+    """Refuse a shape that says more than its values can bear out.
+
+    Args:
+        what: Begins the error.
+        shape: Of any rank, nothing negative.
+        itemsize: Bytes of a value.
+
+    Raises:
+        BadRequestError: Its values would be too many, or it has none while its other axes are long.
+    """
+    size = math.prod(max(size, 1) for size in shape)
+    if size * itemsize > MAX_TENSOR_BYTES:
+        raise BadRequestError(f"{what} shape {shape} is larger than the {MAX_TENSOR_BYTES} bytes allowed")
+    if 0 in shape and size > MAX_EMPTY:
+        raise BadRequestError(
+            f"{what} shape {shape} has no values, and its other axes are larger than the {MAX_EMPTY} allowed then"
+        )
 
 
 def view_bytes(name: str, data: memoryview, dtype: np.dtype[Any]) -> Array:

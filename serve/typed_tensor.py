@@ -11,6 +11,7 @@ import numpy as np
 from serve.datatypes import Array
 from serve.errors import BadRequestError
 from serve.schemas import PackedTensor
+from serve.tensor import check_size
 
 
 def read_tensor(name: str, value: object, rank: int) -> Array:
@@ -44,6 +45,7 @@ def _unpack(name: str, packed: PackedTensor, rank: int) -> Array:
         raw = base64.b64decode(packed.base64, validate=True)
     except binascii.Error as error:
         raise BadRequestError(f"{name}.base64 is not base64: {error}") from error
+    check_size(name, packed.shape, np.dtype(packed.dtype).itemsize)
     dtype = np.dtype(packed.dtype).newbyteorder("<")
     size = math.prod(packed.shape) * dtype.itemsize
     if len(raw) != size:
