@@ -9,9 +9,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.body import header_number
 from serve.errors import BusyError, ServeError
+from serve.held import HELD, Held
 from serve.replies import send_error
 
-MOST_UNPACKED = 1032  # bytes for a byte, of deflate and so of gzip
 HEAVY = re.compile(r"/v1/\w+|/v2/models/[^/]+(/versions/[^/]+)?/infer")
 
 
@@ -55,6 +55,24 @@ class Admission:
         self.requests += 1
         self.bytes += size
 
+    def resize(self, size: int, wanted: int) -> None:
+        """A request that is under way turns out to have more bytes, or fewer.
+
+        Args:
+            size: Bytes that it has had until now.
+            wanted: Bytes of its body.
+
+        Raises:
+            BusyError: There is no room for so many; it still has those that it had.
+        """
+        others = self.bytes - size
+        if wanted > size and self.requests > 1 and others + wanted > self._max_bytes:
+            raise BusyError(
+                f"other requests under way have {others} bytes, this one unpacks to {wanted} or more, and "
+                f"{self._max_bytes} are allowed together; try again in a moment"
+            )
+        self.bytes += wanted - size
+
     def leave(self, size: int) -> None:
         """A request that was let in has ended, one way or another."""
         self.requests -= 1
@@ -85,23 +103,16 @@ class AdmissionGate:
             await self._app(scope, receive, closing)
             return
         try:
-            size = self._size(Headers(scope=scope))
-            self._admission.enter(size)
+            length = header_number(Headers(scope=scope), "content-length")
+            # No more than the limit: what is over it is refused right away.
+            held = Held(self._admission, min(self._unknown_size if length is None else length, self._unknown_size))
         except ServeError as error:
             await send_error(error, scope, receive, closing)
             return
         try:
-            await self._app(scope, receive, self._closing(send))
+            await self._app({**scope, HELD: held}, receive, self._closing(send))
         finally:
-            self._admission.leave(size)
-
-    def _size(self, headers: Headers) -> int:
-        """Bytes that a body may take; no more than the limit, since what is over it is refused right away."""
-        length = header_number(headers, "content-length")
-        if length is None:
-            return self._unknown_size
-        packed = headers.get("content-encoding", "identity").strip().lower() != "identity"
-        return min(length * MOST_UNPACKED if packed else length, self._unknown_size)
+            held.leave()
 
     def _closing(self, send: Send) -> Send:
         """Tell callers of a server that stops to use another connection next time."""

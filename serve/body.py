@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import zlib
-from typing import NamedTuple
-
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope
 
 from serve.buffers import BufferPool
-from serve.errors import BadRequestError, ClientGoneError, TooLargeError, UnsupportedError
+from serve.errors import BadRequestError, ClientGoneError, UnsupportedError
+from serve.held import holder
 from serve.pace import Pace, keeping_up
+from serve.unpack import WINDOW_BITS, Limit, unpack
 
 ALIGNMENT = 64  # bytes: a cache line, and enough for any vector instruction
 LONGEST_NUMBER = 18  # digits
-WINDOW_BITS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 
 
 def header_number(headers: Headers, name: str) -> int | None:
@@ -59,6 +56,7 @@ class BodyReader:
         Raises:
             TooLargeError: It is over the limit.
             TooSlowError: It did not come.
+            BusyError: There is no room for what it unpacks to.
             UnsupportedError: It is encoded in a way that is not understood.
             BadRequestError: It is not what its encoding says.
             ClientGoneError: It broke off.
@@ -77,38 +75,26 @@ class BodyReader:
         async with keeping_up(self._pause) as pace:
             raw = await _collect(receive, limit, pace)
         if encoding != "identity":
-            raw = await asyncio.to_thread(_decompress, raw, encoding, limit)
+            raw = await unpack(raw, encoding, limit, holder(scope))
         body = self._aligned(len(raw), json_length or 0)
         body[:] = raw
         return body
 
-    def _bound(self, json_length: int | None) -> _Limit:
+    def _bound(self, json_length: int | None) -> Limit:
         """Of the whole body; where some of it is JSON, that is judged right away."""
-        as_json = _Limit("the JSON", self._json_limit, "send tensors as binary, or raise --max-json-bytes")
+        as_json = Limit("the JSON", self._json_limit, "send tensors as binary, or raise --max-json-bytes")
         if json_length is None:
             if self._json_limit < self._limit:
                 return as_json
         elif json_length <= self._limit:  # else it is wrong, which its reader says
             as_json.check(json_length, "has")
-        return _Limit("the body", self._limit, "send fewer images, FP16, or raise --max-request-bytes")
+        return Limit("the body", self._limit, "send fewer images, FP16, or raise --max-request-bytes")
 
     def _aligned(self, length: int, json_length: int) -> memoryview:
         """Memory of any content in which byte ``json_length`` is aligned."""
         buffer = self._pool.take(length + ALIGNMENT)
         start = -(buffer.ctypes.data + json_length) % ALIGNMENT
         return buffer[start : start + length].data
-
-
-class _Limit(NamedTuple):
-    """Most bytes of something, and what to do about it."""
-
-    what: str
-    bytes: int
-    remedy: str
-
-    def check(self, size: int, having: str) -> None:
-        if size > self.bytes:
-            raise TooLargeError(f"{self.what} {having} {size} bytes, the limit is {self.bytes}; {self.remedy}")
 
 
 async def _next(receive: Receive, pace: Pace) -> Message:
@@ -135,7 +121,7 @@ async def _read_into(body: memoryview, receive: Receive, pace: Pace) -> memoryvi
     return body
 
 
-async def _collect(receive: Receive, limit: _Limit, pace: Pace) -> bytes:
+async def _collect(receive: Receive, limit: Limit, pace: Pace) -> bytes:
     parts, size, more = [], 0, True
     while more:
         message = await _next(receive, pace)
@@ -144,18 +130,3 @@ async def _collect(receive: Receive, limit: _Limit, pace: Pace) -> bytes:
         limit.check(size, "already has")
         more = message.get("more_body", False)
     return b"".join(parts)
-
-
-def _decompress(raw: bytes, encoding: str, limit: _Limit) -> bytes:
-    """Unpack, never holding more than the limit."""
-    unpacker = zlib.decompressobj(WINDOW_BITS[encoding])
-    try:
-        body = unpacker.decompress(raw, limit.bytes + 1)
-    except zlib.error as error:
-        raise BadRequestError(f"the body is not {encoding}, as its Content-Encoding says ({error})") from error
-    limit.check(len(body), "unpacks to")
-    if not unpacker.eof or unpacker.unused_data:
-        raise BadRequestError(
-            f"the {encoding} body is incomplete, or other bytes follow it; send one {encoding} stream"
-        )
-    return body

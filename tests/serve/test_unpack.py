@@ -1,0 +1,80 @@
+"""Packed bodies: room is asked for before it is taken, and given back once the size is known."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import zlib
+
+import numpy as np
+import pytest
+
+from serve.admission import Admission
+from serve.errors import BadRequestError, BusyError, TooLargeError
+from serve.held import HELD, Held, holder
+from serve.unpack import PIECE, STEP, Limit, unpack
+
+LIMIT = Limit("the body", 3 * STEP, "send less")
+NOISE = np.random.default_rng(0).bytes(2 * PIECE + 7)  # packs to as many bytes again: several pieces
+
+
+def unpacked(raw: bytes, encoding: str = "gzip") -> tuple[bytes, list[int]]:
+    """What comes out, and what was held for it one after the other."""
+    held: list[int] = []
+    return asyncio.run(unpack(raw, encoding, LIMIT, held.append)), held
+
+
+@pytest.mark.parametrize("body", [b"", b"x", NOISE, b" " * STEP, b" " * (STEP + 1), b" " * LIMIT.bytes])
+def test_what_was_packed_comes_out(body: bytes) -> None:
+    for encoding, raw in (("gzip", gzip.compress(body)), ("deflate", zlib.compress(body, 1))):
+        result, held = unpacked(raw, encoding)
+        assert result == body
+        assert held[-1] == len(body)
+        assert max(held) <= min(max(len(raw), len(body) + STEP), LIMIT.bytes)
+
+
+def test_more_than_the_limit_is_never_held() -> None:
+    for size in (LIMIT.bytes + 1, 8 * LIMIT.bytes):
+        held: list[int] = []
+        with pytest.raises(TooLargeError, match="send less"):
+            asyncio.run(unpack(gzip.compress(b" " * size), "gzip", LIMIT, held.append))
+        assert max(held) == LIMIT.bytes
+
+
+@pytest.mark.parametrize("body", [b"some text", NOISE])
+def test_one_whole_stream_and_nothing_else(body: bytes) -> None:
+    raw = gzip.compress(body)
+    for wrong in (b"", raw[:-1], raw + b"x", raw + bytes(PIECE), raw + raw, b"\0" + raw):
+        with pytest.raises(BadRequestError):
+            unpacked(wrong)
+
+
+def test_a_bomb_is_told_that_there_is_no_room() -> None:
+    """Its headers say little. What it may take besides the others is a step more than there is room for."""
+    admission = Admission(9, 2 * STEP)
+    admission.enter(STEP)
+    bomb = gzip.compress(b" " * LIMIT.bytes)
+    held = Held(admission, len(bomb))
+    with pytest.raises(BusyError, match=f"this one unpacks to {2 * STEP} or more"):
+        asyncio.run(unpack(bomb, "gzip", LIMIT, held.become))
+    held.leave()
+    assert (admission.requests, admission.bytes) == (1, STEP)
+
+
+def test_small_ones_do_not_shut_others_out() -> None:
+    admission = Admission(9, STEP + 10_000)
+    raw = gzip.compress(b" " * 5000)
+    for _ in range(2):
+        held = Held(admission, len(raw))
+        asyncio.run(unpack(raw, "gzip", LIMIT, holder({HELD: held})))
+    assert (admission.requests, admission.bytes) == (2, 10_000)
+    holder({})(7)  # outside a gate nothing is counted
+
+
+def test_one_alone_may_be_larger_than_all_together() -> None:
+    admission = Admission(9, 100)
+    held = Held(admission, 10)
+    held.become(1000)
+    assert admission.bytes == 1000
+    held.leave()
+    assert admission.bytes == 0
