@@ -74,7 +74,9 @@ class BodyReader:
                 return await _read_into(self._aligned(length, json_length or 0), receive, pace)
         async with keeping_up(self._pause) as pace:
             raw = await _collect(receive, limit, pace)
-        if encoding != "identity":
+        if encoding == "identity":
+            holder(scope)(len(raw))  # until now it counted as the largest
+        else:
             raw = await unpack(raw, encoding, limit, holder(scope))
         body = self._aligned(len(raw), json_length or 0)
         body[:] = raw

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import gzip
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
 
 from serve.admission import Admission
+from serve.body import BodyReader
 from serve.errors import BadRequestError, BusyError, TooLargeError
 from serve.held import HELD, Held, holder
 from serve.unpack import PIECE, STEP, Limit, unpack
@@ -69,6 +71,20 @@ def test_small_ones_do_not_shut_others_out() -> None:
         asyncio.run(unpack(raw, "gzip", LIMIT, holder({HELD: held})))
     assert (admission.requests, admission.bytes) == (2, 10_000)
     holder({})(7)  # outside a gate nothing is counted
+
+
+def test_a_body_of_unknown_length_holds_what_it_has_once_it_is_there() -> None:
+    admission = Admission(9, 1000)
+    held = Held(admission, 900)
+    messages = iter([(b"abc", True), (b"de", False)])
+
+    async def receive() -> dict[str, Any]:
+        body, more = next(messages)
+        assert admission.bytes == 900
+        return {"type": "http.request", "body": body, "more_body": more}
+
+    assert asyncio.run(BodyReader(900).read({"type": "http", "headers": [], HELD: held}, receive)) == b"abcde"
+    assert admission.bytes == 5
 
 
 def test_one_alone_may_be_larger_than_all_together() -> None:
