@@ -1,21 +1,32 @@
-"""The OpenAPI page of ``/v1``: schemas of bodies that are read by hand, and examples that can be sent as they are."""
+"""The OpenAPI page: what is read and written by hand, and examples that can be sent as they are."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from fastapi import FastAPI
-from pydantic.json_schema import models_json_schema
+from pydantic import TypeAdapter
 
-from serve.core import Registry
+from serve.core import VERSION, Registry
 from serve.examples import REDUCE_EXAMPLES, assign_examples, loss_examples
-from serve.schemas import AssignRequest, LossRequest, ReduceRequest
+from serve.openapi_routes import JSON, ROUTES, described, schemas_of
+from serve.protocol_schemas import Error
 
 REF = "#/components/schemas/{model}"
+VERSIONED = "/versions/{version}"
+JSON_LENGTH = {
+    "name": "Inference-Header-Content-Length",
+    "in": "header",
+    "required": False,
+    "description": "Bytes of JSON; binary tensors follow it. Without it all of the body is JSON.",
+    "schema": {"type": "integer", "minimum": 0},
+}
+REGION_EXAMPLES = {"region": {"value": {"key": "/yolo-assigner-0", "offset": 0, "byte_size": 4096}}}
 
 
 def document_requests(app: FastAPI, registry: Registry) -> None:
-    """Describe the request bodies of ``/v1``.
+    """Describe all routes.
 
     Args:
         app: Its OpenAPI document is completed when it is first asked for.
@@ -25,28 +36,51 @@ def document_requests(app: FastAPI, registry: Registry) -> None:
 
     def complete() -> dict[str, Any]:
         if app.openapi_schema is None:
-            document = build()
-            _, definitions = models_json_schema(
-                [(model, "validation") for model in (LossRequest, AssignRequest, ReduceRequest)], ref_template=REF
-            )
-            document.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
-            for path in document["paths"].values():
-                for route in path.values():
-                    route["responses"].pop("422", None)  # the framework announces its own form of error; it is not ours
-            _describe(document, "/v1/loss", "LossRequest", loss_examples(registry))
-            _describe(document, "/v1/assign", "AssignRequest", assign_examples(registry))
-            _describe(document, "/v1/reduce", "ReduceRequest", REDUCE_EXAMPLES)
+            _complete(build(), registry)
         assert app.openapi_schema is not None  # noqa: S101 - build() keeps what it made
         return app.openapi_schema
 
     app.openapi = complete  # type: ignore[method-assign]
 
 
-def _describe(document: dict[str, Any], path: str, model: str, examples: dict[str, Any]) -> None:
-    content: dict[str, Any] = {"schema": {"$ref": REF.format(model=model)}}
-    if examples:
-        content["examples"] = examples
-    errors = {"description": "Refused", "content": {"application/json": {"example": {"error": "what and why"}}}}
-    route = document["paths"][path]["post"]
-    route["requestBody"] = {"required": True, "content": {"application/json": content}}
-    route["responses"].update({"400": errors, "503": errors})
+def _complete(document: dict[str, Any], registry: Registry) -> None:
+    schemas, definitions = schemas_of(ROUTES, REF)
+    parts = document.setdefault("components", {})
+    parts["schemas"] = {**definitions, "Error": TypeAdapter(Error).json_schema(ref_template=REF)}
+    parts["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    refusal = {"$ref": REF.format(model="Error")}
+    models = {name: {"value": name} for name in registry.models}
+    for path, verbs in document["paths"].items():
+        for verb, entry in verbs.items():
+            route = ROUTES[f"{verb} {path.replace(VERSIONED, '')}"]
+            entry.update(described(route, schemas, refusal))
+            entry["parameters"] = [_parameter(name, path, models) for name in re.findall(r"{(\w+)}", path)]
+            if route.binary:
+                entry["parameters"].append(JSON_LENGTH)
+            if not path.startswith("/v2/health"):
+                entry["security"] = [{}, {"key": []}]  # whether one is needed is for the operator to say
+    _add_examples(document["paths"], registry)
+
+
+def _parameter(name: str, path: str, models: dict[str, Any]) -> dict[str, Any]:
+    examples = {VERSION: {"value": VERSION}} if name == "version" else models if "/models/" in path else {}
+    schema = {"type": "string", "minLength": 1}
+    return {
+        "name": name,
+        "in": "path",
+        "required": True,
+        "schema": schema,
+        **({"examples": examples} if examples else {}),
+    }
+
+
+def _add_examples(paths: dict[str, Any], registry: Registry) -> None:
+    examples = {
+        "/v1/loss": loss_examples(registry),
+        "/v1/assign": assign_examples(registry),
+        "/v1/reduce": REDUCE_EXAMPLES,
+        "/v2/systemsharedmemory/region/{name}/register": REGION_EXAMPLES,
+    }
+    for path, values in examples.items():
+        if values:
+            paths[path]["post"]["requestBody"]["content"][JSON]["examples"] = values

@@ -15,6 +15,7 @@ from serve.errors import BadRequestError
 from serve.model import Model
 from serve.options import AppOptions
 from serve.replies import reply
+from serve.rest_v2 import Version
 
 BODY_BYTES = 2**16
 
@@ -26,7 +27,7 @@ def repository_routes(registry: Registry, options: AppOptions) -> APIRouter:
 
     @router.get("/models/{name}/versions/{version}/config", summary="Configuration of one version")
     @router.get("/models/{name}/config", summary="Configuration of one model")
-    async def config(name: str, version: str | None = None) -> Response:
+    async def config(name: str, version: Version) -> Response:
         return reply(model_config(registry.find(name, version)))
 
     @router.post("/repository/index", summary="All models and their states; the body may be empty")
@@ -42,14 +43,19 @@ def repository_routes(registry: Registry, options: AppOptions) -> APIRouter:
 
 
 def model_config(model: Model) -> dict[str, Any]:
-    """A model's configuration in Triton's terms. Nothing is batched here, so every axis is among the dims."""
-    contract = model.contract
+    """A model's configuration in Triton's terms.
+
+    Every axis is among the dims, the first one too, of which callers send as many images as they like.
+    """
+    contract, limits = model.contract, model.batching.limits
+    delay = {"max_queue_delay_microseconds": int(limits.seconds * 1e6)}
     return {
         "name": contract.name,
         "platform": model.platform,
         "max_batch_size": 0,
         "input": [_describe(spec) for spec in contract.inputs],
         "output": [_describe(spec) for spec in contract.outputs],
+        **({"dynamic_batching": delay} if model.batching.on else {}),
     }
 
 

@@ -13,12 +13,6 @@ from serve.replies import reply
 from serve.shared_memory import Regions
 
 BODY_BYTES = 2**16
-BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"example": {"key": "/yolo-assigner-0", "offset": 0, "byte_size": 4096}}},
-    }
-}
 
 
 def shared_memory_routes(options: AppOptions) -> APIRouter:
@@ -34,10 +28,10 @@ def shared_memory_routes(options: AppOptions) -> APIRouter:
 
     @router.get("/region/{name}/status", summary="One region of shared memory")
     @router.get("/status", summary="All regions of shared memory")
-    async def status(name: str | None = None) -> Response:
-        return reply(switched_on().status(name))
+    async def status(request: Request) -> Response:
+        return reply(switched_on().status(request.path_params.get("name")))
 
-    @router.post("/region/{name}/register", summary="Give a name to shared memory", openapi_extra=BODY)
+    @router.post("/region/{name}/register", summary="Give a name to shared memory")
     async def register(request: Request, name: str) -> Response:
         known = switched_on()
         document = parse_object(await bodies.read(request.scope, request.receive))
@@ -49,8 +43,8 @@ def shared_memory_routes(options: AppOptions) -> APIRouter:
 
     @router.post("/region/{name}/unregister", summary="Forget one region")
     @router.post("/unregister", summary="Forget all regions")
-    async def unregister(name: str | None = None) -> Response:
-        switched_on().unregister(name)
+    async def unregister(request: Request) -> Response:
+        switched_on().unregister(request.path_params.get("name"))
         return reply({})
 
     return router

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
 from starlette.types import Receive, Scope, Send
 
 from serve import dataplane
@@ -15,13 +17,13 @@ from serve.options import AppOptions
 from serve.replies import reply
 
 JSON_LENGTH = "Inference-Header-Content-Length"
-BODY = {
-    "requestBody": {
-        "description": f"JSON; binary tensors follow it when the header {JSON_LENGTH} says where it ends",
-        "required": True,
-        "content": {"application/json": {}, "application/octet-stream": {}},
-    }
-}
+
+
+def _version(request: Request) -> str | None:
+    return request.path_params.get("version")  # of a path that has one; never from elsewhere
+
+
+Version = Annotated[str | None, Depends(_version)]
 
 
 class TensorResponse(Response):
@@ -70,7 +72,7 @@ def health_routes(registry: Registry, options: AppOptions) -> APIRouter:
 
     @router.get("/models/{name}/versions/{version}/ready", summary="One version can be used")
     @router.get("/models/{name}/ready", summary="One model can be used")
-    async def model_ready(name: str, version: str | None = None) -> Response:
+    async def model_ready(name: str, version: Version) -> Response:
         if not registry.find(name, version).ready:
             raise NotReadyError(f"model {name!r} is being loaded; try again in a moment")
         return reply({"name": name, "ready": True})
@@ -78,13 +80,14 @@ def health_routes(registry: Registry, options: AppOptions) -> APIRouter:
     @router.get("/models/stats", summary="What all models have done")
     @router.get("/models/{name}/versions/{version}/stats", summary="What one version has done")
     @router.get("/models/{name}/stats", summary="What one model has done")
-    async def stats(name: str | None = None, version: str | None = None) -> Response:
+    async def stats(request: Request, version: Version) -> Response:
+        name = request.path_params.get("name")
         models = registry.models.values() if name is None else [registry.find(name, version)]
         return reply({"model_stats": [model.stats.as_json(model.contract.name, VERSION) for model in models]})
 
     @router.get("/models/{name}/versions/{version}", summary="Inputs and outputs of one version")
     @router.get("/models/{name}", summary="Inputs and outputs of one model")
-    async def model(name: str, version: str | None = None) -> Response:
+    async def model(name: str, version: Version) -> Response:
         return reply(dataplane.model_metadata(registry.find(name, version)))
 
     return router
@@ -94,9 +97,9 @@ def infer_routes(registry: Registry, bodies: BodyReader, options: AppOptions) ->
     """Row 6. The body is taken from the raw stream: clients send no Content-Type."""
     router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 
-    @router.post("/models/{name}/versions/{version}/infer", summary="Run one version", openapi_extra=BODY)
-    @router.post("/models/{name}/infer", summary="Run one model", openapi_extra=BODY)
-    async def infer(request: Request, name: str, version: str | None = None) -> Response:
+    @router.post("/models/{name}/versions/{version}/infer", summary="Run one version")
+    @router.post("/models/{name}/infer", summary="Run one model")
+    async def infer(request: Request, name: str, version: Version) -> Response:
         model = registry.find(name, version)
         if not model.ready:
             raise NotReadyError(f"model {name!r} is being loaded; try again in a moment")

@@ -135,10 +135,10 @@ class ReduceReply(BaseModel):
     """The loss of the one large batch."""
 
     model: str
-    loss: float = Field(description="Sum of `loss_items`, times the number of images")
+    loss: float | None = Field(description="Sum of `loss_items`, times the number of images")
     loss_items: LossItems
     num_images: int
-    gradient_scales: list[float] = Field(
+    gradient_scales: list[float | None] = Field(
         description="Per worker: its own loss's gradients times this are those of the large batch's loss"
     )
 
@@ -150,7 +150,7 @@ class ImageTargets(BaseModel):
     anchor_points: list[list[float]] = Field(description="(P, 2) x and y in pixels")
     target_gt_idx: list[int] = Field(description="(P) which of the image's boxes, in the order they were given")
     target_labels: list[int] = Field(description="(P) its class")
-    target_bboxes: list[list[float]] = Field(description="(P, 4) its corners x1, y1, x2, y2 in pixels")
+    target_bboxes: list[list[float | None]] = Field(description="(P, 4) its corners x1, y1, x2, y2 in pixels")
     target_weights: list[float | None] = Field(description="(P) the soft score to learn for that class")
 
 
