@@ -37,6 +37,7 @@ MIB = 2**20
 ARTIFACTS = Path("out/load")
 RESULTS = Path(__file__).parent / "results" / "load.json"
 PROCESSES, BURST, BURST_EVERY = 2, 24, 4.0
+TICK = 0.5
 NICENESS = 10  # of clients, which in earnest have cores of their own; the probe is like the server
 # Objects of shared memory that are open at the moment, the probe's connection, and those of clients that hung up.
 SPARE_DESCRIPTORS = 40
@@ -71,9 +72,10 @@ def main() -> int:
     with serving(options.artifacts, *limits.words(), *options.server) as server, objects() as memory:
         cases = prepare(server.port, CASES, memory)
         regions_for(options.connections + PROCESSES * BURST, cases, server.port, memory)
-        plan = Plan(server.port, cases, limits.request, memory, time.monotonic() + 60 * options.minutes)
+        until = time.monotonic() + 60 * options.minutes
+        plan = Plan(server.port, cases, limits.request, memory, lambda: time.monotonic() < until)
         before = server.descriptors()
-        tally, probed, samples = run(server, plan, options.connections)
+        tally, probed, samples = run(server, plan, options.connections, until)
         time.sleep(1.0)
         tally.wrong += check_again(server.port, cases, memory)
         after = server.descriptors() - before
@@ -87,7 +89,7 @@ def main() -> int:
     return 0 if met else 1
 
 
-def run(server: Served, plan: Plan, connections: int) -> tuple[Tally, Probed, list[Sample]]:
+def run(server: Served, plan: Plan, connections: int, until: float) -> tuple[Tally, Probed, list[Sample]]:
     """Let all clients loose, look at the server meanwhile, and collect what they saw."""
     urgent, reply = next((case.urgent, case.reply) for case in plan.cases if case.urgent is not None)
     shares = [range(start, connections, PROCESSES) for start in range(PROCESSES)]
@@ -102,7 +104,7 @@ def run(server: Served, plan: Plan, connections: int) -> tuple[Tally, Probed, li
         worker.start()
         pipes.append(ours)
         workers.append(worker)
-    samples = _watch(server, plan.until)
+    samples = _watch(server, until)
     *tallies, probed = [pipe.recv() for pipe in pipes]
     for worker in workers:
         worker.join()
@@ -126,9 +128,13 @@ async def _clients(plan: Plan, owners: Sequence[int], extra: Sequence[int]) -> T
 
 async def _bursts(plan: Plan, owners: Sequence[int], tally: Tally) -> None:
     clients = [Client(plan, owner, tally) for owner in owners]
-    while time.monotonic() + BURST_EVERY < plan.until:
-        await asyncio.sleep(BURST_EVERY)
-        await asyncio.gather(*(client.once(burst=True) for client in clients))
+    pauses = int(BURST_EVERY / TICK)
+    while True:
+        for _ in range(pauses):
+            await asyncio.sleep(TICK)
+            if not plan.running():
+                return
+        await asyncio.gather(*(client.once(plain=True) for client in clients))
         for client in clients:
             client.close()
 
@@ -141,7 +147,7 @@ def _watch(server: Served, until: float) -> list[Sample]:
             samples.append(Sample(now - began, server.memory(), server.descriptors()))
             bar.set_postfix_str(f"{samples[-1].memory:.0f} MiB, {samples[-1].descriptors} files")
             bar.update(min(round(now - began), bar.total) - bar.n)
-            time.sleep(0.5)
+            time.sleep(TICK)
         bar.update(bar.total - bar.n)
     return samples
 

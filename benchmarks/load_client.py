@@ -7,7 +7,7 @@ import mmap
 import random
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -47,14 +47,16 @@ class Plan(NamedTuple):
         cases: What can be asked.
         limit: Bytes of the largest body.
         regions: Shared memory by region.
-        until: When clients stop, by ``time.monotonic``.
+        running: Whether clients go on.
+        plain: Clients do nothing but ask and wait, and no answer but a result is good.
     """
 
     port: int
     cases: Sequence[Prepared]
     limit: int
     regions: Mapping[str, mmap.mmap]
-    until: float
+    running: Callable[[], bool]
+    plain: bool = False
 
 
 @dataclass
@@ -63,12 +65,14 @@ class Tally:
 
     Attributes:
         outcomes: How many requests ended how.
+        replies: Seconds from the headers sent to those of the reply, of results.
         refusals: Status, and seconds from the headers sent to those of the reply.
         wrong: Answers that are not those that were given alone.
         lost: Requests without an answer.
     """
 
     outcomes: Counter[str] = field(default_factory=Counter)
+    replies: list[float] = field(default_factory=list)
     refusals: list[tuple[int, float]] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
@@ -76,6 +80,7 @@ class Tally:
     def add(self, other: Tally) -> None:
         """Count what others saw too."""
         self.outcomes += other.outcomes
+        self.replies += other.replies
         self.refusals += other.refusals
         self.wrong += other.wrong
         self.lost += other.lost
@@ -106,15 +111,15 @@ class Client:
         self._shares = [prepared.case.share for prepared in plan.cases]
 
     async def run(self) -> None:
-        """Send one request after the other until the time is over."""
-        while time.monotonic() < self._plan.until:
-            await self.once()
+        """Send one request after the other."""
+        while self._plan.running():
+            await self.once(plain=self._plan.plain)
         self.close()
 
-    async def once(self, *, burst: bool = False) -> None:
-        """One request, of any kind; only ordinary ones in a burst."""
+    async def once(self, *, plain: bool) -> None:
+        """One request: ordinary and waited for, or of any kind."""
         prepared = self._random.choices(self._plan.cases, self._shares)[0]
-        chance = 1.0 if burst else self._random.random()
+        chance = 1.0 if plain else self._random.random()
         try:
             async with asyncio.timeout(REPLY_SECONDS):
                 if chance < TOO_LARGE:
@@ -122,14 +127,12 @@ class Client:
                 elif chance < TOO_LARGE + HANG_UP and not prepared.outputs:
                     await self._hang_up(prepared.payload)
                 elif chance < TOO_LARGE + HANG_UP + DEADLINE and prepared.urgent is not None:
-                    self._judge(prepared, await self._exchange(prepared.urgent), (503, 504))
+                    await self._judge(prepared, await self._exchange(prepared.urgent), (503, 504))
                 else:
                     await self._ask(prepared)
         except (OSError, EOFError, TimeoutError) as error:
             self.close()
             self._tally.lost.append(f"{prepared.case.name}: {type(error).__name__} {error}")
-        if not burst and self._tally.refusals and self._tally.refusals[-1][0] == 503:
-            await asyncio.sleep(self._random.uniform(0.01, 0.1))
 
     def close(self) -> None:
         """Close the connection."""
@@ -145,16 +148,19 @@ class Client:
             sizes = [len(output) for output in prepared.outputs.values()]
             memory[: sum(sizes)] = b"\xaa" * sum(sizes)  # what stays so was not written
         answer = await self._exchange(payload)
-        if self._judge(prepared, answer, (503,)) and memory is not None:
+        if await self._judge(prepared, answer, () if self._plan.plain else (503,)) and memory is not None:
             for name, output in zip(prepared.outputs, written(memory, sizes), strict=True):
                 if output != prepared.outputs[name]:
                     self._tally.wrong.append(f"{prepared.case.name}: {name} in shared memory")
 
-    def _judge(self, prepared: Prepared, answer: Answer, allowed: Sequence[int]) -> bool:
+    async def _judge(self, prepared: Prepared, answer: Answer, allowed: Sequence[int]) -> bool:
         """Count an answer; whether it is a result."""
         self._tally.outcomes[str(answer.status)] += 1
+        if answer.status == 200:
+            self._tally.replies.append(answer.seconds)
         if answer.status in allowed:
             self._tally.refusals.append((answer.status, answer.seconds))
+            await asyncio.sleep(self._random.uniform(0.01, 0.1))  # then again, as it was told
         elif answer.status != 200:
             self._tally.wrong.append(f"{prepared.case.name}: {answer.status} {answer.body[:200]!r}")
         elif answer.body.replace(self._owner.encode(), OWNER.encode()) != prepared.reply:
@@ -197,7 +203,7 @@ class Client:
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
             seconds = time.perf_counter() - began
-            length = int(head.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
+            length = int(head.split(b"\r\ncontent-length:", 1)[1].split(b"\r\n", 1)[0])
             body = await reader.readexactly(length)
             await sending
         finally:

@@ -40,7 +40,7 @@ def probe(plan: Plan, urgent: Payload, expected: bytes, results: Connection) -> 
         results: Where to send it.
     """
     seen = Probed()
-    while time.monotonic() < plan.until:
+    while plan.running():
         # Too large for any server; as large as any, so that it is refused where bytes or places are short; too late.
         _ask(plan.port, head_of("loss", plan.limit + 1, WAITS), b"", seen)
         _ask(plan.port, head_of("loss", plan.limit, WAITS), b"", seen)
@@ -69,7 +69,7 @@ def _ask(port: int, head: bytes, body: bytes, seen: Probed, expected: bytes = b"
 
 def _whole(connection: socket.socket, reply: bytes) -> bytes:
     head, _, body = reply.partition(b"\r\n\r\n")
-    length = int(head.lower().split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
+    length = int(head.lower().split(b"\r\ncontent-length:", 1)[1].split(b"\r\n", 1)[0])
     while len(body) < length:
         body += connection.recv(2**20)
     return body

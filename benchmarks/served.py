@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 READY_SECONDS = 120.0
@@ -36,28 +36,13 @@ class Served:
         """Files and sockets that it has open."""
         return sum(1 for _ in Path(f"/proc/{self.process.pid}/fd").iterdir())
 
-    def ready(self) -> bool:
-        """Whether it says that it can be used."""
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=5)
-        try:
-            connection.request("GET", "/v2/health/ready")
-            return connection.getresponse().status == 200
-        except OSError:
-            return False
-        finally:
-            connection.close()
-
     def wait_until_ready(self) -> None:
         """Wait for its models.
 
         Raises:
             RuntimeError: It ended, or took too long.
         """
-        deadline = time.monotonic() + READY_SECONDS
-        while not self.ready():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the server on port {self.port} did not get ready; its reason is above")
-            time.sleep(0.02)
+        wait_until_ready(self.port, self.process)
 
     def stop(self) -> int:
         """Ask it to end, as an orchestrator does, and return its exit code."""
@@ -71,6 +56,30 @@ class Served:
             self.process.wait()
         if self.process.stdout is not None:
             self.process.stdout.close()
+
+
+def wait_until_ready(port: int, process: subprocess.Popen[str]) -> None:
+    """Wait until what listens on a port of this machine says that it can be used.
+
+    Raises:
+        RuntimeError: The process ended, or took too long.
+    """
+    deadline = time.monotonic() + READY_SECONDS
+    while not _is_ready(port):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"nothing got ready on port {port}; the reason is above")
+        time.sleep(0.02)
+
+
+def _is_ready(port: int) -> bool:
+    connection = HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/v2/health/ready")
+        return connection.getresponse().status == 200
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def start(artifacts: Path, *words: str, port: int = 0) -> Served:
