@@ -31,7 +31,7 @@ def kernels_compiled(wanted: bool) -> Iterator[None]:
 
 def compiling_kernels() -> bool:
     """Kernels are compiled here. Not while a whole graph is traced, which takes them in as they are."""
-    return _active.get() and not torch.compiler.is_compiling()
+    return not torch.compiler.is_compiling() and _active.get()
 
 
 def kernel(function: Callable[P, T]) -> Callable[P, T]:

@@ -1,0 +1,102 @@
+"""What the figures depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parent.parent.parent
+# What decides the figures: a change of documentation does not make them old.
+SOURCES = ("yolo_loss", "export", "serve/runners", "benchmarks/gpu", "benchmarks/contenders.py")
+PACKAGES = (
+    *("torch", "triton", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx_cu13_libs"),
+    *("cuda-bindings", "ultralytics"),
+)
+
+
+def key_of(device: torch.device, quick: bool) -> dict[str, Any]:
+    """What results must have in common to stand in one table."""
+    return {
+        "code": code_hash(),
+        "device": device_name(device),
+        "cuda": torch.version.cuda,
+        "versions": versions(),
+        "quick": quick,
+    }
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """For the table."""
+    facts: dict[str, Any] = {"device": device_name(device), "driver": driver(), "CUDA": torch.version.cuda}
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        facts |= {
+            "compute capability": f"{properties.major}.{properties.minor}",
+            "memory, GiB": round(properties.total_memory / 2**30, 1),
+            "second-level cache, MiB": round(properties.L2_cache_size / 2**20, 1),
+        }
+    return {
+        **facts,
+        **versions(),
+        "Python": platform.python_version(),
+        "commit": commit(),
+        "code": code_hash(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's, or the processor's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
+
+
+def driver() -> str:
+    """Version of NVIDIA's driver, or why it is not known."""
+    path = Path("/proc/driver/nvidia/version")
+    try:
+        return path.read_text(encoding="utf-8").splitlines()[0].split("  ")[1].strip()
+    except (OSError, IndexError):
+        return _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or "not known"
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that are there."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """Of the checkout, or a note that it is none."""
+    return _output("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD") or "not known"
+
+
+def code_hash() -> str:
+    """Of all source files that take part."""
+    digest = hashlib.sha256()
+    for source in SOURCES:
+        path = ROOT / source
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(str(file.relative_to(ROOT)).encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _output(*words: str) -> str:
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -1,0 +1,98 @@
+"""Inputs of one setting on a device, in several sets of their own memory."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.contenders import STRIDES, Setting
+from benchmarks.gpu.floor import REG_MAX
+from export.samples import ragged_batch, sample_assigner_inputs, sample_loss_inputs
+from yolo_loss import GroundTruth
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
+
+
+class Inputs(NamedTuple):
+    """One set.
+
+    Attributes:
+        predictions: Class scores, boxes and points for the assigner; the maps for the loss.
+        truth: Padded, M as the setting says.
+        batch: The same as data loaders give it; empty for the assigner.
+    """
+
+    predictions: tuple[Tensor, ...]
+    truth: GroundTruth
+    batch: dict[str, Tensor]
+
+    def on(self, device: torch.device) -> Inputs:
+        """In the device's memory."""
+        return Inputs(
+            tuple(tensor.to(device) for tensor in self.predictions),
+            GroundTruth(*(field.to(device) for field in self.truth)),
+            {name: values.to(device) for name, values in self.batch.items()},
+        )
+
+    def widened(self) -> Inputs:
+        """In float64."""
+        boxes = self.truth.gt_bboxes.double()
+        return Inputs(
+            tuple(tensor.double() for tensor in self.predictions),
+            self.truth._replace(gt_bboxes=boxes),
+            {name: values.double() if name == "bboxes" else values for name, values in self.batch.items()},
+        )
+
+
+def make_inputs(setting: Setting, precision: str, seed: int = 1) -> Inputs:
+    """One set on the CPU.
+
+    Args:
+        setting: Its sizes; of a loss's two tasks the sets are equal.
+        precision: ``fp32``, or ``fp16`` for class scores or maps; boxes and points are float32, for float16 has steps
+            of half a pixel above 512.
+        seed: Of the numbers.
+    """
+    made = _made(setting._replace(task="assigner" if setting.task == "assigner" else "loss"), seed)
+    narrowed = 1 if setting.task == "assigner" else len(made.predictions)
+    types = PRECISIONS[precision]
+    first = tuple(tensor.to(types) for tensor in made.predictions[:narrowed])
+    return made._replace(predictions=(*first, *made.predictions[narrowed:]))
+
+
+@lru_cache(maxsize=2)  # a setting's tasks and precisions follow one another
+def _made(setting: Setting, seed: int) -> Inputs:
+    if setting.task == "assigner":
+        scores, boxes, points, *rest = sample_assigner_inputs(setting.case, STRIDES, seed)
+        return Inputs((scores, boxes, points), GroundTruth(*rest), {})
+    feats, *rest = sample_loss_inputs(setting.case, STRIDES, REG_MAX, seed)
+    truth = GroundTruth(*rest)
+    return Inputs(tuple(feats), truth, ragged_batch(truth, (setting.image, setting.image)))
+
+
+def turned(inputs: Inputs, images: int) -> Inputs:
+    """A further set: the same images in another order, in memory of their own.
+
+    Args:
+        inputs: The first set.
+        images: By how many places they move on.
+    """
+    count = inputs.truth.gt_bboxes.shape[0]
+    batch = dict(inputs.batch)
+    if batch:
+        batch["batch_idx"] = (batch["batch_idx"] + images) % count
+    return Inputs(
+        # Points have no images.
+        tuple(tensor.clone() if tensor.dim() == 2 else tensor.roll(images, 0) for tensor in inputs.predictions),
+        GroundTruth(*(field.roll(images, 0) for field in inputs.truth)),
+        {name: values.clone() for name, values in batch.items()},
+    )
+
+
+def input_sets(setting: Setting, precision: str, device: torch.device, sets: int) -> list[Inputs]:
+    """Sets that take turns."""
+    first = make_inputs(setting, precision).on(device)
+    return [first, *(turned(first, number) for number in range(1, sets))]

@@ -1,0 +1,114 @@
+"""The exported models and engines that take part: found in folders, or made there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import onnx
+
+from benchmarks.contenders import PRESET
+from export.contract import Contract, ContractError, file_hash, find_contracts
+from export.engine_build import build_engine
+from export.engine_contract import RUNTIMES, EngineContract, find_engines
+from export.hyperparameters import Hyperparameters
+from export.onnx_export import export_onnx
+from export.precision import narrow
+from export.profiles import parse_profile
+from export.tensorrt_build.library import load_library
+
+KIND_OF_TASK = {"assigner": "assigner", "loss": "loss", "loss+grad": "loss_grad"}
+FORMULATIONS = ("dense", "sparse")
+# What is measured, and no more: the largest sizes decide what memory an engine asks for.
+PROFILE = ("B=1,16,64", "M=1,100,300", "imgsz=640")
+
+
+def find_model(
+    folders: Sequence[Path], kind: str, formulation: str, precision: str, classes: int
+) -> tuple[Path, Contract]:
+    """An exported model.
+
+    Args:
+        folders: Where to look, with the folders in them.
+        kind: Of the model.
+        formulation: ``dense`` or ``sparse``.
+        precision: ``fp32`` or ``fp16``.
+        classes: C; an assigner takes any.
+
+    Raises:
+        ContractError: There is none.
+    """
+    for folder in folders:
+        for place in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
+            for path, contract in find_contracts(place) if any(place.glob("*.onnx")) else ():
+                fits = kind == "assigner" or contract.hyperparameters["num_classes"] == classes
+                if fits and (contract.kind, contract.formulation, contract.precision) == (kind, formulation, precision):
+                    return path.with_name(contract.file), contract
+    where = ", ".join(map(str, folders)) or "no folder"
+    raise ContractError(
+        f"no model of {classes} classes in {where}; make all with `python -m benchmarks.gpu --prepare DIR`, "
+        "then name DIR with --models"
+    )
+
+
+def find_engine(path: Path, contract: Contract, runtime: str) -> tuple[Path, EngineContract]:
+    """An engine of a model, built beside it where there is none.
+
+    Args:
+        path: The ONNX file.
+        contract: Its contract.
+        runtime: ``tensorrt`` or ``tensorrt-rtx``.
+
+    Raises:
+        ValueError: The runtime is not installed, or cannot build one.
+        BuildError: TensorRT refuses or finds no GPU.
+    """
+    load_library(runtime)
+    found = [
+        pair
+        for pair in find_engines(path.parent, contract)
+        if (pair[1].runtime, pair[1].precision) == (runtime, contract.precision)
+        and pair[1].model_sha256 == contract.sha256
+    ]
+    return found[0] if found else build_engine(path, path.parent, runtime=runtime, profiles=[parse_profile(PROFILE)])
+
+
+def prepare(folder: Path, say: Callable[[str], None] = print, classes: int = 80) -> None:
+    """Export all models, in both precisions, and build the engines that need no GPU.
+
+    Args:
+        folder: Where to.
+        say: Told of each.
+        classes: C.
+    """
+    numbers = Hyperparameters(num_classes=classes, preset=PRESET)
+    for kind in KIND_OF_TASK.values():
+        for formulation in FORMULATIONS:
+            path, contract = export_onnx(kind, numbers, folder / formulation, formulation=formulation)
+            halves = _save_half(path, contract, folder / f"{formulation}-fp16")
+            for made, its_contract in ((path, contract), halves):
+                say(f"{made.relative_to(folder)}: {made.stat().st_size / 1024:.0f} KiB")
+                if formulation == "dense":
+                    _build(made, its_contract, say)
+
+
+def _save_half(path: Path, contract: Contract, folder: Path) -> tuple[Path, Contract]:
+    model, halves = narrow(onnx.load(path), contract, "fp16")
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / halves.file
+    target.write_bytes(model.SerializeToString())
+    halves = dataclasses.replace(halves, sha256=file_hash(target))
+    halves.save(folder / f"{halves.name}.json")
+    return target, halves
+
+
+def _build(path: Path, contract: Contract, say: Callable[[str], None]) -> None:
+    """Build for a runtime that can do it here; what cannot is built where it is measured, or noted there."""
+    for runtime in RUNTIMES:
+        try:
+            engine, _ = find_engine(path, contract, runtime)
+        except (ValueError, RuntimeError) as error:
+            say(f"  no engine of {runtime}: {error}")
+        else:
+            say(f"  {engine.name}: {engine.stat().st_size / 2**20:.1f} MiB")

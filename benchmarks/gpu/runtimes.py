@@ -1,0 +1,153 @@
+"""The exported models in ONNX Runtime and TensorRT, inputs and outputs staying in the device's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor
+
+from benchmarks.contenders import OUTPUTS, Setting
+from benchmarks.gpu.clock import Run
+from benchmarks.gpu.inputs import Inputs
+from benchmarks.gpu.models import KIND_OF_TASK, find_engine, find_model
+from benchmarks.gpu.ours import MissingError
+from export.contract import Contract
+from export.engine_check import check_machine
+from export.engine_contract import EngineContract
+from export.tensorrt_build.library import load_library
+from serve.runners.cut import keep_outputs
+from serve.runners.profiles import choose_profile
+
+WANTED = {**OUTPUTS, "loss+grad": ("loss", "loss_items", "grad_feat_0", "grad_feat_1", "grad_feat_2")}
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+
+def onnx_runtime(
+    setting: Setting, precision: str, formulation: str, sets: Sequence[Inputs], folders: Sequence[Path]
+) -> Run:
+    """A model in ONNX Runtime with IO binding; a call gives its outputs by name.
+
+    Raises:
+        MissingError: This onnxruntime has no CUDA.
+        ContractError: The model is not there.
+    """
+    path, contract = find_model(folders, KIND_OF_TASK[setting.task], formulation, precision, setting.classes)
+    device = sets[0].truth.gt_bboxes.device
+    session = _session(path, WANTED[setting.task], device)
+    bindings = [_binding(session, feed(contract, inputs), WANTED[setting.task], device) for inputs in sets]
+
+    def run(number: int) -> dict[str, Any]:
+        session.run_with_iobinding(bindings[number])
+        return dict(zip(WANTED[setting.task], bindings[number].get_outputs(), strict=True))
+
+    return run
+
+
+def feed(contract: Contract, inputs: Inputs) -> dict[str, Tensor]:
+    """Tensors by the model's names, in the model's order."""
+    tensors = [*inputs.predictions, *inputs.truth]
+    return {spec.name: tensor.contiguous() for spec, tensor in zip(contract.inputs, tensors, strict=True)}
+
+
+def _session(path: Path, outputs: Sequence[str], device: torch.device) -> Any:
+    import onnxruntime
+
+    providers: list[Any] = [CPU]
+    if device.type == "cuda":
+        if CUDA not in onnxruntime.get_available_providers():
+            raise MissingError(f"onnxruntime {onnxruntime.__version__} has no {CUDA}; bring onnxruntime-gpu")
+        onnxruntime.preload_dlls()
+        stream = str(torch.cuda.current_stream().cuda_stream)
+        providers = [(CUDA, {"device_id": device.index or 0, "use_tf32": 0, "user_compute_stream": stream}), CPU]
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    graph = keep_outputs(onnx.load(path), outputs).SerializeToString()
+    session = onnxruntime.InferenceSession(graph, options, providers=providers, enable_fallback=0)
+    if device.type == "cuda" and CUDA not in session.get_providers():
+        raise MissingError(f"{CUDA} did not start; what ONNX Runtime printed names the missing library")
+    return session
+
+
+def _binding(session: Any, tensors: Mapping[str, Tensor], outputs: Sequence[str], device: torch.device) -> Any:
+    binding = session.io_binding()
+    place = device.type, device.index or 0
+    for name, tensor in tensors.items():
+        binding.bind_input(name, *place, _numpy_type(tensor), tuple(tensor.shape), tensor.data_ptr())
+    for name in outputs:
+        binding.bind_output(name, *place)
+    return binding
+
+
+def _numpy_type(tensor: Tensor) -> Any:
+    return np.dtype(str(tensor.dtype).removeprefix("torch."))
+
+
+def tensorrt(setting: Setting, precision: str, runtime: str, sets: Sequence[Inputs], folders: Sequence[Path]) -> Run:
+    """An engine of the dense model in torch's stream; a call gives all outputs by name.
+
+    Raises:
+        MissingError: There is no GPU.
+        ContractError: The model is not there, or its engine is for other GPUs.
+        ValueError: The library is missing.
+        RuntimeError: It refuses the engine.
+    """
+    path, contract = find_model(folders, KIND_OF_TASK[setting.task], "dense", precision, setting.classes)
+    library = load_library(runtime)
+    device = sets[0].truth.gt_bboxes.device
+    if device.type != "cuda":
+        raise MissingError(f"engines of {runtime} need a GPU")
+    file, engine = find_engine(path, contract, runtime)
+    capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
+    check_machine(engine, runtime, library.__version__, capability)
+    log = library.Logger(library.Logger.ERROR)
+    loaded = library.Runtime(log).deserialize_cuda_engine(file.read_bytes())
+    context = None if loaded is None else loaded.create_execution_context()
+    if context is None:
+        raise RuntimeError(f"{runtime} refuses {file.name}; it printed why")
+    return bound(context, engine, [feed(contract, inputs) for inputs in sets], keep=(log, loaded))
+
+
+def bound(context: Any, engine: EngineContract, feeds: Sequence[Mapping[str, Tensor]], keep: object = None) -> Run:
+    """Calls of an execution context on tensors of the device.
+
+    Args:
+        context: Of TensorRT.
+        engine: Its contract. No output's size depends on values.
+        feeds: Inputs by name.
+        keep: What must live as long as the calls.
+    """
+    sizes = [
+        {axis: size for spec in engine.inputs for axis, size in zip(spec.axes, tensors[spec.name].shape, strict=True)}
+        for tensors in feeds
+    ]
+    device = next(iter(feeds[0].values())).device
+    outputs: dict[str, Tensor] = {}
+
+    def run(number: int) -> dict[str, Tensor]:
+        stream = torch.cuda.current_stream().cuda_stream if device.type == "cuda" else 0
+        profile = choose_profile(engine, {axis: size for axis, size in sizes[number].items() if isinstance(axis, str)})
+        if context.active_optimization_profile != profile:
+            _check(context.set_optimization_profile_async(profile, stream), "set_optimization_profile_async")
+        for name, tensor in feeds[number].items():
+            _check(context.set_input_shape(name, tuple(tensor.shape)), f"set_input_shape of {name}")
+            _check(context.set_tensor_address(name, tensor.data_ptr()), f"set_tensor_address of {name}")
+        for spec in engine.outputs:
+            shape = tuple(context.get_tensor_shape(spec.name))
+            if spec.name not in outputs or outputs[spec.name].shape != shape:
+                outputs[spec.name] = torch.empty(shape, dtype=getattr(torch, spec.dtype), device=device)
+            _check(context.set_tensor_address(spec.name, outputs[spec.name].data_ptr()), f"address of {spec.name}")
+        _check(context.execute_async_v3(stream), "execute_async_v3")
+        return outputs
+
+    run.keep = keep  # type: ignore[attr-defined]
+    return run
+
+
+def _check(done: bool, what: str) -> None:
+    if not done:
+        raise RuntimeError(f"{what} failed; TensorRT printed why")

@@ -1,0 +1,139 @@
+"""What was measured, as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from benchmarks.contenders import TASKS
+from benchmarks.gpu.goals import GOALS, Row, outcome
+from benchmarks.gpu.store import Store
+
+TITLES = {
+    "assigner": "Assignment",
+    "loss": "Loss, forward",
+    "loss+grad": "Loss, forward and backward",
+}
+
+
+def report(store: Store, names: Sequence[str]) -> str:
+    """All tables.
+
+    Args:
+        store: Whose results.
+        names: Of the parts, in their order.
+    """
+    rows = [store.result(name) for name in names if name.startswith("times") and store.is_done(name)]
+    sections = [
+        "# On one GPU",
+        environment_table(store.result("environment") or {}, store.result("bandwidth") or {}),
+        "## Correct\n\n" + checks_table(store.result("correctness") or []),
+        "## Waiting for the GPU\n\n" + waiting_table(store.result("waiting") or []),
+        *(
+            f"## {TITLES[task]}, {precision}\n\n{times_table(found)}\n\n{memory_table(found)}"
+            for task in TASKS
+            for precision in ("fp32", "fp16")
+            if (found := [row for row in rows if (row["task"], row["precision"]) == (task, precision)])
+        ),
+        "## Goals\n\n" + goals_table(rows),
+        "## What is missing\n\n" + missing_list(store, names, rows),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def environment_table(environment: dict[str, Any], bandwidth: dict[str, Any]) -> str:
+    """What the figures depend on."""
+    facts = {**environment, **bandwidth}
+    return _table(("what", "value"), [(name, str(value)) for name, value in facts.items()])
+
+
+def checks_table(checks: Sequence[dict[str, Any]]) -> str:
+    """Each comparison with its limit."""
+    return _table(
+        ("compared", "difference", "limit", ""),
+        [
+            (check["what"], f"{check['figure']:.1e}", f"{check['limit']:.0e}", "ok" if check["ok"] else "WRONG")
+            if "figure" in check
+            else (check["what"], "", "", check["reason"])
+            for check in checks
+        ],
+    )
+
+
+def waiting_table(checks: Sequence[dict[str, Any]]) -> str:
+    """How often each part makes the host wait."""
+    return _table(
+        ("part", "waits"), [(check["what"], str(check.get("waits", check.get("reason")))) for check in checks]
+    )
+
+
+def times_table(rows: Sequence[Row]) -> str:
+    """Medians in milliseconds, and how many times the floor each is."""
+    names = _names(rows)
+    return _table(
+        ("ms (times the floor)", "floor", *names),
+        [(_size(row), _number(row.get("floor_ms"), 3), *(_time(row, name) for name in names)) for row in rows],
+    )
+
+
+def memory_table(rows: Sequence[Row]) -> str:
+    """Peak memory beyond the inputs, what is returned included; after ``~``, what the device lacks once it has run."""
+    names = _names(rows)
+    lines = [(_size(row), *(_memory(row["contenders"].get(name, {})) for name in names)) for row in rows]
+    return _table(("peak extra MiB", *names), lines)
+
+
+def goals_table(rows: Sequence[Row]) -> str:
+    """What was to be reached."""
+    lines = []
+    for goal in GOALS:
+        figure, reached = outcome(goal, rows)
+        wanted = f"{'>=' if goal.at_least else '<='} {goal.limit:g}"
+        lines.append((f"{goal.text}, {goal.batch} x {goal.slots}", wanted, figure, reached))
+    return _table(("on one GPU, medians, fp32", "goal", "figure", ""), lines)
+
+
+def missing_list(store: Store, names: Sequence[str], rows: Sequence[Row]) -> str:
+    """Parts and contenders without a result, each with its reason; one line for those with the same."""
+    reasons: dict[str, list[str]] = {}
+    for name in names:
+        if not store.is_done(name):
+            reasons.setdefault(store.reason(name) or "not run yet: run the command again", []).append(name)
+    for row in rows:
+        for name, entry in row["contenders"].items():
+            if "reason" in entry:
+                where = reasons.setdefault(entry["reason"], [])
+                where += [name] if name not in where else []
+    return "\n".join(f"* {', '.join(where)}: {reason}" for reason, where in reasons.items()) or "Nothing."
+
+
+def _names(rows: Sequence[Row]) -> list[str]:
+    """Contenders of which at least one row has a figure, in the order of the first row that names them."""
+    every = {name: None for row in rows for name in row["contenders"]}
+    return [name for name in every if any(row["contenders"].get(name, {}).get("ms") is not None for row in rows)]
+
+
+def _size(row: Row) -> str:
+    return f"{row['batch']} x {row['slots']}"
+
+
+def _time(row: Row, name: str) -> str:
+    milliseconds, floor = row["contenders"].get(name, {}).get("ms"), row.get("floor_ms")
+    if milliseconds is None:
+        return ""
+    return f"{milliseconds:.3f}" + (f" ({milliseconds / floor:.1f})" if floor else "")
+
+
+def _memory(entry: dict[str, Any]) -> str:
+    if entry.get("peak_mib") is not None:
+        return _number(entry["peak_mib"], 1)
+    return "" if entry.get("device_mib") is None else f"~{entry['device_mib']:.0f}"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows)

@@ -1,0 +1,128 @@
+"""Every contender of one setting, in one precision."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.contenders import Setting
+from benchmarks.gpu.clock import MIB, Effort, Run, measure, peak_mib, used_mib
+from benchmarks.gpu.floor import bytes_of, floor_ms
+from benchmarks.gpu.goals import REFERENCE, Row
+from benchmarks.gpu.inputs import PRECISIONS, Inputs, input_sets
+from benchmarks.gpu.ours import MissingError, ours, reference, ways_of
+from benchmarks.gpu.runtimes import onnx_runtime, tensorrt
+from export.contract import ContractError
+
+Maker = Callable[[], Run]
+# Further sets are made until all are so many times as large as the cache between the processors and the memory.
+CACHES, FEWEST, MOST = 2.0, 2, 4
+
+
+def times_row(
+    setting: Setting,
+    precision: str,
+    device: torch.device,
+    folders: Sequence[Path],
+    effort: Effort,
+    bytes_per_second: float | None,
+    say: Callable[[str], None] = lambda _: None,
+    compiling: bool = True,
+) -> Row:
+    """Times, memory and the floor.
+
+    Args:
+        setting: What is computed.
+        precision: ``fp32`` or ``fp16``.
+        device: Where.
+        folders: Of the exported models.
+        effort: How long each is measured.
+        bytes_per_second: Of a copy; None when it was not measured, there is no floor then.
+        say: Told of each contender.
+        compiling: Take those that are compiled, too.
+    """
+    element = PRECISIONS[precision].itemsize
+    sets = input_sets(setting, precision, device, sets_for(setting, element, device))
+    contenders = {}
+    for name, make in makers(setting, precision, sets, folders, compiling).items():
+        say(name)
+        contenders[name] = entry_of(name, make, len(sets), device, effort)
+    return {
+        **setting._asdict(),
+        "precision": precision,
+        "sets": len(sets),
+        "floor_mib": bytes_of(setting, element) / MIB,
+        "floor_ms": floor_ms(setting, element, bytes_per_second) if bytes_per_second else None,
+        "contenders": contenders,
+    }
+
+
+def sets_for(setting: Setting, element: int, device: torch.device) -> int:
+    """How many input sets have to take turns, so that none is still in the cache when its turn comes."""
+    cache = torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
+    read = bytes_of(setting._replace(task="loss"), element)
+    return min(max(FEWEST, int(CACHES * cache / read) + 1), MOST)
+
+
+def makers(
+    setting: Setting, precision: str, sets: Sequence[Inputs], folders: Sequence[Path], compiling: bool = True
+) -> dict[str, Maker]:
+    """All contenders by name, not yet made."""
+    made: dict[str, Maker] = {}
+    for name in ways_of(setting.task):
+        reason = left_out(setting, precision, name, compiling)
+        made[name] = partial(_missing, reason) if reason else partial(ours, setting, name, sets)
+    for formulation in ("dense", "sparse"):
+        made[f"onnxruntime {formulation}"] = partial(onnx_runtime, setting, precision, formulation, sets, folders)
+    for runtime in ("tensorrt", "tensorrt-rtx"):
+        made[runtime] = partial(tensorrt, setting, precision, runtime, sets, folders)
+    if precision == "fp32":
+        made[REFERENCE] = partial(reference, setting, sets)
+    return made
+
+
+def left_out(setting: Setting, precision: str, name: str, compiling: bool) -> str:
+    """Why one of our contenders is not made, or empty."""
+    words = name.split()
+    if not compiling and ("compiled" in words or "whole" in words):
+        return "left out of a quick run, because compiling takes longer than all the rest"
+    # One program for each size and type, and each takes a minute: only where a goal is measured by it, and checked.
+    if "whole" in words and (setting.task, precision, setting.slots) != ("loss+grad", "fp32", 30):
+        return "compiled only for loss+grad, M = 30, fp32, because each size takes a minute"
+    return ""
+
+
+def _missing(reason: str) -> Run:
+    raise MissingError(reason)
+
+
+def entry_of(name: str, make: Maker, sets: int, device: torch.device, effort: Effort) -> dict[str, Any]:
+    """Figures of one contender, or the reason why there are none. An error of the device itself is raised again."""
+    before = used_mib(device)
+    try:
+        run = make()
+        run(0)
+        # A graph's memory is its own, and that of other runtimes is none of torch's.
+        foreign = "graph" in name.split() or name.startswith(("onnxruntime", "tensorrt"))
+        memory = {"device_mib": used_mib(device) - before} if foreign else {"peak_mib": peak_mib(run, device)}
+        return {**measure(run, sets, device, effort), **(memory if device.type == "cuda" else {})}
+    except (MissingError, ContractError) as error:
+        return {"reason": str(error)}
+    except Exception as error:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # after an error of the device nothing works any more, and this says so
+        return {"reason": f"{type(error).__name__}: {first_line(error)}"}
+    finally:
+        run = None  # type: ignore[assignment]
+        gc.collect()
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without pages of it."""
+    lines = str(error).strip().splitlines() or ["no text"]
+    return lines[0][:300]

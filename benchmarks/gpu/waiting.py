@@ -1,0 +1,79 @@
+"""How often the host waits for the GPU."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.contenders import NUMBERS, PRESET, STRIDES, Setting
+from benchmarks.gpu.inputs import make_inputs
+from benchmarks.gpu.ours import criterion_of
+from yolo_loss import PRESETS, DetectionLoss, TaskAlignedAssigner
+from yolo_loss.predictions import join_predictions
+
+
+def waiting_checks(setting: Setting, device: torch.device) -> list[dict[str, Any]]:
+    """Each part with the number of times it waits; 0 is wanted of all but the sparse ones.
+
+    Args:
+        setting: Its sizes.
+        device: A GPU; on a CPU the parts are only run.
+    """
+    found = []
+    for what, run in parts(setting, device).items():
+        run()  # what is loaded on first use may wait
+        if device.type == "cuda":
+            found.append({"what": what, "waits": count_waits(run)})
+        else:
+            run()
+            found.append({"what": what, "reason": "only a GPU is waited for"})
+    return found
+
+
+def count_waits(run: Callable[[], object]) -> int:
+    """How many operations of a call wait for the GPU."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing" in str(warning.message) for warning in seen)
+
+
+def parts(setting: Setting, device: torch.device) -> dict[str, Callable[[], object]]:
+    """What is run, by name."""
+    assigner_inputs = make_inputs(setting._replace(task="assigner"), "fp32").on(device)
+    on_host = make_inputs(setting._replace(task="loss"), "fp32")
+    inputs = on_host.on(device)
+    found: dict[str, Callable[[], object]] = {}
+    for name in ("auto", "dense", "sparse"):
+        assigner = TaskAlignedAssigner(**NUMBERS, **PRESETS[PRESET], num_classes=setting.classes, formulation=name)
+        criterion = criterion_of(setting, name)
+        counting = DetectionLoss(setting.classes, STRIDES, preset=PRESET, formulation=name)
+        leaves = [level.detach().requires_grad_() for level in inputs.predictions]
+
+        def assign(assigner: TaskAlignedAssigner = assigner) -> object:
+            return assigner(*assigner_inputs.predictions, *assigner_inputs.truth)
+
+        def step(criterion: DetectionLoss, batch: Any, leaves: list[Any] = leaves) -> object:
+            return torch.autograd.grad(criterion(leaves, batch)[0], leaves)
+
+        def without_autograd(criterion: DetectionLoss = criterion) -> object:
+            maps = join_predictions(list(inputs.predictions), STRIDES, setting.classes, criterion.reg_max)
+            return criterion.gradients_from_padded(maps, inputs.truth)
+
+        def step_from(criterion: DetectionLoss, batch: Any, step: Callable[..., object] = step) -> Callable[[], object]:
+            return lambda: step(criterion, batch)
+
+        found[f"assigner, {name}"] = assign
+        found[f"loss and backward, {name}, batch on the GPU, max_boxes given"] = step_from(criterion, inputs.batch)
+        found[f"loss and backward, {name}, batch on the GPU"] = step_from(counting, inputs.batch)
+        found[f"loss and backward, {name}, batch on the CPU"] = step_from(counting, on_host.batch)
+        found[f"gradients without autograd, {name}"] = without_autograd
+    return found
