@@ -17,6 +17,7 @@ from serve.app import create_app
 from serve.configuration import describe, read_settings
 from serve.connection import protocol
 from serve.core import open_artifacts
+from serve.job_queue import BatchLimits
 from serve.keys import Keys, load_keys
 from serve.lifecycle import Server
 from serve.logs import configure_logs
@@ -27,6 +28,7 @@ from serve.runners.device import parse_device
 from serve.settings import Settings
 from serve.shared_memory import Regions
 from serve.threads import settle, switch_quickly
+from serve.tls import check_certificate
 
 KEEP_ALIVE_SECONDS = 120  # longer than proxies hold a connection, 75 s and less: the proxy closes it, never we
 UNUSABLE = 2
@@ -56,7 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(settings: Settings) -> int:
     device = parse_device(settings.device) if settings.device else None
-    registry = open_artifacts(settings.artifacts, RunnerOptions(settings.engine, device, settings.threads))
+    runners = RunnerOptions(settings.engine, device, settings.threads)
+    limits = BatchLimits(settings.batch_images, settings.batch_wait, settings.max_work_bytes)
+    registry = open_artifacts(settings.artifacts, runners, limits)
+    if settings.ssl_certfile is not None and settings.ssl_keyfile is not None:
+        check_certificate(settings.ssl_certfile, settings.ssl_keyfile, _password(settings))
     failures: list[BaseException] = []
 
     def fail(error: BaseException) -> None:
@@ -107,7 +113,6 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
-    password = settings.ssl_keyfile_password
     return uvicorn.Config(
         app,
         log_level=settings.log_level,
@@ -119,8 +124,13 @@ def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         ws="none",
         ssl_certfile=settings.ssl_certfile,
         ssl_keyfile=settings.ssl_keyfile,
-        ssl_keyfile_password=password.get_secret_value() if password else None,
+        ssl_keyfile_password=_password(settings),
     )
+
+
+def _password(settings: Settings) -> str | None:
+    password = settings.ssl_keyfile_password
+    return password.get_secret_value() if password else None
 
 
 def _serve(server: Server, listener: socket.socket, scheme: str) -> None:

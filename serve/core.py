@@ -9,11 +9,13 @@ from pathlib import Path
 from export.contract import find_contracts
 from serve.errors import NotFoundError
 from serve.grid import strides_of
+from serve.job_queue import BatchLimits
 from serve.model import Model
 from serve.runners.choice import RunnerOptions, choose
 
 VERSION = "1"
 DEFAULTS = RunnerOptions()
+ALONE = BatchLimits()
 logger = logging.getLogger("serve")
 
 
@@ -61,12 +63,13 @@ class Registry:
             model.close()
 
 
-def open_artifacts(folder: Path, options: RunnerOptions = DEFAULTS) -> Registry:
+def open_artifacts(folder: Path, options: RunnerOptions = DEFAULTS, limits: BatchLimits = ALONE) -> Registry:
     """Find the models of a folder and the runners that each may get; nothing is loaded yet.
 
     Args:
         folder: Contracts and model files.
         options: What is to run them.
+        limits: How far requests are put together.
 
     Raises:
         ContractError: The folder has no usable contract, a file is missing or damaged, or an engine was asked for that
@@ -76,5 +79,5 @@ def open_artifacts(folder: Path, options: RunnerOptions = DEFAULTS) -> Registry:
     models = []
     for path, contract in find_contracts(folder):
         strides_of(contract)  # refused now rather than in a request
-        models.append(Model(contract, choose(path, contract, options)))
+        models.append(Model(contract, choose(path, contract, options), limits))
     return Registry(models)

@@ -7,11 +7,13 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
 
 from export.contract import Contract
+from serve.batching import Batching
 from serve.datatypes import Array
 from serve.errors import BadRequestError, InferenceError, NotReadyError, ServeError, TooLateError
+from serve.job_queue import BatchLimits, Done, Job, JobQueue
+from serve.merge import Request
 from serve.runners.base import Runner, UnfitRequestError
 from serve.stats import ModelStats
 from serve.threads import give_way
@@ -25,24 +27,30 @@ class Model:
     Args:
         contract: What it takes and gives.
         runner: What computes it.
+        limits: How far requests are put together.
 
     Attributes:
         contract: As given.
         ready: It has been loaded.
         stats: What it has done.
         queued: Requests that wait for the thread or are in it.
+        batching: How requests become calls of the runner.
         on_executed: Told of every call of the runner: name, images, nanoseconds of waiting, nanoseconds of computing.
     """
 
-    def __init__(self, contract: Contract, runner: Runner) -> None:
+    def __init__(self, contract: Contract, runner: Runner, limits: BatchLimits = BatchLimits()) -> None:  # noqa: B008
         self.contract = contract
         self.ready = False
         self.stats = ModelStats()
         self.queued = 0
+        self.batching = Batching(contract, runner, limits)
         self.on_executed: Callable[[str, int, int, int], None] = _nobody
         self._runner = runner
+        self._queue = JobQueue(limits)
         # One thread of its own: calls queue up here and never in a pool that others need.
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"engine-{contract.name}", initializer=give_way)
+        self._worker = ThreadPoolExecutor(
+            max_workers=1, thread_name_prefix=f"engine-{contract.name}", initializer=give_way
+        )
 
     @property
     def platform(self) -> str:
@@ -51,7 +59,7 @@ class Model:
 
     async def load(self) -> None:
         """Bring the runner up."""
-        await asyncio.get_running_loop().run_in_executor(self._worker, self._runner.load)
+        await asyncio.get_running_loop().run_in_executor(self._worker, self.batching.load)
         self.ready = True
 
     async def infer(
@@ -73,10 +81,12 @@ class Model:
         if not self.ready:
             raise NotReadyError(f"model {self.contract.name!r} is still being loaded; try again in a moment")
         asked = time.monotonic_ns()
-        work = self._worker.submit(_timed, lambda: self._runner.infer(inputs, outputs))
+        job = self.batching.job(Request(inputs, tuple(outputs)))
         self.queued += 1
         try:
-            done = await self._until(work, deadline)
+            self._queue.put(job)
+            self._worker.submit(self._step)
+            done = await self._until(job.future, deadline)
         except UnfitRequestError as error:
             raise BadRequestError(str(error)) from error
         except (ServeError, asyncio.CancelledError):
@@ -87,10 +97,26 @@ class Model:
             self.queued -= 1
         waited, computed = done.began_ns - asked, done.ended_ns - done.began_ns
         self.stats.executed(waited, computed)
-        self.on_executed(self.contract.name, _images(inputs), waited, computed)
+        if done.leads:
+            self.stats.called(done.images, computed)
+            self.on_executed(self.contract.name, done.images, waited, computed)
         return done.arrays
 
-    async def _until(self, work: Future[_Done], deadline: float | None) -> _Done:
+    def _step(self) -> None:
+        """In the engine's thread: compute what is next. Every request has a step, so none is left."""
+        jobs: list[Job] = self._queue.take()
+        if not jobs:
+            return
+        began = time.monotonic_ns()
+        outcomes = self.batching.compute([job.request for job in jobs])
+        ended, images = time.monotonic_ns(), sum(job.request.images for job in jobs)
+        for place, (job, outcome) in enumerate(zip(jobs, outcomes, strict=True)):
+            if isinstance(outcome, Exception):
+                job.future.set_exception(outcome)
+            else:
+                job.future.set_result(Done(outcome, began, ended, images, place == 0))
+
+    async def _until(self, work: Future[Done], deadline: float | None) -> Done:
         """Wait for work; what has not begun at the deadline is taken back."""
         waiting = asyncio.wrap_future(work)
         if deadline is not None:
@@ -108,28 +134,9 @@ class Model:
     def close(self) -> None:
         """Let the running call end, stop the thread and give back what the runner holds."""
         self.ready = False
+        self._queue.close()
         self._worker.shutdown(wait=True, cancel_futures=True)
         self._runner.close()
-
-
-class _Done(NamedTuple):
-    """What came out of the engine's thread, and when it was in there."""
-
-    arrays: dict[str, Array]
-    began_ns: int
-    ended_ns: int
-
-
-def _timed(run: Callable[[], dict[str, Array]]) -> _Done:
-    began = time.monotonic_ns()
-    arrays = run()
-    return _Done(arrays, began, time.monotonic_ns())
-
-
-def _images(inputs: Mapping[str, Array]) -> int:
-    """B; the ground truth is of every model's inputs."""
-    images: int = inputs["gt_bboxes"].shape[0]
-    return images
 
 
 def _nobody(*_: object) -> None:

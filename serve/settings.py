@@ -35,6 +35,11 @@ class Settings(BaseModel):
     device: str | None = setting(None, "cpu, cuda or cuda:N; a GPU if one can be used, when not given")
     threads: int = Field(0, ge=0, description="threads of each model on a CPU, 0 for one per core")
 
+    batch_images: Count = setting(1, "images of requests that are computed together, 1 for none", "N")
+    batch_wait: Seconds = setting(
+        0.0, "seconds that a request may wait for others, while the engine is idle", "SECONDS"
+    )
+
     max_request_bytes: Count = setting(256 * MIB, "largest body, also once unpacked", "BYTES")
     max_json_bytes: Count = setting(64 * MIB, "largest JSON of a request, without binary tensors", "BYTES")
     max_work_bytes: Count = setting(4096 * MIB, "memory that a request may need beside its tensors", "BYTES")

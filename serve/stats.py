@@ -24,6 +24,7 @@ class Timing:
         return {"count": self.count, "ns": self.ns}
 
 
+MOST_EXACT = 64
 PHASES = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
 
 
@@ -36,21 +37,29 @@ class ModelStats:
         execution_count: Calls of the engine.
         last_inference: Milliseconds since 1970, 0 for never.
         phases: By the protocol's names.
+        batches: Calls of the engine by their numbers of images.
     """
 
     inference_count: int = 0
     execution_count: int = 0
     last_inference: int = 0
     phases: dict[str, Timing] = field(default_factory=lambda: {name: Timing() for name in PHASES})
+    batches: dict[int, Timing] = field(default_factory=dict)
 
     def executed(self, queue_ns: int, engine_ns: int) -> None:
         """The engine has computed a request."""
-        self.execution_count += 1
         self.inference_count += 1
         self.last_inference = time.time_ns() // 1_000_000
         self.phases["queue"].add(queue_ns)
         self.phases["compute_infer"].add(engine_ns)
         self.phases["success"].add(queue_ns + engine_ns)
+
+    def called(self, images: int, engine_ns: int) -> None:
+        """The engine has been called once, for one or more requests."""
+        self.execution_count += 1
+        # Sizes that callers make up must not fill the memory: large ones are counted by powers of two.
+        size = images if images <= MOST_EXACT else 1 << (images - 1).bit_length()
+        self.batches.setdefault(size, Timing()).add(engine_ns)
 
     def carried(self, input_ns: int, output_ns: int) -> None:
         """What was computed has been read from bytes and written to bytes."""
@@ -63,7 +72,7 @@ class ModelStats:
         self.phases["fail"].add(total_ns)
 
     def as_json(self, name: str, version: str) -> dict[str, Any]:
-        """An entry of the protocol's ``model_stats``. There is no batching, so there are no ``batch_stats``."""
+        """An entry of the protocol's ``model_stats``, a batch being the images of one call of the engine."""
         return {
             "name": name,
             "version": version,
@@ -71,5 +80,8 @@ class ModelStats:
             "inference_count": self.inference_count,
             "execution_count": self.execution_count,
             "inference_stats": {phase: timing.as_json() for phase, timing in self.phases.items()},
-            "batch_stats": [],
+            "batch_stats": [
+                {"batch_size": images, "compute_infer": timing.as_json()}
+                for images, timing in sorted(self.batches.items())
+            ],
         }

@@ -55,9 +55,8 @@ def check_work(contract: Contract, inputs: Mapping[str, Array], limit: int) -> N
     Raises:
         TooLargeError: It would.
     """
-    images, slots, anchors = _sizes(contract, inputs)
-    if images * (slots + 1) * anchors * MOST_PER_CELL <= limit:
-        return  # whatever is in it
+    if most_work(contract, inputs) <= limit:
+        return
     work = work_of(contract, inputs)
     if work.nbytes > limit:
         raise TooLargeError(
@@ -67,10 +66,16 @@ def check_work(contract: Contract, inputs: Mapping[str, Array], limit: int) -> N
         )
 
 
+def most_work(contract: Contract, inputs: Mapping[str, Array]) -> int:
+    """Bytes that are enough whatever boxes there are, also when slots are padded to the next power of two less one."""
+    images, slots, anchors = _sizes(contract, inputs)
+    return math.ceil(images * (1 << slots.bit_length()) * anchors * MOST_PER_CELL)
+
+
 def work_of(contract: Contract, inputs: Mapping[str, Array]) -> Work:
     """What a request asks for."""
     images, slots, anchors = _sizes(contract, inputs)
-    cells = images * (slots + 1) * anchors
+    cells: int = images * (slots + 1) * anchors
     if contract.formulation == "dense":
         return Work(images, slots, anchors, cells, math.ceil(cells * PER_PAIR["dense"]))
     where = _where(contract, inputs)
@@ -81,7 +86,7 @@ def work_of(contract: Contract, inputs: Mapping[str, Array]) -> Work:
         corners = _areas(boxes[part][mask[part]], contract.hyperparameters.get("min_box_side"))
         inside, crossed = where.count(corners)
         pairs, runs = pairs + inside, runs + crossed
-    crossings = images * (slots + 1) * where.rows
+    crossings: int = images * (slots + 1) * where.rows
     # Runs of points are listed first, then written out as pairs.
     nbytes = max(pairs, runs) * PER_PAIR["sparse"] + cells * PER_CELL + crossings * PER_CROSSING
     return Work(images, slots, anchors, pairs, math.ceil(nbytes))

@@ -41,12 +41,25 @@ def tiny_inputs(contract: Contract, sizes: Mapping[str, int] | None = None) -> d
         contract: Whose inputs.
         sizes: Axes, by their letters, that are to have another size.
     """
+    smallest = {**axis_sizes(contract, 1, 1), **(sizes or {})}
+    return {spec.name: np.zeros(_shape(spec, smallest), spec.dtype) for spec in contract.inputs}
+
+
+def axis_sizes(contract: Contract, rows: int, columns: int) -> dict[str, int]:
+    """Sizes of all axes, by their letters, of one image with one slot and one class.
+
+    Args:
+        contract: Whose strides count.
+        rows: Cells of the coarsest level.
+        columns: The same across.
+    """
     strides = strides_of(contract)
-    side = max(strides)
-    smallest = {"B": 1, "M": 1, "C": 1, "H": side, "W": side, "A": sum((side // stride) ** 2 for stride in strides)}
+    height, width = max(strides) * rows, max(strides) * columns
+    anchors = sum((height // stride) * (width // stride) for stride in strides)
+    sizes = {"B": 1, "M": 1, "C": 1, "H": height, "W": width, "A": anchors}
     for level, stride in enumerate(strides):
-        smallest[f"H{level}"] = smallest[f"W{level}"] = side // stride
-    return {spec.name: np.zeros(_shape(spec, {**smallest, **(sizes or {})}), spec.dtype) for spec in contract.inputs}
+        sizes |= {f"H{level}": height // stride, f"W{level}": width // stride}
+    return sizes
 
 
 def _shape(spec: TensorSpec, sizes: Mapping[str, int]) -> list[int]:

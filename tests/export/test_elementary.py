@@ -51,7 +51,8 @@ def session() -> Any:
 def run(session: Any, x: np.ndarray) -> list[np.ndarray]:
     (name,) = (node.name for node in session.get_inputs())
     # Fresh memory: a part of a larger array would begin where it begins in there.
-    return list(session.run(None, {name: x.copy()}))
+    results: list[np.ndarray] = session.run(None, {name: x.copy()})
+    return results
 
 
 def numbers() -> np.ndarray:
@@ -61,7 +62,8 @@ def numbers() -> np.ndarray:
         [10.0 ** rng.uniform(-30, 0, 9000), rng.uniform(0, 16, 9000), 2.0 ** rng.uniform(0, 16, 9000)]
     )
     size = np.concatenate([np.minimum(size, 65535), [0.0, 1.0, 65535.0]])
-    return (size * rng.choice([-1.0, 1.0], size.size)).astype(np.float32).reshape(1, 1, -1)
+    signed: np.ndarray = size * rng.choice([-1.0, 1.0], size.size)
+    return signed.astype(np.float32).reshape(1, 1, -1)
 
 
 def ulps(got: np.ndarray, want: np.ndarray) -> float:
