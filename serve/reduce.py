@@ -42,10 +42,11 @@ def reduce_sums(workers: Sequence[Array], gains: Sequence[float]) -> Reduced:
     Returns:
         Computed in float64. A worker without images has scale 0.
     """
-    sums = [np.asarray(rows, np.float64).reshape(-1, NUM_SUMS) for rows in workers]
-    total = np.concatenate([np.zeros((0, NUM_SUMS)), *sums]).sum(axis=0)
-    images = sum(len(rows) for rows in sums)
-    items = total[:3] / max(total[3], 1.0) * np.asarray(gains, np.float64)
-    factor = images / max(total[3], 1.0)
-    scales = [factor * max(rows[:, 3].sum(), 1.0) / len(rows) if len(rows) else 0.0 for rows in sums]
+    with np.errstate(over="ignore", invalid="ignore"):  # what is beyond float64 comes out as an infinity or NaN
+        sums = [np.asarray(rows, np.float64).reshape(-1, NUM_SUMS) for rows in workers]
+        total = np.concatenate([np.zeros((0, NUM_SUMS)), *sums]).sum(axis=0)
+        images = sum(len(rows) for rows in sums)
+        items = total[:3] / max(total[3], 1.0) * np.asarray(gains, np.float64)
+        factor = images / max(total[3], 1.0)
+        scales = [factor * max(rows[:, 3].sum(), 1.0) / len(rows) if len(rows) else 0.0 for rows in sums]
     return Reduced(float(items.sum() * images), items, images, np.array(scales, np.float64))

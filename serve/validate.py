@@ -13,6 +13,8 @@ from serve.grid import strides_of
 
 AXES = {"B": "images", "A": "anchor points", "M": "ground-truth slots", "C": "classes"}
 
+FARTHEST = 2**30  # pixels
+
 
 def check_inputs(contract: Contract, arrays: Mapping[str, Array]) -> dict[str, Array]:
     """Check inputs against a contract.
@@ -28,7 +30,7 @@ def check_inputs(contract: Contract, arrays: Mapping[str, Array]) -> dict[str, A
     Raises:
         BadRequestError: A name is missing or unknown, a type or rank is wrong, a number is too large for the model's
             precision, a fixed axis has another size, axes of one letter disagree, the maps are of different images,
-            pictures are not made of whole cells, or a class does not exist.
+            pictures are not made of whole cells, an anchor point lies nowhere, or a class does not exist.
     """
     _check_names(contract, arrays)
     axes: dict[str, tuple[int, str]] = {}
@@ -39,6 +41,8 @@ def check_inputs(contract: Contract, arrays: Mapping[str, Array]) -> dict[str, A
         _check_levels(contract, inputs)
     if "images" in inputs:
         _check_images(contract, inputs["images"])
+    if "anc_points" in inputs:
+        _check_points(inputs["anc_points"])
     classes = axes["C"][0] if "C" in axes else contract.hyperparameters["num_classes"]
     _check_labels(inputs["gt_labels"], inputs["mask_gt"], classes)
     return inputs
@@ -133,6 +137,17 @@ def _check_images(contract: Contract, images: Array) -> None:
     if not height or not width or height % cell or width % cell:
         raise BadRequestError(
             f"input 'images' has pictures of {height} x {width}; resize or pad both sides to multiples of {cell}"
+        )
+
+
+def _check_points(points: Array) -> None:
+    # Engines compute indices from them; those of NaN are anything.
+    lost = ~(np.abs(points) <= FARTHEST).all(axis=1)
+    if lost.any():
+        place = int(np.argmax(lost))
+        raise BadRequestError(
+            f"input 'anc_points' has {points[place].tolist()} at anchor point {place}; give finite pixels, as the grid "
+            f"of the levels has them, not beyond {FARTHEST}"
         )
 
 
