@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from serve.admission import AdmissionGate
 from serve.body import BodyReader
+from serve.compression import CompressReplies
 from serve.core import Registry
 from serve.dataplane import server_metadata
 from serve.errors import ClientGoneError, ServeError
@@ -80,6 +81,8 @@ def _wrap(app: FastAPI, options: AppOptions) -> None:
     """What every request passes before it is routed; the last one added comes first."""
     app.add_middleware(AdmissionGate, admission=options.admission, unknown_size=options.max_request_bytes)
     app.add_middleware(KeyGuard, keys=options.keys)
+    if options.compress_replies:
+        app.add_middleware(CompressReplies)
     app.add_middleware(Linger)
     app.add_middleware(Observer, metrics=options.metrics)
 

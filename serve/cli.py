@@ -94,6 +94,7 @@ def _options(settings: Settings, fail: Callable[[BaseException], None]) -> AppOp
         max_request_bytes=settings.max_request_bytes,
         max_json_bytes=settings.max_json_bytes,
         max_work_bytes=settings.max_work_bytes,
+        compress_replies=settings.compress_replies,
         client_timeout=settings.client_timeout or None,
         request_timeout=settings.request_timeout or None,
         admission=Admission(settings.max_requests, settings.max_total_bytes),

@@ -21,6 +21,7 @@ class AppOptions:
         max_request_bytes: Largest body, before and after decompression.
         max_json_bytes: Largest JSON.
         max_work_bytes: Most memory that a request may need while it is computed.
+        compress_replies: Whether callers that accept gzip get it.
         client_timeout: Seconds that a caller may pause while it sends a body; None: for ever.
         request_timeout: Seconds that a request may wait for its model; None: for ever.
         admission: How much may be under way.
@@ -34,6 +35,7 @@ class AppOptions:
     max_request_bytes: int = 256 * MIB
     max_json_bytes: int = 64 * MIB
     max_work_bytes: int = 4096 * MIB
+    compress_replies: bool = False
     client_timeout: float | None = None
     request_timeout: float | None = None
     admission: Admission = field(default_factory=lambda: Admission(64, 1024 * MIB))

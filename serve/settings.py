@@ -46,6 +46,7 @@ class Settings(BaseModel):
     max_requests: Count = setting(64, "requests at one time; more are told to come again", "N")
     max_total_bytes: Count = setting(1024 * MIB, "bodies of all requests at one time", "BYTES")
     request_timeout: Seconds = setting(0.0, "seconds that a request may wait for its model, 0 for ever", "SECONDS")
+    compress_replies: bool = setting(False, "gzip for callers that accept it; costs more time than fast lines save")
     client_timeout: Seconds = setting(30.0, "longest pause of a caller that sends or receives, 0 for ever", "SECONDS")
     lame_duck_seconds: Seconds = setting(0.0, "still serving, but not ready, after SIGTERM", "SECONDS")
     drain_seconds: Seconds = setting(30.0, "then for requests under way to end", "SECONDS")
