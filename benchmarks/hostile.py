@@ -1,0 +1,146 @@
+"""Mutated requests at a real server, very many of them: a refusal or the right answer each time, and no trace left.
+
+``python -m benchmarks.hostile``. Every answer of 200 is compared to the bit with ONNX Runtime without a server, and a
+neighbour on a connection of its own asks the same good requests all the while. What was answered wrongly is kept in a
+file, ``--replay FILE`` sends it again. Before that, callers that do next to nothing; after it, what fits and what does
+not fit the OpenAPI document, by schemathesis. Exit code 1: something was wrong. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import random
+import sys
+import time
+from pathlib import Path
+
+from tqdm import trange
+
+from benchmarks.hostile_cases import KINDS
+from benchmarks.hostile_document import fuzz_document
+from benchmarks.hostile_framing import attack, carry_out
+from benchmarks.hostile_judge import Judge
+from benchmarks.hostile_neighbour import Neighbour
+from benchmarks.hostile_report import Report
+from benchmarks.hostile_requests import MODELS, NUM_CLASSES, Request
+from benchmarks.hostile_shared import PREFIX, objects, shared
+from benchmarks.hostile_slow import Slow, ask, dripping_bodies, slow_bodies, slow_heads, slow_readers
+from benchmarks.hostile_targets import good_requests, large_reply
+from benchmarks.hostile_wire import NoReplyError, Wire
+from benchmarks.served import Served, serving
+from examples.service import export_once
+
+MIB = 2**20
+ARTIFACTS = Path("out/hostile")
+RESULTS = Path(__file__).parent / "results" / "hostile.json"
+PLACES, TIMEOUT = 16, 2.0
+WORDS = (
+    *("--threads", "1", "--max-requests", str(PLACES), "--client-timeout", str(TIMEOUT), "--log-level", "critical"),
+    *("--max-request-bytes", str(4 * MIB), "--max-work-bytes", str(64 * MIB), "--shared-memory", PREFIX),
+)
+WARM_UP = 0.2  # of all requests; what the server keeps for ever has then been taken
+KEPT = 1e3  # requests between two looks at the server
+WEIGHTS = {name: weight for name, (_, weight) in KINDS.items()} | {"shared": 1.0, "framing": 2.0}
+
+
+def main() -> int:
+    """Run, write the JSON, print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.hostile", description=__doc__)
+    parser.add_argument("--requests", type=int, default=20_000)
+    parser.add_argument("--examples", type=int, default=100, help="of each route of the OpenAPI document")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--artifacts", type=Path, default=ARTIFACTS, help="models; exported if missing")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--replay", type=Path, metavar="FILE", help="send what was answered wrongly once more")
+    options = parser.parse_args()
+    export_once(options.artifacts, NUM_CLASSES, MODELS)
+    if options.replay:
+        return replay(options.replay, options.artifacts)
+    print(f"seed {options.seed}")
+    report = Report(options.seed)
+    judge = Judge(options.artifacts)
+    with serving(options.artifacts, *WORDS) as server:
+        for slow in slowly(server.port):
+            report.slow(slow)
+        with objects(server.port) as judge.regions, Neighbour(server.port, judge) as neighbour:
+            assault(server, judge, report, options.requests, options.artifacts)
+        report.neighbour(neighbour)
+        report.document(fuzz_document(server.port, options.examples, options.seed, options.artifacts))
+        report.end(server)
+        report.ended_with(server.stop())
+    options.out.write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
+    print(report.table())
+    return 1 if report.faults else 0
+
+
+def slowly(port: int) -> list[Slow]:
+    """Callers that do next to nothing, kind by kind."""
+    good = good_requests()[0]
+    return [
+        slow_bodies(port, good, PLACES, TIMEOUT),
+        dripping_bodies(port, good, PLACES, TIMEOUT),
+        slow_heads(port, good, 200, TIMEOUT),
+        slow_readers(port, large_reply(), 4, TIMEOUT),
+    ]
+
+
+def assault(server: Served, judge: Judge, report: Report, requests: int, folder: Path) -> None:
+    """Send the mutated requests, one after the other."""
+    for number in trange(requests, desc="hostile", file=sys.stderr, smoothing=0.05):
+        if number == int(WARM_UP * requests):
+            report.begin(server)
+        rng = random.Random(f"{report.seed}:{number}")  # noqa: S311
+        kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+        began = time.monotonic()
+        sent, statuses, fault = (
+            _framed(server.port, rng, judge) if kind == "framing" else _sent(server.port, kind, rng, judge)
+        )
+        report.add(kind, statuses, time.monotonic() - began, fault and f"{kind}, number {number}: {fault}")
+        if fault is not None:
+            keep(folder / f"fault-{report.seed}-{number}.json", kind, sent, fault)
+        if server.process.poll() is not None:
+            raise RuntimeError(f"the server ended with code {server.process.poll()} after {kind}, number {number}")
+        if number % KEPT == 0:
+            report.look(server)
+
+
+def _sent(port: int, kind: str, rng: random.Random, judge: Judge) -> tuple[bytes, list[int], str | None]:
+    request: Request = shared(rng) if kind == "shared" else KINDS[kind][0](rng)
+    whole = request.head() + request.body
+    try:
+        with Wire(port) as wire:
+            wire.write([whole])
+            reply = wire.reply()
+    except NoReplyError as error:
+        return whole, [], str(error)
+    return whole, [reply.status], judge.fault(request, reply)
+
+
+def _framed(port: int, rng: random.Random, judge: Judge) -> tuple[bytes, list[int], str | None]:
+    what = attack(rng)
+    statuses, fault = carry_out(port, what, judge.fault)
+    sent = b"".join(piece for piece in what.pieces if isinstance(piece, bytes))
+    return sent, statuses, fault and f"{what.name}: {fault}"
+
+
+def keep(path: Path, kind: str, sent: bytes, fault: str) -> None:
+    """Write a request down, so that it can be sent again."""
+    document = {"kind": kind, "fault": fault, "sent": base64.b64encode(sent).decode()}
+    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def replay(path: Path, artifacts: Path) -> int:
+    """Send a kept request to a fresh server and show what comes back."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    print(f"{document['kind']}: {document['fault']}")
+    with serving(artifacts, *WORDS[:-2], "--shared-memory", PREFIX) as server, Wire(server.port) as wire:
+        wire.write([base64.b64decode(document["sent"])])
+        reply = wire.reply()
+        print(reply.status, reply.body[:2000])
+        return 0 if ask(server.port, good_requests()[0]).status == 200 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

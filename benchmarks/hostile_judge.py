@@ -1,0 +1,125 @@
+"""What is right: a request is read once more from the bytes that were sent, and computed without a server."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.hostile_requests import LENGTH, Request
+from benchmarks.hostile_wire import Reply
+from export.contract import Contract, find_contracts
+from serve.datatypes import NUMPY_TYPES, Array
+from serve.decode import decode_request
+from serve.errors import ServeError
+from serve.place import SharedTensor
+from serve.runners.onnx_runtime import OnnxRuntimeRunner
+from serve.validate import check_inputs
+
+REFUSALS = {400, 404, 405, 408, 413, 431, 501, 503}  # and never 500; 504 needs a deadline, which nothing here sets
+WINDOW_BITS = {"gzip": 31, "deflate": 15}
+
+
+class Judge:
+    """Knows the models.
+
+    Args:
+        artifacts: Their folder.
+
+    Attributes:
+        regions: What lies in shared memory, by region.
+    """
+
+    def __init__(self, artifacts: Path) -> None:
+        self.regions: Mapping[str, bytes] = {}
+        self._models: dict[str, tuple[Contract, OnnxRuntimeRunner]] = {}
+        for path, contract in find_contracts(artifacts):
+            runner = OnnxRuntimeRunner(path, contract.default_outputs, threads=1)
+            runner.load()
+            self._models[contract.name] = contract, runner
+
+    def fault(self, request: Request, reply: Reply) -> str | None:
+        """What is wrong with a reply; None: nothing."""
+        if reply.status != 200:
+            return refusal_fault(reply)
+        if not request.path.endswith("/infer"):
+            return None if isinstance(_strictly(reply.body), dict) else "the reply is no object"
+        return self._wrong_answer(request, reply)
+
+    def _wrong_answer(self, request: Request, reply: Reply) -> str | None:
+        contract, runner = self._models[request.path.split("/")[3]]
+        headers = {name.lower(): value.strip() for name, value in request.headers}
+        body = _unpacked(request.body, headers.get("content-encoding", "").lower())
+        length = headers.get(LENGTH.lower())
+        try:
+            read = decode_request(memoryview(body), None if length is None else int(length), shared_memory=True)
+            arrays = {name: self._fetched(tensor) for name, tensor in read.shared.items()}
+            inputs = check_inputs(contract, read.inputs | arrays)
+        except (ServeError, ValueError, KeyError) as error:
+            return f"200 for what is wrong: {error}"
+        names = [output.name for output in read.outputs] or list(contract.default_outputs)
+        right = runner.infer(inputs, names)
+        given = outputs_of(reply)
+        if list(given) != names:
+            return f"outputs {list(given)} in place of {names}"
+        here = [output.name for output in read.outputs if output.place is None] or names
+        differing = [name for name in here if not _equal(given[name], right[name])]
+        return f"wrong {', '.join(differing)}" if differing else None
+
+    def _fetched(self, tensor: SharedTensor) -> Array:
+        start = tensor.place.offset
+        data = self.regions[tensor.place.region][start : start + tensor.nbytes]
+        return np.frombuffer(data, tensor.dtype).reshape(tensor.shape)
+
+
+def refusal_fault(reply: Reply) -> str | None:
+    """What is wrong with an answer that is no result."""
+    if reply.status not in REFUSALS:
+        return f"status {reply.status}: {reply.body[:200]!r}"
+    try:
+        document = _strictly(reply.body)
+    except ValueError:
+        return f"no JSON: {reply.body[:200]!r}"
+    if list(document) != ["error"] or not isinstance(document["error"], str) or "Traceback" in document["error"]:
+        return f"no error in the usual form: {reply.body[:200]!r}"
+    return None
+
+
+def outputs_of(reply: Reply) -> dict[str, Array]:
+    """The tensors of a reply, by name."""
+    end = int(reply.headers.get(LENGTH.lower(), len(reply.body)))
+    outputs: dict[str, Array] = {}
+    for row in _strictly(reply.body[:end])["outputs"]:
+        dtype = NUMPY_TYPES[row["datatype"]]
+        size = row.get("parameters", {}).get("binary_data_size")
+        if "shared_memory_region" in row.get("parameters", {}):
+            outputs[row["name"]] = np.zeros(0, dtype)  # it is elsewhere
+        elif size is None:
+            outputs[row["name"]] = np.array(row["data"], dtype).reshape(row["shape"])
+        else:
+            outputs[row["name"]] = np.frombuffer(reply.body[end : end + size], dtype).reshape(row["shape"])
+            end += size
+    return outputs
+
+
+def _equal(given: Array, right: Array) -> bool:
+    """To the bit; JSON writes NaN and the infinities as ``null``, which is NaN here."""
+    if given.dtype.kind == "f":
+        right = np.where(np.isfinite(right) | (given == right), right, np.nan).astype(right.dtype)
+    return np.array_equal(given, right, equal_nan=given.dtype.kind == "f")
+
+
+def _unpacked(body: bytes, encoding: str) -> bytes:
+    return zlib.decompressobj(WINDOW_BITS[encoding]).decompress(body) if encoding in WINDOW_BITS else body
+
+
+def _strictly(text: bytes) -> Mapping[str, Any]:
+    def refuse(constant: str) -> float:
+        raise ValueError(f"{constant} is not JSON")
+
+    document: Mapping[str, Any] = json.loads(text, parse_constant=refuse)
+    return document

@@ -1,0 +1,125 @@
+"""Callers that take all places, or all connections, and then hardly do anything."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from typing import NamedTuple
+
+from benchmarks.hostile_requests import Request
+from benchmarks.hostile_wire import NoReplyError, Reply, Wire
+
+LARGE = 2**20
+
+
+class Slow(NamedTuple):
+    """How it went.
+
+    Attributes:
+        what: The callers did.
+        callers: How many.
+        statuses: What they were answered; 0 for a connection that was closed.
+        held: Seconds until a good request was served again, or from the start until all were rid of.
+        fault: What was wrong; None: nothing.
+    """
+
+    what: str
+    callers: int
+    statuses: dict[str, int]
+    held: float
+    fault: str | None
+
+
+def slow_bodies(port: int, good: Request, places: int, timeout: float) -> Slow:
+    """Take all places with bodies that do not come; others are served once the time of those is over."""
+    began = time.monotonic()
+    with ExitStack() as stack:
+        wires = [stack.enter_context(Wire(port)) for _ in range(places)]
+        for number, wire in enumerate(wires):
+            wire.write([good.head(LARGE), good.body[: number % 100]])
+        refused = 0
+        while (reply := ask(port, good)).status == 503 and time.monotonic() - began < 3 * timeout:
+            refused += 1
+            time.sleep(0.02)
+        held = time.monotonic() - began
+        statuses = [_status(wire) for wire in wires]
+    fault = None
+    if reply.status != 200 or held > timeout + 2:
+        fault = f"served again after {held:.1f} s with status {reply.status}"
+    if set(statuses) != {408} or not refused:
+        fault = f"answers {_counted(statuses)} and {refused} refusals"
+    return Slow("bodies that stop", places, _counted(statuses), held, fault)
+
+
+def dripping_bodies(port: int, good: Request, places: int, timeout: float) -> Slow:
+    """The same with a byte now and then, which is no pause but never ends."""
+    began = time.monotonic()
+    with ExitStack() as stack:
+        wires = [stack.enter_context(Wire(port)) for _ in range(places)]
+        for wire in wires:
+            wire.write([good.head(LARGE)])
+        while (reply := ask(port, good)).status == 503 and time.monotonic() - began < 4 * timeout:
+            for wire in wires:
+                wire.write([b"x"])
+            time.sleep(timeout / 10)
+        held = time.monotonic() - began
+        statuses = [_status(wire) for wire in wires]
+    fault = None if reply.status == 200 and held < 2 * timeout + 2 else f"status {reply.status} after {held:.1f} s"
+    return Slow("bodies that drip", places, _counted(statuses), held, fault)
+
+
+def slow_heads(port: int, good: Request, callers: int, timeout: float) -> Slow:
+    """Connections whose heads do not end. They take no places, so others are served at all times."""
+    began = time.monotonic()
+    head = good.head()
+    with ExitStack() as stack:
+        wires = [stack.enter_context(Wire(port)) for _ in range(callers)]
+        for number, wire in enumerate(wires):
+            wire.write([head[: 1 + number % (len(head) - 2)]])
+        reply = ask(port, good)
+        statuses = [_status(wire) for wire in wires]
+        held = time.monotonic() - began
+    fault = None
+    if reply.status != 200 or set(statuses) != {408} or held > timeout + 2:
+        fault = f"status {reply.status}, answers {_counted(statuses)}, rid of after {held:.1f} s"
+    return Slow("heads that stop", callers, _counted(statuses), held, fault)
+
+
+def slow_readers(port: int, large: Request, callers: int, timeout: float) -> Slow:
+    """Callers that ask for large replies again and again and take none; the server does not keep them for long."""
+    began = time.monotonic()
+    with ExitStack() as stack:
+        wires = [stack.enter_context(Wire(port, room=2**12)) for _ in range(callers)]
+        for wire in wires:
+            wire.write([large.head() + large.body])
+        time.sleep(2 * timeout + 1)
+        statuses = [0 if _cut_off(wire) else 200 for wire in wires]
+        held = time.monotonic() - began
+    fault = None if set(statuses) == {0} else f"{_counted(statuses)}: some got all of a reply that they did not take"
+    return Slow("replies that nobody takes", callers, _counted(statuses), held, fault)
+
+
+def ask(port: int, request: Request) -> Reply:
+    """One request on a connection of its own."""
+    with Wire(port) as wire:
+        wire.write([request.head() + request.body])
+        return wire.reply()
+
+
+def _cut_off(wire: Wire) -> bool:
+    try:
+        wire.reply()
+    except NoReplyError:
+        return True
+    return False
+
+
+def _status(wire: Wire) -> int:
+    try:
+        return wire.reply().status
+    except NoReplyError:
+        return 0
+
+
+def _counted(statuses: list[int]) -> dict[str, int]:
+    return {str(status): statuses.count(status) for status in sorted(set(statuses))}

@@ -1,0 +1,1 @@
+"""What nobody with good intentions sends."""

@@ -1,0 +1,30 @@
+"""A server that has little patience and little room, and what knows the right answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.hostile_judge import Judge
+from tests.serve.conftest import Live, start, stop
+
+PLACES, PATIENCE = 4, 0.5
+MIB = 2**20
+JSON_LIMIT, WORK_LIMIT = MIB, 64 * MIB
+
+
+@pytest.fixture(scope="session")
+def judge(artifacts_dir: Path) -> Judge:
+    return Judge(artifacts_dir)
+
+
+@pytest.fixture(scope="package")
+def strict(artifacts_dir: Path) -> Iterator[Live]:
+    """Whatever was sent to it, it ends as it should."""
+    limits = {"json-bytes": JSON_LIMIT, "work-bytes": WORK_LIMIT, "request-bytes": 4 * MIB, "requests": PLACES}
+    words = [word for name, value in limits.items() for word in (f"--max-{name}", str(value))]
+    server = start("--artifacts", artifacts_dir, "--client-timeout", str(PATIENCE), *words)
+    yield server
+    assert stop(server) == 0

@@ -1,0 +1,66 @@
+"""Callers that hardly do anything hold neither places nor connections for long."""
+
+from __future__ import annotations
+
+import time
+
+from benchmarks.hostile_slow import Slow, dripping_bodies, slow_bodies, slow_heads, slow_readers
+from benchmarks.hostile_targets import good_requests, large_reply
+from benchmarks.hostile_wire import Wire
+from tests.serve.conftest import Live
+from tests.serve.hostile.conftest import PATIENCE, PLACES
+
+GOOD = good_requests()[0]
+
+
+def fine(slow: Slow) -> None:
+    assert slow.fault is None, slow
+
+
+def test_bodies_that_stop(strict: Live) -> None:
+    fine(slow_bodies(strict.port, GOOD, PLACES, PATIENCE))
+
+
+def test_bodies_that_drip(strict: Live) -> None:
+    fine(dripping_bodies(strict.port, GOOD, PLACES, PATIENCE))
+
+
+def test_heads_that_stop(strict: Live) -> None:
+    fine(slow_heads(strict.port, GOOD, 20, PATIENCE))
+
+
+def test_replies_that_nobody_takes(strict: Live) -> None:
+    fine(slow_readers(strict.port, large_reply(), 2, PATIENCE))
+
+
+def test_the_rest_of_a_refused_body_that_does_not_come(strict: Live) -> None:
+    with Wire(strict.port) as wire:
+        wire.write([GOOD.head(2**40), b"x" * 1000, 0.1, b"x"])
+        assert wire.reply().status == 413
+        began = time.monotonic()
+        assert wire.ended()
+        assert time.monotonic() - began < PATIENCE + 1
+
+
+def test_a_body_that_is_slow_but_comes(strict: Live) -> None:
+    """Longer than the longest pause, with pauses that are shorter."""
+    whole = GOOD.head() + GOOD.body
+    size = -(-len(whole) // 10)
+    pieces = [part for start in range(0, len(whole), size) for part in (whole[start : start + size], PATIENCE / 6)]
+    with Wire(strict.port) as wire:
+        wire.write(pieces)
+        assert wire.reply().status == 200
+
+
+def test_an_idle_connection_stays_open(strict: Live) -> None:
+    with Wire(strict.port) as wire:
+        for pause in (2.5 * PATIENCE, 0.0):
+            wire.write([GOOD.head() + GOOD.body])
+            assert wire.reply().status == 200
+            time.sleep(pause)
+
+
+def test_a_head_that_stops_behind_a_good_request(strict: Live) -> None:
+    with Wire(strict.port) as wire:
+        wire.write([GOOD.head() + GOOD.body + GOOD.head()[:10]])
+        assert [wire.reply().status, wire.reply().status] == [200, 408]
