@@ -1,0 +1,119 @@
+"""What it gains to compute requests together: requests a second of a server that does, over one that does not.
+
+``python -m benchmarks.batching``. Many connections send small requests to two servers of exported models in turn. Every
+answer is compared to the bit with the first one of the server that computes each request alone. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import uvloop
+from tqdm import tqdm
+
+from benchmarks.load_cases import NUM_CLASSES, Case, Payload, Size, payload_of
+from benchmarks.served import Served, serving
+from examples.service import export_once
+
+ARTIFACTS = Path("out/load")
+RESULTS = Path(__file__).parent / "results" / "batching.json"
+CONNECTIONS, EACH, TURNS = 16, 12, 7
+TARGETS = ("fg_mask", "target_gt_idx", "target_weights")
+SIZES = (Size(1, 10, 320, 320), Size(1, 30, 640, 640), Size(4, 30, 320, 320))
+CASES = [
+    Case(model, size, "binary", outputs)
+    for model, outputs in (("assigner", TARGETS), ("loss", ("loss", "image_sums")))
+    for size in SIZES
+]
+
+
+async def ask(port: int, payload: Payload, times: int) -> set[bytes]:
+    """Send a request again and again on one connection; the different bodies that came back."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    bodies = set()
+    for _ in range(times):
+        writer.writelines((payload.head, *payload.body))
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        if b" 200 " not in head.partition(b"\r\n")[0]:
+            raise RuntimeError(f"the server refused: {head.decode()}")
+        bodies.add(await reader.readexactly(int(head.partition(b"content-length:")[2].partition(b"\r\n")[0])))
+    writer.close()
+    await writer.wait_closed()
+    return bodies
+
+
+async def rate(port: int, payloads: Sequence[Payload], expected: Sequence[bytes]) -> float:
+    """Requests a second of all connections together.
+
+    Raises:
+        RuntimeError: An answer is not the expected one.
+    """
+    begun = time.perf_counter()
+    answers = await asyncio.gather(*(ask(port, payload, EACH) for payload in payloads))
+    seconds = time.perf_counter() - begun
+    if [{body} for body in expected] != answers:
+        raise RuntimeError("a request that was computed with others has another answer than alone")
+    return len(payloads) * EACH / seconds
+
+
+async def compare(case: Case, alone: Served, together: Served) -> dict[str, Any]:
+    """Both servers in turn."""
+    payloads = [payload_of(case, number) for number in range(CONNECTIONS)]
+    expected = [(await ask(alone.port, payload, 1)).pop() for payload in payloads]
+    ratios, before = [], calls(together, case.model)
+    for _ in range(TURNS):
+        base = await rate(alone.port, payloads, expected)
+        ratios.append(await rate(together.port, payloads, expected) / base)
+    requests, executions = (after - past for after, past in zip(calls(together, case.model), before, strict=True))
+    return {
+        "case": case.name,
+        "times_as_many": round(statistics.median(ratios), 2),
+        "least": round(min(ratios), 2),
+        "most": round(max(ratios), 2),
+        "requests_a_call": round(requests / executions, 1),
+    }
+
+
+def calls(server: Served, model: str) -> tuple[int, int]:
+    """Requests answered so far, and calls of the engine."""
+    with urlopen(f"http://127.0.0.1:{server.port}/v2/models/{model}/stats") as reply:
+        (stats,) = json.load(reply)["model_stats"]
+    return stats["inference_count"], stats["execution_count"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=16, help="most images of one call")
+    parser.add_argument("--wait", type=float, default=0.0, help="seconds that an idle engine waits for others")
+    parser.add_argument("--threads", type=int, default=0, help="of each model, 0 for one per core")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    export_once(ARTIFACTS, NUM_CLASSES)
+    common = ("--threads", str(options.threads), "--log-level", "warning")
+    with ExitStack() as stack:
+        alone = stack.enter_context(serving(ARTIFACTS, *common))
+        limits = ("--batch-images", str(options.images), "--batch-wait", str(options.wait))
+        together = stack.enter_context(serving(ARTIFACTS, *common, *limits))
+        rows = [uvloop.run(compare(case, alone, together)) for case in tqdm(CASES, desc="cases")]
+    result = {"connections": CONNECTIONS, "cores": os.cpu_count(), **vars(options), "cases": rows}
+    options.out.write_text(json.dumps(result, indent=2, default=str) + "\n", encoding="utf-8")
+    print("| case | times as many requests a second | least, most | requests a call |\n| --- | --- | --- | --- |")
+    for row in rows:
+        print(f"| {row['case']} | {row['times_as_many']} | {row['least']}, {row['most']} | {row['requests_a_call']} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
