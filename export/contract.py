@@ -84,6 +84,12 @@ class Contract:
         """Names of the outputs that are sent when none is asked for."""
         return tuple(spec.name for spec in self.outputs if not spec.heavy)
 
+    @property
+    def gains(self) -> tuple[float, ...]:
+        """Weights of box, cls and dfl in the loss; of models that have one."""
+        gains = self.hyperparameters["gains"]
+        return tuple(float(gains[term]) for term in ("box", "cls", "dfl"))
+
     def save(self, path: Path) -> None:
         """Write the contract as JSON, through a temporary file so that no half of one is ever seen."""
         write_json(path, dataclasses.asdict(self))

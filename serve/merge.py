@@ -105,18 +105,13 @@ def _joined(name: str, requests: Sequence[Request], slots: int) -> Array:
 
 
 def _own(contract: Contract, request: Request, rows: dict[str, Array]) -> dict[str, Array]:
-    finished = _finish(rows[SUMS], _gains(contract)) if SUMS in rows else {}
+    finished = _finish(rows[SUMS], contract.gains) if SUMS in rows else {}
     return {name: (rows | finished)[name] for name in request.outputs}
 
 
-def _gains(contract: Contract) -> Array:
-    gains = contract.hyperparameters["gains"]
-    return np.array([gains["box"], gains["cls"], gains["dfl"]], np.float32)
-
-
-def _finish(sums: Array, gains: Array) -> dict[str, Array]:
+def _finish(sums: Array, gains: Sequence[float]) -> dict[str, Array]:
     """The loss as the graph makes it, in float32 and the graph's order: its results are equal to the bit on a CPU."""
     total = np.add.reduce(sums, axis=0, dtype=np.float32)  # row by row
-    items = total[:3] / np.maximum(total[3], np.float32(1)) * gains
+    items = total[:3] / np.maximum(total[3], np.float32(1)) * np.array(gains, np.float32)
     loss = (items[0] + items[1] + items[2]) * np.float32(len(sums))
     return {"loss": np.asarray(loss, np.float32), "loss_items": items}

@@ -25,7 +25,7 @@ def reduce_reply(registry: Registry, request: ReduceRequest) -> dict[str, Any]:
     rows = [[_row(sums) for sums in worker] for worker in request.workers]
     if not any(rows):
         raise BadRequestError("workers has no image; give the image_sums of one at least")
-    reduced = reduce_sums([np.array(worker, np.float64) for worker in rows], _gains(contract))
+    reduced = reduce_sums([np.array(worker, np.float64) for worker in rows], contract.gains)
     return {
         "model": contract.name,
         "loss": reduced.loss,
@@ -37,10 +37,6 @@ def reduce_reply(registry: Registry, request: ReduceRequest) -> dict[str, Any]:
 
 def _row(sums: WorkerSums | tuple[float, ...]) -> list[float]:
     return [getattr(sums, term) for term in TERMS] if isinstance(sums, WorkerSums) else list(sums)
-
-
-def _gains(contract: Contract) -> list[float]:
-    return [float(contract.hyperparameters["gains"][term]) for term in TERMS[:3]]
 
 
 def _contract(registry: Registry, name: str | None) -> Contract:
