@@ -9,7 +9,9 @@ Takes numpy arrays or torch tensors (torch is not imported), talks binary tensor
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -43,12 +45,16 @@ class AssignerClient:
     """A connection to a server. Use one per thread.
 
     Args:
-        url: ``host:port``, with or without ``http://``.
+        url: ``host:port``, with or without ``http://``, or ``https://host:port`` for TLS.
         half: Send maps and scores as FP16: half the bytes, three digits. Boxes and points always go as FP32, since FP16
             has steps of half a pixel above 512.
         strides: Pixels per cell of the served loss model's levels; the first gives the image size.
         timeout: Seconds to wait for the connection and for each reply.
         key: Where the server wants one.
+        ca_file: PEM file of the authority that signed the server's certificate; None: those that are widely trusted.
+
+    Raises:
+        ValueError: The file cannot be used, or was given without TLS.
     """
 
     def __init__(
@@ -59,12 +65,15 @@ class AssignerClient:
         strides: Sequence[int] = (8, 16, 32),
         timeout: float = 60.0,
         key: str | None = None,
+        ca_file: str | Path | None = None,
     ) -> None:
-        self._url = url.removeprefix("http://").rstrip("/")
+        self._url, address = url.rstrip("/"), url.removeprefix("http://").removeprefix("https://").rstrip("/")
         self._scores_type = np.dtype(np.float16 if half else np.float32)
         self._stride = strides[0]
         self._headers = {"Authorization": f"Bearer {key}"} if key else None
-        self._http = InferenceServerClient(self._url, connection_timeout=timeout, network_timeout=timeout)
+        self._http = InferenceServerClient(
+            address, connection_timeout=timeout, network_timeout=timeout, **_tls(url, ca_file)
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -198,9 +207,31 @@ class AssignerClient:
             status = error.status()
             text = str(error.message())
             raise ServerError(text, int(status) if str(status).isdigit() else None) from error
+        except ssl.SSLError as error:
+            raise ServerError(
+                f"no TLS with {self._url} ({error}); give ca_file, the authority that signed its certificate, or an "
+                "http:// address where it has none"
+            ) from error
         except (OSError, HTTPParseError) as error:
-            raise ServerError(f"no reply from {self._url} ({error}); is `python -m serve` running there?") from error
+            raise ServerError(
+                f"no reply from {self._url} ({error}); is `python -m serve` running there? With TLS, write https://"
+            ) from error
         return {name: reply.as_numpy(name) for name in outputs}
+
+
+def _tls(url: str, ca_file: str | Path | None) -> dict[str, Any]:
+    """What the client library needs to know of it."""
+    if not url.startswith("https://"):
+        if ca_file is not None:
+            raise ValueError(f"ca_file is for TLS, but the address is {url}; write https:// before it")
+        return {}
+    if ca_file is None:
+        return {"ssl": True}
+    try:
+        ssl.create_default_context(cafile=ca_file)
+    except OSError as error:
+        raise ValueError(f"ca_file {ca_file} cannot be used ({error}); give a PEM file with certificates") from error
+    return {"ssl": True, "ssl_options": {"ca_certs": str(ca_file)}}
 
 
 def _numpy(value: Any, dtype: Any = None) -> Array:
