@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format parity bench train image-check clean
+.PHONY: help setup demo test test-gpu lint format parity bench train image-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,9 @@ demo: $(READY)  ## export, serve, send the real sample, draw the picture
 
 test: $(READY)  ## run every test
 	$(BIN)/python -m pytest
+
+test-gpu: $(READY)  ## run the tests that need a GPU
+	$(BIN)/python -m pytest -m gpu -rs -W default tests/gpu
 
 lint: $(READY)  ## linters and types
 	$(BIN)/ruff check .

@@ -26,9 +26,9 @@ from yolo_loss.predictions import join_predictions
 
 Check = dict[str, Any]
 # u^6 multiplies the rounding of an overlap by six; gradients are measured by their norm.
-SCORES, LOSS, GRADIENT = 1e-4, 1e-5, 1e-4
-# Gradients of maps in float16 are float16 themselves.
-HALF_GRADIENT = 1e-3
+SCORES, LOSS = 1e-4, 1e-5
+# Gradients have the maps' own type.
+GRADIENT = {"fp32": 1e-4, "fp16": 1e-3, "bf16": 1e-2}
 # float32 and float64 may choose differently between two metrics that are equal to seven digits.
 DECISIONS = 1e-3
 
@@ -80,7 +80,7 @@ def contender_checks(
             run(0)
             got = by_name(setting, run(1))
             settle(device)
-            found += compare(what, got, wanted, HALF_GRADIENT if precision == "fp16" else GRADIENT)
+            found += compare(what, got, wanted, GRADIENT[precision])
         except (MissingError, ContractError) as error:
             found.append({"what": what, "reason": str(error), "ok": True})
         except Exception as error:
@@ -130,7 +130,7 @@ def _tensor(value: Any) -> Tensor:
 
 
 def compare(
-    what: str, got: Mapping[str, Tensor], wanted: Mapping[str, Tensor], gradient_limit: float = GRADIENT
+    what: str, got: Mapping[str, Tensor], wanted: Mapping[str, Tensor], gradient_limit: float = GRADIENT["fp32"]
 ) -> list[Check]:
     """Differences of what both have."""
     if "loss" in wanted:

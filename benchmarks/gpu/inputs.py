@@ -13,7 +13,7 @@ from benchmarks.gpu.floor import REG_MAX
 from export.samples import ragged_batch, sample_assigner_inputs, sample_loss_inputs
 from yolo_loss import GroundTruth
 
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Inputs(NamedTuple):
@@ -52,8 +52,8 @@ def make_inputs(setting: Setting, precision: str, seed: int = 1) -> Inputs:
 
     Args:
         setting: Its sizes; of a loss's two tasks the sets are equal.
-        precision: ``fp32``, or ``fp16`` for class scores or maps; boxes and points are float32, for float16 has steps
-            of half a pixel above 512.
+        precision: ``fp32``, or ``fp16`` or ``bf16`` for class scores or maps; boxes and points are float32, for
+            float16 has steps of half a pixel above 512.
         seed: Of the numbers.
     """
     made = _made(setting._replace(task="assigner" if setting.task == "assigner" else "loss"), seed)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 
-from benchmarks.contenders import PRESET
+from benchmarks import contenders
 from export.contract import Contract, ContractError, file_hash, find_contracts
 from export.engine_build import build_engine
 from export.engine_contract import RUNTIMES, EngineContract, find_engines
@@ -42,13 +42,15 @@ def find_model(
     for folder in folders:
         for place in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
             for path, contract in find_contracts(place) if any(place.glob("*.onnx")) else ():
-                fits = kind == "assigner" or contract.hyperparameters["num_classes"] == classes
+                numbers = contract.hyperparameters
+                right_classes = kind == "assigner" or numbers["num_classes"] == classes
+                fits = right_classes and numbers["preset"] == contenders.PRESET
                 if fits and (contract.kind, contract.formulation, contract.precision) == (kind, formulation, precision):
                     return path.with_name(contract.file), contract
     where = ", ".join(map(str, folders)) or "no folder"
     raise ContractError(
-        f"no model of {classes} classes in {where}; make all with `python -m benchmarks.gpu --prepare DIR`, "
-        "then name DIR with --models"
+        f"no model of {classes} classes with preset {contenders.PRESET} in {where}; make all with "
+        "`python -m benchmarks.gpu --prepare DIR`, then name DIR with --models"
     )
 
 
@@ -82,7 +84,7 @@ def prepare(folder: Path, say: Callable[[str], None] = print, classes: int = 80)
         say: Told of each.
         classes: C.
     """
-    numbers = Hyperparameters(num_classes=classes, preset=PRESET)
+    numbers = Hyperparameters(num_classes=classes, preset=contenders.PRESET)
     for kind in KIND_OF_TASK.values():
         for formulation in FORMULATIONS:
             path, contract = export_onnx(kind, numbers, folder / formulation, formulation=formulation)

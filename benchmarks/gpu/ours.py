@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.contenders import NUMBERS, PRESET, STRIDES, Setting
+from benchmarks import contenders
+from benchmarks.contenders import NUMBERS, STRIDES, Setting
 from benchmarks.gpu.clock import Run
 from benchmarks.gpu.floor import REG_MAX
 from benchmarks.gpu.inputs import Inputs
@@ -65,7 +66,7 @@ def ours(setting: Setting, name: str, sets: Sequence[Inputs]) -> Run:
 def _assigner(setting: Setting, formulation: str, compiled: bool, sets: Sequence[Inputs]) -> Run:
     assigner = TaskAlignedAssigner(
         **NUMBERS,
-        **PRESETS[PRESET],
+        **PRESETS[contenders.PRESET],
         num_classes=setting.classes,
         formulation=formulation,
         compile_kernels=compiled,
@@ -98,7 +99,7 @@ def criterion_of(setting: Setting, formulation: str, compiled: bool = False) -> 
         setting.classes,
         STRIDES,
         REG_MAX,
-        preset=PRESET,
+        preset=contenders.PRESET,
         formulation=formulation,
         compile_kernels=compiled,
         max_boxes=setting.slots,

@@ -91,13 +91,15 @@ def tensorrt(setting: Setting, precision: str, runtime: str, sets: Sequence[Inpu
     """An engine of the dense model in torch's stream; a call gives all outputs by name.
 
     Raises:
-        MissingError: There is no GPU.
+        MissingError: There is no GPU, or no such library.
         ContractError: The model is not there, or its engine is for other GPUs.
-        ValueError: The library is missing.
         RuntimeError: It refuses the engine.
     """
     path, contract = find_model(folders, KIND_OF_TASK[setting.task], "dense", precision, setting.classes)
-    library = load_library(runtime)
+    try:
+        library = load_library(runtime)
+    except ValueError as error:
+        raise MissingError(str(error)) from error
     device = sets[0].truth.gt_bboxes.device
     if device.type != "cuda":
         raise MissingError(f"engines of {runtime} need a GPU")

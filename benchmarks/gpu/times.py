@@ -119,7 +119,8 @@ def entry_of(name: str, make: Maker, sets: int, device: torch.device, effort: Ef
         return {"reason": f"{type(error).__name__}: {first_line(error)}"}
     finally:
         run = None  # type: ignore[assignment]
-        gc.collect()
+        if device.type == "cuda":
+            gc.collect()  # sessions and graphs hold memory that the next contender's figure would lack
 
 
 def first_line(error: BaseException) -> str:

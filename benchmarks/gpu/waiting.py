@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.contenders import NUMBERS, PRESET, STRIDES, Setting
+from benchmarks import contenders
+from benchmarks.contenders import NUMBERS, STRIDES, Setting
 from benchmarks.gpu.inputs import make_inputs
 from benchmarks.gpu.ours import criterion_of
 from yolo_loss import PRESETS, DetectionLoss, TaskAlignedAssigner
@@ -52,10 +53,11 @@ def parts(setting: Setting, device: torch.device) -> dict[str, Callable[[], obje
     on_host = make_inputs(setting._replace(task="loss"), "fp32")
     inputs = on_host.on(device)
     found: dict[str, Callable[[], object]] = {}
+    numbers = {**NUMBERS, **PRESETS[contenders.PRESET], "num_classes": setting.classes}
     for name in ("auto", "dense", "sparse"):
-        assigner = TaskAlignedAssigner(**NUMBERS, **PRESETS[PRESET], num_classes=setting.classes, formulation=name)
+        assigner = TaskAlignedAssigner(**numbers, formulation=name)
         criterion = criterion_of(setting, name)
-        counting = DetectionLoss(setting.classes, STRIDES, preset=PRESET, formulation=name)
+        counting = DetectionLoss(setting.classes, STRIDES, preset=contenders.PRESET, formulation=name)
         leaves = [level.detach().requires_grad_() for level in inputs.predictions]
 
         def assign(assigner: TaskAlignedAssigner = assigner) -> object:

@@ -1,0 +1,1 @@
+"""The benchmarks: what of them can be tested without measuring."""

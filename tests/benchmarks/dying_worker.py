@@ -1,0 +1,31 @@
+"""A worker that dies in part b and, with ``--hang``, hangs in part c: what ``supervise`` has to get over."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import time
+from pathlib import Path
+
+from benchmarks.gpu.store import FAILED, Store
+
+KEY = {"code": "1"}
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--hang", action="store_true")
+    parser.add_argument("--minutes", type=float, required=True)
+    parser.add_argument("--skip", nargs="*", required=True)
+    options = parser.parse_args()
+    store = Store(options.path, KEY)
+    for name in "abc":
+        if store.is_done(name) or (name in options.skip and store.state(name) == FAILED):
+            continue
+        store.begin(name)
+        if name == "b":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if name == "c" and options.hang:
+            time.sleep(60)
+        store.finish(name, os.getpid(), 0.0)

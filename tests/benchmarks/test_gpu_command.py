@@ -1,0 +1,173 @@
+"""``python -m benchmarks.gpu`` on a CPU: the code that measures a GPU, small."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.contenders import Setting
+from benchmarks.gpu import correctness
+from benchmarks.gpu.__main__ import main
+from benchmarks.gpu.clock import QUICK, measure
+from benchmarks.gpu.correctness import compare
+from benchmarks.gpu.inputs import input_sets, make_inputs
+from benchmarks.gpu.models import find_model
+from benchmarks.gpu.ours import ours
+from benchmarks.gpu.runtimes import bound, feed, onnx_runtime
+from export.contract import ContractError
+from export.engine_contract import EngineContract
+
+Array = np.ndarray[Any, Any]
+HOST = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("preset_of_the_fixtures", "one_thread")
+
+
+@pytest.fixture
+def preset_of_the_fixtures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exported models of the tests have another one than those that are measured."""
+    monkeypatch.setattr("benchmarks.contenders.PRESET", "yolov8")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small operations on several threads take as long as the slowest of these."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+SMALL = Setting("loss+grad", 3, 4, image=64, classes=3)
+
+
+def test_all_parts(artifacts_dir: Path, dense_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "gpu.json"
+    words = ["--device", "cpu", "--quick", "--alone", "--out", str(out), "--models", str(artifacts_dir), str(dense_dir)]
+    assert main(words) == 0
+    parts = json.loads(out.read_text())["parts"]
+    assert all(part["state"] == "done" for part in parts.values())
+    checks = parts["correctness"]["result"]
+    compared = {check["what"].split(":")[0] for check in checks if "figure" in check}
+    assert {"loss+grad fp32, onnxruntime sparse", "assigner fp16, auto", "sample, sparse, batch on the CPU"} <= compared
+    entries = parts["times loss+grad 2 x 3 fp32"]["result"]["contenders"]
+    assert all(entries[name]["ms"] > 0 for name in ("auto", "dense", "sparse", "onnxruntime dense"))
+    assert entries["auto graph"]["reason"] == "CUDA graphs need a GPU"
+    assert "## Goals" in out.with_suffix(".md").read_text()
+    capsys.readouterr()
+    assert main(words) == 0
+    assert capsys.readouterr().out.count("there already") == len(parts)
+
+
+def test_a_wrong_result_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = {"loss": torch.tensor(2.0), "gradient": torch.tensor([3.0, 4.0])}
+    for got in ({"gradient": torch.tensor([3.0, 4.1])}, {"loss": torch.tensor(2.1)}, {"loss": torch.tensor(torch.nan)}):
+        assert [check["ok"] for check in compare("it", {**wanted, **got}, wanted)].count(False) == 1
+    right = correctness.oracle_checks(HOST)
+    assert all(check["ok"] for check in right)
+    monkeypatch.setattr("yolo_loss.dense.ciou_of_measured", lambda one, other: one.x1 - other.x1)
+    assert not all(check["ok"] for check in correctness.oracle_checks(HOST))
+
+
+def test_sets_take_turns() -> None:
+    seen: list[int] = []
+    figures = measure(seen.append, 3, HOST, QUICK._replace(fewest=5, most=5))
+    assert (seen, figures["calls"]) == ([0, 1, 2, 0, 0, 1, 2, 0, 1], 5)
+    assert figures["least_ms"] <= figures["ms"] <= figures["ninth_decile_ms"]
+
+
+def test_sets_are_the_same_images_in_another_order() -> None:
+    sets = input_sets(SMALL, "fp32", HOST, 2)
+    run = ours(SMALL, "auto", sets)
+    first, second = run(0), run(1)
+    assert isinstance(first, tuple)
+    assert isinstance(second, tuple)
+    torch.testing.assert_close(first[0], second[0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(first[1].roll(1, 0), second[1], rtol=1e-5, atol=1e-7)
+    addresses = {inputs.predictions[0].data_ptr() for inputs in sets}
+    assert len(addresses) == len(sets)
+
+
+def test_only_scores_and_maps_are_halved() -> None:
+    maps = make_inputs(SMALL, "fp16").predictions
+    assert {level.dtype for level in maps} == {torch.float16}
+    scores, boxes, points = make_inputs(SMALL._replace(task="assigner"), "fp16").predictions
+    assert (scores.dtype, boxes.dtype, points.dtype) == (torch.float16, torch.float32, torch.float32)
+
+
+def test_models_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ContractError, match=r"no model of 80 classes with preset yolov8 in .* --prepare DIR"):
+        find_model([tmp_path], "loss", "dense", "fp32", 80)
+
+
+class ContextOnHost:
+    """What TensorRT's execution context does, by ONNX Runtime: reads and writes at the addresses that it was given."""
+
+    def __init__(self, path: Path, engine: EngineContract) -> None:
+        self.active_optimization_profile = 0
+        self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        self._types = {spec.name: np.dtype(spec.dtype) for spec in (*engine.inputs, *engine.outputs)}
+        self._outputs = [spec.name for spec in engine.outputs]
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        """As TensorRT's."""
+        self._shapes[name] = shape
+        return True
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        """As TensorRT's."""
+        self._addresses[name] = address
+        return True
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        """Of an output; TensorRT's follows from the inputs' shapes, too."""
+        shape: tuple[int, ...] = self._results()[name].shape
+        return shape
+
+    def execute_async_v3(self, _stream: int) -> bool:
+        """As TensorRT's."""
+        for name, values in self._results().items():
+            self._at(name, values.shape)[...] = values
+        return True
+
+    def _results(self) -> dict[str, Array]:
+        inputs = {spec.name: self._at(spec.name, self._shapes[spec.name]) for spec in self._session.get_inputs()}
+        return dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
+
+    def _at(self, name: str, shape: tuple[int, ...]) -> Array:
+        size = int(np.prod(shape)) * self._types[name].itemsize
+        memory = memoryview((ctypes.c_byte * size).from_address(self._addresses[name]))
+        return np.frombuffer(memory, self._types[name]).reshape(shape)
+
+
+def test_an_engine_is_given_the_addresses_of_its_tensors(dense_dir: Path) -> None:
+    """The binding of tensors, against a context that really reads and writes there; TensorRT's own needs a GPU."""
+    path, contract = find_model([dense_dir], "loss_grad", "dense", "fp32", 3)
+    sets = input_sets(SMALL, "fp32", HOST, 2)
+    profile = {axis: (1, 4, 64) for spec in contract.inputs for axis in spec.axes if isinstance(axis, str)}
+    engine = EngineContract(
+        contract.name, "e", "", contract.file, contract.sha256, "tensorrt", "0", (), "fp32", (profile,),
+        contract.inputs, contract.outputs, 0.0,
+    )  # fmt: skip
+    feeds = [feed(contract, inputs) for inputs in sets]
+    run = bound(ContextOnHost(path, engine), engine, feeds)
+    session = onnx_runtime(SMALL, "fp32", "dense", sets, [dense_dir])
+    for number in (0, 1):
+        got: Mapping[str, Tensor] = run(number)  # type: ignore[assignment]
+        want: Mapping[str, Any] = session(number)  # type: ignore[assignment]
+        for name, values in want.items():
+            np.testing.assert_allclose(got[name].numpy(), values.numpy(), rtol=1e-5, atol=1e-7)
+    wrong = replace(engine, profiles=({**profile, "M": (9, 9, 9)},))
+    with pytest.raises(ValueError, match="axis M"):
+        bound(ContextOnHost(path, wrong), wrong, feeds)(0)

@@ -1,0 +1,162 @@
+"""What only a GPU can show."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.contenders import Setting
+from benchmarks.gpu.clock import peak_mib
+from benchmarks.gpu.inputs import input_sets, make_inputs
+from benchmarks.gpu.ours import criterion_of, ours
+from export.contract import ContractError, load_contract
+from export.engine_build import BuildError
+from export.engine_contract import RUNTIMES
+from export.profiles import parse_profile
+from serve.runners.base import Runner, RunnerError
+from serve.runners.device import HOST, Device
+from serve.runners.onnx_runtime import OnnxRuntimeRunner
+from serve.runners.trial import tiny_inputs
+from tests.gpu.conftest import needs_gpu
+
+pytestmark = needs_gpu
+GPU = torch.device("cuda")
+USUAL = Setting("loss+grad", 4, 30, classes=3)
+
+
+@pytest.fixture(autouse=True)
+def own_stream() -> Iterator[None]:
+    """Graphs are not captured in the default one."""
+    with torch.cuda.stream(torch.cuda.Stream()):
+        yield
+        torch.cuda.synchronize()
+
+
+@pytest.fixture
+def no_waiting() -> Iterator[None]:
+    """Whatever waits for the GPU is an error, as in ``with warnings.catch_warnings``."""
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("formulation", ["auto", "dense"])
+@pytest.mark.parametrize("place", ["cuda", "cpu"])
+@pytest.mark.usefixtures("no_waiting")
+def test_a_training_step_does_not_wait(formulation: str, place: str) -> None:
+    inputs = make_inputs(USUAL, "fp32")
+    batch = {name: values.to(place) for name, values in inputs.batch.items()}
+    leaves = [level.cuda().requires_grad_() for level in inputs.predictions]
+    criterion = criterion_of(USUAL, formulation)
+    torch.cuda.set_sync_debug_mode("error")
+    loss, _ = criterion(leaves, batch)
+    torch.autograd.grad(loss, leaves)
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_the_sparse_formulation_waits() -> None:
+    setting = USUAL._replace(task="assigner")
+    run = ours(setting, "sparse", input_sets(setting, "fp32", GPU, 1))
+    torch.cuda.set_sync_debug_mode("error")
+    with pytest.raises(RuntimeError, match="synchronizing"):
+        run(0)
+
+
+@pytest.mark.parametrize("task", ["assigner", "loss+grad"])
+@pytest.mark.parametrize("name", ["auto graph", "dense graph"])
+def test_a_graph_computes_what_lies_in_its_inputs(task: str, name: str) -> None:
+    """Other numbers in the same memory: the graph is not a recording of its first results."""
+    setting = USUAL._replace(task=task)
+    first, second = input_sets(setting, "fp32", GPU, 2)
+    replay = ours(setting, name, [first])
+    want = ours(setting, name.split(maxsplit=1)[0], [second])(0)
+    for ours_, theirs in ((first.predictions, second.predictions), (first.truth, second.truth)):
+        for target, source in zip(ours_, theirs, strict=True):
+            target.copy_(source)
+    for key, values in second.batch.items():
+        first.batch[key].copy_(values)
+    for got, wanted in zip(replay(0), want, strict=True):  # type: ignore[call-overload]
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_tensor_float_32_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = ours(USUAL, "auto", input_sets(USUAL, "fp32", GPU, 1))
+    want = run(0)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    for got, wanted in zip(run(0), want, strict=True):  # type: ignore[call-overload]
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_memory_of_many_boxes() -> None:
+    """As much as one portion takes, and what is returned; all pairs at once would take 20 times as much."""
+    setting = Setting("assigner", 16, 300)
+    peak = peak_mib(ours(setting, "auto", input_sets(setting, "fp32", GPU, 1)), GPU)
+    assert peak is not None
+    assert peak < 300
+
+
+TOO_MANY = """
+import torch
+from yolo_loss import DetectionLoss
+batch = {"batch_idx": torch.zeros(3), "cls": torch.zeros(3), "bboxes": torch.full((3, 4), 0.5)}
+feats = [torch.zeros(1, 67, 8 >> level, 8 >> level, device="cuda") for level in range(3)]
+DetectionLoss(3, max_boxes=2)(feats, {name: values.cuda() for name, values in batch.items()})
+torch.cuda.synchronize()
+"""
+
+
+def test_more_boxes_than_slots_stop_the_kernels() -> None:
+    # In a process of its own, which is of no use afterwards.
+    done = subprocess.run([sys.executable, "-c", TOO_MANY], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode != 0
+    assert "assert" in done.stderr.lower()
+
+
+def check_runner(runner: Runner, path: Path) -> None:
+    """Beside ONNX Runtime on the CPU."""
+    contract = load_contract(path.with_suffix(".json"))
+    host = OnnxRuntimeRunner(path, contract.default_outputs, HOST)
+    host.load()
+    inputs = tiny_inputs(contract, {"B": 2, "M": 4})
+    inputs = {
+        name: np.random.default_rng(0).standard_normal(values.shape).astype(values.dtype) if "feat" in name else values
+        for name, values in inputs.items()
+    }
+    names = [spec.name for spec in contract.outputs]
+    want = host.infer(inputs, names)
+    for name, values in runner.infer(inputs, names).items():
+        np.testing.assert_allclose(values, want[name], rtol=1e-4, atol=1e-5)
+    runner.close()
+
+
+@pytest.mark.parametrize("kind", ["loss", "loss_grad"])
+def test_onnx_runtime_of_the_server(artifacts_dir: Path, kind: str) -> None:
+    path = artifacts_dir / f"{kind}.onnx"
+    runner = OnnxRuntimeRunner(path, load_contract(path.with_suffix(".json")).default_outputs, Device("cuda"))
+    try:
+        runner.load()
+    except RunnerError as error:
+        pytest.skip(str(error))
+    check_runner(runner, path)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("kind", ["loss", "loss_grad"])
+def test_engines_of_the_server(dense_dir: Path, tmp_path: Path, runtime: str, kind: str) -> None:
+    from export.engine_build import build_engine
+    from serve.runners.tensorrt_engine import TensorRtRunner
+
+    path = dense_dir / f"{kind}.onnx"
+    profile = parse_profile(["B=1,2,4", "M=0,4,8", "imgsz=32,64,64"])
+    try:
+        file, engine = build_engine(path, tmp_path, runtime=runtime, profiles=[profile])
+        runner = TensorRtRunner(file, engine, load_contract(path.with_suffix(".json")), Device("cuda"))
+        runner.load()
+    except (RunnerError, ContractError, BuildError, ValueError) as error:
+        pytest.skip(str(error))
+    check_runner(runner, path)

@@ -1,0 +1,113 @@
+"""Every formulation, way and precision beside float64 on the CPU; ordinary test runs do it on the CPU alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.contenders import Setting
+from benchmarks.gpu.correctness import contender_checks, oracle_checks, sample_checks
+from benchmarks.gpu.inputs import input_sets
+from benchmarks.gpu.ours import ours
+from benchmarks.gpu.waiting import waiting_checks
+from yolo_loss import DetectionLoss, GroundTruth, TaskAlignedAssigner, dense
+from yolo_loss.predictions import join_predictions
+
+STRIDES = (8.0, 16.0, 32.0)
+# On a GPU as large as data come; the CPU is to show only that the code runs.
+IMAGE = {"cpu": 64, "cuda": 640}
+
+
+def setting_of(task: str, device: torch.device, slots: int = 20) -> Setting:
+    """Small on the CPU."""
+    return Setting(task, 4, slots, image=IMAGE[device.type], classes=3)
+
+
+@pytest.mark.parametrize("task", ["assigner", "loss", "loss+grad"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_every_way_is_right(task: str, precision: str, device: torch.device) -> None:
+    compiling = device.type == "cuda" and precision == "fp32"
+    checks = contender_checks(setting_of(task, device), precision, device, (), lambda _: None, compiling)
+    assert [check for check in checks if not check["ok"]] == []
+    compared = {check["what"].split(":")[0].split(", ")[1] for check in checks if "figure" in check}
+    assert compared >= {"auto", "sparse", *(["auto graph"] if device.type == "cuda" else [])}
+
+
+def test_the_oracle_and_the_sample(device: torch.device) -> None:
+    checks = [*oracle_checks(device), *sample_checks(device)]
+    assert len(checks) == 12 + 12
+    assert [check for check in checks if not check["ok"]] == []
+
+
+def test_portions_change_nothing(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
+    setting = setting_of("assigner", device)
+    sets = input_sets(setting, "fp32", device, 1)
+    run = ours(setting, "dense", sets)
+    want = run(0)
+    monkeypatch.setattr(dense, "PAIRS_AT_ONCE", 1)
+    for one, other in zip(run(0), want, strict=True):  # type: ignore[call-overload]
+        assert torch.equal(one, other)
+
+
+def test_formulations_decide_alike(device: torch.device) -> None:
+    setting = setting_of("assigner", device, slots=60)
+    sets = input_sets(setting, "fp32", device, 1)
+    one, other = (ours(setting, name, sets)(0) for name in ("dense", "sparse"))
+    assert one.fg_mask.any()  # type: ignore[attr-defined]
+    for left, right in zip(one, other, strict=True):  # type: ignore[call-overload]
+        torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-7)
+
+
+def test_no_ground_truth(device: torch.device) -> None:
+    setting = setting_of("loss+grad", device, slots=0)
+    sets = input_sets(setting, "fp32", device, 1)
+    result = ours(setting, "auto", sets)(0)
+    assert isinstance(result, tuple)
+    assert all(part.isfinite().all() for part in result)
+    assert all((gradient[:, :64] == 0).all() for gradient in result[1:])
+    scores, boxes, points = input_sets(setting_of("assigner", device, 0), "fp32", device, 1)[0].predictions
+    assert (TaskAlignedAssigner(10, 3)(scores, boxes, points, *sets[0].truth).target_labels == 3).all()
+
+
+def test_gradients_without_autograd(device: torch.device) -> None:
+    setting = setting_of("loss+grad", device)
+    (inputs,) = input_sets(setting, "fp32", device, 1)
+    for formulation in ("auto", "dense", "sparse"):
+        criterion = DetectionLoss(3, STRIDES, formulation=formulation)
+        leaves = [level.detach().requires_grad_() for level in inputs.predictions]
+        truth = GroundTruth(*inputs.truth)
+        want = torch.autograd.grad(criterion.from_padded(join_predictions(leaves, STRIDES, 3, 16), truth).loss, leaves)
+        maps = join_predictions(list(inputs.predictions), STRIDES, 3, 16)
+        _, got = criterion.gradients_from_padded(maps, truth)
+        for one, other in zip(got, want, strict=True):
+            torch.testing.assert_close(one.view(other.shape), other, rtol=1e-4, atol=1e-6)
+
+
+def test_what_waits(device: torch.device) -> None:
+    checks = {check["what"]: check for check in waiting_checks(setting_of("loss", device), device)}
+    assert len(checks) == 15
+    if device.type == "cpu":
+        assert all(check["reason"] for check in checks.values())
+        return
+    for what, check in checks.items():
+        if "sparse" in what:
+            assert check["waits"] > 0, what
+        else:
+            counted = what.endswith("batch on the GPU")  # the largest count of its batch is asked for
+            assert check["waits"] == (1 if counted else 0), what
+
+
+def test_models_on_the_device(device: torch.device, artifacts_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.contenders.PRESET", "yolov8")
+    for task in ("assigner", "loss+grad"):
+        checks = contender_checks(
+            setting_of(task, device), "fp32", device, (artifacts_dir,), lambda _: None, compiling=False
+        )
+        found = [check for check in checks if "onnxruntime sparse" in check["what"]]
+        assert all(check["ok"] for check in found)
+        reasons = [check["reason"] for check in found if "reason" in check]
+        if reasons:
+            pytest.skip(reasons[0])
+        assert len(found) == 2
