@@ -1,0 +1,205 @@
+"""TLS: a server with a certificate of a test's own authority, and those who trust that authority or do not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.client import HTTPSConnection
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.request import urlopen
+
+import numpy as np
+import pytest
+import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from tritonclient.http import InferenceServerClient
+from tritonclient.http import aio as tritonclient_aio
+
+from serve.client import AssignerClient, ServerError
+from serve.tls import check_certificate
+from tests.serve.conftest import ROOT, Live, loss_inputs, stop
+from tests.serve.test_operation import free_port
+
+PASSWORD = "password-of-a-test"  # noqa: S105
+BATCH: dict[str, Any] = {"batch_idx": [0], "cls": [1], "bboxes": [[0.5, 0.5, 0.4, 0.4]]}
+
+
+class Files(NamedTuple):
+    """PEM files."""
+
+    authority: Path
+    other_authority: Path
+    certificate: Path
+    key: Path
+    encrypted_key: Path
+
+
+class Secure(NamedTuple):
+    """A server with TLS, and its metrics."""
+
+    live: Live
+    metrics_port: int
+    errors: Path
+
+    @property
+    def url(self) -> str:
+        """For clients."""
+        return f"https://{self.live.url}"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    folder = tmp_path_factory.mktemp("tls")
+    made = Files(*(folder / f"{name}.pem" for name in Files._fields))
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(made.authority)
+    trustme.CA().cert_pem.write_to_path(made.other_authority)
+    certificate = authority.issue_cert("localhost", "127.0.0.1")
+    for number, blob in enumerate(certificate.cert_chain_pems):
+        blob.write_to_path(made.certificate, append=number > 0)
+    certificate.private_key_pem.write_to_path(made.key)
+    key = load_pem_private_key(made.key.read_bytes(), None)
+    encryption = BestAvailableEncryption(PASSWORD.encode())
+    made.encrypted_key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption))
+    return made
+
+
+def command(artifacts: Path, certificate: Path, key: Path, *more: str) -> list[str]:
+    words = ("--artifacts", artifacts, "--ssl-certfile", certificate, "--ssl-keyfile", key, "--port", "0")
+    return [sys.executable, "-m", "serve", *map(str, words), *more]
+
+
+@pytest.fixture(scope="module")
+def secure(artifacts_dir: Path, files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secure]:
+    """Started with an encrypted key, whose password is in its environment."""
+    port, errors = free_port(), tmp_path_factory.mktemp("log") / "errors"
+    words = command(artifacts_dir, files.certificate, files.encrypted_key, "--metrics-port", str(port))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "YOLO_ASSIGNER_SSL_KEYFILE_PASSWORD": PASSWORD}
+    with errors.open("w") as file:
+        process = subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=file, text=True, env=environment, stdin=subprocess.DEVNULL
+        )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line.startswith("serving on https://127.0.0.1:"), line
+    live = Live("127.0.0.1", int(line.rpartition(":")[2]), process)
+    server = Secure(live, port, errors)
+    while get(server, files.authority, "/v2/health/ready") != 200:
+        assert process.poll() is None
+    yield server
+    assert stop(live) == 0
+    log = errors.read_text()
+    assert "Traceback" not in log
+    assert PASSWORD not in log
+
+
+def get(secure: Secure, authority: Path, path: str) -> int:
+    context = ssl.create_default_context(cafile=authority)
+    connection = HTTPSConnection("127.0.0.1", secure.live.port, context=context, timeout=30)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def maps() -> list[Any]:
+    arrays = loss_inputs(images=1)
+    return [arrays[f"feat_{level}"] for level in range(3)]
+
+
+@pytest.fixture(autouse=True)
+def _serves_the_next(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if "secure" in request.fixturenames:
+        secure, files = (request.getfixturevalue(name) for name in ("secure", "files"))
+        assert get(secure, files.authority, "/v2/health/ready") == 200
+
+
+def test_the_same_loss_as_without(secure: Secure, files: Files, live: Live) -> None:
+    with AssignerClient(secure.url, ca_file=files.authority) as client, AssignerClient(live.url) as plain:
+        np.testing.assert_array_equal(client.loss(maps(), BATCH).loss, plain.loss(maps(), BATCH).loss)
+
+
+def test_the_protocols_clients(secure: Secure, files: Files) -> None:
+    options = {"ca_certs": str(files.authority)}
+    with InferenceServerClient(secure.live.url, ssl=True, ssl_options=options) as client:
+        assert client.is_server_ready()
+
+    async def scenario() -> Any:
+        context = ssl.create_default_context(cafile=files.authority)
+        async with tritonclient_aio.InferenceServerClient(secure.live.url, ssl=True, ssl_context=context) as client:
+            return await client.get_server_metadata()
+
+    assert asyncio.run(scenario())["name"] == "yolo-assigner"
+
+
+def test_an_authority_that_nobody_named(secure: Secure, files: Files) -> None:
+    """The client leaves before anything is sent."""
+    for ca_file in (files.other_authority, None):
+        with (
+            AssignerClient(secure.url, ca_file=ca_file) as client,
+            pytest.raises(ServerError, match="ca_file") as caught,
+        ):
+            client.loss(maps(), BATCH)
+        assert caught.value.status is None
+        assert "verify failed" in str(caught.value)
+
+
+def test_plain_http_on_the_port_of_tls_and_the_other_way_round(secure: Secure, files: Files, live: Live) -> None:
+    with socket.create_connection(("127.0.0.1", secure.live.port), timeout=30) as connection:
+        connection.sendall(b"GET /v2/health/ready HTTP/1.1\r\nhost: x\r\n\r\n")
+        try:
+            reply = connection.recv(100)
+        except ConnectionResetError:
+            reply = b""
+    assert not reply.startswith(b"HTTP")
+    with AssignerClient(secure.live.url) as client, pytest.raises(ServerError, match="With TLS, write https://"):
+        client.loss(maps(), BATCH)
+    other = AssignerClient(f"https://{live.url}", ca_file=files.authority)
+    with other, pytest.raises(ServerError, match="an http:// address where it has none"):
+        other.loss(maps(), BATCH)
+
+
+def test_metrics_stay_plain(secure: Secure) -> None:
+    with urlopen(f"http://127.0.0.1:{secure.metrics_port}/metrics", timeout=10) as response:
+        assert b"yolo_assigner_models_ready" in response.read()
+
+
+def test_files_that_cannot_be_used(files: Files, tmp_path: Path) -> None:
+    """Found before anything else is done, and never by a question on the terminal."""
+    wrong = {
+        "the key is encrypted; give its password as YOLO_ASSIGNER_SSL_KEYFILE_PASSWORD": (files.encrypted_key, None),
+        "the key cannot be decrypted": (files.encrypted_key, "another"),
+        "they cannot be used for TLS": (files.certificate, None),
+        "missing.pem cannot be read for TLS": (tmp_path / "missing.pem", None),
+    }
+    for words, (key, password) in wrong.items():
+        with pytest.raises(ValueError, match=words):
+            check_certificate(files.certificate, key, password)
+    with pytest.raises(ValueError, match="do not belong together"):
+        check_certificate(files.authority, files.key, None)
+    check_certificate(files.certificate, files.encrypted_key, PASSWORD)
+    with pytest.raises(ValueError, match="write https://"):
+        AssignerClient("127.0.0.1:1", ca_file=files.authority)
+    with pytest.raises(ValueError, match="cannot be used"):
+        AssignerClient("https://127.0.0.1:1", ca_file=tmp_path / "missing.pem")
+
+
+def test_a_server_that_cannot_use_them_says_so(artifacts_dir: Path, files: Files) -> None:
+    words = command(artifacts_dir, files.certificate, files.encrypted_key)
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "the key is encrypted" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
