@@ -1,0 +1,144 @@
+"""A server that dies in the middle of requests, under a supervisor that starts it again, as containers do."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from http.client import HTTPException
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from tritonclient.http import InferenceServerClient, InferRequestedOutput
+from tritonclient.utils import shared_memory
+
+from serve.shared_object import DIRECTORY
+from tests.serve.conftest import ROOT, Live, binary_rows, loss_inputs
+from tests.serve.shared_memory.conftest import placed_inputs, spans
+from tests.serve.test_operation import free_port
+
+pytestmark = pytest.mark.skipif(not DIRECTORY.is_dir(), reason="shared memory cannot be looked at like files here")
+PREFIX = f"yolo-assigner-killed-{os.getpid()}-"
+# What `restart: unless-stopped` and systemd's `Restart=always` do.
+SUPERVISOR = 'while :; do "$@" & echo $! > "$PID_FILE"; wait $!; done'
+# About a second of work on one core: time enough to be killed in.
+LARGE = loss_inputs(images=16, slots=100, side=1024)
+
+
+class Supervised(NamedTuple):
+    """A server that is started again whenever it ends."""
+
+    live: Live
+    pid_file: Path
+    temporary: Path
+
+    @property
+    def pid(self) -> int:
+        """Of the server of now."""
+        return int(self.pid_file.read_text())
+
+    def wait_until_ready(self) -> None:
+        """Wait for a server that can be used."""
+        deadline = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(OSError, HTTPException):
+                if self.live.send("GET", "/v2/health/ready").status == 200:
+                    return
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def kill_while_computing(self, sign: int) -> int:
+        """Send a large request, end the server as soon as the engine has it, and return its process identifier."""
+        rows, blob = binary_rows(LARGE)
+        text = json.dumps({"inputs": rows}).encode()
+        head = f"POST /v2/models/loss/infer HTTP/1.1\r\nhost: x\r\ncontent-length: {len(text) + len(blob)}\r\n"
+        head += f"inference-header-content-length: {len(text)}\r\n\r\n"
+        pid = self.pid
+        with socket.create_connection((self.live.host, self.live.port), timeout=60) as connection:
+            connection.sendall(head.encode() + text + blob)
+            before = engine_seconds(pid)
+            while engine_seconds(pid) < before + 0.1:
+                time.sleep(0.005)
+            os.kill(pid, sign)
+            with contextlib.suppress(ConnectionResetError):
+                assert connection.recv(100) == b""  # it was in the middle of it
+        return pid
+
+
+def engine_seconds(pid: int) -> float:
+    """Processor time of a process's threads but the main one."""
+    ticks = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        if int(task.name) != pid:
+            fields = (task / "stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.fixture(scope="module")
+def supervised(artifacts_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised]:
+    folder = tmp_path_factory.mktemp("supervised")
+    (folder / "tmp").mkdir()
+    port = free_port()
+    words = ("--artifacts", artifacts_dir, "--port", str(port), "--threads", "1", "--shared-memory", PREFIX)
+    command = ["sh", "-c", SUPERVISOR, "supervisor", sys.executable, "-m", "serve", *map(str, words)]
+    environment = {"PYTHONPATH": str(ROOT), "PID_FILE": str(folder / "pid"), "TMPDIR": str(folder / "tmp")}
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, text=True, cwd=folder, env=os.environ | environment, start_new_session=True
+    )
+    server = Supervised(Live("127.0.0.1", port, process), folder / "pid", folder / "tmp")
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSEGV], ids=["killed", "crashed in native code"])
+def test_the_next_request_is_served(supervised: Supervised, sign: int) -> None:
+    """On the same port, though connections of the old process are still known to the system; nothing is left behind."""
+    rows, blob = binary_rows(loss_inputs())
+    before = supervised.live.infer("loss", {"inputs": rows}, blob).body
+    began = {path.name for path in DIRECTORY.iterdir()}
+    dead = supervised.kill_while_computing(sign)
+    supervised.wait_until_ready()
+    assert supervised.pid != dead
+    assert supervised.live.infer("loss", {"inputs": rows}, blob).body == before
+    assert {path.name for path in DIRECTORY.iterdir()} <= began
+    assert list(supervised.temporary.iterdir()) == []
+
+
+def test_shared_memory_outlives_the_server(supervised: Supervised) -> None:
+    """It is the client's: still there with its values, to be registered again, and gone when its client unlinks it."""
+    arrays, name = loss_inputs(), "survivor"
+    _, size = spans({key: array.nbytes for key, array in arrays.items()})
+    handle = shared_memory.create_shared_memory_region(name, f"/{PREFIX}{name}", size + 64)
+    try:
+        with InferenceServerClient(supervised.live.url) as client:
+            client.register_system_shared_memory(name, f"/{PREFIX}{name}", size + 64)
+            inputs = placed_inputs(handle, name, arrays)
+            output = InferRequestedOutput("loss")
+            output.set_shared_memory(name, 4, size)
+            client.infer("loss", inputs, outputs=[output])
+            expected = shared_memory.get_contents_as_numpy(handle, np.float32, [1], size).copy()
+        supervised.kill_while_computing(signal.SIGKILL)
+        supervised.wait_until_ready()
+        assert (DIRECTORY / f"{PREFIX}{name}").stat().st_size == size + 64
+        shared_memory.set_shared_memory_region(handle, [np.full(1, np.nan, np.float32)], size)
+        with InferenceServerClient(supervised.live.url) as client:
+            assert client.get_system_shared_memory_status() == []
+            client.register_system_shared_memory(name, f"/{PREFIX}{name}", size + 64)
+            client.infer("loss", inputs, outputs=[output])
+        np.testing.assert_array_equal(shared_memory.get_contents_as_numpy(handle, np.float32, [1], size), expected)
+    finally:
+        shared_memory.destroy_shared_memory_region(handle)
+    assert not list(DIRECTORY.glob(f"{PREFIX}*"))
