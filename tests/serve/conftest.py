@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from serve.datatypes import Array, wire_name
+from tests.serve.callers import LIBRARIES, Caller, calling
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 4 * 2**20  # bytes of a body
@@ -116,6 +117,13 @@ def live(artifacts_dir: Path) -> Iterator[Live]:
     server = start("--artifacts", artifacts_dir, "--max-request-bytes", str(LIMIT))
     yield server
     assert stop(server) == 0
+
+
+@pytest.fixture(params=LIBRARIES)
+def caller(request: pytest.FixtureRequest, live: Live) -> Iterator[Caller]:
+    """The protocol's client library, once as it blocks and once as it is awaited."""
+    with calling(request.param, live.url) as client:
+        yield client
 
 
 def loss_inputs(images: int = 2, slots: int = 3, side: int = 64, seed: int = 0) -> dict[str, Array]:
