@@ -40,8 +40,8 @@ WORDS = (
     *("--threads", "1", "--max-requests", str(PLACES), "--client-timeout", str(TIMEOUT), "--log-level", "critical"),
     *("--max-request-bytes", str(4 * MIB), "--max-work-bytes", str(64 * MIB), "--shared-memory", PREFIX),
 )
-WARM_UP = 0.2  # of all requests; what the server keeps for ever has then been taken
-KEPT = 1e3  # requests between two looks at the server
+WARM_UP = 200  # bombs at the beginning: what engines and allocators keep of their largest task, they have then taken
+LOOKS = 1000  # requests between two looks at the server
 WEIGHTS = {name: weight for name, (_, weight) in KINDS.items()} | {"shared": 1.0, "framing": 2.0}
 
 
@@ -58,16 +58,18 @@ def main() -> int:
     export_once(options.artifacts, NUM_CLASSES, MODELS)
     if options.replay:
         return replay(options.replay, options.artifacts)
-    print(f"seed {options.seed}")
+    notes = options.artifacts / "notes"
+    notes.mkdir(exist_ok=True)
+    print(f"seed {options.seed}", flush=True)
     report = Report(options.seed)
     judge = Judge(options.artifacts)
     with serving(options.artifacts, *WORDS) as server:
         for slow in slowly(server.port):
             report.slow(slow)
         with objects(server.port) as judge.regions, Neighbour(server.port, judge) as neighbour:
-            assault(server, judge, report, options.requests, options.artifacts)
+            assault(server, judge, report, options.requests, notes)
         report.neighbour(neighbour)
-        report.document(fuzz_document(server.port, options.examples, options.seed, options.artifacts))
+        report.document(fuzz_document(server.port, options.examples, options.seed, notes))
         report.end(server)
         report.ended_with(server.stop())
     options.out.write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
@@ -87,22 +89,22 @@ def slowly(port: int) -> list[Slow]:
 
 
 def assault(server: Served, judge: Judge, report: Report, requests: int, folder: Path) -> None:
-    """Send the mutated requests, one after the other."""
+    """Send the mutated requests, one after the other; each is made anew from the seed and its number."""
     for number in trange(requests, desc="hostile", file=sys.stderr, smoothing=0.05):
-        if number == int(WARM_UP * requests):
+        if number == WARM_UP:
             report.begin(server)
         rng = random.Random(f"{report.seed}:{number}")  # noqa: S311
-        kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+        kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0] if number >= WARM_UP else "bombs"
         began = time.monotonic()
         sent, statuses, fault = (
             _framed(server.port, rng, judge) if kind == "framing" else _sent(server.port, kind, rng, judge)
         )
-        report.add(kind, statuses, time.monotonic() - began, fault and f"{kind}, number {number}: {fault}")
+        report.add(kind, number, statuses, time.monotonic() - began, fault and f"{kind}, number {number}: {fault}")
         if fault is not None:
             keep(folder / f"fault-{report.seed}-{number}.json", kind, sent, fault)
         if server.process.poll() is not None:
             raise RuntimeError(f"the server ended with code {server.process.poll()} after {kind}, number {number}")
-        if number % KEPT == 0:
+        if number % LOOKS == 0:
             report.look(server)
 
 

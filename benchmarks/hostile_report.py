@@ -31,17 +31,17 @@ class Report:
         self.faults: list[str] = []
         self._statuses: dict[str, Counter[str]] = defaultdict(Counter)
         self._sent: Counter[str] = Counter()
-        self._slowest: dict[str, float] = defaultdict(float)
+        self._slowest: dict[str, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
         self._slow: list[Slow] = []
         self._server: dict[str, float] = {"memory_peak_mib": 0.0}
         self._neighbour: dict[str, float] = {}
         self._document: dict[str, int] = {}
 
-    def add(self, kind: str, statuses: list[int], seconds: float, fault: str | None) -> None:
-        """One mutated request, or what stood for one on a connection."""
+    def add(self, kind: str, number: int, statuses: list[int], seconds: float, fault: str | None) -> None:
+        """One mutated request, or what stood for one on a connection. Status 0: no answer, where that is right."""
         self._sent[kind] += 1
         self._statuses[kind].update(str(status) for status in statuses or (0,))
-        self._slowest[kind] = max(self._slowest[kind], seconds)
+        self._slowest[kind] = max(self._slowest[kind], (seconds, number))
         if fault is not None:
             self.faults.append(fault)
 
@@ -91,7 +91,8 @@ class Report:
             kind: {
                 "sent": sent,
                 "statuses": dict(sorted(self._statuses[kind].items())),
-                "slowest_seconds": round(self._slowest[kind], 3),
+                "slowest_seconds": round(self._slowest[kind][0], 3),
+                "slowest_number": self._slowest[kind][1],
             }
             for kind, sent in sorted(self._sent.items())
         }

@@ -21,11 +21,11 @@ def mutate_tree(tree: Any, rng: random.Random) -> None:
     node, key = rng.choice(places)
     change = rng.randrange(5)
     if change <= 1:
-        node[key] = rng.choice(JUNK)
+        node[key] = copy.deepcopy(rng.choice(JUNK))
     elif change == 2:
         del node[key]
     elif change == 3 and isinstance(node, list):
-        node.append(node[key])
+        node.append(copy.deepcopy(node[key]))
     else:
         other, name = rng.choice(places)
         node[key] = copy.deepcopy(other[name])

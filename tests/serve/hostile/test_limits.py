@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from serve.body import BodyReader
 from serve.errors import BadRequestError, TooLargeError
@@ -99,15 +100,18 @@ def test_points_that_lie_nowhere(live: Live) -> None:
 
 
 def test_paths_make_no_lines_of_their_own_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    async def app(_: Any, __: Any, send: Any) -> None:
+    async def app(_: Scope, __: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 404, "headers": []})
 
-    async def send(_: Any) -> None:
+    async def receive() -> Message:
+        raise NotImplementedError
+
+    async def send(_: Message) -> None:
         pass
 
     scope = {"type": "http", "method": "GET", "path": "/a\r\nERROR serve: forged\x1b[2J", "headers": []}
     with caplog.at_level(logging.INFO, "serve.access"):
-        asyncio.run(Observer(app, Metrics())(scope, app, send))
+        asyncio.run(Observer(app, Metrics())(scope, receive, send))
     assert caplog.messages[0].startswith("GET /a%0D%0AERROR%20serve:%20forged%1B%5B2J 404 in ")
 
 
