@@ -19,7 +19,7 @@ from serve.replies import reply
 JSON_LENGTH = "Inference-Header-Content-Length"
 
 
-def _version(request: Request) -> str | None:
+async def _version(request: Request) -> str | None:
     return request.path_params.get("version")  # of a path that has one; never from elsewhere
 
 
