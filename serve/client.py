@@ -22,6 +22,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from serve.ragged import pad_ground_truth
 from serve.results import Array, AssignmentResult, LossAndGradients, LossResult
+from serve.targets import COMPACT, complete_targets
 
 if TYPE_CHECKING:
     from serve.remote_loss import RemoteDetectionLoss
@@ -173,14 +174,9 @@ class AssignerClient:
             "gt_bboxes": _numpy(gt_bboxes, np.float32),
             "mask_gt": _numpy(mask_gt, np.bool_),
         }
-        names = ("target_labels", "target_bboxes", "fg_mask", "target_gt_idx", "target_weights")
-        targets = self._infer(model, inputs, names)
-        weights = targets.pop("target_weights")
-        # The dense scores are C times the rest of the reply and hold nothing that label and weight do not say.
-        target_scores = np.zeros(scores.shape, np.float32)
-        image, anchor = np.nonzero(targets["fg_mask"])
-        target_scores[image, anchor, targets["target_labels"][image, anchor]] = weights[image, anchor]
-        return AssignmentResult(target_scores=target_scores, **targets)
+        # What the rest of the outputs says follows from these and from what was sent.
+        targets = self._infer(model, inputs, COMPACT)
+        return complete_targets(inputs["gt_labels"], inputs["gt_bboxes"], **targets, num_classes=scores.shape[2])
 
     def _loss_inputs(self, feats: Sequence[Any], batch: Mapping[str, Any]) -> dict[str, Array]:
         maps = [_numpy(feat, self._scores_type) for feat in feats]

@@ -78,12 +78,18 @@ def test_assignment_is_that_of_the_module(live: Live, slots: int) -> None:
     assert from_numpy.fg_mask.any() == bool(slots)
 
 
-def test_dense_scores_are_the_servers(live: Live) -> None:
-    inputs = assigner_inputs()
+@pytest.mark.parametrize("slots", [3, 0])
+def test_targets_that_are_made_here_are_the_servers(live: Live, slots: int) -> None:
+    """Three outputs travel; the other ones follow from them and from what was sent, to the bit."""
+    inputs = assigner_inputs(slots=slots)
+    inputs["mask_gt"][:, :1] = False
+    inputs["gt_labels"][:, :1] = -1  # as some data loaders pad
     with AssignerClient(live.url) as client:
-        ours = client.assign(*inputs.values()).target_scores
-        theirs = client._infer("assigner", inputs, ["target_scores"])["target_scores"]
-    np.testing.assert_array_equal(ours, theirs)
+        ours = client.assign(*inputs.values())._asdict()
+        theirs = client._infer("assigner", inputs, list(ours))
+    for name, array in theirs.items():
+        assert (ours[name].dtype, ours[name].shape) == (array.dtype, array.shape)
+        np.testing.assert_array_equal(ours[name], array, err_msg=name)
 
 
 def test_half_precision_upload(live: Live) -> None:
