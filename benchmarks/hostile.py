@@ -18,9 +18,10 @@ from pathlib import Path
 
 from tqdm import trange
 
+from benchmarks.hostile_attack import carry_out
 from benchmarks.hostile_cases import KINDS
 from benchmarks.hostile_document import fuzz_document
-from benchmarks.hostile_framing import attack, carry_out
+from benchmarks.hostile_framing import attack
 from benchmarks.hostile_judge import Judge
 from benchmarks.hostile_neighbour import Neighbour
 from benchmarks.hostile_report import Report

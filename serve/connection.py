@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serve.encode import dump_json
 from serve.pace import SLOWEST
+from serve.timers import Timer, WriteWatch
 
 MOST_HEAD = 2**16  # bytes of a request's head; likewise of trailers, and of what stands between two pieces of a body
 MOST_HEADERS = 256
@@ -44,9 +45,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._beside_body = 0  # bytes in a row that were no body and completed nothing
         self._got_body = False
         self._dropped, self._dropped_since = 0, 0.0
-        self._reading: asyncio.TimerHandle | None = None
-        self._writing: asyncio.TimerHandle | None = None
-        self._unsent = 0
+        self._reading = Timer()
+        self._writing = WriteWatch(self.client_timeout, self._cut_off)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A caller that then says nothing is an idle one."""
@@ -55,8 +55,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The end, whoever made it."""
-        self._reading = _cancelled(self._reading)
-        self._writing = _cancelled(self._writing)
+        self._reading.stop()
+        self._writing.end()
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
 
@@ -93,6 +93,8 @@ class GuardedProtocol(HttpToolsProtocol):
         """The end of a reply, which may come before that of its request."""
         super().on_response_complete()
         self._dropped, self._dropped_since = 0, self.loop.time()
+        if self.transport.is_closing():
+            self._writing.begin_closing(self.transport)
         self._watch_reading()
 
     # What comes and goes.
@@ -114,20 +116,20 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _watch_reading(self) -> None:
         """Set the timer that fits what is awaited."""
-        if self._busy or self.transport.is_closing():  # the application watches the bodies that it reads
-            self._reading = _cancelled(self._reading)
-        elif self._in_head:
-            if self._reading is None and self.client_timeout is not None:
-                self._reading = self.loop.call_later(self.client_timeout, self._too_slow)
-        elif self._in_message:
-            self._reading = _cancelled(self._reading)
-            if self.client_timeout is not None:
-                least = min(self.loop.time(), self._dropped_since + self._dropped / SLOWEST)
-                self._reading = self.loop.call_at(least + self.client_timeout, self._close)
-        else:
-            self._reading = _cancelled(self._reading)
+        patience, now = self.client_timeout, self.loop.time()
+        if self._in_head and not self._busy and not self.transport.is_closing():
+            if patience is not None and not self._reading.running:
+                self._reading.start(now + patience, self._too_slow)
+            return
+        self._reading.stop()
+        if self._busy or self.transport.is_closing():
+            return  # the application watches the bodies that it reads
+        if not self._in_message:
             if self.timeout_keep_alive_task is None:
                 self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self._close)
+        elif patience is not None:
+            least = min(now, self._dropped_since + self._dropped / SLOWEST)
+            self._reading.start(least + patience, self._close)
 
     def _too_slow(self) -> None:
         self._refuse(SLOW, f"the head did not come within {self.client_timeout:g} s; send it without pauses")
@@ -135,25 +137,18 @@ class GuardedProtocol(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """Much of a reply waits to be taken."""
         super().pause_writing()
-        self._watch_writing()
+        self._writing.begin(self.transport)
 
     def resume_writing(self) -> None:
         """Nearly all of it is gone."""
         super().resume_writing()
-        self._writing = _cancelled(self._writing)
+        self._writing.end()
+        if self.transport.is_closing():
+            self._writing.begin_closing(self.transport)
 
-    def _watch_writing(self) -> None:
-        if self.client_timeout is not None:
-            self._unsent = self.transport.get_write_buffer_size()
-            self._writing = self.loop.call_later(self.client_timeout, self._check_writing)
-
-    def _check_writing(self) -> None:
-        least = SLOWEST * cast("float", self.client_timeout)
-        if self._unsent - self.transport.get_write_buffer_size() < least:
-            logger.info("a caller that does not take its reply is cut off")
-            self.transport.abort()
-        else:
-            self._watch_writing()
+    def _cut_off(self) -> None:
+        logger.info("a caller that does not take its reply is cut off")
+        self.transport.abort()
 
     # How it ends.
 
@@ -186,10 +181,9 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _close(self) -> None:
         """Close, and wait no longer than usual for the caller to take what is still to be sent."""
+        self._reading.stop()
         self.transport.close()
-        self._reading = _cancelled(self._reading)
-        if self.client_timeout is not None and self._writing is None:
-            self._writing = self.loop.call_later(self.client_timeout, self.transport.abort)
+        self._writing.begin_closing(self.transport)
 
 
 def _answer(status: int, text: str, default: Sequence[tuple[bytes, bytes]]) -> bytes:
@@ -197,9 +191,3 @@ def _answer(status: int, text: str, default: Sequence[tuple[bytes, bytes]]) -> b
     length = str(len(body)).encode()
     own = (b"content-type", b"application/json"), (b"content-length", length), (b"connection", b"close")
     return b"".join([STATUS_LINE[status], *(b"%s: %s\r\n" % header for header in (*default, *own)), b"\r\n", body])
-
-
-def _cancelled(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:
-    if timer is not None:
-        timer.cancel()
-    return None

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import randoms
 
+from benchmarks.hostile_attack import carry_out
 from benchmarks.hostile_cases import KINDS
-from benchmarks.hostile_framing import ATTACKS, carry_out
+from benchmarks.hostile_framing import ATTACKS
 from benchmarks.hostile_judge import Judge
 from benchmarks.hostile_requests import Request, good
 from benchmarks.hostile_slow import ask
