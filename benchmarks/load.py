@@ -14,12 +14,13 @@ import asyncio
 import json
 import multiprocessing
 import os
+import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import uvloop
 from tqdm import tqdm
@@ -28,7 +29,7 @@ from benchmarks.load_cases import CASES, NUM_CLASSES
 from benchmarks.load_client import Client, Plan, Tally
 from benchmarks.load_memory import PREFIX, objects
 from benchmarks.load_prepare import check_again, check_direct, prepare, regions_for
-from benchmarks.load_probe import Probed, probe
+from benchmarks.load_probe import Probed, probe, refuse_all
 from benchmarks.load_report import Sample, report
 from benchmarks.served import Served, serving
 from examples.service import export_once
@@ -94,24 +95,26 @@ def run(server: Served, plan: Plan, connections: int, until: float) -> tuple[Tal
     urgent, reply = next((case.urgent, case.reply) for case in plan.cases if case.urgent is not None)
     shares = [range(start, connections, PROCESSES) for start in range(PROCESSES)]
     extra = [range(start, start + BURST) for start in range(connections, connections + PROCESSES * BURST, BURST)]
-    pipes, workers = [], []
-    for work in (*zip(shares, extra, strict=True), None):
-        ours, theirs = FORK.Pipe(duplex=False)
-        if work is None:
-            worker = FORK.Process(target=probe, args=(plan, urgent, reply, theirs), daemon=True)
-        else:
-            worker = FORK.Process(target=_work, args=(plan, *work, theirs), daemon=True)
-        worker.start()
-        pipes.append(ours)
-        workers.append(worker)
-    samples = _watch(server, until)
-    *tallies, probed = [pipe.recv() for pipe in pipes]
-    for worker in workers:
-        worker.join()
+    with socket.create_server(("127.0.0.1", 0)) as floor:
+        refusing = FORK.Process(target=refuse_all, args=(floor,), daemon=True)
+        refusing.start()
+        pipes = [_fork(_work, plan, *work) for work in zip(shares, extra, strict=True)]
+        pipes.append(_fork(probe, plan, urgent, reply, floor.getsockname()[1]))
+        samples = _watch(server, until)
+        *tallies, probed = [pipe.recv() for pipe in pipes]
+        refusing.terminate()
     total = Tally()
     for tally in tallies:
         total.add(tally)
     return total, probed, samples
+
+
+def _fork(work: Callable[..., None], *values: Any) -> Connection:
+    """Start a process that ends by itself; what it sends through its last argument comes here."""
+    ours, theirs = FORK.Pipe(duplex=False)
+    FORK.Process(target=work, args=(*values, theirs), daemon=True).start()
+    theirs.close()  # so that the end of a process that failed is an error here and no endless wait
+    return ours
 
 
 def _work(plan: Plan, owners: Sequence[int], extra: Sequence[int], results: Connection) -> None:

@@ -68,6 +68,7 @@ def report(
         "answers": dict(sorted(tally.outcomes.items())),
         "goals": [goal._asdict() | {"met": goal.met} for goal in goals],
         "refusals_ms": {str(status): row for status, row in refusals.items()},
+        "floor_ms": milliseconds(probed.floor),
         "refusals_ms_at_busy_clients": {str(status): row for status, row in seen.items()},
         "memory_mib": memory,
         "wrong": wrong[:MOST_SHOWN],
@@ -116,6 +117,11 @@ def _show(results: dict[str, Any], goals: Sequence[Goal]) -> None:
         for status, row in results[key].items():
             if row["count"]:
                 print(f"| {status}{where} | " + " | ".join(f"{value:g}" for value in row.values()) + " |")
+    print(
+        "| any reply, of a process that does nothing else | "
+        + " | ".join(map("{:g}".format, results["floor_ms"].values()))
+        + " |"
+    )
     print("\n| what | wanted | reached | met |\n| --- | --- | --- | --- |")
     for goal in goals:
         print(f"| {goal.what} | <= {goal.most:g} | {goal.reached:g} | {'yes' if goal.met else 'NO'} |")

@@ -1,4 +1,4 @@
-"""Threads that compute give way to the one that answers: a server that is busy still says so at once."""
+"""Engines' threads give way to the one that answers: a server that is busy still says so at once."""
 
 from __future__ import annotations
 
@@ -24,9 +24,12 @@ def give_way() -> None:
 
 
 def helpers() -> ThreadPoolExecutor:
-    """Threads for work on large bodies. More than there are cores would only wait for the interpreter."""
+    """Threads for work on large bodies. More than there are cores would only wait for the interpreter.
+
+    They do not give way: they hold the interpreter much of the time, and the event loop waits for it.
+    """
     count = min(max(os.cpu_count() or 1, 2), MOST_HELPERS)
-    return ThreadPoolExecutor(count, thread_name_prefix="helper", initializer=give_way)
+    return ThreadPoolExecutor(count, thread_name_prefix="helper")
 
 
 def switch_quickly() -> None:

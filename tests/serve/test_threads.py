@@ -1,34 +1,35 @@
-"""Threads that compute have a lower priority than the one that answers."""
+"""Threads in which engines compute have a lower priority than the one that answers."""
 
 from __future__ import annotations
 
 import gc
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from serve.threads import NICENESS, helpers, settle
+from serve.threads import NICENESS, give_way, settle
 from tests.serve.conftest import Live, binary_rows, loss_inputs
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority of their own")
 
 
-def test_the_event_loop_goes_before_engines_and_helpers(live: Live) -> None:
-    rows, blob = binary_rows(loss_inputs(images=8, side=128))  # large enough for a helper
+def test_the_event_loop_goes_before_engines(live: Live) -> None:
+    rows, blob = binary_rows(loss_inputs())
     assert live.infer("loss", {"inputs": rows}, blob).status == 200
     threads = [int(task.name) for task in Path(f"/proc/{live.process.pid}/task").iterdir()]
     levels = {thread: os.getpriority(os.PRIO_PROCESS, thread) for thread in threads}
     usual = levels[live.process.pid]  # of the main thread, which runs the loop
     assert usual == os.getpriority(os.PRIO_PROCESS, 0)
     below = [level for level in levels.values() if level == usual + NICENESS]
-    assert len(below) >= 4  # an engine for each model, and a helper
+    assert len(below) >= 3  # an engine for each model
 
 
 def test_only_its_own_thread_gives_way() -> None:
     before = os.getpriority(os.PRIO_PROCESS, 0)
-    with helpers() as pool:
+    with ThreadPoolExecutor(1, initializer=give_way) as pool:
         assert pool.submit(os.getpriority, os.PRIO_PROCESS, 0).result() == before + NICENESS
     assert os.getpriority(os.PRIO_PROCESS, 0) == before
 
