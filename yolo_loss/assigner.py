@@ -16,6 +16,7 @@ from yolo_loss.lookup import look_up_targets
 from yolo_loss.params import AssignerParams
 from yolo_loss.results import Assignment, AssignmentResult, GroundTruth
 from yolo_loss.sparse import assign_sparse
+from yolo_loss.triton_assign import assign_triton, available
 from yolo_loss.validate import check_floating, check_labels, check_shape
 
 FORMULATIONS = {"dense": assign_dense, "sparse": assign_sparse}
@@ -76,18 +77,21 @@ class TaskAlignedAssigner(nn.Module):
             topk2: Anchors each ground truth keeps in the end, 1 for one-to-one; None: all it won.
             stride: As callers of release 8.4 pass it: ``min_box_side``, where not given, is its second entry.
             formulation: ``sparse``, over candidate pairs; ``dense``, without data-dependent shapes; or ``auto``: on a
-                CPU by size, elsewhere ``dense``, which never waits for a GPU. The results are equal to the bit.
+                CPU by size, elsewhere ``dense``, which never waits for a GPU. The results are equal to the bit. Also
+                ``triton``, kernels for a GPU that agree with these to rounding; ``dense`` where they do not fit.
             compile_kernels: Run the heavy parts through torch.compile. The first calls then take some seconds.
 
         Raises:
-            ValueError: A count is not positive, or the formulation is unknown.
+            ValueError: A count is not positive, or the formulation is unknown or not installed.
         """
         super().__init__()
         for name, value in (("topk", topk), ("num_classes", num_classes), ("topk2", 1 if topk2 is None else topk2)):
             if value < 1:
                 raise ValueError(f"{name} is {value}, expected at least 1")
-        if formulation not in (*FORMULATIONS, "auto"):
-            raise ValueError(f"formulation is {formulation!r}, expected one of {', '.join(FORMULATIONS)}, auto")
+        if formulation not in (*FORMULATIONS, "triton", "auto"):
+            raise ValueError(f"formulation is {formulation!r}, expected one of {', '.join(FORMULATIONS)}, triton, auto")
+        if formulation == "triton" and not available():
+            raise ValueError("formulation is 'triton', but that package is missing; pip install triton, or choose auto")
         if min_box_side is None and stride is not None and len(stride) > 1:
             min_box_side = float(stride[1])
         self.num_classes = num_classes
@@ -159,7 +163,8 @@ class TaskAlignedAssigner(nn.Module):
             pairs = pd_bboxes.shape[0] * pd_bboxes.shape[1] * ground_truth.gt_bboxes.shape[1]
             # Lists have lengths for which a GPU is waited for, and a graph of its kernels has one length of each.
             formulation = "dense" if pairs <= FEW_PAIRS or pd_bboxes.device.type != "cpu" else "sparse"
-        return FORMULATIONS[formulation](scores, pd_bboxes, anc_points, ground_truth, self.params)
+        chosen = assign_triton if formulation == "triton" else FORMULATIONS[formulation]
+        return chosen(scores, pd_bboxes, anc_points, ground_truth, self.params)
 
     def _check(
         self,

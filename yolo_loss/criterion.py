@@ -63,7 +63,8 @@ class DetectionLoss(nn.Module):
             class_loss: ``bce`` or ``varifocal``.
             preset: ``yolov8``, or ``ultralytics-8.4`` for that release's larger candidate areas.
             formulation: ``sparse``, over candidate pairs and foreground; ``dense``, without data-dependent shapes; or
-                ``auto``, which on a CPU assigns by size, and elsewhere never waits for a GPU.
+                ``auto``, which on a CPU assigns by size, and elsewhere never waits for a GPU. Or ``triton``, the same
+                with the assignment in kernels.
             compile_kernels: Run the heavy parts through torch.compile. The first calls then take some seconds.
             max_boxes: M, ground-truth slots of each image, whatever the batch has; more boxes are an error. None: the
                 batch's largest count. Where the batch lies on a GPU, that is the only number that is waited for.
@@ -174,7 +175,7 @@ class DetectionLoss(nn.Module):
     def _most_foreground(self, ground_truth: GroundTruth) -> int | None:
         """Anchors that are foreground at most, where a GPU is not to be asked how many are."""
         images, slots, _ = ground_truth.gt_bboxes.shape
-        if self.assigner.formulation != "auto" or ground_truth.gt_bboxes.device.type == "cpu":
+        if self.assigner.formulation not in ("auto", "triton") or ground_truth.gt_bboxes.device.type == "cpu":
             return None
         return images * self.assigner.params.most_assigned(slots)
 

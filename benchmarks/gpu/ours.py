@@ -18,6 +18,7 @@ from benchmarks.parity import as_dict
 from models import DetectionModel, DetectorConfig
 from yolo_loss import PRESETS, DetectionLoss, GroundTruth, TaskAlignedAssigner
 from yolo_loss.predictions import join_predictions
+from yolo_loss.triton_assign import available
 
 
 class MissingError(RuntimeError):
@@ -26,10 +27,14 @@ class MissingError(RuntimeError):
 
 # Name: formulation, and how it is run.
 WAYS = {
-    "assigner": ("auto", "auto compiled", "auto graph", "auto compiled graph", "sparse", "sparse compiled"),
+    "assigner": (
+        *("auto", "auto compiled", "auto graph", "auto compiled graph"),
+        *("triton", "triton graph", "sparse", "sparse compiled"),
+    ),
     "loss": (
         *("auto", "auto compiled", "auto graph", "auto compiled graph"),
-        *("dense", "dense graph", "dense whole", "dense whole graph", "sparse", "sparse compiled"),
+        *("triton", "triton graph", "dense", "dense graph", "dense whole", "dense whole graph"),
+        *("sparse", "sparse compiled"),
     ),
 }
 
@@ -52,6 +57,8 @@ def ours(setting: Setting, name: str, sets: Sequence[Inputs]) -> Run:
         MissingError: It needs a GPU.
     """
     formulation, *words = name.split()
+    if formulation == "triton":
+        _need_triton(sets[0].truth.gt_bboxes.device)
     if "graph" in words and sets[0].truth.gt_bboxes.device.type != "cuda":
         raise MissingError("CUDA graphs need a GPU")
     if "whole" in words:
@@ -61,6 +68,13 @@ def ours(setting: Setting, name: str, sets: Sequence[Inputs]) -> Run:
     else:
         run = _loss(setting, formulation, "compiled" in words, sets)
     return captured(run, len(sets)) if "graph" in words else run
+
+
+def _need_triton(device: torch.device) -> None:
+    if not available():
+        raise MissingError("the package triton is not installed")
+    if device.type != "cuda":
+        raise MissingError("Triton's kernels need a GPU")
 
 
 def _assigner(setting: Setting, formulation: str, compiled: bool, sets: Sequence[Inputs]) -> Run:

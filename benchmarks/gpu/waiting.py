@@ -14,6 +14,7 @@ from benchmarks.gpu.inputs import make_inputs
 from benchmarks.gpu.ours import criterion_of
 from yolo_loss import PRESETS, DetectionLoss, TaskAlignedAssigner
 from yolo_loss.predictions import join_predictions
+from yolo_loss.triton_assign import available
 
 
 def waiting_checks(setting: Setting, device: torch.device) -> list[dict[str, Any]]:
@@ -54,7 +55,8 @@ def parts(setting: Setting, device: torch.device) -> dict[str, Callable[[], obje
     inputs = on_host.on(device)
     found: dict[str, Callable[[], object]] = {}
     numbers = {**NUMBERS, **PRESETS[contenders.PRESET], "num_classes": setting.classes}
-    for name in ("auto", "dense", "sparse"):
+    names = ["auto", "dense", "sparse", *(["triton"] if device.type == "cuda" and available() else [])]
+    for name in names:
         assigner = TaskAlignedAssigner(**numbers, formulation=name)
         criterion = criterion_of(setting, name)
         counting = DetectionLoss(setting.classes, STRIDES, preset=contenders.PRESET, formulation=name)

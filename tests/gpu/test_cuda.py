@@ -24,6 +24,7 @@ from serve.runners.device import HOST, Device
 from serve.runners.onnx_runtime import OnnxRuntimeRunner
 from serve.runners.trial import tiny_inputs
 from tests.gpu.conftest import needs_gpu
+from yolo_loss.triton_assign import available
 
 pytestmark = needs_gpu
 GPU = torch.device("cuda")
@@ -68,9 +69,11 @@ def test_the_sparse_formulation_waits() -> None:
 
 
 @pytest.mark.parametrize("task", ["assigner", "loss+grad"])
-@pytest.mark.parametrize("name", ["auto graph", "dense graph"])
+@pytest.mark.parametrize("name", ["auto graph", "dense graph", "triton graph"])
 def test_a_graph_computes_what_lies_in_its_inputs(task: str, name: str) -> None:
     """Other numbers in the same memory: the graph is not a recording of its first results."""
+    if name.startswith("triton") and not available():
+        pytest.skip("triton is not installed")
     setting = USUAL._replace(task=task)
     first, second = input_sets(setting, "fp32", GPU, 2)
     replay = ours(setting, name, [first])

@@ -87,7 +87,7 @@ def test_gradients_without_autograd(device: torch.device) -> None:
 
 def test_what_waits(device: torch.device) -> None:
     checks = {check["what"]: check for check in waiting_checks(setting_of("loss", device), device)}
-    assert len(checks) == 15
+    assert len(checks) >= 15
     if device.type == "cpu":
         assert all(check["reason"] for check in checks.values())
         return
