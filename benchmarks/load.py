@@ -98,8 +98,8 @@ def run(server: Served, plan: Plan, connections: int, until: float) -> tuple[Tal
     with socket.create_server(("127.0.0.1", 0)) as floor:
         refusing = FORK.Process(target=refuse_all, args=(floor,), daemon=True)
         refusing.start()
-        pipes = [_fork(_work, plan, *work) for work in zip(shares, extra, strict=True)]
-        pipes.append(_fork(probe, plan, urgent, reply, floor.getsockname()[1]))
+        pipes = [fork(_work, plan, *work) for work in zip(shares, extra, strict=True)]
+        pipes.append(fork(probe, plan, urgent, reply, floor.getsockname()[1]))
         samples = _watch(server, until)
         *tallies, probed = [pipe.recv() for pipe in pipes]
         refusing.terminate()
@@ -109,7 +109,7 @@ def run(server: Served, plan: Plan, connections: int, until: float) -> tuple[Tal
     return total, probed, samples
 
 
-def _fork(work: Callable[..., None], *values: Any) -> Connection:
+def fork(work: Callable[..., None], *values: Any) -> Connection:
     """Start a process that ends by itself; what it sends through its last argument comes here."""
     ours, theirs = FORK.Pipe(duplex=False)
     FORK.Process(target=work, args=(*values, theirs), daemon=True).start()

@@ -6,6 +6,7 @@ import json
 import mmap
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,9 +39,9 @@ def prepare(port: int, cases: Sequence[Case], memory: dict[str, mmap.mmap]) -> l
         cases: What is asked.
         memory: Where to put the objects of shared memory that are made for it.
     """
-    connection = wire_client.Connection(port, 0)
     shown = tqdm(cases, desc="answers alone", file=sys.stderr)
-    return [_prepare(connection, number, case, memory) for number, case in enumerate(shown)]
+    with closing(wire_client.Connection(port, 0)) as connection:
+        return [_prepare(connection, number, case, memory) for number, case in enumerate(shown)]
 
 
 def _prepare(connection: wire_client.Connection, number: int, case: Case, memory: dict[str, mmap.mmap]) -> Prepared:
@@ -67,26 +68,25 @@ def _may_be_urgent(case: Case, payload: Payload) -> bool:
 
 def regions_for(owners: int, cases: list[Prepared], port: int, memory: dict[str, mmap.mmap]) -> None:
     """Give every connection a place for outputs, and keep the replies of requests that write there."""
-    connection = wire_client.Connection(port, 0)
     largest = max(sum(len(raw) + 64 for raw in prepared.outputs.values()) for prepared in cases)
-    for owner in range(owners):
-        name = region_of(owner)
-        memory[name] = make(name, largest)
-        _register(connection, name, memory[name])
-    for number, prepared in enumerate(cases):
-        if prepared.outputs:
-            cases[number] = prepared._replace(reply=_alone(connection, prepared.payload))
-            if (wrong := _differs(prepared, memory)) is not None:
-                raise RuntimeError(f"{prepared.case.name}: {wrong} in shared memory is not what the socket gives")
+    with closing(wire_client.Connection(port, 0)) as connection:
+        for owner in range(owners):
+            name = region_of(owner)
+            memory[name] = make(name, largest)
+            _register(connection, name, memory[name])
+        for number, prepared in enumerate(cases):
+            if prepared.outputs:
+                cases[number] = prepared._replace(reply=_alone(connection, prepared.payload))
+                if (wrong := _differs(prepared, memory)) is not None:
+                    raise RuntimeError(f"{prepared.case.name}: {wrong} in shared memory is not what the socket gives")
 
 
 def check_again(port: int, cases: Sequence[Prepared], memory: Mapping[str, mmap.mmap]) -> list[str]:
     """Send each case alone once more; what differs."""
-    connection = wire_client.Connection(port, 0)
-    same = {
-        prepared.case.name: _alone(connection, prepared.payload) == prepared.reply and not _differs(prepared, memory)
-        for prepared in cases
-    }
+    with closing(wire_client.Connection(port, 0)) as connection:
+        same = {
+            one.case.name: _alone(connection, one.payload) == one.reply and not _differs(one, memory) for one in cases
+        }
     return [f"{name}: another result after the load" for name, equal in same.items() if not equal]
 
 

@@ -78,6 +78,10 @@ class Connection:
             raise RuntimeError("the server closed the connection")
         return part
 
+    def close(self) -> None:
+        """Close it."""
+        self._socket.close()
+
     def memory(self, field: str) -> int:
         """Bytes of the server's memory, a field of its status such as VmRSS or VmHWM."""
         lines = Path(f"/proc/{self._pid}/status").read_text(encoding="ascii").splitlines()
