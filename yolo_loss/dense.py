@@ -15,8 +15,8 @@ from yolo_loss.params import AssignerParams, enlarge, power
 from yolo_loss.portions import portions
 from yolo_loss.results import Assignment, GroundTruth
 
-# Pairs, candidates or not, that a GPU looks at together: six numbers of each are alive at once, and lists of this
-# length stay in its cache from one operation to the next.
+# Pairs, candidates or not, that a GPU looks at together: 25 bytes of each are alive at once, and lists of this length
+# stay in its cache from one operation to the next.
 PAIRS_AT_ONCE = 2**22
 
 

@@ -71,15 +71,20 @@ def _iou(one: Measured, other: Measured, eps: float) -> Tensor:
 
 def _distance(one: Measured, other: Measured, eps: float) -> Tensor:
     """Squared distance of the centres over the squared diagonal of the smallest box around both."""
-    x, y = other.x1 + other.x2 - one.x1 - one.x2, other.y1 + other.y2 - one.y1 - one.y2
-    distance2 = (x.square() + y.square()) / 4
+    distance2 = _centres2(one, other)
     return distance2 / _diagonal2(one, other, eps)
 
 
+def _centres2(one: Measured, other: Measured) -> Tensor:
+    x = (other.x1 + other.x2 - one.x1 - one.x2).square()
+    y = (other.y1 + other.y2 - one.y1 - one.y2).square()
+    return (x + y) / 4
+
+
 def _diagonal2(one: Measured, other: Measured, eps: float) -> Tensor:
-    width = torch.maximum(one.x2, other.x2) - torch.minimum(one.x1, other.x1)
-    height = torch.maximum(one.y2, other.y2) - torch.minimum(one.y1, other.y1)
-    return width.square() + height.square() + eps
+    width2 = (torch.maximum(one.x2, other.x2) - torch.minimum(one.x1, other.x1)).square()
+    height2 = (torch.maximum(one.y2, other.y2) - torch.minimum(one.y1, other.y1)).square()
+    return width2 + height2 + eps
 
 
 def _trade_off(aspect: Tensor, iou: Tensor, eps: float) -> Tensor:
