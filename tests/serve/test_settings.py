@@ -47,9 +47,7 @@ def test_every_setting_can_come_from_everywhere(tmp_path: Path) -> None:
     assert values.keys() | secrets.keys() == Settings.model_fields.keys()
     environment = {f"YOLO_ASSIGNER_{name.upper()}": value for name, value in (values | secrets).items()}
     from_environment = read_settings([], environment).settings
-    flags = [
-        "--insecure" if name == "insecure" else f"--{name.replace('_', '-')}={value}" for name, value in values.items()
-    ]
+    flags = [f"--{name.replace('_', '-')}{'' if value == 'true' else f'={value}'}" for name, value in values.items()]
     variables = {name: value for name, value in environment.items() if name[14:].lower() in secrets}
     assert read_settings(flags, variables).settings == from_environment
     path = tmp_path / "serve.toml"
