@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.hostile_judge import Judge
+from benchmarks.hostile.judge import Judge
 from tests.serve.conftest import Live, start, stop
 
 PLACES, PATIENCE = 4, 0.5

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import randoms
 
-from benchmarks.hostile_attack import carry_out
-from benchmarks.hostile_cases import KINDS
-from benchmarks.hostile_framing import ATTACKS
-from benchmarks.hostile_judge import Judge
-from benchmarks.hostile_requests import Request, good
-from benchmarks.hostile_slow import ask
-from benchmarks.hostile_targets import good_requests
+from benchmarks.hostile.attack import carry_out
+from benchmarks.hostile.cases import KINDS
+from benchmarks.hostile.framing import ATTACKS
+from benchmarks.hostile.judge import Judge
+from benchmarks.hostile.requests import Request, good
+from benchmarks.hostile.slow import ask
+from benchmarks.hostile.targets import good_requests
 from tests.serve.conftest import Live
 
 FEW = settings(max_examples=25, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
-from benchmarks.hostile_slow import Slow, dripping_bodies, slow_bodies, slow_heads, slow_readers
-from benchmarks.hostile_targets import good_requests, large_reply
-from benchmarks.hostile_wire import Wire
+from benchmarks.hostile.slow import Slow, dripping_bodies, slow_bodies, slow_heads, slow_readers
+from benchmarks.hostile.targets import good_requests, large_reply
+from benchmarks.hostile.wire import Wire
 from tests.serve.conftest import Live
 from tests.serve.hostile.conftest import PATIENCE, PLACES
 

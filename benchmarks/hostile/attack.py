@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from benchmarks.hostile_requests import Request
-from benchmarks.hostile_wire import NoReplyError, Piece, Reply, Wire
+from benchmarks.hostile.requests import Request
+from benchmarks.hostile.wire import NoReplyError, Piece, Reply, Wire
 
 HALF_CLOSE, HANG_UP = "half close", "hang up"
 

@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.hostile_bombs import bombs, encoding, typed
-from benchmarks.hostile_requests import Draft, Request, draft, good, halved, inputs_of
-from benchmarks.hostile_tree import mutate_tree
+from benchmarks.hostile.bombs import bombs, encoding, typed
+from benchmarks.hostile.requests import Draft, Request, draft, good, halved, inputs_of
+from benchmarks.hostile.tree import mutate_tree
 from serve.datatypes import Array
 
 INT64 = np.iinfo(np.int64)

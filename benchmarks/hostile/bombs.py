@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.hostile_requests import PACKERS, Draft, Request, draft, good, inputs_of
-from benchmarks.hostile_tree import mutate_tree
+from benchmarks.hostile.requests import PACKERS, Draft, Request, draft, good, inputs_of
+from benchmarks.hostile.tree import mutate_tree
 from serve.datatypes import Array
 
 LARGE = 2**20

@@ -6,8 +6,8 @@ import time
 from contextlib import ExitStack
 from typing import NamedTuple
 
-from benchmarks.hostile_requests import Request
-from benchmarks.hostile_wire import NoReplyError, Reply, Wire
+from benchmarks.hostile.requests import Request
+from benchmarks.hostile.wire import NoReplyError, Reply, Wire
 
 LARGE = 2**20
 

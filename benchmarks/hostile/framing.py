@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from benchmarks.hostile_attack import HALF_CLOSE, HANG_UP, Attack
-from benchmarks.hostile_requests import Request, good
-from benchmarks.hostile_wire import Piece
+from benchmarks.hostile.attack import HALF_CLOSE, HANG_UP, Attack
+from benchmarks.hostile.requests import Request, good
+from benchmarks.hostile.wire import Piece
 
 
 def chunked(body: bytes, size: int) -> bytes:

@@ -6,9 +6,9 @@ from collections import Counter, defaultdict
 from importlib.metadata import version
 from typing import Any
 
-from benchmarks.hostile_document import Fuzzed
-from benchmarks.hostile_neighbour import Neighbour
-from benchmarks.hostile_slow import Slow
+from benchmarks.hostile.document import Fuzzed
+from benchmarks.hostile.neighbour import Neighbour
+from benchmarks.hostile.slow import Slow
 from benchmarks.served import Served
 
 GROWN = 32.0  # MiB that may be more in the end than in the middle: then engines have met their largest tasks

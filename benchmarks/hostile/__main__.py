@@ -18,24 +18,24 @@ from pathlib import Path
 
 from tqdm import trange
 
-from benchmarks.hostile_attack import carry_out
-from benchmarks.hostile_cases import KINDS
-from benchmarks.hostile_document import fuzz_document
-from benchmarks.hostile_framing import attack
-from benchmarks.hostile_judge import Judge
-from benchmarks.hostile_neighbour import Neighbour
-from benchmarks.hostile_report import Report
-from benchmarks.hostile_requests import MODELS, NUM_CLASSES, Request
-from benchmarks.hostile_shared import PREFIX, objects, shared
-from benchmarks.hostile_slow import Slow, ask, dripping_bodies, slow_bodies, slow_heads, slow_readers
-from benchmarks.hostile_targets import good_requests, large_reply
-from benchmarks.hostile_wire import NoReplyError, Wire
+from benchmarks.hostile.attack import carry_out
+from benchmarks.hostile.cases import KINDS
+from benchmarks.hostile.document import fuzz_document
+from benchmarks.hostile.framing import attack
+from benchmarks.hostile.judge import Judge
+from benchmarks.hostile.neighbour import Neighbour
+from benchmarks.hostile.report import Report
+from benchmarks.hostile.requests import MODELS, NUM_CLASSES, Request
+from benchmarks.hostile.shared import PREFIX, objects, shared
+from benchmarks.hostile.slow import Slow, ask, dripping_bodies, slow_bodies, slow_heads, slow_readers
+from benchmarks.hostile.targets import good_requests, large_reply
+from benchmarks.hostile.wire import NoReplyError, Wire
 from benchmarks.served import Served, serving
 from examples.service import export_once
 
 MIB = 2**20
 ARTIFACTS = Path("out/hostile")
-RESULTS = Path(__file__).parent / "results" / "hostile.json"
+RESULTS = Path(__file__).parents[1] / "results" / "hostile.json"
 PLACES, TIMEOUT = 16, 2.0
 WORDS = (
     *("--threads", "1", "--max-requests", str(PLACES), "--client-timeout", str(TIMEOUT), "--log-level", "critical"),

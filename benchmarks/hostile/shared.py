@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.hostile_requests import Draft, Request, inputs_of
-from benchmarks.hostile_tree import mutate_tree
-from benchmarks.hostile_wire import Wire
+from benchmarks.hostile.requests import Draft, Request, inputs_of
+from benchmarks.hostile.tree import mutate_tree
+from benchmarks.hostile.wire import Wire
 from serve.datatypes import wire_name
 
 PREFIX = "yolo-assigner-hostile-"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 
-from benchmarks.hostile_requests import MODELS, Draft, Request, draft, halved, inputs_of
+from benchmarks.hostile.requests import MODELS, Draft, Request, draft, halved, inputs_of
 
 
 def good_requests() -> list[Request]:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.hostile_requests import LENGTH, Request
-from benchmarks.hostile_wire import Reply
+from benchmarks.hostile.requests import LENGTH, Request
+from benchmarks.hostile.wire import Reply
 from export.contract import Contract, find_contracts
 from serve.datatypes import NUMPY_TYPES, Array
 from serve.decode import decode_request

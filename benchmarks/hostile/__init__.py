@@ -1,0 +1,1 @@
+"""Hostile requests at a real server: ``python -m benchmarks.hostile``."""
