@@ -84,6 +84,9 @@ def turned(inputs: Inputs, images: int) -> Inputs:
     batch = dict(inputs.batch)
     if batch:
         batch["batch_idx"] = (batch["batch_idx"] + images) % count
+        # Data loaders give the boxes of one image after the other, and the reference needs them so.
+        order = batch["batch_idx"].argsort(stable=True)
+        batch = {name: values[order] for name, values in batch.items()}
     return Inputs(
         # Points have no images.
         tuple(tensor.clone() if tensor.dim() == 2 else tensor.roll(images, 0) for tensor in inputs.predictions),

@@ -93,6 +93,8 @@ def test_sets_are_the_same_images_in_another_order() -> None:
     assert isinstance(second, tuple)
     torch.testing.assert_close(first[0], second[0], rtol=1e-6, atol=0)
     torch.testing.assert_close(first[1].roll(1, 0), second[1], rtol=1e-5, atol=1e-7)
+    images = sets[1].batch["batch_idx"]
+    assert torch.equal(images, images.sort().values)
     addresses = {inputs.predictions[0].data_ptr() for inputs in sets}
     assert len(addresses) == len(sets)
 
