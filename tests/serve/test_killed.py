@@ -67,10 +67,22 @@ class Supervised(NamedTuple):
             before = engine_seconds(pid)
             while engine_seconds(pid) < before + 0.1:
                 time.sleep(0.005)
+            assert self.leavable(pid) == []
             os.kill(pid, sign)
             with contextlib.suppress(ConnectionResetError):
                 assert connection.recv(100) == b""  # it was in the middle of it
         return pid
+
+    def leavable(self, pid: int) -> list[str]:
+        """Objects of shared memory and temporary files that a process has open or mapped, and that could stay."""
+        process = Path(f"/proc/{pid}")
+        opened = []
+        for descriptor in (process / "fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                opened.append(str(descriptor.readlink()))
+        mapped = [line.split(maxsplit=5)[5] for line in (process / "maps").read_text().splitlines() if "/" in line]
+        places = (str(DIRECTORY), str(self.temporary))
+        return sorted({path for path in opened + mapped if path.startswith(places)})
 
 
 def engine_seconds(pid: int) -> float:
@@ -108,12 +120,11 @@ def test_the_next_request_is_served(supervised: Supervised, sign: int) -> None:
     """On the same port, though connections of the old process are still known to the system; nothing is left behind."""
     rows, blob = binary_rows(loss_inputs())
     before = supervised.live.infer("loss", {"inputs": rows}, blob).body
-    began = {path.name for path in DIRECTORY.iterdir()}
     dead = supervised.kill_while_computing(sign)
     supervised.wait_until_ready()
     assert supervised.pid != dead
     assert supervised.live.infer("loss", {"inputs": rows}, blob).body == before
-    assert {path.name for path in DIRECTORY.iterdir()} <= began
+    assert list(DIRECTORY.glob(f"*{PREFIX}*")) == []
     assert list(supervised.temporary.iterdir()) == []
 
 
