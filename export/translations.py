@@ -47,8 +47,9 @@ def sum_of_axes(x: ir.Value, dim: Sequence[int], keepdim: bool = False, *, dtype
         kept = _op.ReduceSum(x, _op.Constant(value_ints=list(dim)), keepdims=int(keepdim))
         return kept if dtype is None else _op.Cast(kept, to=dtype)
     if len(axes) > 1:
-        x = _op.MatMul(_ones(x, 1), x)  # (B, 1, A)
-    columns = _op.Reshape(x, _op.Constant(value_ints=[0, -1, 1]))
+        columns = _op.Transpose(_op.MatMul(_ones(x, 1), x), perm=[0, 2, 1])  # (B, A, 1)
+    else:
+        columns = _op.Unsqueeze(x, _op.Constant(value_ints=[2]))
     return _op.Squeeze(_op.MatMul(_ones(columns, 1), columns), _op.Constant(value_ints=[1, 2]))
 
 

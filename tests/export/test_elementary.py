@@ -80,6 +80,14 @@ def test_functions_are_exact_to_three_units_in_the_last_place(session: Any) -> N
     assert ulps(softplus, np.logaddexp(0.0, wide)) < 2 * ULPS  # e^-|x| has errors of its own
 
 
+def test_there_may_be_no_image_and_no_anchor(session: Any) -> None:
+    """The sum of nothing is 0."""
+    for shape in ((0, 3, 9), (2, 3, 0)):
+        *_, of_channels, of_one = run(session, np.ones(shape, np.float32))
+        np.testing.assert_array_equal(of_channels, np.zeros(shape[0]))
+        np.testing.assert_array_equal(of_one, np.zeros(shape[0]))
+
+
 def test_infinities_and_nan_stay_what_they_are(session: Any) -> None:
     x = np.array([np.inf, -np.inf, np.nan, 0.0], np.float32).reshape(1, 1, -1)
     atan, _, softplus, *_ = run(session, x)
