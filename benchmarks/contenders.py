@@ -18,7 +18,7 @@ from export.onnx_export import export_onnx
 from export.samples import Case, pyramid, ragged_batch, sample_assigner_inputs, sample_loss_inputs
 from export.specs import input_specs
 from models import DetectionModel, DetectorConfig
-from serve.runners.onnx_runtime import OnnxRuntimeRunner
+from serve.engine.runners.onnx_runtime import OnnxRuntimeRunner
 from yolo_loss import PRESETS, GroundTruth, TaskAlignedAssigner, v8DetectionLoss
 from yolo_loss.assigner import FORMULATIONS
 

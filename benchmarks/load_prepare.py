@@ -19,7 +19,7 @@ from benchmarks.load_cases import INPUTS, NARROW, OWNER, Case, Payload, inputs_o
 from benchmarks.load_client import Prepared
 from benchmarks.load_memory import PREFIX, fill, make, region_of, written
 from benchmarks.load_probe import URGENT
-from serve.datatypes import NUMPY_TYPES, Array
+from serve.tensors.datatypes import NUMPY_TYPES, Array
 
 URGENT_BYTES = 2**20  # of the largest request that is also sent with a deadline
 

@@ -24,11 +24,11 @@ from benchmarks.timing import median_ratio
 from benchmarks.transport import MB, SIZES, in_turns, machine
 from benchmarks.wire_client import Connection, Nothing, Payload, binary_payload, contract, request_arrays, running
 from serve.app import create_app
-from serve.core import Registry
-from serve.datatypes import Array, wire_name
-from serve.model import Model
+from serve.engine.model import Model
+from serve.engine.registry import Registry
 from serve.options import AppOptions
-from serve.shared_memory import Regions
+from serve.shared.regions import Regions
+from serve.tensors.datatypes import Array, wire_name
 
 PREFIX = "yolo-assigner-benchmark-"
 RESULTS = Path(__file__).parent / "results" / "transport_shm.json"

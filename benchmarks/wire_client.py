@@ -19,9 +19,9 @@ from export.contract import Contract
 from export.hyperparameters import Hyperparameters
 from export.specs import input_specs, output_specs
 from serve.app import create_app
-from serve.core import Registry
-from serve.datatypes import Array, wire_name
-from serve.model import Model
+from serve.engine.model import Model
+from serve.engine.registry import Registry
+from serve.tensors.datatypes import Array, wire_name
 
 NUMBERS = Hyperparameters(num_classes=80)
 LENGTH = b"content-length: "

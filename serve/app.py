@@ -10,22 +10,22 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from serve.admission import AdmissionGate
-from serve.body import BodyReader
-from serve.compression import CompressReplies
-from serve.core import Registry
-from serve.dataplane import server_metadata
+from serve.engine.registry import Registry
 from serve.errors import ClientGoneError, ServeError
-from serve.keys import KeyGuard
-from serve.linger import Linger
-from serve.observe import Observer
+from serve.http.admission import AdmissionGate
+from serve.http.body import BodyReader
+from serve.http.compression import CompressReplies
+from serve.http.keys import KeyGuard
+from serve.http.linger import Linger
+from serve.http.observe import Observer
+from serve.http.replies import error_reply, reply
 from serve.options import AppOptions
-from serve.replies import error_reply, reply
-from serve.rest_repository import repository_routes
-from serve.rest_shared_memory import shared_memory_routes
-from serve.rest_unsupported import unsupported_routes
-from serve.rest_v1 import add_people_routes
-from serve.rest_v2 import health_routes, infer_routes
+from serve.v1.routes import add_people_routes
+from serve.v2.dataplane import server_metadata
+from serve.v2.repository import repository_routes
+from serve.v2.routes import health_routes, infer_routes
+from serve.v2.shared_memory_routes import shared_memory_routes
+from serve.v2.unsupported import unsupported_routes
 
 ABOUT = """YOLOv8's label assignment and detection loss.
 

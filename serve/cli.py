@@ -12,22 +12,22 @@ from collections.abc import Callable, Sequence
 import uvicorn
 from fastapi import FastAPI
 
-from serve.admission import Admission
 from serve.app import create_app
 from serve.configuration import describe, read_settings
-from serve.connection import protocol
-from serve.core import open_artifacts
-from serve.job_queue import BatchLimits
-from serve.keys import Keys, load_keys
-from serve.lifecycle import Server
-from serve.logs import configure_logs
-from serve.metrics import serve_metrics
+from serve.engine.job_queue import BatchLimits
+from serve.engine.registry import open_artifacts
+from serve.engine.runners.choice import RunnerOptions
+from serve.engine.runners.device import parse_device
+from serve.engine.threads import settle, switch_quickly
+from serve.http.admission import Admission
+from serve.http.connection import protocol
+from serve.http.keys import Keys, load_keys
+from serve.http.lifecycle import Server
+from serve.http.logs import configure_logs
+from serve.http.metrics import serve_metrics
 from serve.options import AppOptions
-from serve.runners.choice import RunnerOptions
-from serve.runners.device import parse_device
 from serve.settings import Settings
-from serve.shared_memory import Regions
-from serve.threads import settle, switch_quickly
+from serve.shared.regions import Regions
 from serve.tls import check_certificate
 
 KEEP_ALIVE_SECONDS = 120  # longer than proxies hold a connection, 75 s and less: the proxy closes it, never we

@@ -8,10 +8,10 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import TypeAdapter
 
-from serve.core import VERSION, Registry
-from serve.examples import REDUCE_EXAMPLES, assign_examples, loss_examples
+from serve.engine.registry import VERSION, Registry
 from serve.openapi_routes import JSON, ROUTES, described, schemas_of
-from serve.protocol_schemas import Error
+from serve.v1.examples import REDUCE_EXAMPLES, assign_examples, loss_examples
+from serve.v2.schemas import Error
 
 REF = "#/components/schemas/{model}"
 VERSIONED = "/versions/{version}"

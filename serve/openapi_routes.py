@@ -6,7 +6,8 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import TypeAdapter
 
-from serve.protocol_schemas import (
+from serve.v1.schemas import AssignReply, AssignRequest, LossReply, LossRequest, ReduceReply, ReduceRequest
+from serve.v2.schemas import (
     IndexRequest,
     InferReply,
     InferRequest,
@@ -22,7 +23,6 @@ from serve.protocol_schemas import (
     ServerMetadata,
     Statistics,
 )
-from serve.schemas import AssignReply, AssignRequest, LossReply, LossRequest, ReduceReply, ReduceRequest
 
 REASONS = {
     400: "It breaks the protocol, or does not fit the model",

@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from serve.admission import Admission
-from serve.keys import Keys
-from serve.metrics import Metrics
+from serve.http.admission import Admission
+from serve.http.keys import Keys
+from serve.http.metrics import Metrics
 from serve.settings import MIB
-from serve.shared_memory import Regions
+from serve.shared.regions import Regions
 
 
 @dataclass(frozen=True)

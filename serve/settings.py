@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from serve.runners.choice import ENGINES
-from serve.runners.device import parse_device
+from serve.engine.runners.choice import ENGINES
+from serve.engine.runners.device import parse_device
 
 MIB = 2**20
 Count = Annotated[int, Field(ge=1)]

@@ -20,8 +20,8 @@ from export.contract import Contract
 from export.engine_check import check_machine
 from export.engine_contract import EngineContract
 from export.tensorrt_build.library import load_library
-from serve.runners.cut import keep_outputs
-from serve.runners.profiles import choose_profile
+from serve.engine.runners.cut import keep_outputs
+from serve.engine.runners.profiles import choose_profile
 
 WANTED = {**OUTPUTS, "loss+grad": ("loss", "loss_items", "grad_feat_0", "grad_feat_1", "grad_feat_2")}
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"

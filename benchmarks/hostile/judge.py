@@ -13,12 +13,12 @@ import numpy as np
 from benchmarks.hostile.requests import LENGTH, Request
 from benchmarks.hostile.wire import Reply
 from export.contract import Contract, find_contracts
-from serve.datatypes import NUMPY_TYPES, Array
-from serve.decode import decode_request
+from serve.engine.runners.onnx_runtime import OnnxRuntimeRunner
 from serve.errors import ServeError
-from serve.place import SharedTensor
-from serve.runners.onnx_runtime import OnnxRuntimeRunner
-from serve.validate import check_inputs
+from serve.tensors.datatypes import NUMPY_TYPES, Array
+from serve.tensors.decode import decode_request
+from serve.tensors.place import SharedTensor
+from serve.tensors.validate import check_inputs
 
 REFUSALS = {400, 404, 405, 408, 413, 431, 501, 503}  # and never 500; 504 needs a deadline, which nothing here sets
 WINDOW_BITS = {"gzip": 31, "deflate": 15}

@@ -18,8 +18,8 @@ from export.build_config import load_config
 from export.build_plan import plan_targets
 from export.build_state import STATE_FOLDER, open_repository
 from export.contract import find_contracts
-from serve.core import open_artifacts
-from serve.runners.choice import RunnerOptions
+from serve.engine.registry import open_artifacts
+from serve.engine.runners.choice import RunnerOptions
 
 SPARSE, DENSE = "assigner-c2.onnx", "assigner-c2-dense.onnx"
 ENGINE = "assigner-c2-dense.tensorrt-rtx.fp32.engine"

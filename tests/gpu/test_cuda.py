@@ -19,10 +19,10 @@ from export.contract import ContractError, load_contract
 from export.engine_build import BuildError
 from export.engine_contract import RUNTIMES
 from export.profiles import parse_profile
-from serve.runners.base import Runner, RunnerError
-from serve.runners.device import HOST, Device
-from serve.runners.onnx_runtime import OnnxRuntimeRunner
-from serve.runners.trial import tiny_inputs
+from serve.engine.runners.base import Runner, RunnerError
+from serve.engine.runners.device import HOST, Device
+from serve.engine.runners.onnx_runtime import OnnxRuntimeRunner
+from serve.engine.runners.trial import tiny_inputs
 from tests.gpu.conftest import needs_gpu
 from yolo_loss.triton_assign import available
 
@@ -152,7 +152,7 @@ def test_onnx_runtime_of_the_server(artifacts_dir: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["loss", "loss_grad"])
 def test_engines_of_the_server(dense_dir: Path, tmp_path: Path, runtime: str, kind: str) -> None:
     from export.engine_build import build_engine
-    from serve.runners.tensorrt_engine import TensorRtRunner
+    from serve.engine.runners.tensorrt_engine import TensorRtRunner
 
     path = dense_dir / f"{kind}.onnx"
     profile = parse_profile(["B=1,2,4", "M=0,4,8", "imgsz=32,64,64"])

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from serve.datatypes import Array, wire_name
+from serve.tensors.datatypes import Array, wire_name
 from tests.serve.callers import LIBRARIES, Caller, calling
 
 ROOT = Path(__file__).parents[2]

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from serve.admission import Admission, AdmissionGate
 from serve.errors import BusyError
+from serve.http.admission import Admission, AdmissionGate
 
 
 def test_by_number() -> None:

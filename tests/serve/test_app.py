@@ -13,11 +13,11 @@ import pytest
 
 from export.contract import Contract, TensorSpec
 from serve.app import create_app
-from serve.core import Registry
-from serve.datatypes import Array
-from serve.model import Model
+from serve.engine.model import Model
+from serve.engine.registry import Registry
+from serve.engine.runners.base import UnfitRequestError
 from serve.options import AppOptions
-from serve.runners.base import UnfitRequestError
+from serve.tensors.datatypes import Array
 from tests.serve.conftest import assigner_inputs, json_rows
 
 AXES: dict[str, tuple[str, tuple[str | int, ...]]] = {

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve.core import open_artifacts
-from serve.datatypes import Array
+from serve.engine.job_queue import BatchLimits
+from serve.engine.merge import Request, likeness, merge
+from serve.engine.model import Model
+from serve.engine.registry import open_artifacts
+from serve.engine.runners.base import UnfitRequestError
+from serve.engine.runners.choice import RunnerOptions
 from serve.errors import InferenceError, TooLateError
-from serve.job_queue import BatchLimits
-from serve.merge import Request, likeness, merge
-from serve.model import Model
-from serve.runners.base import UnfitRequestError
-from serve.runners.choice import RunnerOptions
+from serve.tensors.datatypes import Array
 from tests.serve.conftest import Live, assigner_inputs, binary_rows, loss_inputs, start, stop
 from tests.serve.test_app import CONTRACT
 

@@ -6,8 +6,8 @@ import threading
 
 import numpy as np
 
-from serve.buffers import GRAIN, BufferPool
-from serve.datatypes import Array
+from serve.tensors.buffers import GRAIN, BufferPool
+from serve.tensors.datatypes import Array
 
 
 def address(buffer: Array) -> int:

@@ -130,8 +130,8 @@ def test_no_torch_and_nothing_of_the_training_side(artifacts_dir: Path) -> None:
 import asyncio, sys
 from pathlib import Path
 import serve.__main__, serve.cli, serve.client
-from serve.core import open_artifacts
-from serve.runners.choice import RunnerOptions
+from serve.engine.registry import open_artifacts
+from serve.engine.runners.choice import RunnerOptions
 registry = open_artifacts(Path(sys.argv[1]), RunnerOptions(threads=1))
 asyncio.run(registry.load())
 assert registry.ready

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from serve.client import AssignerClient, ServerError
-from serve.grid import anchor_points
 from serve.results import AssignmentResult, LossResult
+from serve.tensors.grid import anchor_points
 from tests.serve.conftest import Live, assigner_inputs, loss_inputs
 from yolo_loss import DetectionLoss, TaskAlignedAssigner
 

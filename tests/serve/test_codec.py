@@ -14,11 +14,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from serve.datatypes import BINARY_ONLY, FLOATS, NUMPY_TYPES, Array, widens, wire_name
-from serve.decode import RequestedOutput, decode_request
-from serve.encode import dump_json, encode_response
 from serve.errors import BadRequestError, UnsupportedError
-from serve.json_tensor import check_depth
+from serve.tensors.datatypes import BINARY_ONLY, FLOATS, NUMPY_TYPES, Array, widens, wire_name
+from serve.tensors.decode import RequestedOutput, decode_request
+from serve.tensors.encode import dump_json, encode_response
+from serve.tensors.json_tensor import check_depth
 from tests.serve.conftest import binary_rows, json_rows
 
 NAMES = st.text(max_size=8)

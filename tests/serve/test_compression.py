@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 
-from serve.datatypes import wire_name
+from serve.tensors.datatypes import wire_name
 from tests.serve.conftest import Live, assigner_inputs, binary_rows, json_rows, start, stop
 
 

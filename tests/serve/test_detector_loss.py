@@ -15,9 +15,9 @@ import pytest
 
 from export.contract import Contract, file_hash, load_contract
 from export.precision import narrow
-from serve.datatypes import NUMPY_TYPES, Array, narrows
 from serve.errors import BadRequestError
-from serve.validate import check_inputs
+from serve.tensors.datatypes import NUMPY_TYPES, Array, narrows
+from serve.tensors.validate import check_inputs
 from tests.serve.conftest import Live, assigner_inputs, binary_rows, json_rows, loss_inputs, start, stop
 
 HALF = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}

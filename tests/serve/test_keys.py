@@ -8,7 +8,7 @@ import pytest
 from starlette.datastructures import Headers
 
 from serve.errors import ForbiddenError, UnauthorizedError
-from serve.keys import Keys, load_keys
+from serve.http.keys import Keys, load_keys
 
 OLD, NEW, ADMIN = "old-key-0123456789", "new-key-0123456789", "admin-key-0123456789"
 KEYS = Keys((OLD.encode(), NEW.encode()), (ADMIN.encode(),))

@@ -20,7 +20,7 @@ import pytest
 from tritonclient.http import InferenceServerClient, InferRequestedOutput
 from tritonclient.utils import shared_memory
 
-from serve.shared_object import DIRECTORY
+from serve.shared.object import DIRECTORY
 from tests.serve.conftest import ROOT, Live, binary_rows, loss_inputs
 from tests.serve.shared_memory.conftest import placed_inputs, spans
 from tests.serve.test_operation import free_port

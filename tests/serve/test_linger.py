@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from serve.admission import Admission, AdmissionGate
-from serve.linger import Linger
+from serve.http.admission import Admission, AdmissionGate
+from serve.http.linger import Linger
 from tests.serve.conftest import LIMIT, Live, binary_rows, loss_inputs
 
 INFER = "/v2/models/loss/infer"

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve.datatypes import Array
-from serve.grid import anchor_points
 from serve.ragged import pad_ground_truth
-from serve.schemas import AssignReply, LossReply
+from serve.tensors.datatypes import Array
+from serve.tensors.grid import anchor_points
+from serve.v1.schemas import AssignReply, LossReply
 from tests.serve.conftest import Live, Reply, assigner_inputs, json_rows, loss_inputs
 
 BATCH: dict[str, Any] = {

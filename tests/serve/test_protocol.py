@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 
-from serve.datatypes import Array
+from serve.tensors.datatypes import Array
 from tests.serve.callers import Caller
 from tests.serve.conftest import Live, assigner_inputs, binary_rows, json_rows, loss_inputs
 from yolo_loss import DetectionLoss, GroundTruth

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from serve.shared_object import DIRECTORY
+from serve.shared.object import DIRECTORY
 from tests.serve.callers import LIBRARIES, Caller, calling
 from tests.serve.conftest import Live, ended, loss_inputs, start
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve.datatypes import Array
+from serve.engine.model import Model
 from serve.errors import ClientGoneError, TooLateError
-from serve.gone import unless_gone
-from serve.model import Model
+from serve.http.gone import unless_gone
 from serve.options import AppOptions
+from serve.tensors.datatypes import Array
 from tests.serve.conftest import Live, assigner_inputs, binary_rows, loss_inputs
 from tests.serve.test_app import CONTRACT
 

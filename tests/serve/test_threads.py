@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.threads import NICENESS, give_way, settle
+from serve.engine.threads import NICENESS, give_way, settle
 from tests.serve.conftest import Live, binary_rows, loss_inputs
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority of their own")

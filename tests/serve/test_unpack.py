@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve.admission import Admission
-from serve.body import BodyReader
 from serve.errors import BadRequestError, BusyError, TooLargeError
-from serve.held import HELD, Held, holder
-from serve.unpack import PIECE, STEP, Limit, unpack
+from serve.http.admission import Admission
+from serve.http.body import BodyReader
+from serve.http.held import HELD, Held, holder
+from serve.http.unpack import PIECE, STEP, Limit, unpack
 
 LIMIT = Limit("the body", 3 * STEP, "send less")
 NOISE = np.random.default_rng(0).bytes(2 * PIECE + 7)  # packs to as many bytes again: several pieces

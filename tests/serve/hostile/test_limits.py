@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from serve.body import BodyReader
 from serve.errors import BadRequestError, TooLargeError
-from serve.json_parts import MAX_LISTS, MAX_STRINGS
-from serve.metrics import Metrics
-from serve.observe import Observer
+from serve.http.body import BodyReader
+from serve.http.metrics import Metrics
+from serve.http.observe import Observer
+from serve.tensors.json_parts import MAX_LISTS, MAX_STRINGS
 from tests.serve.conftest import Live, assigner_inputs, binary_rows, json_rows, loss_inputs
 from tests.serve.hostile.conftest import JSON_LIMIT
 

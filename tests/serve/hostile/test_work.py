@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis.strategies import booleans, floats, integers, lists, sampled_from, tuples
 
 from export.contract import find_contracts
-from serve.datatypes import Array
+from serve.engine.work import check_work, most_work, work_of
+from serve.engine.work_points import Grid, Points
 from serve.errors import TooLargeError
-from serve.grid import anchor_points
-from serve.work import check_work, most_work, work_of
-from serve.work_points import Grid, Points
+from serve.tensors.datatypes import Array
+from serve.tensors.grid import anchor_points
 from tests.serve.conftest import Live, assigner_inputs, binary_rows, loss_inputs
 from tests.serve.hostile.conftest import WORK_LIMIT
 

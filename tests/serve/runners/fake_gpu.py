@@ -14,7 +14,7 @@ import numpy as np
 
 from export.contract import Contract
 from export.engine_contract import EngineContract
-from serve.datatypes import Array
+from serve.tensors.datatypes import Array
 
 STREAM = 77
 

@@ -16,13 +16,13 @@ from export.contract import Contract, ContractError, load_contract
 from export.engine_build import build_engine
 from export.engine_contract import load_engine_contract
 from export.profiles import parse_profile
-from serve.core import open_artifacts
-from serve.datatypes import Array
-from serve.runners.base import RunnerError
-from serve.runners.choice import RunnerOptions, choose
-from serve.runners.device import HOST, Device, parse_device
-from serve.runners.first import Candidate, FirstThatLoads
-from serve.runners.trial import tiny_inputs
+from serve.engine.registry import open_artifacts
+from serve.engine.runners.base import RunnerError
+from serve.engine.runners.choice import RunnerOptions, choose
+from serve.engine.runners.device import HOST, Device, parse_device
+from serve.engine.runners.first import Candidate, FirstThatLoads
+from serve.engine.runners.trial import tiny_inputs
+from serve.tensors.datatypes import Array
 from tests.serve.conftest import assigner_inputs
 from tests.serve.runners.test_tensorrt_engine import needs_none
 

@@ -14,8 +14,8 @@ from onnx import TensorProto, helper
 from export.contract import Contract, TensorSpec, load_contract
 from export.engine_contract import EngineContract, Profile
 from export.tensorrt_build.library import load_library
-from serve.datatypes import Array
-from serve.runners.execution import Buffer, Execution
+from serve.engine.runners.execution import Buffer, Execution
+from serve.tensors.datatypes import Array
 from tests.serve.conftest import assigner_inputs
 from tests.serve.runners.fake_gpu import Context, HostMemory
 

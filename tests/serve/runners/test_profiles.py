@@ -9,8 +9,8 @@ import pytest
 
 from export.contract import load_contract
 from export.engine_contract import EngineContract, Profile
-from serve.runners.base import UnfitRequestError
-from serve.runners.profiles import axis_sizes, choose_profile
+from serve.engine.runners.base import UnfitRequestError
+from serve.engine.runners.profiles import axis_sizes, choose_profile
 from tests.serve.conftest import assigner_inputs, loss_inputs
 
 

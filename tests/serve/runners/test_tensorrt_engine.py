@@ -18,12 +18,12 @@ from export.engine_build import build_engine
 from export.engine_contract import EngineContract
 from export.profiles import parse_profile
 from export.tensorrt_build.library import load_library
-from serve.runners import tensorrt_engine
-from serve.runners.base import RunnerError, UnfitRequestError
-from serve.runners.cuda import CudaMemory, call
-from serve.runners.device import Device
-from serve.runners.tensorrt_engine import TensorRtRunner, narrowed
-from serve.runners.trial import try_out
+from serve.engine.runners import tensorrt_engine
+from serve.engine.runners.base import RunnerError, UnfitRequestError
+from serve.engine.runners.cuda import CudaMemory, call
+from serve.engine.runners.device import Device
+from serve.engine.runners.tensorrt_engine import TensorRtRunner, narrowed
+from serve.engine.runners.trial import try_out
 from tests.serve.conftest import loss_inputs
 from tests.serve.runners.fake_gpu import Context, HostMemory, Library
 

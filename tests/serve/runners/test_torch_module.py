@@ -19,12 +19,12 @@ from export.detector import COUNTER, PREFIX
 from export.hyperparameters import Hyperparameters
 from export.specs import input_specs, output_specs
 from models import DetectionModel, DetectorConfig
-from serve.datatypes import Array
-from serve.runners.base import RunnerError
-from serve.runners.device import HOST, Device
-from serve.runners.onnx_runtime import OnnxRuntimeRunner
-from serve.runners.torch_module import TorchRunner
-from serve.runners.trial import try_out
+from serve.engine.runners.base import RunnerError
+from serve.engine.runners.device import HOST, Device
+from serve.engine.runners.onnx_runtime import OnnxRuntimeRunner
+from serve.engine.runners.torch_module import TorchRunner
+from serve.engine.runners.trial import try_out
+from serve.tensors.datatypes import Array
 from tests.serve.conftest import ROOT, assigner_inputs, loss_inputs
 from yolo_loss import DetectionLoss, GroundTruth
 from yolo_loss.predictions import join_predictions
@@ -117,6 +117,6 @@ def test_a_device_that_torch_does_not_see(artifacts_dir: Path) -> None:
 
 
 def test_torch_is_imported_only_when_it_is_loaded() -> None:
-    code = "import sys, serve.runners.torch_module, serve.runners.choice; print('torch' in sys.modules)"
+    code = "import sys, serve.engine.runners.torch_module, serve.engine.runners.choice; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "False"

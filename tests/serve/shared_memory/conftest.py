@@ -12,8 +12,8 @@ import pytest
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import shared_memory
 
-from serve.datatypes import Array, wire_name
-from serve.shared_object import DIRECTORY
+from serve.shared.object import DIRECTORY
+from serve.tensors.datatypes import Array, wire_name
 from tests.serve.conftest import LIMIT, Live, Reply, binary_rows, loss_inputs, start, stop
 
 PREFIX = f"yolo-assigner-test-{os.getpid()}-"

@@ -12,7 +12,7 @@ import tritonclient.http.aio
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import shared_memory, triton_to_np_dtype
 
-from serve.datatypes import wire_name
+from serve.tensors.datatypes import wire_name
 from tests.serve.conftest import Live, assigner_inputs, binary_rows, json_rows, loss_inputs
 from tests.serve.shared_memory.conftest import (
     PREFIX,

@@ -12,7 +12,7 @@ import numpy as np
 from tritonclient.http import InferenceServerClient
 from tritonclient.utils import shared_memory
 
-from serve.shared_object import DIRECTORY
+from serve.shared.object import DIRECTORY
 from tests.serve.conftest import Live, loss_inputs, start, stop
 from tests.serve.shared_memory.conftest import (
     PREFIX,

@@ -16,13 +16,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.datatypes import wire_name
-from serve.decode import decode_request
 from serve.errors import BadRequestError, BusyError, TooLargeError, UnsupportedError
-from serve.place import Place
-from serve.shared_memory import MAX_REGIONS, Regions
-from serve.shared_object import DIRECTORY, opened
-from serve.tensor_memory import ALIGNMENT, TensorMemory
+from serve.shared.object import DIRECTORY, opened
+from serve.shared.regions import MAX_REGIONS, Regions
+from serve.tensors.datatypes import wire_name
+from serve.tensors.decode import decode_request
+from serve.tensors.place import Place
+from serve.tensors.tensor_memory import ALIGNMENT, TensorMemory
 from tests.serve.conftest import assigner_inputs
 from tests.serve.test_app import Started, SumRunner, until_ready
 from tests.serve.test_cli import refuses, run

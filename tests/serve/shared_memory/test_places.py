@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve.shared_object import DIRECTORY
+from serve.shared.object import DIRECTORY
 from tests.serve.conftest import LIMIT, Live
 from tests.serve.shared_memory.conftest import PREFIX, SIZE, ask, feat_2, place, refused, register
 

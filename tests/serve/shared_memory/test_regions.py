@@ -11,7 +11,7 @@ import pytest
 from tritonclient.http import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from serve.shared_object import DIRECTORY
+from serve.shared.object import DIRECTORY
 from tests.serve.conftest import Live
 from tests.serve.shared_memory.conftest import PREFIX, ROW_10, SIZE, client_memory, refused, register
 

@@ -1,0 +1,117 @@
+"""Several requests as one call of the engine: which may be put together, how, and what each gets back.
+
+Only what is independent for each image is put together. The loss divides by a sum over the whole batch, so of a merged
+call only the sums of images are taken, and each request's loss is made from its own images' sums, here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from export.contract import Contract
+from serve.tensors.datatypes import Array
+
+MERGEABLE = ("assigner", "loss")
+GROUND_TRUTH = ("gt_labels", "gt_bboxes", "mask_gt")
+SHARED = "anc_points"  # of all images of a request
+SUMS = "image_sums"
+# What is made from the sums.
+FINISHED = ("loss", "loss_items")
+
+
+class Request(NamedTuple):
+    """What one caller asks of a model.
+
+    Attributes:
+        inputs: All inputs of the model, in its types.
+        outputs: Names of outputs.
+    """
+
+    inputs: Mapping[str, Array]
+    outputs: tuple[str, ...]
+
+    @property
+    def images(self) -> int:
+        """B; the ground truth is of every model's inputs."""
+        return len(self.inputs["gt_bboxes"])
+
+    @property
+    def slots(self) -> int:
+        """M."""
+        return int(self.inputs["gt_bboxes"].shape[1])
+
+
+def likeness(request: Request) -> Hashable:
+    """What requests must have in common to be put together.
+
+    The outputs, the sizes of everything but the numbers of images and slots, the anchor points, and slots to a power of
+    two, so that padding at most doubles them and no request without slots is padded.
+    """
+    sizes = tuple((name, array.shape[1:]) for name, array in request.inputs.items() if name not in GROUND_TRUTH)
+    points = request.inputs[SHARED].tobytes() if SHARED in request.inputs else b""
+    return frozenset(request.outputs), sizes, points, request.slots.bit_length()
+
+
+def computed_outputs(outputs: Sequence[str]) -> list[str]:
+    """What the engine computes for these outputs."""
+    names = [name for name in outputs if name not in FINISHED]
+    return names if len(names) == len(outputs) or SUMS in names else [*names, SUMS]
+
+
+def merge(requests: Sequence[Request]) -> dict[str, Array]:
+    """Inputs of all requests, one after the other.
+
+    Args:
+        requests: Of one likeness, at least one.
+    """
+    first = requests[0].inputs
+    if len(requests) == 1:
+        return dict(first)
+    slots = max(request.slots for request in requests)
+    return {name: first[name] if name == SHARED else _joined(name, requests, slots) for name in first}
+
+
+def split(contract: Contract, requests: Sequence[Request], computed: Mapping[str, Array]) -> list[dict[str, Array]]:
+    """Outputs of a merged call, for each request its own.
+
+    Args:
+        contract: The model's.
+        requests: As merged.
+        computed: The outputs that :func:`computed_outputs` names.
+
+    Returns:
+        For each request, in their order, the outputs that it asked for.
+    """
+    ends = np.cumsum([request.images for request in requests])
+    return [
+        _own(contract, request, {name: array[end - request.images : end] for name, array in computed.items()})
+        for request, end in zip(requests, ends, strict=True)
+    ]
+
+
+def _joined(name: str, requests: Sequence[Request], slots: int) -> Array:
+    arrays = [request.inputs[name] for request in requests]
+    if name not in GROUND_TRUTH:
+        return np.concatenate(arrays)
+    joined = np.zeros((sum(map(len, arrays)), slots, *arrays[0].shape[2:]), arrays[0].dtype)
+    start = 0
+    for array in arrays:
+        joined[start : start + len(array), : array.shape[1]] = array
+        start += len(array)
+    return joined
+
+
+def _own(contract: Contract, request: Request, rows: dict[str, Array]) -> dict[str, Array]:
+    finished = _finish(rows[SUMS], contract.gains) if SUMS in rows else {}
+    return {name: (rows | finished)[name] for name in request.outputs}
+
+
+def _finish(sums: Array, gains: Sequence[float]) -> dict[str, Array]:
+    """The loss as the graph makes it, in float32 and the graph's order: its results are equal to the bit on a CPU."""
+    total = np.add.reduce(sums, axis=0, dtype=np.float32)  # row by row
+    items = total[:3] / np.maximum(total[3], np.float32(1)) * np.array(gains, np.float32)
+    loss = (items[0] + items[1] + items[2]) * np.float32(len(sums))
+    return {"loss": np.asarray(loss, np.float32), "loss_items": items}

@@ -1,0 +1,143 @@
+"""One model: its runner, the thread that runs it, and the queue before it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from export.contract import Contract
+from serve.engine.batching import Batching
+from serve.engine.job_queue import BatchLimits, Done, Job, JobQueue
+from serve.engine.merge import Request
+from serve.engine.runners.base import Runner, UnfitRequestError
+from serve.engine.stats import ModelStats
+from serve.engine.threads import give_way
+from serve.errors import BadRequestError, InferenceError, NotReadyError, ServeError, TooLateError
+from serve.tensors.datatypes import Array
+
+logger = logging.getLogger("serve")
+
+
+class Model:
+    """One model and the thread that runs it.
+
+    Args:
+        contract: What it takes and gives.
+        runner: What computes it.
+        limits: How far requests are put together.
+
+    Attributes:
+        contract: As given.
+        ready: It has been loaded.
+        stats: What it has done.
+        queued: Requests that wait for the thread or are in it.
+        batching: How requests become calls of the runner.
+        on_executed: Told of every call of the runner: name, images, nanoseconds of waiting, nanoseconds of computing.
+    """
+
+    def __init__(self, contract: Contract, runner: Runner, limits: BatchLimits = BatchLimits()) -> None:  # noqa: B008
+        self.contract = contract
+        self.ready = False
+        self.stats = ModelStats()
+        self.queued = 0
+        self.batching = Batching(contract, runner, limits)
+        self.on_executed: Callable[[str, int, int, int], None] = _nobody
+        self._runner = runner
+        self._queue = JobQueue(limits)
+        # One thread of its own: calls queue up here and never in a pool that others need.
+        self._worker = ThreadPoolExecutor(
+            max_workers=1, thread_name_prefix=f"engine-{contract.name}", initializer=give_way
+        )
+
+    @property
+    def platform(self) -> str:
+        """What runs it, by Triton's names; empty while that is not decided."""
+        return self._runner.platform
+
+    async def load(self) -> None:
+        """Bring the runner up."""
+        await asyncio.get_running_loop().run_in_executor(self._worker, self.batching.load)
+        self.ready = True
+
+    async def infer(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str], deadline: float | None = None
+    ) -> dict[str, Array]:
+        """Compute outputs. A caller that is cancelled while it waits takes its work out of the queue.
+
+        Args:
+            inputs: As :func:`serve.tensors.validate.check_inputs` returns them.
+            outputs: Names that exist.
+            deadline: By ``time.monotonic``; computing must begin before it. None: whenever it can.
+
+        Raises:
+            NotReadyError: The model is not loaded yet.
+            TooLateError: The deadline came first.
+            BadRequestError: The runner's engine was not built for inputs of these sizes.
+            InferenceError: The runner failed.
+        """
+        if not self.ready:
+            raise NotReadyError(f"model {self.contract.name!r} is still being loaded; try again in a moment")
+        asked = time.monotonic_ns()
+        job = self.batching.job(Request(inputs, tuple(outputs)))
+        self.queued += 1
+        try:
+            self._queue.put(job)
+            self._worker.submit(self._step)
+            done = await self._until(job.future, deadline)
+        except UnfitRequestError as error:
+            raise BadRequestError(str(error)) from error
+        except (ServeError, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            raise self._failure(inputs, error) from error
+        finally:
+            self.queued -= 1
+        waited, computed = done.began_ns - asked, done.ended_ns - done.began_ns
+        self.stats.executed(waited, computed)
+        if done.leads:
+            self.stats.called(done.images, computed)
+            self.on_executed(self.contract.name, done.images, waited, computed)
+        return done.arrays
+
+    def _step(self) -> None:
+        """In the engine's thread: compute what is next. Every request has a step, so none is left."""
+        jobs: list[Job] = self._queue.take()
+        if not jobs:
+            return
+        began = time.monotonic_ns()
+        outcomes = self.batching.compute([job.request for job in jobs])
+        ended, images = time.monotonic_ns(), sum(job.request.images for job in jobs)
+        for place, (job, outcome) in enumerate(zip(jobs, outcomes, strict=True)):
+            if isinstance(outcome, Exception):
+                job.future.set_exception(outcome)
+            else:
+                job.future.set_result(Done(outcome, began, ended, images, place == 0))
+
+    async def _until(self, work: Future[Done], deadline: float | None) -> Done:
+        """Wait for work; what has not begun at the deadline is taken back."""
+        waiting = asyncio.wrap_future(work)
+        if deadline is not None:
+            await asyncio.wait({waiting}, timeout=max(deadline - time.monotonic(), 0.0))
+            if work.cancel():
+                raise TooLateError(f"the time of this request was over before model {self.contract.name!r} got to it")
+        return await waiting
+
+    def _failure(self, inputs: Mapping[str, Array], error: Exception) -> InferenceError:
+        shapes = {name: array.shape for name, array in inputs.items()}
+        logger.error("model %s failed on inputs of shapes %s", self.contract.name, shapes, exc_info=error)
+        name, kind = self.contract.name, type(error).__name__
+        return InferenceError(f"model {name!r} failed on this input ({kind}); the server's log says why")
+
+    def close(self) -> None:
+        """Let the running call end, stop the thread and give back what the runner holds."""
+        self.ready = False
+        self._queue.close()
+        self._worker.shutdown(wait=True, cancel_futures=True)
+        self._runner.close()
+
+
+def _nobody(*_: object) -> None:
+    """Nobody wants to know."""

@@ -1,0 +1,83 @@
+"""The models being served: finding them, bringing them up. Knows no HTTP and no bytes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from export.contract import find_contracts
+from serve.engine.job_queue import BatchLimits
+from serve.engine.model import Model
+from serve.engine.runners.choice import RunnerOptions, choose
+from serve.errors import NotFoundError
+from serve.tensors.grid import strides_of
+
+VERSION = "1"
+DEFAULTS = RunnerOptions()
+ALONE = BatchLimits()
+logger = logging.getLogger("serve")
+
+
+class Registry:
+    """All models by name.
+
+    Args:
+        models: In the order of their names.
+    """
+
+    def __init__(self, models: Sequence[Model]) -> None:
+        self.models = {model.contract.name: model for model in models}
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model is."""
+        return all(model.ready for model in self.models.values())
+
+    def find(self, name: str, version: str | None = None) -> Model:
+        """Look a model up.
+
+        Raises:
+            NotFoundError: There is none of that name and version.
+        """
+        model = self.models.get(name)
+        if model is None:
+            raise NotFoundError(f"no model {name!r}; this server has {', '.join(self.models)}")
+        if version not in (None, VERSION):
+            raise NotFoundError(f"model {name!r} has no version {version!r}, only {VERSION!r}")
+        return model
+
+    def of_kind(self, kind: str) -> list[Model]:
+        """Models of one kind, by name."""
+        return [model for model in self.models.values() if model.contract.kind == kind]
+
+    async def load(self) -> None:
+        """Bring all models up, one after the other."""
+        for model in self.models.values():
+            await model.load()
+            logger.info("model %s is ready", model.contract.name)
+
+    def close(self) -> None:
+        """Stop all models."""
+        for model in self.models.values():
+            model.close()
+
+
+def open_artifacts(folder: Path, options: RunnerOptions = DEFAULTS, limits: BatchLimits = ALONE) -> Registry:
+    """Find the models of a folder and the runners that each may get; nothing is loaded yet.
+
+    Args:
+        folder: Contracts and model files.
+        options: What is to run them.
+        limits: How far requests are put together.
+
+    Raises:
+        ContractError: The folder has no usable contract, a file is missing or damaged, or an engine was asked for that
+            is not there.
+        ValueError: The engine does not run on the device.
+    """
+    models = []
+    for path, contract in find_contracts(folder):
+        strides_of(contract)  # refused now rather than in a request
+        models.append(Model(contract, choose(path, contract, options), limits))
+    return Registry(models)

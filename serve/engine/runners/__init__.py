@@ -1,0 +1,4 @@
+"""What runs a model. The rest of the server knows only the protocol :class:`serve.engine.runners.base.Runner`.
+
+Each runner imports its library when it is chosen, so that a server needs none but the one that it uses.
+"""

@@ -1,0 +1,150 @@
+"""Engines of TensorRT or TensorRT-RTX, whose Python modules are alike."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.contract import Contract
+from export.engine_check import check_engine, check_machine
+from export.engine_contract import EngineContract
+from export.tensorrt_build.library import load_library
+from serve.engine.runners.base import RunnerError, UnfitRequestError
+from serve.engine.runners.cuda import CudaMemory
+from serve.engine.runners.device import Device
+from serve.engine.runners.execution import Execution
+from serve.engine.runners.profiles import axis_sizes, choose_profile
+from serve.tensors.datatypes import Array
+
+logger = logging.getLogger("serve.tensorrt")
+
+
+class TensorRtRunner:
+    """A model as an engine.
+
+    An engine for half precision takes narrower floats than the model's contract says; what it gives is float32 all the
+    same. The server goes on to speak the model's contract and narrows what comes in. Results are then as exact as the
+    precision that the operator chose when building the engine, and no caller has to know of it, but one whose numbers
+    are beyond the narrower type's range: they are refused.
+
+    Args:
+        path: The engine file.
+        engine: Its contract.
+        contract: Of the model that it was built from.
+        device: A GPU.
+    """
+
+    platform = "tensorrt_plan"
+
+    def __init__(self, path: Path, engine: EngineContract, contract: Contract, device: Device) -> None:
+        self._path = path
+        self._engine = engine
+        self._contract = contract
+        self._device = device
+        self._memory: CudaMemory | None = None
+        self._execution: Execution | None = None
+        self._alive: list[Any] = []
+
+    @property
+    def description(self) -> str:
+        """File, version and device."""
+        return f"{self._engine.file}, {self._engine.runtime} {self._engine.runtime_version}, {self._device}"
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """The usual sizes of the first profile, for which the engine is fastest."""
+        return {axis: usual for axis, (_, usual, _) in self._engine.profiles[0].items()}
+
+    def load(self) -> None:
+        """Check file and machine, then bring the engine to the GPU.
+
+        Raises:
+            ContractError: The engine is of another model, version or GPU.
+            ValueError: The library is missing.
+            RunnerError: CUDA's bindings, the driver or the GPU is missing, or TensorRT refuses the engine.
+        """
+        check_engine(self._path, self._engine, self._contract)
+        library = load_library(self._engine.runtime)
+        self._memory = memory = CudaMemory(self._device.number)
+        check_machine(self._engine, self._engine.runtime, library.__version__, memory.capability)
+        context = self._context(library)
+        self._execution = Execution(library, context, memory, self._engine.outputs)
+
+    def infer(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        """Compute all outputs, fetch the named ones."""
+        assert self._execution is not None  # noqa: S101 - for the type checker
+        profile = choose_profile(self._engine, axis_sizes(self._contract.inputs, inputs))
+        return self._execution.run(profile, narrowed(self._engine, inputs), outputs)
+
+    def close(self) -> None:
+        """Free the GPU."""
+        if self._execution is not None:
+            self._execution.close()
+        self._execution = None
+        while self._alive:
+            self._alive.pop()  # the context first, what it was made from after it
+        if self._memory is not None:
+            self._memory.close()
+        self._memory = None
+
+    def _context(self, library: Any) -> Any:
+        log = _logger(library)
+        runtime = library.Runtime(log)
+        engine = runtime.deserialize_cuda_engine(self._path.read_bytes())
+        context = None if engine is None else engine.create_execution_context()
+        if context is None:
+            raise RunnerError(
+                f"{self._path} cannot be loaded: {log.last}; build it again with `{self._engine.rebuild_command}`"
+            )
+        self._alive = [log, runtime, engine, context]
+        return context
+
+
+def narrowed(engine: EngineContract, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Inputs in an engine's types, contiguous.
+
+    Args:
+        engine: Whose types.
+        arrays: By name. Numbers that are infinite, or none, stay so.
+
+    Raises:
+        UnfitRequestError: A number is beyond the range of a narrower float.
+    """
+    inputs = {}
+    for spec in engine.inputs:
+        try:
+            with np.errstate(over="raise"):
+                inputs[spec.name] = np.ascontiguousarray(arrays[spec.name], spec.dtype)
+        except FloatingPointError as error:
+            raise UnfitRequestError(
+                f"input {spec.name!r} has numbers beyond the largest {spec.dtype}, which engine {engine.file} takes; "
+                f"scale them down, or have one built: `{replace(engine, precision='fp32').rebuild_command}`"
+            ) from error
+    return inputs
+
+
+def _logger(library: Any) -> Any:
+    """TensorRT's messages go to the server's log; the last error is kept for exceptions."""
+    levels = {
+        library.ILogger.Severity.INTERNAL_ERROR: logging.ERROR,
+        library.ILogger.Severity.ERROR: logging.ERROR,
+        library.ILogger.Severity.WARNING: logging.WARNING,
+    }
+
+    class Logger(library.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = "TensorRT gave no reason"
+
+        def log(self, severity: Any, msg: str) -> None:
+            level = levels.get(severity, logging.DEBUG)
+            if level == logging.ERROR:
+                self.last = msg
+            logger.log(level, "%s", msg)
+
+    return Logger()

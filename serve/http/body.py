@@ -1,0 +1,134 @@
+"""Reading a request's body from the raw ASGI stream: bounded, unpacked, and laid out for the tensors in it."""
+
+from __future__ import annotations
+
+from starlette.datastructures import Headers
+from starlette.types import Message, Receive, Scope
+
+from serve.errors import BadRequestError, ClientGoneError, UnsupportedError
+from serve.http.held import holder
+from serve.http.pace import Pace, keeping_up
+from serve.http.unpack import WINDOW_BITS, Limit, unpack
+from serve.tensors.buffers import BufferPool
+
+ALIGNMENT = 64  # bytes: a cache line, and enough for any vector instruction
+LONGEST_NUMBER = 18  # digits
+
+
+def header_number(headers: Headers, name: str) -> int | None:
+    """A header that counts something; None when it is absent.
+
+    Raises:
+        BadRequestError: It is no whole number.
+    """
+    text = headers.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= LONGEST_NUMBER):
+        raise BadRequestError(f"{name} is {text!r}; write a whole number of bytes")
+    return int(text)
+
+
+class BodyReader:
+    """Takes the bodies of all requests.
+
+    Args:
+        limit: Most bytes of a body, before and after decompression. As much memory is kept between requests.
+        json_limit: Most bytes of JSON in it; as of the body when None.
+        pause: Seconds that a caller may send nothing; None: for ever.
+    """
+
+    def __init__(self, limit: int, json_limit: int | None = None, pause: float | None = None) -> None:
+        self._limit = limit
+        self._json_limit = limit if json_limit is None else json_limit
+        self._pause = pause
+        self._pool = BufferPool(limit + ALIGNMENT)
+
+    async def read(self, scope: Scope, receive: Receive, json_length: int | None = None) -> memoryview:
+        """Take a whole body, decided by its headers before the first byte is read.
+
+        Args:
+            scope: ASGI scope.
+            receive: ASGI receive.
+            json_length: Bytes of JSON before the first tensor; None when all of it is JSON. The body is placed so that
+                the first tensor is aligned.
+
+        Raises:
+            TooLargeError: It is over the limit.
+            TooSlowError: It did not come.
+            BusyError: There is no room for what it unpacks to.
+            UnsupportedError: It is encoded in a way that is not understood.
+            BadRequestError: It is not what its encoding says.
+            ClientGoneError: It broke off.
+        """
+        headers = Headers(scope=scope)
+        encoding = headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in (*WINDOW_BITS, "identity"):
+            raise UnsupportedError(f"Content-Encoding {encoding!r} is not understood; send gzip, deflate or none")
+        limit = self._bound(json_length)
+        length = header_number(headers, "content-length")
+        if length is not None:
+            limit.check(length, "has")
+        if encoding == "identity" and length is not None:
+            async with keeping_up(self._pause) as pace:
+                return await _read_into(self._aligned(length, json_length or 0), receive, pace)
+        async with keeping_up(self._pause) as pace:
+            raw = await _collect(receive, limit, pace)
+        if encoding == "identity":
+            holder(scope)(len(raw))  # until now it counted as the largest
+        else:
+            raw = await unpack(raw, encoding, limit, holder(scope))
+        body = self._aligned(len(raw), json_length or 0)
+        body[:] = raw
+        return body
+
+    def _bound(self, json_length: int | None) -> Limit:
+        """Of the whole body; where some of it is JSON, that is judged right away."""
+        as_json = Limit("the JSON", self._json_limit, "send tensors as binary, or raise --max-json-bytes")
+        if json_length is None:
+            if self._json_limit < self._limit:
+                return as_json
+        elif json_length <= self._limit:  # else it is wrong, which its reader says
+            as_json.check(json_length, "has")
+        return Limit("the body", self._limit, "send fewer images, FP16, or raise --max-request-bytes")
+
+    def _aligned(self, length: int, json_length: int) -> memoryview:
+        """Memory of any content in which byte ``json_length`` is aligned."""
+        buffer = self._pool.take(length + ALIGNMENT)
+        start = -(buffer.ctypes.data + json_length) % ALIGNMENT
+        return buffer[start : start + length].data
+
+
+async def _next(receive: Receive, pace: Pace) -> Message:
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise ClientGoneError
+    pace.came(len(message.get("body", b"")))
+    return message
+
+
+async def _read_into(body: memoryview, receive: Receive, pace: Pace) -> memoryview:
+    """Fill memory that still holds another request's bytes: all of it, or nothing."""
+    filled, more = 0, True
+    while more:
+        message = await _next(receive, pace)
+        part = message.get("body", b"")
+        end = filled + len(part)
+        if end <= len(body):
+            body[filled:end] = part
+        filled = end
+        more = message.get("more_body", False)
+    if filled != len(body):
+        raise BadRequestError(f"the body has {filled} bytes, but its Content-Length is {len(body)}")
+    return body
+
+
+async def _collect(receive: Receive, limit: Limit, pace: Pace) -> bytes:
+    parts, size, more = [], 0, True
+    while more:
+        message = await _next(receive, pace)
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        limit.check(size, "already has")
+        more = message.get("more_body", False)
+    return b"".join(parts)

@@ -1,0 +1,193 @@
+"""Connections of callers who send badly, slowly or without end, and of those who do not take their replies.
+
+uvicorn has a time limit for idle connections alone, none once a byte has come, and no limit of what stands before or
+beside a body. What is refused here never gets to the application.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from serve.http.pace import SLOWEST
+from serve.http.timers import Timer, WriteWatch
+from serve.tensors.encode import dump_json
+
+MOST_HEAD = 2**16  # bytes of a request's head; likewise of trailers, and of what stands between two pieces of a body
+MOST_HEADERS = 256
+BAD, SLOW, LARGE = 400, 408, 431
+logger = logging.getLogger("serve")
+
+
+def protocol(client_timeout: float | None) -> type[asyncio.Protocol]:
+    """The class for uvicorn's setting ``http``.
+
+    Args:
+        client_timeout: Seconds in which a head must have come, and without progress while the rest of a refused body is
+            dropped or a reply is sent; None: for ever.
+    """
+    return type("Guarded", (GuardedProtocol,), {"client_timeout": client_timeout})
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    client_timeout: float | None = None
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._in_message = self._in_head = False
+        self._refusal: tuple[int, str] | None = None
+        self._beside_body = 0  # bytes in a row that were no body and completed nothing
+        self._got_body = False
+        self._dropped, self._dropped_since = 0, 0.0
+        self._reading = Timer()
+        self._writing = WriteWatch(self.client_timeout, self._cut_off)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A caller that then says nothing is an idle one."""
+        super().connection_made(transport)
+        self._watch_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The end, whoever made it."""
+        self._reading.stop()
+        self._writing.end()
+        self._unset_keepalive_if_required()
+        super().connection_lost(exc)
+
+    # What the parser finds.
+
+    def on_message_begin(self) -> None:
+        """The first byte of a head."""
+        super().on_message_begin()
+        self._in_message = self._in_head = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A whole header or trailer."""
+        super().on_header(name, value)
+        if len(self.headers) > MOST_HEADERS:
+            self._refusal = LARGE, f"the request has more than {MOST_HEADERS} headers; send fewer"
+            raise ValueError(self._refusal)  # which stops the parser
+
+    def on_headers_complete(self) -> None:
+        """The end of a head."""
+        self._in_head = False
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of a body."""
+        self._got_body = True
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The end of a request."""
+        self._in_message = False
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """The end of a reply, which may come before that of its request."""
+        super().on_response_complete()
+        self._dropped, self._dropped_since = 0, self.loop.time()
+        if self.transport.is_closing():
+            self._writing.begin_closing(self.transport)
+        self._watch_reading()
+
+    # What comes and goes.
+
+    def data_received(self, data: bytes) -> None:
+        """Some bytes of requests."""
+        went_on, self._got_body = self._in_message, False
+        super().data_received(data)
+        self._beside_body = self._beside_body + len(data) if went_on and not self._got_body else 0
+        if self._in_message and self._beside_body > MOST_HEAD:
+            self._refuse(LARGE, f"the request has more than {MOST_HEAD} bytes beside its body; send shorter headers")
+        self._dropped += len(data)
+        self._watch_reading()
+
+    @property
+    def _busy(self) -> bool:
+        """A request has begun whose reply is not whole."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _watch_reading(self) -> None:
+        """Set the timer that fits what is awaited."""
+        patience, now = self.client_timeout, self.loop.time()
+        if self._in_head and not self._busy and not self.transport.is_closing():
+            if patience is not None and not self._reading.running:
+                self._reading.start(now + patience, self._too_slow)
+            return
+        self._reading.stop()
+        if self._busy or self.transport.is_closing():
+            return  # the application watches the bodies that it reads
+        if not self._in_message:
+            if self.timeout_keep_alive_task is None:
+                self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self._close)
+        elif patience is not None:
+            least = min(now, self._dropped_since + self._dropped / SLOWEST)
+            self._reading.start(least + patience, self._close)
+
+    def _too_slow(self) -> None:
+        self._refuse(SLOW, f"the head did not come within {self.client_timeout:g} s; send it without pauses")
+
+    def pause_writing(self) -> None:
+        """Much of a reply waits to be taken."""
+        super().pause_writing()
+        self._writing.begin(self.transport)
+
+    def resume_writing(self) -> None:
+        """Nearly all of it is gone."""
+        super().resume_writing()
+        self._writing.end()
+        if self.transport.is_closing():
+            self._writing.begin_closing(self.transport)
+
+    def _cut_off(self) -> None:
+        logger.info("a caller that does not take its reply is cut off")
+        self.transport.abort()
+
+    # How it ends.
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """A wish for another protocol: the parser takes nothing that follows for HTTP, so this is the last request."""
+        self.cycle.keep_alive = False
+        self.flow.pause_reading()
+
+    def send_400_response(self, msg: str) -> None:
+        """The parser gave up."""
+        status, text = self._refusal or (BAD, f"{msg} It is not HTTP/1.1, or its lengths contradict each other")
+        self._refuse(status, text)
+
+    def _refuse(self, status: int, text: str) -> None:
+        """Answer in the form of all errors, and close."""
+        if self.transport.is_closing():
+            return
+        if self._busy and not self.cycle.more_body:
+            # What is wrong comes after requests that are whole: they get their replies first.
+            self.cycle.keep_alive = False
+            self.flow.pause_reading()
+            return
+        if not (self._busy and self.cycle.response_started):
+            self.transport.write(_answer(status, text, self.server_state.default_headers))
+        self._close()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Nothing came for long."""
+        self._close()
+
+    def _close(self) -> None:
+        """Close, and wait no longer than usual for the caller to take what is still to be sent."""
+        self._reading.stop()
+        self.transport.close()
+        self._writing.begin_closing(self.transport)
+
+
+def _answer(status: int, text: str, default: Sequence[tuple[bytes, bytes]]) -> bytes:
+    body = dump_json({"error": text})
+    length = str(len(body)).encode()
+    own = (b"content-type", b"application/json"), (b"content-length", length), (b"connection", b"close")
+    return b"".join([STATUS_LINE[status], *(b"%s: %s\r\n" % header for header in (*default, *own)), b"\r\n", body])

@@ -1,0 +1,71 @@
+"""From the first signal to the end: still serving but not ready, then finishing what is under way, then gone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from serve.engine.threads import helpers
+from serve.http.admission import Admission
+
+logger = logging.getLogger("serve")
+
+
+class Server(uvicorn.Server):
+    """uvicorn, stopped the way that load balancers want it.
+
+    The first SIGTERM or SIGINT makes it a lame duck: readiness fails and replies close their connections, while
+    requests are served as before, so that callers can go elsewhere. After that time it takes nothing more, and ends
+    when all requests have ended or the drain time is over. A second signal ends the process at once.
+
+    Args:
+        config: Its ``timeout_graceful_shutdown`` is the drain time.
+        admission: Told to close connections, and later to let nobody in.
+        lame_duck_seconds: How long it still serves.
+    """
+
+    def __init__(self, config: uvicorn.Config, admission: Admission, lame_duck_seconds: float) -> None:
+        super().__init__(config)
+        self._admission = admission
+        self._lame_duck_seconds = lame_duck_seconds
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until stopped."""
+        self._loop = asyncio.get_running_loop()
+        self._loop.set_default_executor(helpers())
+        await super().serve(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """What a signal does. Called between any two operations of the main thread."""
+        if self._admission.closing:
+            os.write(2, b"serve: ended by a second signal\n")
+            os._exit(128 + sig)
+        self.stop(f"{signal.Signals(sig).name}; serving {self._lame_duck_seconds:g} s more, then draining")
+
+    def stop(self, reason: str) -> None:
+        """Begin to stop. May be called from any thread."""
+        self._admission.closing = True
+        self._soon(lambda: self._become_lame(reason))
+
+    def _become_lame(self, reason: str) -> None:
+        logger.info("stopping: %s", reason)
+        asyncio.get_running_loop().call_later(self._lame_duck_seconds, self._drain)
+
+    def _drain(self) -> None:
+        self._admission.draining = True
+        logger.info("draining: %d requests are under way", self._admission.requests)
+        self.should_exit = True
+
+    def _soon(self, call: Callable[[], None]) -> None:
+        if self._loop is None:
+            self.should_exit = True  # it has not even begun
+        else:
+            self._loop.call_soon_threadsafe(call)

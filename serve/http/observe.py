@@ -1,0 +1,98 @@
+"""Every request gets an identifier, a line in the log and its place in the metrics."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from urllib.parse import quote
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.http.logs import request_id
+from serve.http.metrics import Metrics
+
+GOOD_ID = re.compile(r"[\x21-\x7e]{1,128}")
+# Names of models are not among the labels: a caller could make up any number of them.
+ROUTES = (
+    ("infer", re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/infer")),
+    ("loss", re.compile(r"/v1/loss")),
+    ("assign", re.compile(r"/v1/assign")),
+    ("reduce", re.compile(r"/v1/reduce")),
+    ("health", re.compile(r"/v2/health/\w+|/v2/models/[^/]+(/versions/[^/]+)?/ready")),
+    ("shared_memory", re.compile(r"/v2/(system|cuda)sharedmemory.*")),
+)
+SHOWN = "/:@!$&'()*+,;=~"  # of a path as it is; line feeds could look like other entries of the log
+FAILED, REFUSED = 500, 400
+logger = logging.getLogger("serve.access")
+
+
+class Observer:
+    """Watches requests come and go; changes nothing but for the header ``X-Request-Id``.
+
+    Args:
+        app: What is watched.
+        metrics: Where it is counted.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Watch one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        seen = _Seen(scope, receive, send)
+        token = request_id.set(seen.id)
+        try:
+            await self._app(scope, seen.receive, seen.send)
+        finally:
+            seconds = time.perf_counter() - seen.started
+            route = next((name for name, pattern in ROUTES if pattern.fullmatch(scope["path"])), "other")
+            self._metrics.answered(route, seen.status, seen.received, seen.sent, seconds)
+            _log(scope, seen, seconds, route)
+            request_id.reset(token)
+
+
+class _Seen:
+    """One request and what passed. A request that ends without a reply counts as failed."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        given = Headers(scope=scope).get("x-request-id", "")
+        self.id = given if GOOD_ID.fullmatch(given) else uuid.uuid4().hex
+        self.started = time.perf_counter()
+        self.status, self.received, self.sent = FAILED, 0, 0
+        self._receive, self._send = receive, send
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self.received += len(message.get("body", b""))
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", self.id.encode())]}
+        self.sent += len(message.get("body", b""))
+        await self._send(message)
+
+
+def _log(scope: Scope, seen: _Seen, seconds: float, route: str) -> None:
+    # The other codes above 500 say that the server is busy or does not do such things, as it was told.
+    level = logging.ERROR if seen.status == FAILED else logging.INFO if seen.status >= REFUSED else logging.DEBUG
+    if route == "health":
+        level = logging.DEBUG  # asked every second or so, and no is an ordinary answer
+    if logger.isEnabledFor(level):
+        fields = {
+            "method": scope["method"],
+            "path": quote(scope["path"], safe=SHOWN),
+            "status": seen.status,
+            "received": seen.received,
+            "sent": seen.sent,
+            "milliseconds": round(1000 * seconds, 2),
+        }
+        logger.log(level, "%(method)s %(path)s %(status)s in %(milliseconds)s ms", fields, extra=fields)

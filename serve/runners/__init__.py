@@ -1,4 +1,0 @@
-"""What runs a model. The rest of the server knows only the protocol :class:`serve.runners.base.Runner`.
-
-Each runner imports its library when it is chosen, so that a server needs none but the one that it uses.
-"""

@@ -1,0 +1,1 @@
+"""POSIX shared memory that callers leave tensors in."""

@@ -1,0 +1,1 @@
+"""The routes for people: typed JSON under ``/v1``."""

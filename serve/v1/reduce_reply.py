@@ -1,0 +1,55 @@
+"""``/v1/reduce``: from the sums of many workers to a reply."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from export.contract import Contract
+from serve.engine.registry import Registry
+from serve.errors import BadRequestError, NotFoundError
+from serve.reduce import reduce_sums
+from serve.v1.reply import TERMS
+from serve.v1.schemas import ReduceRequest, WorkerSums
+
+
+def reduce_reply(registry: Registry, request: ReduceRequest) -> dict[str, Any]:
+    """The body of :class:`serve.v1.schemas.ReduceReply`.
+
+    Raises:
+        NotFoundError: There is no such model, or none that has gains.
+        BadRequestError: The model has no gains, or no worker has an image.
+    """
+    contract = _contract(registry, request.model)
+    rows = [[_row(sums) for sums in worker] for worker in request.workers]
+    if not any(rows):
+        raise BadRequestError("workers has no image; give the image_sums of one at least")
+    reduced = reduce_sums([np.array(worker, np.float64) for worker in rows], contract.gains)
+    return {
+        "model": contract.name,
+        "loss": reduced.loss,
+        "loss_items": dict(zip(TERMS, reduced.loss_items.tolist(), strict=False)),
+        "num_images": reduced.num_images,
+        "gradient_scales": reduced.gradient_scales.tolist(),
+    }
+
+
+def _row(sums: WorkerSums | tuple[float, ...]) -> list[float]:
+    return [getattr(sums, term) for term in TERMS] if isinstance(sums, WorkerSums) else list(sums)
+
+
+def _contract(registry: Registry, name: str | None) -> Contract:
+    if name is None:
+        with_loss = [model.contract for model in registry.models.values() if _has_sums(model.contract)]
+        if not with_loss:
+            raise NotFoundError("this server has no model of a loss; export one with `python -m export onnx`")
+        return with_loss[0]
+    contract = registry.find(name).contract
+    if not _has_sums(contract):
+        raise BadRequestError(f"model {name!r} is of kind {contract.kind} and has no gains; name one of a loss")
+    return contract
+
+
+def _has_sums(contract: Contract) -> bool:
+    return any(spec.name == "image_sums" for spec in contract.outputs)

@@ -1,0 +1,138 @@
+"""From the typed JSON of ``/v1`` to a model's inputs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from serve.engine.model import Model
+from serve.engine.registry import Registry
+from serve.engine.work import check_work
+from serve.errors import BadRequestError, NotFoundError
+from serve.ragged import pad_ground_truth
+from serve.tensors.datatypes import Array
+from serve.tensors.grid import anchor_points, count_points, maps_from_flat, strides_of
+from serve.tensors.validate import check_inputs, check_outputs
+from serve.v1.schemas import AssignRequest, LossRequest
+from serve.v1.tensor import read_tensor
+
+
+class Prepared(NamedTuple):
+    """A request in the terms of the model that will answer it.
+
+    Attributes:
+        model: That model.
+        inputs: Checked against its contract.
+        image_size: (height, width) in pixels.
+        strides: Pixels per cell, one per level.
+        outputs: Dense outputs that the caller wants in the reply.
+    """
+
+    model: Model
+    inputs: dict[str, Array]
+    image_size: tuple[int, int]
+    strides: list[int]
+    outputs: list[str]
+
+
+def prepare(registry: Registry, request: LossRequest, max_work_bytes: int) -> Prepared:
+    """Choose the model and make its inputs.
+
+    Args:
+        registry: All models.
+        request: For the loss, or for the assignment.
+        max_work_bytes: Most memory that computing it may need.
+
+    Raises:
+        ServeError: No model fits, or the request's parts do not fit each other.
+    """
+    try:
+        prepared = _prepared(registry, request)
+    except ValueError as error:  # of the grid and the padding, which clients use as well
+        raise BadRequestError(str(error)) from error
+    check_work(prepared.model.contract, prepared.inputs, max_work_bytes)
+    return prepared
+
+
+def _prepared(registry: Registry, request: LossRequest) -> Prepared:
+    if isinstance(request, AssignRequest) and _is_decoded(request):
+        return _decoded(_choose(registry, "assigner", request.model), request)
+    return _raw(_choose(registry, "loss", request.model), request)
+
+
+def _choose(registry: Registry, kind: str, name: str | None) -> Model:
+    models = {model.contract.name: model for model in registry.of_kind(kind)}
+    if not models:
+        raise NotFoundError(f"this server has no model of kind {kind}; export one with `python -m export onnx`")
+    if name is None:
+        return next(iter(models.values()))
+    if name not in models:
+        registry.find(name)
+        raise BadRequestError(f"model {name!r} is not of kind {kind}; those are {', '.join(models)}")
+    return models[name]
+
+
+def _is_decoded(request: AssignRequest) -> bool:
+    return request.pd_scores is not None or request.pd_bboxes is not None
+
+
+def _raw(model: Model, request: LossRequest) -> Prepared:
+    """Inputs of a loss model: maps as they are, or made from flattened predictions."""
+    if isinstance(request, AssignRequest) and request.strides is not None:
+        raise BadRequestError("strides goes with pd_scores and pd_bboxes; a loss model has its own")
+    parameters = model.contract.hyperparameters
+    strides = strides_of(model.contract)
+    if request.feats is not None and request.pred_distri is None and request.pred_scores is None:
+        if len(request.feats) != len(strides):
+            raise BadRequestError(
+                f"feats has {len(request.feats)} maps; model {model.contract.name!r} takes {len(strides)}, "
+                f"one per stride {', '.join(map(str, strides))}"
+            )
+        maps = [read_tensor(f"feats[{level}]", feat, 4) for level, feat in enumerate(request.feats)]
+        height, width = (size * strides[0] for size in maps[0].shape[2:])
+    elif request.feats is None and None not in (request.pred_distri, request.pred_scores, request.imgsz):
+        assert request.imgsz is not None  # noqa: S101 - for the type checker
+        height, width = request.imgsz
+        distri = read_tensor("pred_distri", request.pred_distri, 3)
+        maps = maps_from_flat(distri, read_tensor("pred_scores", request.pred_scores, 3), (height, width), strides)
+    else:
+        raise BadRequestError("give either feats, or all of pred_distri, pred_scores and imgsz")
+    inputs = {f"feat_{level}": feat for level, feat in enumerate(maps)}
+    return _with_boxes(model, request, inputs, maps[0].shape[0], (height, width), strides, parameters["num_classes"])
+
+
+def _decoded(model: Model, request: AssignRequest) -> Prepared:
+    """Inputs of an assigner model."""
+    if request.pd_scores is None or request.pd_bboxes is None or request.imgsz is None:
+        raise BadRequestError("decoded predictions are pd_scores, pd_bboxes and imgsz; give all three")
+    if request.feats is not None or request.pred_distri is not None or request.pred_scores is not None:
+        raise BadRequestError("give either decoded predictions (pd_scores, pd_bboxes) or raw ones, not both")
+    scores = read_tensor("pd_scores", request.pd_scores, 3)
+    strides = request.strides or strides_of(model.contract)
+    points = count_points(request.imgsz, strides)
+    if scores.shape[1] != points:
+        raise BadRequestError(
+            f"pd_scores has {scores.shape[1]} anchor points, but an image of {request.imgsz[0]} x {request.imgsz[1]} "
+            f"has {points} at strides {strides}"
+        )
+    inputs = {
+        "pd_scores": scores,
+        "pd_bboxes": read_tensor("pd_bboxes", request.pd_bboxes, 3),
+        "anc_points": anchor_points(request.imgsz, strides),
+    }
+    return _with_boxes(model, request, inputs, scores.shape[0], request.imgsz, strides, scores.shape[2])
+
+
+def _with_boxes(
+    model: Model,
+    request: LossRequest,
+    inputs: dict[str, Array],
+    images: int,
+    image_size: tuple[int, int],
+    strides: list[int],
+    classes: int,
+) -> Prepared:
+    batch = request.batch
+    truth = pad_ground_truth(batch.batch_idx, batch.cls, batch.bboxes, images, image_size, classes)
+    check_outputs(model.contract, request.outputs)
+    checked = check_inputs(model.contract, {**inputs, **truth._asdict()})
+    return Prepared(model, checked, image_size, strides, list(dict.fromkeys(request.outputs)))

@@ -1,0 +1,70 @@
+"""The protocol on HTTP: rows 7 and 9, the configuration of a model and the list of all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from export.contract import TensorSpec
+from serve.engine.model import Model
+from serve.engine.registry import VERSION, Registry
+from serve.errors import BadRequestError
+from serve.http.body import BodyReader
+from serve.http.replies import reply
+from serve.options import AppOptions
+from serve.tensors.datatypes import wire_name
+from serve.tensors.decode import parse_object
+from serve.v2.routes import Version
+
+BODY_BYTES = 2**16
+
+
+def repository_routes(registry: Registry, options: AppOptions) -> APIRouter:
+    """Configuration and index."""
+    router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+    bodies = BodyReader(BODY_BYTES, pause=options.client_timeout)
+
+    @router.get("/models/{name}/versions/{version}/config", summary="Configuration of one version")
+    @router.get("/models/{name}/config", summary="Configuration of one model")
+    async def config(name: str, version: Version) -> Response:
+        return reply(model_config(registry.find(name, version)))
+
+    @router.post("/repository/index", summary="All models and their states; the body may be empty")
+    async def index(request: Request) -> Response:
+        body = await bodies.read(request.scope, request.receive)
+        ready = parse_object(body).get("ready", False) if len(body) else False
+        if not isinstance(ready, bool):
+            raise BadRequestError(f"ready is {ready!r}; write true or false")
+        entries = (index_entry(model) for model in registry.models.values() if model.ready or not ready)
+        return reply(list(entries))
+
+    return router
+
+
+def model_config(model: Model) -> dict[str, Any]:
+    """A model's configuration in Triton's terms.
+
+    Every axis is among the dims, the first one too, of which callers send as many images as they like.
+    """
+    contract, limits = model.contract, model.batching.limits
+    delay = {"max_queue_delay_microseconds": int(limits.seconds * 1e6)}
+    return {
+        "name": contract.name,
+        "platform": model.platform,
+        "max_batch_size": 0,
+        "input": [_describe(spec) for spec in contract.inputs],
+        "output": [_describe(spec) for spec in contract.outputs],
+        **({"dynamic_batching": delay} if model.batching.on else {}),
+    }
+
+
+def index_entry(model: Model) -> dict[str, Any]:
+    """A model's line in the index."""
+    state, reason = ("READY", "") if model.ready else ("UNAVAILABLE", "it is being loaded")
+    return {"name": model.contract.name, "version": VERSION, "state": state, "reason": reason}
+
+
+def _describe(spec: TensorSpec) -> dict[str, Any]:
+    dims = [axis if isinstance(axis, int) else -1 for axis in spec.axes]
+    return {"name": spec.name, "data_type": f"TYPE_{wire_name(spec.dtype)}", "dims": dims}

@@ -1,0 +1,50 @@
+"""The protocol on HTTP: row 11, what clients know of and this server does not do. It says what to do instead."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from fastapi import APIRouter, Response
+
+from serve.errors import UnsupportedError
+from serve.http.replies import reply
+
+CUDA = "CUDA shared memory is not available; use system shared memory, or send the tensors in the request"
+LOADING = "models cannot be loaded or unloaded here; change the files in --artifacts and start the server again"
+TRACING = "tracing is not available; --log-level debug shows every request"
+LOGGING = "logging cannot be changed here; start the server with another --log-level"
+ROUTES = {
+    "POST /cudasharedmemory/region/{name}/register": CUDA,
+    "POST /cudasharedmemory/region/{name}/unregister": CUDA,
+    "POST /cudasharedmemory/unregister": CUDA,
+    "POST /repository/models/{name}/load": LOADING,
+    "POST /repository/models/{name}/unload": LOADING,
+    "GET /trace/setting": TRACING,
+    "POST /trace/setting": TRACING,
+    "GET /models/{name}/trace/setting": TRACING,
+    "POST /models/{name}/trace/setting": TRACING,
+    "GET /logging": LOGGING,
+    "POST /logging": LOGGING,
+}
+
+
+def unsupported_routes() -> APIRouter:
+    """Routes that are refused, and those that say that there is no CUDA shared memory."""
+    router = APIRouter(prefix="/v2", include_in_schema=False)
+
+    @router.get("/cudasharedmemory/region/{name}/status")
+    @router.get("/cudasharedmemory/status")
+    async def status() -> Response:
+        return reply([])
+
+    for route, reason in ROUTES.items():
+        verb, path = route.split()
+        router.add_api_route(path, _refusing(reason), methods=[verb])
+    return router
+
+
+def _refusing(reason: str) -> Callable[[], Awaitable[Response]]:
+    async def refuse() -> Response:
+        raise UnsupportedError(reason)
+
+    return refuse
