@@ -19,6 +19,7 @@ from serve.http.keys import KeyGuard
 from serve.http.linger import Linger
 from serve.http.observe import Observer
 from serve.http.replies import error_reply, reply
+from serve.openapi import document_requests
 from serve.options import AppOptions
 from serve.v1.routes import add_people_routes
 from serve.v2.dataplane import server_metadata
@@ -68,6 +69,7 @@ def create_app(registry: Registry, options: AppOptions | None = None) -> FastAPI
     app.include_router(shared_memory_routes(options))
     app.include_router(unsupported_routes())
     add_people_routes(app, registry, bodies, options)
+    document_requests(app, registry)
     app.add_exception_handler(ServeError, _refused)
     app.add_exception_handler(HTTPException, _not_routed)
     app.add_exception_handler(ClientGoneError, _gone)

@@ -13,7 +13,6 @@ from serve.engine.registry import Registry
 from serve.errors import BadRequestError, NotReadyError
 from serve.http.body import BodyReader
 from serve.http.gone import unless_gone
-from serve.openapi import document_requests
 from serve.options import AppOptions
 from serve.tensors.datatypes import Array
 from serve.tensors.encode import dump_json
@@ -73,8 +72,6 @@ def add_people_routes(app: FastAPI, registry: Registry, bodies: BodyReader, opti
         """Exactly the loss of one large batch, from the image sums of the workers that share it."""
         body = await bodies.read(request.scope, request.receive)
         return await _reply(lambda: reduce_reply(registry, _parse(ReduceRequest, body)))
-
-    document_requests(app, registry)
 
 
 def _parse(kind: type[AnyRequest], body: memoryview) -> AnyRequest:
