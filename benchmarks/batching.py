@@ -22,7 +22,7 @@ from urllib.request import urlopen
 import uvloop
 from tqdm import tqdm
 
-from benchmarks.load_cases import NUM_CLASSES, Case, Payload, Size, payload_of
+from benchmarks.load.cases import NUM_CLASSES, Case, Payload, Size, payload_of
 from benchmarks.served import Served, serving
 from examples.service import export_once
 

@@ -26,10 +26,10 @@ import uvloop
 from tqdm import tqdm
 
 from benchmarks.load import ARTIFACTS, FORK, NICENESS, fork
-from benchmarks.load_cases import CASES, MIDDLE, NUM_CLASSES, ODD, SMALL, TINY, Case
-from benchmarks.load_client import Client, Plan, Tally
-from benchmarks.load_prepare import prepare
-from benchmarks.load_report import milliseconds
+from benchmarks.load.cases import CASES, MIDDLE, NUM_CLASSES, ODD, SMALL, TINY, Case
+from benchmarks.load.client import Client, Plan, Tally
+from benchmarks.load.prepare import prepare
+from benchmarks.load.report import milliseconds
 from benchmarks.served import Served, start, wait_until_ready
 from examples.service import export_once
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.load_cases import SMALL, TINY, Case
+from benchmarks.load.cases import SMALL, TINY, Case
 from benchmarks.rolling_restart import roll
 
 

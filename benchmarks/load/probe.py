@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
-from benchmarks.load_cases import Payload, head_of
-from benchmarks.load_client import Plan
+from benchmarks.load.cases import Payload, head_of
+from benchmarks.load.client import Plan
 
 PAUSE_SECONDS = 0.02
 WAITS = "expect: 100-continue\r\n"  # the client sends its body only when it is told to

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.load_client import Tally
-from benchmarks.load_probe import Probed
+from benchmarks.load.client import Tally
+from benchmarks.load.probe import Probed
 
 REFUSAL_MS = 50.0
 WARM_UP = 1 / 3  # of the time, after which memory is to stay as it is

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.load_cases import OWNER, Payload, offsets
+from benchmarks.load.cases import OWNER, Payload, offsets
 
 DIRECTORY = Path("/dev/shm")  # noqa: S108 - where Linux keeps these objects
 PREFIX = f"yolo-assigner-load-{os.getpid()}-"

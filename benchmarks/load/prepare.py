@@ -15,10 +15,10 @@ import onnxruntime
 from tqdm import tqdm
 
 from benchmarks import wire_client
-from benchmarks.load_cases import INPUTS, NARROW, OWNER, Case, Payload, inputs_of, offsets, payload_of
-from benchmarks.load_client import Prepared
-from benchmarks.load_memory import PREFIX, fill, make, region_of, written
-from benchmarks.load_probe import URGENT
+from benchmarks.load.cases import INPUTS, NARROW, OWNER, Case, Payload, inputs_of, offsets, payload_of
+from benchmarks.load.client import Prepared
+from benchmarks.load.memory import PREFIX, fill, make, region_of, written
+from benchmarks.load.probe import URGENT
 from serve.tensors.datatypes import NUMPY_TYPES, Array
 
 URGENT_BYTES = 2**20  # of the largest request that is also sent with a deadline

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from benchmarks.load_cases import OWNER, Case, Payload, head_of
-from benchmarks.load_memory import region_of, written
+from benchmarks.load.cases import OWNER, Case, Payload, head_of
+from benchmarks.load.memory import region_of, written
 
 PIECE = 2**18  # bytes that are handed to a connection at once
 REPLY_SECONDS = 120.0

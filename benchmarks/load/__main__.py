@@ -25,18 +25,18 @@ from typing import Any, NamedTuple
 import uvloop
 from tqdm import tqdm
 
-from benchmarks.load_cases import CASES, NUM_CLASSES
-from benchmarks.load_client import Client, Plan, Tally
-from benchmarks.load_memory import PREFIX, objects
-from benchmarks.load_prepare import check_again, check_direct, prepare, regions_for
-from benchmarks.load_probe import Probed, probe, refuse_all
-from benchmarks.load_report import Sample, report
+from benchmarks.load.cases import CASES, NUM_CLASSES
+from benchmarks.load.client import Client, Plan, Tally
+from benchmarks.load.memory import PREFIX, objects
+from benchmarks.load.prepare import check_again, check_direct, prepare, regions_for
+from benchmarks.load.probe import Probed, probe, refuse_all
+from benchmarks.load.report import Sample, report
 from benchmarks.served import Served, serving
 from examples.service import export_once
 
 MIB = 2**20
 ARTIFACTS = Path("out/load")
-RESULTS = Path(__file__).parent / "results" / "load.json"
+RESULTS = Path(__file__).parents[1] / "results" / "load.json"
 PROCESSES, BURST, BURST_EVERY = 2, 24, 4.0
 TICK = 0.5
 NICENESS = 10  # of clients, which in earnest have cores of their own; the probe is like the server

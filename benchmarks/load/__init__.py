@@ -1,0 +1,1 @@
+"""Many clients at a real server for minutes: ``python -m benchmarks.load``."""
