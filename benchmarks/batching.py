@@ -23,10 +23,10 @@ import uvloop
 from tqdm import tqdm
 
 from benchmarks.load.cases import NUM_CLASSES, Case, Payload, Size, payload_of
+from benchmarks.load.processes import ARTIFACTS
 from benchmarks.served import Served, serving
 from examples.service import export_once
 
-ARTIFACTS = Path("out/load")
 RESULTS = Path(__file__).parent / "results" / "batching.json"
 CONNECTIONS, EACH, TURNS = 16, 12, 7
 TARGETS = ("fg_mask", "target_gt_idx", "target_weights")

@@ -25,10 +25,10 @@ from typing import Any
 import uvloop
 from tqdm import tqdm
 
-from benchmarks.load import ARTIFACTS, FORK, NICENESS, fork
 from benchmarks.load.cases import CASES, MIDDLE, NUM_CLASSES, ODD, SMALL, TINY, Case
 from benchmarks.load.client import Client, Plan, Tally
 from benchmarks.load.prepare import prepare
+from benchmarks.load.processes import ARTIFACTS, FORK, NICENESS, fork
 from benchmarks.load.report import milliseconds
 from benchmarks.served import Served, start, wait_until_ready
 from examples.service import export_once

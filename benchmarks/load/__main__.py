@@ -12,15 +12,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import multiprocessing
 import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import uvloop
 from tqdm import tqdm
@@ -30,19 +29,17 @@ from benchmarks.load.client import Client, Plan, Tally
 from benchmarks.load.memory import PREFIX, objects
 from benchmarks.load.prepare import check_again, check_direct, prepare, regions_for
 from benchmarks.load.probe import Probed, probe, refuse_all
+from benchmarks.load.processes import ARTIFACTS, FORK, NICENESS, fork
 from benchmarks.load.report import Sample, report
 from benchmarks.served import Served, serving
 from examples.service import export_once
 
 MIB = 2**20
-ARTIFACTS = Path("out/load")
 RESULTS = Path(__file__).parents[1] / "results" / "load.json"
 PROCESSES, BURST, BURST_EVERY = 2, 24, 4.0
 TICK = 0.5
-NICENESS = 10  # of clients, which in earnest have cores of their own; the probe is like the server
 # Objects of shared memory that are open at the moment, the probe's connection, and those of clients that hung up.
 SPARE_DESCRIPTORS = 40
-FORK = multiprocessing.get_context("fork")  # clients share the requests and the memory that this process has made
 
 
 class Limits(NamedTuple):
@@ -107,14 +104,6 @@ def run(server: Served, plan: Plan, connections: int, until: float) -> tuple[Tal
     for tally in tallies:
         total.add(tally)
     return total, probed, samples
-
-
-def fork(work: Callable[..., None], *values: Any) -> Connection:
-    """Start a process that ends by itself; what it sends through its last argument comes here."""
-    ours, theirs = FORK.Pipe(duplex=False)
-    FORK.Process(target=work, args=(*values, theirs), daemon=True).start()
-    theirs.close()  # so that the end of a process that failed is an error here and no endless wait
-    return ours
 
 
 def _work(plan: Plan, owners: Sequence[int], extra: Sequence[int], results: Connection) -> None:
