@@ -98,7 +98,7 @@ def _watch(registry: Registry, options: AppOptions) -> None:
     metrics.watch("models_ready", "Models that can be used.", lambda: sum(model.ready for model in models))
     metrics.watch("queued_requests", "Requests in or before an engine.", lambda: sum(model.queued for model in models))
     for model in models:
-        model.on_executed = metrics.executed
+        model.on_called, model.on_waited = metrics.called, metrics.waited
 
 
 async def _load(registry: Registry, options: AppOptions) -> None:

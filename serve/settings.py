@@ -97,6 +97,12 @@ class Settings(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _wait_for_somebody(self) -> Self:
+        if self.batch_wait and self.batch_images == 1:
+            raise ValueError("batch_wait does nothing alone; give batch_images, the most images of a call, too")
+        return self
+
+    @model_validator(mode="after")
     def _both_tls_files(self) -> Self:
         if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
             raise ValueError("ssl_certfile and ssl_keyfile go together; give both")

@@ -14,7 +14,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent.parent
 # What decides the figures: a change of documentation does not make them old.
-SOURCES = ("yolo_loss", "export", "serve/runners", "benchmarks/gpu", "benchmarks/contenders.py")
+SOURCES = ("yolo_loss", "export", "serve/engine/runners", "benchmarks/gpu", "benchmarks/contenders.py")
 PACKAGES = (
     *("torch", "triton", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx_cu13_libs"),
     *("cuda-bindings", "ultralytics"),

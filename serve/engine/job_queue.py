@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -33,17 +34,13 @@ class Done(NamedTuple):
 
     Attributes:
         arrays: Its outputs.
-        began_ns: When the call of the engine began, by ``time.monotonic_ns``.
-        ended_ns: When it ended.
-        images: Of the whole call.
-        leads: Of the requests of a call one does, so that calls can be counted.
+        began_ns: When the engine began with it, by ``time.monotonic_ns``.
+        ended_ns: When it was done.
     """
 
     arrays: dict[str, Array]
     began_ns: int
     ended_ns: int
-    images: int
-    leads: bool
 
 
 @dataclass(eq=False)
@@ -54,12 +51,14 @@ class Job:
         request: What to compute.
         likeness: Jobs of one likeness may be computed together; None: with no other.
         work_bytes: Memory that it may need.
+        wait_until: It is not to wait for others after this, by ``time.monotonic``.
         future: Where its outcome goes; cancelled when nobody waits any more.
     """
 
     request: Request
     likeness: Hashable = None
     work_bytes: int = 0
+    wait_until: float = math.inf
     future: Future[Done] = field(default_factory=Future)
 
 
@@ -82,20 +81,31 @@ class JobQueue:
             self._waiting.append(job)
             self._changed.notify()
 
+    def discard(self, job: Job) -> None:
+        """Give a job up, and its inputs back, unless the engine has begun with it."""
+        job.future.cancel()
+        with self._changed:
+            if job in self._waiting:
+                self._waiting.remove(job)
+            self._changed.notify()  # others may be waited for in its name alone
+
     def take(self) -> list[Job]:
         """The jobs that are to be computed next, together, marked as running.
 
         Waits for others only while there is something to compute, and nothing else to do.
 
         Returns:
-            One or more; none when the first one was cancelled, or had been taken together with an earlier one.
+            One or more; none when all were cancelled, or had been taken together with an earlier one.
         """
         with self._changed:
             if not self._waiting:
                 return []
             jobs = [self._waiting.popleft()]
             until = time.monotonic() + self._limits.seconds
-            while self._gather(jobs) and (left := until - time.monotonic()) > 0:
+            while self._gather(jobs):
+                left = min(until, *(job.wait_until for job in jobs)) - time.monotonic()
+                if left <= 0:
+                    break
                 self._changed.wait(left)
         return [job for job in jobs if job.future.set_running_or_notify_cancel()]
 

@@ -17,6 +17,7 @@ from serve.tensors.datatypes import Array
 MERGEABLE = ("assigner", "loss")
 GROUND_TRUTH = ("gt_labels", "gt_bboxes", "mask_gt")
 SHARED = "anc_points"  # of all images of a request
+MOST_POINTS = 2**20  # bytes of them, which are copied and compared where all requests pass
 SUMS = "image_sums"
 # What is made from the sums.
 FINISHED = ("loss", "loss_items")
@@ -45,20 +46,22 @@ class Request(NamedTuple):
 
 
 def likeness(request: Request) -> Hashable:
-    """What requests must have in common to be put together.
+    """What requests must have in common to be put together; None: this one goes alone.
 
     The outputs, the sizes of everything but the numbers of images and slots, the anchor points, and slots to a power of
     two, so that padding at most doubles them and no request without slots is padded.
     """
     sizes = tuple((name, array.shape[1:]) for name, array in request.inputs.items() if name not in GROUND_TRUTH)
-    points = request.inputs[SHARED].tobytes() if SHARED in request.inputs else b""
-    return frozenset(request.outputs), sizes, points, request.slots.bit_length()
+    shared = request.inputs.get(SHARED, np.empty(0))
+    if shared.nbytes > MOST_POINTS:
+        return None
+    return frozenset(request.outputs), sizes, shared.tobytes(), request.slots.bit_length()
 
 
 def computed_outputs(outputs: Sequence[str]) -> list[str]:
-    """What the engine computes for these outputs."""
-    names = [name for name in outputs if name not in FINISHED]
-    return names if len(names) == len(outputs) or SUMS in names else [*names, SUMS]
+    """What the engine computes for these outputs: what is made from sums, too, so that no other graph is needed."""
+    finished = any(name in FINISHED for name in outputs)
+    return [*outputs, SUMS] if finished and SUMS not in outputs else list(outputs)
 
 
 def merge(requests: Sequence[Request]) -> dict[str, Array]:
@@ -86,8 +89,9 @@ def split(contract: Contract, requests: Sequence[Request], computed: Mapping[str
         For each request, in their order, the outputs that it asked for.
     """
     ends = np.cumsum([request.images for request in requests])
+    of_images = {name: array for name, array in computed.items() if name not in FINISHED}
     return [
-        _own(contract, request, {name: array[end - request.images : end] for name, array in computed.items()})
+        _own(contract, request, {name: array[end - request.images : end] for name, array in of_images.items()})
         for request, end in zip(requests, ends, strict=True)
     ]
 
@@ -111,7 +115,8 @@ def _own(contract: Contract, request: Request, rows: dict[str, Array]) -> dict[s
 
 def _finish(sums: Array, gains: Sequence[float]) -> dict[str, Array]:
     """The loss as the graph makes it, in float32 and the graph's order: its results are equal to the bit on a CPU."""
-    total = np.add.reduce(sums, axis=0, dtype=np.float32)  # row by row
-    items = total[:3] / np.maximum(total[3], np.float32(1)) * np.array(gains, np.float32)
-    loss = (items[0] + items[1] + items[2]) * np.float32(len(sums))
+    with np.errstate(all="ignore"):  # predictions without bounds have losses without
+        total = np.add.reduce(sums, axis=0, dtype=np.float32)  # row by row
+        items = total[:3] / np.maximum(total[3], np.float32(1)) * np.array(gains, np.float32)
+        loss = (items[0] + items[1] + items[2]) * np.float32(len(sums))
     return {"loss": np.asarray(loss, np.float32), "loss_items": items}

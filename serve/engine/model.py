@@ -7,10 +7,11 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
 from export.contract import Contract
 from serve.engine.batching import Batching
-from serve.engine.job_queue import BatchLimits, Done, Job, JobQueue
+from serve.engine.job_queue import BatchLimits, Done, JobQueue
 from serve.engine.merge import Request
 from serve.engine.runners.base import Runner, UnfitRequestError
 from serve.engine.stats import ModelStats
@@ -35,7 +36,8 @@ class Model:
         stats: What it has done.
         queued: Requests that wait for the thread or are in it.
         batching: How requests become calls of the runner.
-        on_executed: Told of every call of the runner: name, images, nanoseconds of waiting, nanoseconds of computing.
+        on_called: Told of every call of the runner: name, images, nanoseconds.
+        on_waited: Told how long every answered request waited for its call: name, nanoseconds.
     """
 
     def __init__(self, contract: Contract, runner: Runner, limits: BatchLimits = BatchLimits()) -> None:  # noqa: B008
@@ -43,8 +45,9 @@ class Model:
         self.ready = False
         self.stats = ModelStats()
         self.queued = 0
-        self.batching = Batching(contract, runner, limits)
-        self.on_executed: Callable[[str, int, int, int], None] = _nobody
+        self.batching = Batching(contract, runner, limits, self._called)
+        self.on_called: Callable[[str, int, int], None] = _nobody
+        self.on_waited: Callable[[str, int], None] = _nobody
         self._runner = runner
         self._queue = JobQueue(limits)
         # One thread of its own: calls queue up here and never in a pool that others need.
@@ -59,7 +62,8 @@ class Model:
 
     async def load(self) -> None:
         """Bring the runner up."""
-        await asyncio.get_running_loop().run_in_executor(self._worker, self.batching.load)
+        self._loop = asyncio.get_running_loop()
+        await self._loop.run_in_executor(self._worker, self.batching.load)
         self.ready = True
 
     async def infer(
@@ -81,7 +85,7 @@ class Model:
         if not self.ready:
             raise NotReadyError(f"model {self.contract.name!r} is still being loaded; try again in a moment")
         asked = time.monotonic_ns()
-        job = self.batching.job(Request(inputs, tuple(outputs)))
+        job = self.batching.job(Request(inputs, tuple(outputs)), deadline)
         self.queued += 1
         try:
             self._queue.put(job)
@@ -95,26 +99,39 @@ class Model:
             raise self._failure(inputs, error) from error
         finally:
             self.queued -= 1
-        waited, computed = done.began_ns - asked, done.ended_ns - done.began_ns
-        self.stats.executed(waited, computed)
-        if done.leads:
-            self.stats.called(done.images, computed)
-            self.on_executed(self.contract.name, done.images, waited, computed)
+            self._queue.discard(job)
+        waited = done.began_ns - asked
+        self.stats.executed(waited, done.ended_ns - done.began_ns)
+        self.on_waited(self.contract.name, waited)
         return done.arrays
 
     def _step(self) -> None:
         """In the engine's thread: compute what is next. Every request has a step, so none is left."""
-        jobs: list[Job] = self._queue.take()
+        jobs = self._queue.take()
         if not jobs:
             return
         began = time.monotonic_ns()
-        outcomes = self.batching.compute([job.request for job in jobs])
-        ended, images = time.monotonic_ns(), sum(job.request.images for job in jobs)
-        for place, (job, outcome) in enumerate(zip(jobs, outcomes, strict=True)):
+        try:
+            outcomes = self.batching.compute([job.request for job in jobs])
+        except BaseException as error:
+            for job in jobs:
+                job.future.set_exception(RuntimeError(f"the engine's thread ended with {type(error).__name__}"))
+            raise
+        ended = time.monotonic_ns()
+        for job, outcome in zip(jobs, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 job.future.set_exception(outcome)
             else:
-                job.future.set_result(Done(outcome, began, ended, images, place == 0))
+                job.future.set_result(Done(outcome, began, ended))
+
+    def _called(self, images: int, nanoseconds: int) -> None:
+        """In the engine's thread: the runner has been called. Counted where all else is."""
+        with suppress(RuntimeError):  # the loop may be closed already
+            self._loop.call_soon_threadsafe(self._count, images, nanoseconds)
+
+    def _count(self, images: int, nanoseconds: int) -> None:
+        self.stats.called(images, nanoseconds)
+        self.on_called(self.contract.name, images, nanoseconds)
 
     async def _until(self, work: Future[Done], deadline: float | None) -> Done:
         """Wait for work; what has not begun at the deadline is taken back."""

@@ -69,7 +69,8 @@ def check_work(contract: Contract, inputs: Mapping[str, Array], limit: int) -> N
 def most_work(contract: Contract, inputs: Mapping[str, Array]) -> int:
     """Bytes that are enough whatever boxes there are, also when slots are padded to the next power of two less one."""
     images, slots, anchors = _sizes(contract, inputs)
-    return math.ceil(images * (1 << slots.bit_length()) * anchors * MOST_PER_CELL)
+    per_cell = PER_PAIR["dense"] if contract.formulation == "dense" else MOST_PER_CELL
+    return math.ceil(images * (1 << slots.bit_length()) * anchors * per_cell)
 
 
 def work_of(contract: Contract, inputs: Mapping[str, Array]) -> Work:

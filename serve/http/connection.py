@@ -45,6 +45,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._beside_body = 0  # bytes in a row that were no body and completed nothing
         self._got_body = False
         self._dropped, self._dropped_since = 0, 0.0
+        self._running: Any = None  # whose reply is being made; the cycle of uvicorn is the last one that came
         self._reading = Timer()
         self._writing = WriteWatch(self.client_timeout, self._cut_off)
 
@@ -78,6 +79,8 @@ class GuardedProtocol(HttpToolsProtocol):
         """The end of a head."""
         self._in_head = False
         super().on_headers_complete()
+        if not self.pipeline:
+            self._running = self.cycle
 
     def on_body(self, body: bytes) -> None:
         """A piece of a body."""
@@ -91,6 +94,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """The end of a reply, which may come before that of its request."""
+        if self.pipeline:
+            self._running = self.pipeline[-1][0]
         super().on_response_complete()
         self._dropped, self._dropped_since = 0, self.loop.time()
         if self.transport.is_closing():
@@ -166,14 +171,24 @@ class GuardedProtocol(HttpToolsProtocol):
         """Answer in the form of all errors, and close."""
         if self.transport.is_closing():
             return
-        if self._busy and not self.cycle.more_body:
+        whole = self._last_whole()
+        if whole is not None:
             # What is wrong comes after requests that are whole: they get their replies first.
-            self.cycle.keep_alive = False
+            whole.keep_alive = False
             self.flow.pause_reading()
             return
         if not (self._busy and self.cycle.response_started):
             self.transport.write(_answer(status, text, self.server_state.default_headers))
         self._close()
+
+    def _last_whole(self) -> Any:
+        """The last request that has come whole and has no whole reply; one behind it that has not is dropped."""
+        if self._busy and not self.cycle.more_body:
+            return self.cycle
+        if not self.pipeline:
+            return None
+        self.pipeline.popleft()
+        return self.pipeline[0][0] if self.pipeline else self._running
 
     def timeout_keep_alive_handler(self) -> None:
         """Nothing came for long."""

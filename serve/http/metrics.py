@@ -26,6 +26,7 @@ REASONS = {
     403: "wrong_key",
     404: "not_found",
     405: "wrong_verb",
+    408: "too_slow",
     413: "too_large",
     500: "engine",
     501: "unsupported",
@@ -72,9 +73,12 @@ class Metrics:
         if status >= min(REASONS):
             self._failures.labels(route, REASONS.get(status, "other")).inc()
 
-    def executed(self, model: str, images: int, queue_ns: int, engine_ns: int) -> None:
+    def waited(self, model: str, nanoseconds: int) -> None:
+        """A request has waited so long for its engine."""
+        self._queue.labels(model).observe(nanoseconds / 1e9)
+
+    def called(self, model: str, images: int, engine_ns: int) -> None:
         """An engine has run."""
-        self._queue.labels(model).observe(queue_ns / 1e9)
         self._engine.labels(model).observe(engine_ns / 1e9)
         self._images.labels(model).observe(images)
 

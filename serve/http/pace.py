@@ -32,9 +32,9 @@ class Pace:
         self._received += size
         if self._pause is None or (now := self._clock()) < self._again or not size:
             return
-        self._again = now + GRAIN * self._pause
         slowest = self._begun + self._received / SLOWEST
-        self._timeout.reschedule(min(now + GRAIN * self._pause, slowest) + self._pause)
+        self._again = min(now + GRAIN * self._pause, slowest)
+        self._timeout.reschedule(self._again + self._pause)
 
 
 @asynccontextmanager

@@ -17,7 +17,7 @@ from serve.engine.model import Model
 from serve.engine.registry import open_artifacts
 from serve.engine.runners.base import UnfitRequestError
 from serve.engine.runners.choice import RunnerOptions
-from serve.errors import InferenceError, TooLateError
+from serve.errors import InferenceError
 from serve.tensors.datatypes import Array
 from tests.serve.conftest import Live, assigner_inputs, binary_rows, loss_inputs, start, stop
 from tests.serve.test_app import CONTRACT
@@ -209,16 +209,87 @@ def test_nobody_waits_for_others_while_another_kind_of_request_is_there() -> Non
     asyncio.run(scenario())
 
 
-def test_deadlines_and_cancellation_hold_while_others_are_waited_for() -> None:
+def test_nobody_waits_for_others_until_it_is_too_late() -> None:
+    async def scenario() -> None:
+        model = await loaded(Rows(), BatchLimits(images=100, seconds=30))
+        begun = time.monotonic()
+        assert await ask(model, 0.2, seconds=2) == 1.0
+        assert time.monotonic() - begun < 2
+        assert list(await asyncio.gather(ask(model, 0.5), ask(model, 0.2, seconds=1))) == [2.5, 1.0]
+        assert time.monotonic() - begun < 4
+        model.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("seconds", [None, 60.0])
+def test_who_hangs_up_is_no_longer_waited_for(seconds: float | None) -> None:
     async def scenario() -> None:
         runner = Rows()
         model = await loaded(runner, BatchLimits(images=100, seconds=0.4))
-        patient, gone = asyncio.create_task(ask(model, 0.5)), asyncio.create_task(ask(model, 0.1))
-        with pytest.raises(TooLateError):
-            await ask(model, 0.2, seconds=0.05)
+        patient, gone = asyncio.create_task(ask(model, 0.5)), asyncio.create_task(ask(model, 0.1, seconds=seconds))
+        await asyncio.sleep(0.1)
         gone.cancel()
         assert await patient == 2.5
         assert runner.calls == [1]
+        alone = asyncio.create_task(ask(model, 0.1, seconds=seconds))
+        await asyncio.sleep(0.1)
+        begun = time.monotonic()
+        alone.cancel()
+        await asyncio.gather(alone, return_exceptions=True)
+        assert await ask(model, 0.5, seconds=1) == 2.5
+        assert time.monotonic() - begun < 2
+        model.close()
+
+    asyncio.run(scenario())
+
+
+def test_an_engine_whose_thread_fails_in_a_strange_way_is_an_error() -> None:
+    """And nobody waits for ever."""
+
+    class Exits(Rows):
+        def infer(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+            if (inputs["pd_scores"] == 2.0).any():
+                raise SystemExit
+            return super().infer(inputs, outputs)
+
+    async def scenario() -> None:
+        model = await loaded(Exits(), BatchLimits())
+        with pytest.raises(InferenceError):
+            await asyncio.wait_for(ask(model, 2.0), 5)
+        assert await ask(model, 0.5) == 2.5
+        model.close()
+
+    asyncio.run(scenario())
+
+
+def test_an_engine_for_large_batches_alone_is_served_one_by_one(caplog: pytest.LogCaptureFixture) -> None:
+    class FourAtLeast(Rows):
+        def infer(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+            if len(inputs["pd_scores"]) < 4:
+                raise UnfitRequestError("axis B is less than 4")
+            return super().infer(inputs, outputs)
+
+    async def scenario() -> None:
+        model = await loaded(FourAtLeast(), BatchLimits(images=16))
+        assert not model.batching.on
+        assert "less than 4" in caplog.text
+        assert await ask(model, 0.5, images=4) == 2.5
+        model.close()
+
+    asyncio.run(scenario())
+
+
+def test_calls_are_counted_as_they_are_made() -> None:
+    async def scenario() -> None:
+        model = await loaded(Rows(), BatchLimits(images=8, seconds=0.1))
+        await asyncio.gather(ask(model, 0.25), ask(model, 0.5), ask(model, 2.0), return_exceptions=True)
+        await asyncio.gather(ask(model, 0.25), ask(model, 0.5))
+        await asyncio.sleep(0)
+        # Three together failed; two of them were answered alone; then there was one call for two.
+        assert model.stats.execution_count == 3
+        assert model.stats.inference_count == 4
+        assert sorted(model.stats.batches) == [1, 2]
         model.close()
 
     asyncio.run(scenario())

@@ -60,8 +60,12 @@ class Queue:
 
     def infer(self, mark: float, seconds: float | None = None) -> asyncio.Task[dict[str, Array]]:
         """Ask for scores of one value."""
+        return asyncio.create_task(self.ask(mark, seconds))
+
+    async def ask(self, mark: float, seconds: float | None = None) -> dict[str, Array]:
+        """The same, to be awaited."""
         deadline = AppOptions(request_timeout=seconds).deadline()
-        return asyncio.create_task(self.model.infer(inputs(mark), ["target_weights"], deadline))
+        return await self.model.infer(inputs(mark), ["target_weights"], deadline)
 
     async def __aenter__(self) -> Queue:
         await self.model.load()
@@ -105,11 +109,12 @@ def test_what_has_begun_before_its_deadline_is_answered() -> None:
     asyncio.run(scenario())
 
 
-def test_work_of_a_caller_who_hung_up_is_dropped() -> None:
+@pytest.mark.parametrize("seconds", [None, 60.0])
+def test_work_of_a_caller_who_hung_up_is_dropped(seconds: float | None) -> None:
     async def scenario() -> None:
         async with Queue() as queue:
             messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-            gone = asyncio.create_task(unless_gone(messages.get, queue.model.infer(inputs(2.0), ["target_weights"])))
+            gone = asyncio.create_task(unless_gone(messages.get, queue.ask(2.0, seconds)))
             other = queue.infer(3.0)
             await asyncio.sleep(0.05)
             await messages.put({"type": "http.disconnect"})
