@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope
 
@@ -13,6 +15,7 @@ from serve.tensors.buffers import BufferPool
 
 ALIGNMENT = 64  # bytes: a cache line, and enough for any vector instruction
 LONGEST_NUMBER = 18  # digits
+REMEDY = "send fewer images, FP16, or raise --max-request-bytes"
 
 
 def header_number(headers: Headers, name: str) -> int | None:
@@ -36,12 +39,16 @@ class BodyReader:
         limit: Most bytes of a body, before and after decompression. As much memory is kept between requests.
         json_limit: Most bytes of JSON in it; as of the body when None.
         pause: Seconds that a caller may send nothing; None: for ever.
+        remedy: What a caller can do who sent too much.
     """
 
-    def __init__(self, limit: int, json_limit: int | None = None, pause: float | None = None) -> None:
+    def __init__(
+        self, limit: int, json_limit: int | None = None, pause: float | None = None, remedy: str = REMEDY
+    ) -> None:
         self._limit = limit
         self._json_limit = limit if json_limit is None else json_limit
         self._pause = pause
+        self._remedy = remedy
         self._pool = BufferPool(limit + ALIGNMENT)
 
     async def read(self, scope: Scope, receive: Receive, json_length: int | None = None) -> memoryview:
@@ -79,7 +86,7 @@ class BodyReader:
         else:
             raw = await unpack(raw, encoding, limit, holder(scope))
         body = self._aligned(len(raw), json_length or 0)
-        body[:] = raw
+        await asyncio.to_thread(_copy, raw, body)
         return body
 
     def _bound(self, json_length: int | None) -> Limit:
@@ -90,7 +97,7 @@ class BodyReader:
                 return as_json
         elif json_length <= self._limit:  # else it is wrong, which its reader says
             as_json.check(json_length, "has")
-        return Limit("the body", self._limit, "send fewer images, FP16, or raise --max-request-bytes")
+        return Limit("the body", self._limit, self._remedy)
 
     def _aligned(self, length: int, json_length: int) -> memoryview:
         """Memory of any content in which byte ``json_length`` is aligned."""
@@ -131,4 +138,9 @@ async def _collect(receive: Receive, limit: Limit, pace: Pace) -> bytes:
         size += len(parts[-1])
         limit.check(size, "already has")
         more = message.get("more_body", False)
-    return b"".join(parts)
+    return await asyncio.to_thread(b"".join, parts)
+
+
+def _copy(raw: bytes, body: memoryview) -> None:
+    """In a thread: others are not to wait for many megabytes."""
+    body[:] = raw

@@ -20,7 +20,21 @@ from serve.tensors.encode import dump_json
 MOST_HEAD = 2**16  # bytes of a request's head; likewise of trailers, and of what stands between two pieces of a body
 MOST_HEADERS = 256
 BAD, SLOW, LARGE = 400, 408, 431
+# What is overridden or used below and is no public part of uvicorn.
+NEEDED = (
+    *(
+        "_unsupported_upgrade_warning",
+        "_unset_keepalive_if_required",
+        "send_400_response",
+        "timeout_keep_alive_handler",
+    ),
+    *("on_message_begin", "on_header", "on_headers_complete", "on_body", "on_message_complete", "on_response_complete"),
+)
 logger = logging.getLogger("serve")
+if missing := [name for name in NEEDED if not hasattr(HttpToolsProtocol, name)]:
+    raise ImportError(
+        f"this uvicorn has no {', '.join(missing)}, which guard connections; install the one of constraints.txt"
+    )
 
 
 def protocol(client_timeout: float | None) -> type[asyncio.Protocol]:
@@ -66,6 +80,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """The first byte of a head."""
         super().on_message_begin()
+        self._reading.stop()  # it was for what came before
         self._in_message = self._in_head = True
 
     def on_header(self, name: bytes, value: bytes) -> None:

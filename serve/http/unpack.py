@@ -62,7 +62,7 @@ async def unpack(raw: bytes, encoding: str, limit: Limit, hold: Callable[[int], 
             f"the {encoding} body is incomplete, or other bytes follow it; send one {encoding} stream"
         )
     hold(size)
-    return b"".join(parts)
+    return await asyncio.to_thread(b"".join, parts)
 
 
 def _step(unpacker: zlib._Decompress, piece: bytes, room: int, encoding: str) -> bytes:

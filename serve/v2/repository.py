@@ -23,7 +23,7 @@ BODY_BYTES = 2**16
 def repository_routes(registry: Registry, options: AppOptions) -> APIRouter:
     """Configuration and index."""
     router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
-    bodies = BodyReader(BODY_BYTES, pause=options.client_timeout)
+    bodies = BodyReader(BODY_BYTES, pause=options.client_timeout, remedy="send what the protocol asks for")
 
     @router.get("/models/{name}/versions/{version}/config", summary="Configuration of one version")
     @router.get("/models/{name}/config", summary="Configuration of one model")

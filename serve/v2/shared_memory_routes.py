@@ -19,7 +19,7 @@ def shared_memory_routes(options: AppOptions) -> APIRouter:
     """Status, register and unregister. While shared memory is switched off, that is what they say."""
     regions = options.regions
     router = APIRouter(prefix="/v2/systemsharedmemory", tags=["Open Inference Protocol"])
-    bodies = BodyReader(BODY_BYTES, pause=options.client_timeout)
+    bodies = BodyReader(BODY_BYTES, pause=options.client_timeout, remedy="send what the protocol asks for")
 
     def switched_on() -> Regions:
         if regions is None:

@@ -64,3 +64,14 @@ def test_a_head_that_stops_behind_a_good_request(strict: Live) -> None:
     with Wire(strict.port) as wire:
         wire.write([GOOD.head() + GOOD.body + GOOD.head()[:10]])
         assert [wire.reply().status, wire.reply().status] == [200, 408]
+
+
+def test_what_breaks_off_behind_whole_requests_does_not_take_their_replies(strict: Live) -> None:
+    """They are still computed when it comes, and get their replies before the end."""
+    whole = GOOD.head() + GOOD.body
+    broken = b"POST /v2/models/loss/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
+    for count in (1, 2, 3):
+        with Wire(strict.port) as wire:
+            wire.write([whole * count + broken])
+            assert [wire.reply().status for _ in range(count)] == [200] * count
+            assert wire.ended()
