@@ -7,20 +7,19 @@ from collections.abc import Callable, Collection
 from functools import cache, partial
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from benchmarks.parity import as_dict
 from export.hyperparameters import Hyperparameters
-from export.onnx_export import export_onnx
 from export.samples import Case, pyramid, ragged_batch, sample_assigner_inputs, sample_loss_inputs
 from export.specs import input_specs
-from models import DetectionModel, DetectorConfig
-from serve.engine.runners.onnx_runtime import OnnxRuntimeRunner
 from yolo_loss import PRESETS, GroundTruth, TaskAlignedAssigner, v8DetectionLoss
 from yolo_loss.assigner import FORMULATIONS
+
+if TYPE_CHECKING:
+    from serve.engine.runners.onnx_runtime import OnnxRuntimeRunner
 
 STRIDES = (8.0, 16.0, 32.0)
 PRESET = "ultralytics-8.4"
@@ -109,6 +108,9 @@ def formulations(setting: Setting) -> dict[str, Contender]:
 def _losses(setting: Setting) -> dict[str, Callable[[], Contender]]:
     from ultralytics.utils.loss import v8DetectionLoss as Reference
 
+    from benchmarks.parity import as_dict
+    from models import DetectionModel, DetectorConfig
+
     feats, *rest = sample_loss_inputs(setting.case, STRIDES, 16, seed=1)
     batch = ragged_batch(GroundTruth(*rest), (setting.image, setting.image))
     model = DetectionModel(DetectorConfig("n", nc=setting.classes))
@@ -150,6 +152,9 @@ def _backward(loss: Tensor, leaves: list[Tensor]) -> None:
 @cache
 def _engine(kind: str, classes: int, formulation: str) -> OnnxRuntimeRunner:
     """Our exported model as the server runs it."""
+    from export.onnx_export import export_onnx
+    from serve.engine.runners.onnx_runtime import OnnxRuntimeRunner
+
     numbers = Hyperparameters(num_classes=classes, preset=PRESET)
     path, contract = export_onnx(kind, numbers, Path(mkdtemp()), formulation=formulation)
     engine = OnnxRuntimeRunner(path, contract.default_outputs)

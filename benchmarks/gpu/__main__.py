@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from benchmarks.gpu import models
 from benchmarks.gpu.environment import ROOT, key_of
-from benchmarks.gpu.parts import Plan, make_parts, part_names, run_parts
+from benchmarks.gpu.parts import Plan, make_parts
+from benchmarks.gpu.run_parts import run_parts
 from benchmarks.gpu.store import Store
 from benchmarks.gpu.supervise import supervise
-from benchmarks.gpu.table import report
+from benchmarks.gpu.table import checks_of, report
 
 RESULTS = ROOT / "benchmarks" / "results" / "gpu.json"
 NOT_USABLE = 3
@@ -31,12 +33,14 @@ def main(words: list[str] | None = None) -> int:
     if device.type == "cuda" and not torch.cuda.is_available():
         print(f"torch {torch.__version__} sees no GPU; see whether nvidia-smi lists one", file=sys.stderr)
         return 2
-    plan = Plan(device, options.quick, tuple(options.models))
+    plan = Plan(device, options.quick, tuple(options.models), tuple(options.without))
     store = Store(options.out, key_of(device, options.quick))
     if options.worker:
         return work(plan, store, options.minutes * 60, options.skip)
     started = time.monotonic()
-    names = part_names(plan)
+    names = list(make_parts(plan, store, print))
+    store.forgive(options.again)
+    store.reopen(options.without)
     if options.alone:
         work(plan, store, options.minutes * 60, [])
     else:
@@ -45,7 +49,7 @@ def main(words: list[str] | None = None) -> int:
     text = report(store, names)
     options.out.with_suffix(".md").write_text(text, encoding="utf-8")
     print(f"\n{text}\n{options.out} and its table beside it, {time.monotonic() - started:.0f} s")
-    return 0 if all(store.is_done(name) for name in names) and right(store) else 1
+    return 0 if all(store.is_done(name) for name in names) and right(store, names) else 1
 
 
 def parser() -> argparse.ArgumentParser:
@@ -58,6 +62,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--device", help="the GPU where there is one, else cpu")
     made.add_argument("--quick", action="store_true", help="small and few: to see that everything works")
     made.add_argument("--alone", action="store_true", help="in this process; a crash then ends all of it")
+    made.add_argument("--without", nargs="+", default=[], metavar="NAME", help="contenders to leave out")
+    made.add_argument("--again", nargs="+", default=[], metavar="NAME", help="that broke the device before: run them")
     made.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     made.add_argument("--skip", nargs="*", default=[], help=argparse.SUPPRESS)
     return made
@@ -85,9 +91,11 @@ def usable(device: torch.device) -> bool:
         return False
 
 
-def right(store: Store) -> bool:
-    """Every comparison is within its limit."""
-    return all(check["ok"] for check in store.result("correctness") or [])
+def right(store: Store, names: Sequence[str]) -> bool:
+    """Every comparison is within its limit, nothing waits for the GPU that must not, and nothing broke it."""
+    return not store.all_broken() and all(
+        check["ok"] for check in [*checks_of(store, names), *(store.result("waiting") or [])]
+    )
 
 
 if __name__ == "__main__":

@@ -13,8 +13,12 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).parent.parent.parent
-# What decides the figures: a change of documentation does not make them old.
+# What decides the figures: a change of documentation does not make them old, nor one of what only keeps or prints them.
 SOURCES = ("yolo_loss", "export", "serve/engine/runners", "benchmarks/gpu", "benchmarks/contenders.py")
+NOT_COUNTED = tuple(
+    f"benchmarks/gpu/{name}.py"
+    for name in ("__main__", "goals", "progress", "run_parts", "store", "supervise", "table")
+)
 PACKAGES = (
     *("torch", "triton", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx_cu13_libs"),
     *("cuda-bindings", "ultralytics"),
@@ -85,13 +89,25 @@ def commit() -> str:
     return _output("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD") or "not known"
 
 
-def code_hash() -> str:
-    """Of all source files that take part."""
+def code_hash(root: Path = ROOT) -> str:
+    """Of all source files that take part.
+
+    Args:
+        root: Of the checkout.
+
+    Raises:
+        FileNotFoundError: One of ``SOURCES`` or ``NOT_COUNTED`` is not there: it was moved, and its name is old.
+    """
+    for source in (*SOURCES, *NOT_COUNTED):
+        if not (root / source).exists():
+            raise FileNotFoundError(f"{source} is not in {root}; correct its name in benchmarks/gpu/environment.py")
     digest = hashlib.sha256()
     for source in SOURCES:
-        path = ROOT / source
+        path = root / source
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(str(file.relative_to(ROOT)).encode() + file.read_bytes())
+            name = file.relative_to(root).as_posix()
+            if name not in NOT_COUNTED:
+                digest.update(name.encode() + file.read_bytes())
     return digest.hexdigest()[:12]
 
 

@@ -1,13 +1,21 @@
 """The bytes that must move, and how long that takes at the speed at which the device copies.
 
 Counted once for each input that is read and each output that is written. No intermediate is counted: a program that
-writes one to memory and reads it again moves more than its floor. The scores of classes that no box has are counted as
-read, too, although nobody needs them.
+writes one to memory and reads it again moves more than its floor. The stricter floor, by which is judged, counts only
+what the result depends on: of the assignment's inputs the scores of a box's class at anchors within the box, and the
+predicted boxes of these anchors, and not the slots as an output, which exported models do not have; of the loss's maps
+all class logits and the box logits of these anchors.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
 from benchmarks.contenders import STRIDES, Setting
+from yolo_loss import GroundTruth, make_anchors
 
 REG_MAX = 16
 FLOAT, LONG, FLAG = 4, 8, 1
@@ -35,17 +43,69 @@ def _assigner(setting: Setting, element: int) -> int:
     return anchors * 2 * FLOAT + setting.batch * anchors * (read + written)
 
 
+class Needed(NamedTuple):
+    """How many of the inputs decide the result.
+
+    Attributes:
+        anchors: Of all images, those within a box.
+        scores: Of all images, pairs of an anchor and a class of which a box has the anchor within it.
+    """
+
+    anchors: int
+    scores: int
+
+
+def needed_of(setting: Setting, truth: GroundTruth) -> Needed:
+    """Count in one input set.
+
+    Args:
+        setting: Its sizes.
+        truth: Its ground truth, in pixels.
+    """
+    side = [max(int(setting.image // stride), 1) for stride in STRIDES]
+    points, strides = make_anchors([torch.empty(1, 1, size, size) for size in side], STRIDES)
+    points = (points * strides).to(truth.gt_bboxes.device)  # (A, 2)
+    anchors = scores = 0
+    for labels, boxes, mask in zip(*truth, strict=True):
+        inside = within(points, boxes) & mask.view(-1, 1).bool()  # (M, A)
+        of_class = torch.zeros(setting.classes, len(points), device=points.device)
+        of_class.index_add_(0, labels.view(-1).long(), inside.float())
+        anchors += int(inside.any(0).sum())
+        scores += int((of_class > 0).sum())
+    return Needed(anchors, scores)
+
+
+def within(points: Tensor, boxes: Tensor) -> Tensor:
+    """Which points (A, 2) lie within which boxes (M, 4): (M, A). Small boxes are not widened: that is less, if any."""
+    low, high = boxes[:, None, :2], boxes[:, None, 2:]
+    return ((points > low) & (points < high)).all(-1)
+
+
+def needed_bytes(setting: Setting, element: int, needed: Needed) -> int:
+    """Bytes of the stricter floor.
+
+    Args:
+        setting: What is computed.
+        element: Bytes of a class score, or of a logit of a map.
+        needed: Of its inputs.
+    """
+    every = setting.batch * anchors_of(setting)
+    if setting.task == "assigner":
+        unread = (every * setting.classes - needed.scores) * element + (every - needed.anchors) * 4 * FLOAT
+        return bytes_of(setting, element) - unread - every * LONG
+    return bytes_of(setting, element) - (every - needed.anchors) * 4 * REG_MAX * element
+
+
 def anchors_of(setting: Setting) -> int:
     """A."""
     return sum(max(int(setting.image // stride), 1) ** 2 for stride in STRIDES)
 
 
-def floor_ms(setting: Setting, element: int, bytes_per_second: float) -> float:
-    """Milliseconds in which the device copies so many bytes.
+def floor_ms(mib: float, gigabytes_per_second: float) -> float:
+    """Milliseconds in which the device copies so much.
 
     Args:
-        setting: What is computed.
-        element: Bytes of a class score, or of a logit of a map.
-        bytes_per_second: What a copy moves, read and written bytes together.
+        mib: MiB that must move.
+        gigabytes_per_second: What a copy moves, read and written bytes together; 1 GB is 10^9 bytes.
     """
-    return 1000 * bytes_of(setting, element) / bytes_per_second
+    return mib * 2**20 / gigabytes_per_second / 1e6

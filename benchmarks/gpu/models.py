@@ -6,16 +6,10 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import onnx
-
 from benchmarks import contenders
 from export.contract import Contract, ContractError, file_hash, find_contracts
-from export.engine_build import build_engine
 from export.engine_contract import RUNTIMES, EngineContract, find_engines
 from export.hyperparameters import Hyperparameters
-from export.onnx_export import export_onnx
-from export.precision import narrow
-from export.profiles import parse_profile
 from export.tensorrt_build.library import load_library
 
 KIND_OF_TASK = {"assigner": "assigner", "loss": "loss", "loss+grad": "loss_grad"}
@@ -39,7 +33,7 @@ def find_model(
     Raises:
         ContractError: There is none.
     """
-    for folder in folders:
+    for folder in (folder for folder in folders if folder.is_dir()):
         for place in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
             for path, contract in find_contracts(place) if any(place.glob("*.onnx")) else ():
                 numbers = contract.hyperparameters
@@ -55,7 +49,7 @@ def find_model(
 
 
 def find_engine(path: Path, contract: Contract, runtime: str) -> tuple[Path, EngineContract]:
-    """An engine of a model, built beside it where there is none.
+    """An engine of a model, beside it.
 
     Args:
         path: The ONNX file.
@@ -63,21 +57,24 @@ def find_engine(path: Path, contract: Contract, runtime: str) -> tuple[Path, Eng
         runtime: ``tensorrt`` or ``tensorrt-rtx``.
 
     Raises:
-        ValueError: The runtime is not installed, or cannot build one.
-        BuildError: TensorRT refuses or finds no GPU.
+        ContractError: There is none. None is built here, for that takes longer than all measuring.
     """
-    load_library(runtime)
     found = [
         pair
         for pair in find_engines(path.parent, contract)
         if (pair[1].runtime, pair[1].precision) == (runtime, contract.precision)
         and pair[1].model_sha256 == contract.sha256
     ]
-    return found[0] if found else build_engine(path, path.parent, runtime=runtime, profiles=[parse_profile(PROFILE)])
+    if not found:
+        raise ContractError(
+            f"no engine of {runtime} for {path.name} in {path.parent}; build it there with "
+            "`python -m benchmarks.gpu --prepare DIR` (classic TensorRT on the machine that measures)"
+        )
+    return found[0]
 
 
 def prepare(folder: Path, say: Callable[[str], None] = print, classes: int = 80) -> None:
-    """Export all models, in both precisions, and build the engines that need no GPU.
+    """Export all models, in both precisions, and build the engines that can be built here; but what is there already.
 
     Args:
         folder: Where to.
@@ -87,15 +84,28 @@ def prepare(folder: Path, say: Callable[[str], None] = print, classes: int = 80)
     numbers = Hyperparameters(num_classes=classes, preset=contenders.PRESET)
     for kind in KIND_OF_TASK.values():
         for formulation in FORMULATIONS:
-            path, contract = export_onnx(kind, numbers, folder / formulation, formulation=formulation)
-            halves = _save_half(path, contract, folder / f"{formulation}-fp16")
-            for made, its_contract in ((path, contract), halves):
+            for made, its_contract in _models(folder, kind, formulation, numbers):
                 say(f"{made.relative_to(folder)}: {made.stat().st_size / 1024:.0f} KiB")
                 if formulation == "dense":
                     _build(made, its_contract, say)
 
 
+def _models(folder: Path, kind: str, formulation: str, numbers: Hyperparameters) -> list[tuple[Path, Contract]]:
+    """In both precisions. Exporting wants packages that a machine which only measures need not have."""
+    try:
+        return [find_model([folder], kind, formulation, name, numbers.num_classes) for name in ("fp32", "fp16")]
+    except ContractError:
+        from export.onnx_export import export_onnx
+
+        path, contract = export_onnx(kind, numbers, folder / formulation, formulation=formulation)
+        return [(path, contract), _save_half(path, contract, folder / f"{formulation}-fp16")]
+
+
 def _save_half(path: Path, contract: Contract, folder: Path) -> tuple[Path, Contract]:
+    import onnx
+
+    from export.precision import narrow
+
     model, halves = narrow(onnx.load(path), contract, "fp16")
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / halves.file
@@ -106,11 +116,22 @@ def _save_half(path: Path, contract: Contract, folder: Path) -> tuple[Path, Cont
 
 
 def _build(path: Path, contract: Contract, say: Callable[[str], None]) -> None:
-    """Build for a runtime that can do it here; what cannot is built where it is measured, or noted there."""
+    """Build for every runtime that can do it here."""
     for runtime in RUNTIMES:
         try:
-            engine, _ = find_engine(path, contract, runtime)
-        except (ValueError, RuntimeError) as error:
+            engine = _built(path, contract, runtime)
+        except (ImportError, ValueError, RuntimeError) as error:
             say(f"  no engine of {runtime}: {error}")
         else:
             say(f"  {engine.name}: {engine.stat().st_size / 2**20:.1f} MiB")
+
+
+def _built(path: Path, contract: Contract, runtime: str) -> Path:
+    try:
+        return find_engine(path, contract, runtime)[0]
+    except ContractError:
+        from export.engine_build import build_engine
+        from export.profiles import parse_profile
+
+        load_library(runtime)
+        return build_engine(path, path.parent, runtime=runtime, profiles=[parse_profile(PROFILE)])[0]

@@ -14,8 +14,6 @@ from benchmarks.contenders import NUMBERS, STRIDES, Setting
 from benchmarks.gpu.clock import Run
 from benchmarks.gpu.floor import REG_MAX
 from benchmarks.gpu.inputs import Inputs
-from benchmarks.parity import as_dict
-from models import DetectionModel, DetectorConfig
 from yolo_loss import PRESETS, DetectionLoss, GroundTruth, TaskAlignedAssigner
 from yolo_loss.predictions import join_predictions
 from yolo_loss.triton_assign import available
@@ -171,6 +169,9 @@ def reference(setting: Setting, sets: Sequence[Inputs]) -> Run:
         from ultralytics.utils.tal import TaskAlignedAssigner as ReferenceAssigner
     except ImportError as error:
         raise MissingError(f"not installed ({error})") from error
+    from benchmarks.parity import as_dict
+    from models import DetectionModel, DetectorConfig  # reads checkpoints, too, and wants safetensors for them
+
     if setting.task == "assigner":
         assigner = ReferenceAssigner(**NUMBERS, num_classes=setting.classes, stride=list(STRIDES))
         return lambda number: assigner(*sets[number].predictions, *sets[number].truth)

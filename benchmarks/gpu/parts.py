@@ -1,9 +1,8 @@
-"""The parts of the benchmark in their order, and how they are run one after the other."""
+"""The parts of the benchmark in their order."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,14 +11,20 @@ import torch
 
 from benchmarks.contenders import TASKS, Setting
 from benchmarks.gpu.clock import QUICK, Effort, copy_speed
-from benchmarks.gpu.correctness import checks
+from benchmarks.gpu.correctness import contender_checks
 from benchmarks.gpu.environment import describe
-from benchmarks.gpu.store import FAILED, Store
-from benchmarks.gpu.times import first_line, times_row
+from benchmarks.gpu.known_cases import oracle_checks, sample_checks
+from benchmarks.gpu.progress import Kept
+from benchmarks.gpu.store import Store
+from benchmarks.gpu.times import times_row
 from benchmarks.gpu.waiting import waiting_checks
 
 SIZES = ((16, 30), (16, 100), (16, 300), (64, 100))
 PRECISIONS = ("fp32", "fp16")
+# In float32: what the goals are about is measured first.
+GOAL_ROWS = (("assigner", 16, 100), ("loss+grad", 16, 30), ("assigner", 16, 300), ("loss+grad", 16, 300))
+CORRECT, TIMES = "correct ", "times "
+Part = Callable[[], Any]
 
 
 class Plan(NamedTuple):
@@ -29,51 +34,62 @@ class Plan(NamedTuple):
         device: Where.
         quick: Small and few, to see that all of it works.
         folders: Of the exported models.
+        without: Contenders that are left out.
     """
 
     device: torch.device
     quick: bool
     folders: tuple[Path, ...]
+    without: tuple[str, ...] = ()
 
     @property
     def settings(self) -> list[Setting]:
-        """In which times are taken: those that the goals are about come first."""
+        """In which times are taken."""
         if self.quick:
             return [Setting(task, 2, 3, image=64, classes=3) for task in TASKS]
         return [Setting(task, *size) for size in SIZES for task in TASKS]
 
     @property
+    def goal_settings(self) -> list[Setting]:
+        """Those of them that the goals are about; of a quick run the first."""
+        return self.settings[:1] if self.quick else [Setting(*row) for row in GOAL_ROWS]
+
+    @property
     def checked(self) -> list[Setting]:
-        """In which every contender is compared with float64."""
+        """In which every contender is compared with float64. Engines are built for 640 pixels alone."""
         if self.quick:
             return [self.settings[0], self.settings[-1]]
-        return [Setting(task, 4, 30, image=320) for task in ("assigner", "loss+grad")]
-
-
-def part_names(plan: Plan) -> list[str]:
-    """All parts, in their order."""
-    times = [times_name(setting, precision) for precision in PRECISIONS for setting in plan.settings]
-    return ["environment", "correctness", "waiting", "bandwidth", *times]
+        return [Setting(task, 4, 30) for task in ("assigner", "loss+grad")]
 
 
 def times_name(setting: Setting, precision: str) -> str:
     """Of a part."""
-    return f"times {setting.task} {setting.batch} x {setting.slots} {precision}"
+    return f"{TIMES}{setting.task} {setting.batch} x {setting.slots} {precision}"
 
 
-def make_parts(plan: Plan, store: Store, say: Callable[[str], None]) -> dict[str, Callable[[], Any]]:
-    """A function for each of :func:`part_names`."""
-    device, effort = plan.device, QUICK if plan.quick else Effort()
+def make_parts(plan: Plan, store: Store, say: Callable[[str], None]) -> dict[str, Part]:
+    """A function for each part by its name, in their order."""
+    device = plan.device
     largest = max(plan.settings, key=lambda setting: setting.slots if setting.batch <= 16 else 0)
-    found: dict[str, Callable[[], Any]] = {
-        "environment": partial(describe, device),
-        "correctness": partial(checks, plan.checked, device, plan.folders, say, not plan.quick),
-        "waiting": partial(waiting_checks, largest, device),
-        "bandwidth": partial(bandwidth, device, plan.quick),
-    }
+    found: dict[str, Part] = {"environment": partial(describe, device)}
+    for name, known in (("oracle", oracle_checks), ("sample", sample_checks)):
+        found[CORRECT + name] = partial(known, device, Kept(store, CORRECT + name, plan.without))
+    found["bandwidth"] = partial(bandwidth, device, plan.quick)
+    for setting in plan.goal_settings:
+        found[times_name(setting, "fp32")] = _times(plan, store, setting, "fp32", say)
+    for precision in PRECISIONS:
+        for setting in plan.checked:
+            name = f"{CORRECT}{setting.task} {precision}"
+            found[name] = partial(
+                contender_checks,
+                *(setting, precision, device, plan.folders, say, not plan.quick),
+                Kept(store, name, plan.without),
+            )
+    found["waiting"] = partial(waiting_checks, largest, device)
     for precision in PRECISIONS:
         for setting in plan.settings:
-            found[times_name(setting, precision)] = partial(_times, plan, store, setting, precision, effort, say)
+            # One that is there keeps its place.
+            found.setdefault(times_name(setting, precision), _times(plan, store, setting, precision, say))
     return found
 
 
@@ -83,55 +99,7 @@ def bandwidth(device: torch.device, quick: bool) -> dict[str, float]:
     return {"copy, read and written, GB/s": round(speed / 1e9, 1)}
 
 
-def _times(
-    plan: Plan, store: Store, setting: Setting, precision: str, effort: Effort, say: Callable[[str], None]
-) -> dict[str, Any]:
-    speed = store.result("bandwidth")
-    rate = next(iter(speed.values())) * 1e9 if speed else None
-    return times_row(setting, precision, plan.device, plan.folders, effort, rate, say, not plan.quick)
-
-
-def run_parts(
-    parts: Mapping[str, Callable[[], Any]],
-    store: Store,
-    *,
-    seconds: float,
-    say: Callable[[str], None],
-    skip: Sequence[str] = (),
-    usable: Callable[[], bool] = lambda: True,
-) -> bool:
-    """Run what is not done yet, in order.
-
-    Args:
-        parts: By name.
-        store: Where each result goes at once.
-        seconds: No part is begun later than this.
-        say: Told of each.
-        skip: Failed before in this run.
-        usable: Whether the device still answers after a failure.
-
-    Returns:
-        Whether it came to the end; False when the device does not answer any more.
-    """
-    started = time.monotonic()
-    for number, (name, part) in enumerate(parts.items(), 1):
-        head = f"[{number}/{len(parts)}] {name}"
-        if store.is_done(name):
-            say(f"{head}: there already")
-            continue
-        if name in skip and store.state(name) == FAILED:
-            continue
-        if time.monotonic() - started > seconds:
-            say(f"{head}: the time is over; run the command again to go on")
-            return True
-        say(head)
-        store.begin(name)
-        began = time.monotonic()
-        try:
-            store.finish(name, part(), time.monotonic() - began)
-        except Exception as error:
-            store.fail(name, f"{type(error).__name__}: {first_line(error)}")
-            say(f"{head}: failed, {first_line(error)}")
-            if not usable():
-                return False
-    return True
+def _times(plan: Plan, store: Store, setting: Setting, precision: str, say: Callable[[str], None]) -> Part:
+    kept = Kept(store, times_name(setting, precision), plan.without)
+    effort = QUICK if plan.quick else Effort()
+    return partial(times_row, setting, precision, plan.device, plan.folders, effort, say, not plan.quick, kept)

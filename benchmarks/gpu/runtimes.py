@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from torch import Tensor
 
@@ -16,12 +15,11 @@ from benchmarks.gpu.clock import Run
 from benchmarks.gpu.inputs import Inputs
 from benchmarks.gpu.models import KIND_OF_TASK, find_engine, find_model
 from benchmarks.gpu.ours import MissingError
+from benchmarks.gpu.text import first_line
 from export.contract import Contract
 from export.engine_check import check_machine
 from export.engine_contract import EngineContract
 from export.tensorrt_build.library import load_library
-from serve.engine.runners.cut import keep_outputs
-from serve.engine.runners.profiles import choose_profile
 
 WANTED = {**OUTPUTS, "loss+grad": ("loss", "loss_items", "grad_feat_0", "grad_feat_1", "grad_feat_2")}
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -39,13 +37,25 @@ def onnx_runtime(
     path, contract = find_model(folders, KIND_OF_TASK[setting.task], formulation, precision, setting.classes)
     device = sets[0].truth.gt_bboxes.device
     session = _session(path, WANTED[setting.task], device)
-    bindings = [_binding(session, feed(contract, inputs), WANTED[setting.task], device) for inputs in sets]
+    feeds = [feed(contract, inputs) for inputs in sets]
+    bindings = [_binding(session, tensors, WANTED[setting.task], device) for tensors in feeds]
+    options = run_options()
 
     def run(number: int) -> dict[str, Any]:
-        session.run_with_iobinding(bindings[number])
+        session.run_with_iobinding(bindings[number], options)
         return dict(zip(WANTED[setting.task], bindings[number].get_outputs(), strict=True))
 
+    run.keep = feeds  # type: ignore[attr-defined]  # a binding holds addresses alone
     return run
+
+
+def run_options() -> Any:
+    """A run that is queued in the stream and not waited for, as everything else is that is timed."""
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    return options
 
 
 def feed(contract: Contract, inputs: Inputs) -> dict[str, Tensor]:
@@ -55,7 +65,12 @@ def feed(contract: Contract, inputs: Inputs) -> dict[str, Tensor]:
 
 
 def _session(path: Path, outputs: Sequence[str], device: torch.device) -> Any:
-    import onnxruntime
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError as error:
+        raise MissingError(f"not installed ({error})") from error
+    from serve.engine.runners.cut import keep_outputs
 
     providers: list[Any] = [CPU]
     if device.type == "cuda":
@@ -91,9 +106,8 @@ def tensorrt(setting: Setting, precision: str, runtime: str, sets: Sequence[Inpu
     """An engine of the dense model in torch's stream; a call gives all outputs by name.
 
     Raises:
-        MissingError: There is no GPU, or no such library.
-        ContractError: The model is not there, or its engine is for other GPUs.
-        RuntimeError: It refuses the engine.
+        MissingError: There is no GPU, or no such library, or it does not load the engine here.
+        ContractError: The model or its engine is not there, or the engine is for other GPUs.
     """
     path, contract = find_model(folders, KIND_OF_TASK[setting.task], "dense", precision, setting.classes)
     try:
@@ -106,12 +120,31 @@ def tensorrt(setting: Setting, precision: str, runtime: str, sets: Sequence[Inpu
     file, engine = find_engine(path, contract, runtime)
     capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
     check_machine(engine, runtime, library.__version__, capability)
-    log = library.Logger(library.Logger.ERROR)
-    loaded = library.Runtime(log).deserialize_cuda_engine(file.read_bytes())
-    context = None if loaded is None else loaded.create_execution_context()
+    context, keep = load_engine(library, runtime, file)
+    return bound(context, engine, [feed(contract, inputs) for inputs in sets], keep=keep)
+
+
+def load_engine(library: Any, runtime: str, file: Path) -> tuple[Any, object]:
+    """An engine's execution context, and what must live as long as it.
+
+    Args:
+        library: The runtime's module.
+        runtime: Its name.
+        file: The engine.
+
+    Raises:
+        MissingError: It does not load on this GPU, whatever TensorRT says about it.
+    """
+    try:
+        log = library.Logger(library.Logger.ERROR)
+        reader = library.Runtime(log)
+        loaded = reader.deserialize_cuda_engine(file.read_bytes())
+        context = None if loaded is None else loaded.create_execution_context()
+    except (RuntimeError, TypeError, OSError, AttributeError) as error:
+        raise MissingError(f"{runtime} {library.__version__} does not load {file.name}: {first_line(error)}") from error
     if context is None:
-        raise RuntimeError(f"{runtime} refuses {file.name}; it printed why")
-    return bound(context, engine, [feed(contract, inputs) for inputs in sets], keep=(log, loaded))
+        raise MissingError(f"{runtime} {library.__version__} refuses {file.name} on this GPU; it printed why")
+    return context, (log, reader, loaded)
 
 
 def bound(context: Any, engine: EngineContract, feeds: Sequence[Mapping[str, Tensor]], keep: object = None) -> Run:
@@ -123,6 +156,8 @@ def bound(context: Any, engine: EngineContract, feeds: Sequence[Mapping[str, Ten
         feeds: Inputs by name.
         keep: What must live as long as the calls.
     """
+    from serve.engine.runners.profiles import choose_profile
+
     sizes = [
         {axis: size for spec in engine.inputs for axis, size in zip(spec.axes, tensors[spec.name].shape, strict=True)}
         for tensors in feeds

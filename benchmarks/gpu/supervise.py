@@ -1,4 +1,4 @@
-"""Measuring in a process of its own, so that no crash and no hanging kernel costs more than the part it was in."""
+"""Measuring in a process of its own, so that no crash and no hanging kernel costs more than its contender."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from benchmarks.gpu.store import Store
 
 # So often a new process goes on where one died.
-MOST_PROCESSES = 6
+MOST_PROCESSES = 12
 
 
 def supervise(words: Sequence[str], store: Store, seconds: float, module: str = "benchmarks.gpu") -> None:
@@ -23,21 +23,30 @@ def supervise(words: Sequence[str], store: Store, seconds: float, module: str = 
         module: The command.
     """
     deadline = time.monotonic() + seconds
-    failed: list[str] = []
+    for name in store.under_way():  # of a command that was ended from outside
+        store.fail(name, "the command was ended while it ran")
+    before = dict(store.parts)  # what failed in an earlier run is tried once more
+    skip: list[str] = []
     for _ in range(MOST_PROCESSES):
         left = deadline - time.monotonic()
         if left <= 0:
             return
-        command = [sys.executable, "-W", "ignore", "-m", module, *words, "--minutes", str(left / 60), "--skip", *failed]
-        try:
-            status = subprocess.run(command, check=False, timeout=left).returncode
-            reason = f"its process ended with status {status}"
-        except subprocess.TimeoutExpired:
-            status, reason = -1, f"not done after {seconds / 60:.0f} minutes; --minutes gives more"
+        known = dict(store.parts)
+        status, reason = _work([*words, "--minutes", str(left / 60), "--skip", *skip], left, module)
         store.reload()
         for name in store.under_way():
-            store.fail(name, reason)
-        failed = [name for name in store.parts if store.reason(name)]
-        if status == 0:
+            store.fail(name, reason, broke=status is not None)
+        skip = [name for name in store.parts if store.gave_up(name) and store.parts[name] != before.get(name)]
+        if status == 0 or store.parts == known:  # done, or dead before it came to any part: so would be the next
             return
         print(f"{reason}; going on", flush=True)
+
+
+def _work(words: Sequence[str], seconds: float, module: str) -> tuple[int | None, str]:
+    """Status of a worker, None where the time was over, and what to say of a part that it had under way."""
+    try:
+        command = [sys.executable, "-W", "ignore", "-m", module, *words]
+        status = subprocess.run(command, check=False, timeout=seconds).returncode
+    except subprocess.TimeoutExpired:
+        return None, "not done when the time was over; run the command again to go on, or give it more --minutes"
+    return status, f"its process ended with status {status}"

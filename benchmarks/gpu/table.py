@@ -6,9 +6,20 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmarks.contenders import TASKS
-from benchmarks.gpu.goals import GOALS, Row, outcome
+from benchmarks.gpu.floor import floor_ms
+from benchmarks.gpu.goals import GOALS, Row, outcome, right_contenders
+from benchmarks.gpu.parts import CORRECT, TIMES
 from benchmarks.gpu.store import Store
 
+TIMES_NOTE = """\
+Floors count what must move: the first all inputs and outputs, the stricter one only what the result depends on (no
+scores of classes that no box around the anchor has, no slots as an output). In parentheses: times the stricter floor.
+Engines of TensorRT write all outputs of the model, also those that onnxruntime is not asked for."""
+MEMORY_NOTE = """\
+An engine of TensorRT holds the memory of its profile's largest size, whatever the size that is run."""
+GOALS_NOTE = """\
+Only contenders that were compared in that task and precision and are right count. The reference's loss pads the ragged
+batch within its time: beside it stand only those of ours that are given the ragged batch, too."""
 TITLES = {
     "assigner": "Assignment",
     "loss": "Loss, forward",
@@ -23,22 +34,50 @@ def report(store: Store, names: Sequence[str]) -> str:
         store: Whose results.
         names: Of the parts, in their order.
     """
-    rows = [store.result(name) for name in names if name.startswith("times") and store.is_done(name)]
+    bandwidth = store.result("bandwidth") or {}
+    checks = checks_of(store, names)
+    rows = [with_floors(row, bandwidth) for row in rows_of(store, names)]
     sections = [
         "# On one GPU",
-        environment_table(store.result("environment") or {}, store.result("bandwidth") or {}),
-        "## Correct\n\n" + checks_table(store.result("correctness") or []),
+        environment_table(store.result("environment") or {}, bandwidth),
+        "## Correct\n\n" + checks_table(checks),
         "## Waiting for the GPU\n\n" + waiting_table(store.result("waiting") or []),
         *(
-            f"## {TITLES[task]}, {precision}\n\n{times_table(found)}\n\n{memory_table(found)}"
+            f"## {TITLES[task]}, {precision}\n\n{times_table(found)}\n\n{TIMES_NOTE}\n\n{memory_table(found)}"
+            f"\n\n{MEMORY_NOTE}"
             for task in TASKS
             for precision in ("fp32", "fp16")
             if (found := [row for row in rows if (row["task"], row["precision"]) == (task, precision)])
         ),
-        "## Goals\n\n" + goals_table(rows),
+        "## Goals\n\n" + goals_table(rows, checks) + "\n\n" + GOALS_NOTE,
         "## What is missing\n\n" + missing_list(store, names, rows),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def checks_of(store: Store, names: Sequence[str]) -> list[dict[str, Any]]:
+    """All comparisons that were made, also those of parts that did not come to their end."""
+    found: list[dict[str, Any]] = []
+    for name in (name for name in names if name.startswith(CORRECT)):
+        if store.is_done(name):
+            found += store.result(name)
+            continue
+        for contender, checks in store.entries(name).items():
+            task, _, precision = name.removeprefix(CORRECT).partition(" ")
+            found += [{"task": task, "precision": precision, "contender": contender, **check} for check in checks]
+    return found
+
+
+def rows_of(store: Store, names: Sequence[str]) -> list[Row]:
+    """All rows that were measured."""
+    return [store.result(name) for name in names if name.startswith(TIMES) and store.is_done(name)]
+
+
+def with_floors(row: Row, bandwidth: dict[str, float]) -> Row:
+    """Both floors in milliseconds, where the bandwidth is known; it may have been measured after the row."""
+    for speed in bandwidth.values():
+        row = {**row, **{f"{name}_ms": floor_ms(row[f"{name}_mib"], speed) for name in ("floor", "needed")}}
+    return row
 
 
 def environment_table(environment: dict[str, Any], bandwidth: dict[str, Any]) -> str:
@@ -63,7 +102,11 @@ def checks_table(checks: Sequence[dict[str, Any]]) -> str:
 def waiting_table(checks: Sequence[dict[str, Any]]) -> str:
     """How often each part makes the host wait."""
     return _table(
-        ("part", "waits"), [(check["what"], str(check.get("waits", check.get("reason")))) for check in checks]
+        ("part", "waits", ""),
+        [
+            (check["what"], str(check.get("waits", check.get("reason"))), "" if check["ok"] else "WRONG")
+            for check in checks
+        ],
     )
 
 
@@ -71,8 +114,8 @@ def times_table(rows: Sequence[Row]) -> str:
     """Medians in milliseconds, and how many times the floor each is."""
     names = _names(rows)
     return _table(
-        ("ms (times the floor)", "floor", *names),
-        [(_size(row), _number(row.get("floor_ms"), 3), *(_time(row, name) for name in names)) for row in rows],
+        ("ms (times the stricter floor)", "floor", "stricter", *names),
+        [(_size(row), *_floors(row), *(_time(row, name) for name in names)) for row in rows],
     )
 
 
@@ -83,11 +126,11 @@ def memory_table(rows: Sequence[Row]) -> str:
     return _table(("peak extra MiB", *names), lines)
 
 
-def goals_table(rows: Sequence[Row]) -> str:
+def goals_table(rows: Sequence[Row], checks: Sequence[dict[str, Any]]) -> str:
     """What was to be reached."""
-    lines = []
+    lines, right = [], right_contenders(checks)
     for goal in GOALS:
-        figure, reached = outcome(goal, rows)
+        figure, reached = outcome(goal, rows, right)
         wanted = f"{'>=' if goal.at_least else '<='} {goal.limit:g}"
         lines.append((f"{goal.text}, {goal.batch} x {goal.slots}", wanted, figure, reached))
     return _table(("on one GPU, medians, fp32", "goal", "figure", ""), lines)
@@ -117,8 +160,12 @@ def _size(row: Row) -> str:
     return f"{row['batch']} x {row['slots']}"
 
 
+def _floors(row: Row) -> list[str]:
+    return [_number(row.get(f"{name}_ms"), 3) for name in ("floor", "needed")]
+
+
 def _time(row: Row, name: str) -> str:
-    milliseconds, floor = row["contenders"].get(name, {}).get("ms"), row.get("floor_ms")
+    milliseconds, floor = row["contenders"].get(name, {}).get("ms"), row.get("needed_ms")
     if milliseconds is None:
         return ""
     return f"{milliseconds:.3f}" + (f" ({milliseconds / floor:.1f})" if floor else "")

@@ -12,11 +12,13 @@ import torch
 
 from benchmarks.contenders import Setting
 from benchmarks.gpu.clock import MIB, Effort, Run, measure, peak_mib, used_mib
-from benchmarks.gpu.floor import bytes_of, floor_ms
+from benchmarks.gpu.floor import bytes_of, needed_bytes, needed_of
 from benchmarks.gpu.goals import REFERENCE, Row
 from benchmarks.gpu.inputs import PRECISIONS, Inputs, input_sets
 from benchmarks.gpu.ours import MissingError, ours, reference, ways_of
+from benchmarks.gpu.progress import Progress
 from benchmarks.gpu.runtimes import onnx_runtime, tensorrt
+from benchmarks.gpu.text import first_line
 from export.contract import ContractError
 
 Maker = Callable[[], Run]
@@ -30,11 +32,11 @@ def times_row(
     device: torch.device,
     folders: Sequence[Path],
     effort: Effort,
-    bytes_per_second: float | None,
     say: Callable[[str], None] = lambda _: None,
     compiling: bool = True,
+    progress: Progress | None = None,
 ) -> Row:
-    """Times, memory and the floor.
+    """Times, memory and the bytes of both floors.
 
     Args:
         setting: What is computed.
@@ -42,23 +44,28 @@ def times_row(
         device: Where.
         folders: Of the exported models.
         effort: How long each is measured.
-        bytes_per_second: Of a copy; None when it was not measured, there is no floor then.
         say: Told of each contender.
         compiling: Take those that are compiled, too.
+        progress: Keeps what each contender gave.
     """
+    progress = progress or Progress()
     element = PRECISIONS[precision].itemsize
     sets = input_sets(setting, precision, device, sets_for(setting, element, device))
+    made = makers(setting, precision, sets, folders, compiling)
     contenders = {}
-    for name, make in makers(setting, precision, sets, folders, compiling).items():
+    for name in progress.order(made):
+        if reason := progress.left_out(name):
+            contenders[name] = {"reason": reason}
+            continue
         say(name)
-        contenders[name] = entry_of(name, make, len(sets), device, effort)
+        contenders[name] = progress.entry(name, partial(entry_of, name, made[name], len(sets), device, effort))
     return {
         **setting._asdict(),
         "precision": precision,
         "sets": len(sets),
         "floor_mib": bytes_of(setting, element) / MIB,
-        "floor_ms": floor_ms(setting, element, bytes_per_second) if bytes_per_second else None,
-        "contenders": contenders,
+        "needed_mib": needed_bytes(setting, element, needed_of(setting, sets[0].truth)) / MIB,
+        "contenders": {name: contenders[name] for name in made},
     }
 
 
@@ -121,9 +128,3 @@ def entry_of(name: str, make: Maker, sets: int, device: torch.device, effort: Ef
         run = None  # type: ignore[assignment]
         if device.type == "cuda":
             gc.collect()  # sessions and graphs hold memory that the next contender's figure would lack
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, without pages of it."""
-    lines = str(error).strip().splitlines() or ["no text"]
-    return lines[0][:300]

@@ -16,9 +16,11 @@ from yolo_loss import PRESETS, DetectionLoss, TaskAlignedAssigner
 from yolo_loss.predictions import join_predictions
 from yolo_loss.triton_assign import available
 
+BATCH_ON_GPU = "batch on the GPU"
+
 
 def waiting_checks(setting: Setting, device: torch.device) -> list[dict[str, Any]]:
-    """Each part with the number of times it waits; 0 is wanted of all but the sparse ones.
+    """Each part with the number of times it waits, and whether that is what is wanted of it.
 
     Args:
         setting: Its sizes.
@@ -28,11 +30,20 @@ def waiting_checks(setting: Setting, device: torch.device) -> list[dict[str, Any
     for what, run in parts(setting, device).items():
         run()  # what is loaded on first use may wait
         if device.type == "cuda":
-            found.append({"what": what, "waits": count_waits(run)})
+            waits = count_waits(run)
+            found.append({"what": what, "waits": waits, "ok": may_wait(what) is None or waits == may_wait(what)})
         else:
             run()
-            found.append({"what": what, "reason": "only a GPU is waited for"})
+            found.append({"what": what, "reason": "only a GPU is waited for", "ok": True})
     return found
+
+
+def may_wait(what: str) -> int | None:
+    """How often a part may wait; None for the sparse ones, which wait for the lengths of their lists."""
+    if "sparse" in what:
+        return None
+    # The largest count of boxes is asked of a batch on the GPU, unless it is given.
+    return 1 if what.endswith(BATCH_ON_GPU) else 0
 
 
 def count_waits(run: Callable[[], object]) -> int:
@@ -76,8 +87,8 @@ def parts(setting: Setting, device: torch.device) -> dict[str, Callable[[], obje
             return lambda: step(criterion, batch)
 
         found[f"assigner, {name}"] = assign
-        found[f"loss and backward, {name}, batch on the GPU, max_boxes given"] = step_from(criterion, inputs.batch)
-        found[f"loss and backward, {name}, batch on the GPU"] = step_from(counting, inputs.batch)
+        found[f"loss and backward, {name}, {BATCH_ON_GPU}, max_boxes given"] = step_from(criterion, inputs.batch)
+        found[f"loss and backward, {name}, {BATCH_ON_GPU}"] = step_from(counting, inputs.batch)
         found[f"loss and backward, {name}, batch on the CPU"] = step_from(counting, on_host.batch)
         found[f"gradients without autograd, {name}"] = without_autograd
     return found

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import json
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,14 +19,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.contenders import Setting
-from benchmarks.gpu import correctness
+from benchmarks.gpu import known_cases
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.clock import QUICK, measure
 from benchmarks.gpu.correctness import compare
 from benchmarks.gpu.inputs import input_sets, make_inputs
-from benchmarks.gpu.models import find_model
-from benchmarks.gpu.ours import ours
-from benchmarks.gpu.runtimes import bound, feed, onnx_runtime
+from benchmarks.gpu.models import find_engine, find_model
+from benchmarks.gpu.ours import MissingError, ours
+from benchmarks.gpu.runtimes import bound, feed, load_engine, onnx_runtime
 from export.contract import ContractError
 from export.engine_contract import EngineContract
 
@@ -56,7 +59,7 @@ def test_all_parts(artifacts_dir: Path, dense_dir: Path, tmp_path: Path, capsys:
     assert main(words) == 0
     parts = json.loads(out.read_text())["parts"]
     assert all(part["state"] == "done" for part in parts.values())
-    checks = parts["correctness"]["result"]
+    checks = [check for name, part in parts.items() if name.startswith("correct ") for check in part["result"]]
     compared = {check["what"].split(":")[0] for check in checks if "figure" in check}
     assert {"loss+grad fp32, onnxruntime sparse", "assigner fp16, auto", "sample, sparse, batch on the CPU"} <= compared
     entries = parts["times loss+grad 2 x 3 fp32"]["result"]["contenders"]
@@ -72,10 +75,10 @@ def test_a_wrong_result_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = {"loss": torch.tensor(2.0), "gradient": torch.tensor([3.0, 4.0])}
     for got in ({"gradient": torch.tensor([3.0, 4.1])}, {"loss": torch.tensor(2.1)}, {"loss": torch.tensor(torch.nan)}):
         assert [check["ok"] for check in compare("it", {**wanted, **got}, wanted)].count(False) == 1
-    right = correctness.oracle_checks(HOST)
+    right = known_cases.oracle_checks(HOST)
     assert all(check["ok"] for check in right)
     monkeypatch.setattr("yolo_loss.dense.ciou_of_measured", lambda one, other: one.x1 - other.x1)
-    assert not all(check["ok"] for check in correctness.oracle_checks(HOST))
+    assert not all(check["ok"] for check in known_cases.oracle_checks(HOST))
 
 
 def test_sets_take_turns() -> None:
@@ -104,6 +107,95 @@ def test_only_scores_and_maps_are_halved() -> None:
     assert {level.dtype for level in maps} == {torch.float16}
     scores, boxes, points = make_inputs(SMALL._replace(task="assigner"), "fp16").predictions
     assert (scores.dtype, boxes.dtype, points.dtype) == (torch.float16, torch.float32, torch.float32)
+
+
+def test_a_run_without_a_contender_and_one_that_makes_up_for_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.gpu.parts.Plan.settings", [SMALL._replace(batch=2)])
+    out = tmp_path / "gpu.json"
+    words = ["--device", "cpu", "--quick", "--alone", "--out", str(out)]
+    assert main([*words, "--without", "sparse"]) == 0
+    name = "times loss+grad 2 x 4 fp16"
+    first = json.loads(out.read_text())["parts"][name]["result"]["contenders"]
+    assert first["sparse"] == {"reason": "left out by --without"}
+    assert "sparse: left out by --without" in capsys.readouterr().out
+    assert main(words) == 0
+    entries = json.loads(out.read_text())["parts"][name]["result"]["contenders"]
+    assert entries["sparse"]["ms"] > 0
+    assert entries["auto"] == first["auto"]  # not measured again
+
+
+def test_what_the_oracle_breaks_on_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("out of registers\nand more")
+
+    monkeypatch.setattr("yolo_loss.dense.ciou_of_measured", broken)
+    checks = known_cases.oracle_checks(HOST)
+    assert {"what": "oracle, 2 x 5, dense", "reason": "RuntimeError: out of registers", "ok": False} in checks
+    assert any(check["ok"] for check in checks if "sparse" in check["what"])
+
+
+def test_few_positives_may_differ_in_one_choice() -> None:
+    mask = torch.arange(100) < 50
+    wanted = {"fg_mask": mask, "target_labels": mask.long(), "target_scores": torch.zeros(100, 1)}
+    moved = {**wanted, "fg_mask": mask.roll(1), "target_labels": mask.roll(1).long()}  # two anchors differ
+    assert all(check["ok"] for check in compare("it", moved, wanted))
+    moved = {**wanted, "fg_mask": mask.roll(2), "target_labels": mask.roll(2).long()}
+    assert [check["ok"] for check in compare("it", moved, wanted)] == [False, True]
+
+
+class Logger:
+    """As TensorRT's."""
+
+    ERROR = 1
+
+    def __init__(self, level: int) -> None:
+        self.level = level
+
+
+def test_an_engine_that_does_not_load_is_missing_and_not_wrong(tmp_path: Path) -> None:
+    """The library is replaced, because TensorRT's imports only beside a GPU's driver."""
+    file = tmp_path / "loss.engine"
+    file.write_bytes(b"for another GPU")
+    reader = SimpleNamespace(deserialize_cuda_engine=lambda _data: None)  # it prints why
+    library = SimpleNamespace(__version__="1.2", Logger=Logger, Runtime=lambda _log: reader)
+    with pytest.raises(MissingError, match=r"tensorrt-rtx 1\.2 refuses loss\.engine on this GPU"):
+        load_engine(library, "tensorrt-rtx", file)
+
+    def unsupported(_log: object) -> None:
+        raise RuntimeError("compute capability 9.0\nand more")
+
+    library.Runtime = unsupported
+    with pytest.raises(MissingError, match=r"does not load loss\.engine: compute capability 9\.0$"):
+        load_engine(library, "tensorrt-rtx", file)
+
+
+def test_engines_are_not_built_while_it_measures(dense_dir: Path) -> None:
+    path, contract = find_model([dense_dir], "loss_grad", "dense", "fp32", 3)
+    with pytest.raises(ContractError, match=r"no engine of tensorrt-rtx for loss_grad\.onnx .* --prepare DIR"):
+        find_engine(path, contract, "tensorrt-rtx")
+
+
+NEEDED_NOT = ("onnx", "onnxruntime", "onnxscript", "onnx_ir", "ml_dtypes", "safetensors", "tqdm", "PIL", "ultralytics")
+BARE = f"""
+import sys
+sys.modules.update(dict.fromkeys({NEEDED_NOT}))  # None: as if it were not there
+import torch
+from benchmarks.contenders import Setting
+from benchmarks.gpu import __main__, known_cases
+from benchmarks.gpu.correctness import contender_checks
+device = torch.device("cpu")
+known_cases.sample_checks(device)
+for check in contender_checks(Setting("loss", 1, 2, 32, 3), "fp32", device, (), compiling=False):
+    print(check["what"], check.get("reason", "compared"))
+"""
+
+
+def test_torch_and_numpy_are_enough_for_ours() -> None:
+    done = subprocess.run([sys.executable, "-c", BARE], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "loss fp32, auto: loss, relative compared" in done.stdout
 
 
 def test_models_that_are_not_there(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu.parts import run_parts
+from benchmarks.gpu.progress import Kept
+from benchmarks.gpu.run_parts import run_parts
 from benchmarks.gpu.store import DONE, FAILED, Store
 from benchmarks.gpu.supervise import supervise
 from tests.benchmarks.dying_worker import KEY
@@ -84,6 +85,63 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, text: str) -> None:
     assert path.read_text() == text
 
 
+def test_a_contender_that_breaks_the_device_is_left_out_from_then_on(tmp_path: Path) -> None:
+    path, ran = tmp_path / "gpu.json", list[str]()
+
+    def part(store: Store, name: str, breaks: str) -> list[str]:
+        kept, found = Kept(store, name), list[str]()
+
+        def run(contender: str) -> str:
+            ran.append(f"{name}{contender}")
+            if contender == breaks:
+                raise RuntimeError("an illegal memory access")
+            return contender.upper()
+
+        for contender in kept.order("xyz"):
+            found.append(kept.left_out(contender) or kept.entry(contender, partial(run, contender)))
+        return found
+
+    def process(breaks: str, usable: bool) -> tuple[Store, bool]:
+        store = Store(path, KEY)
+        parts = {name: partial(part, store, name, breaks) for name in "ab"}
+        return store, run_parts(parts, store, seconds=60, say=ignore, usable=lambda: usable)
+
+    assert not process("y", usable=False)[1]
+    store, whole = process("", usable=True)
+    reason = "left out, because in a: RuntimeError: an illegal memory access"
+    assert whole
+    assert [store.result(name) for name in "ab"] == [["X", reason, "Z"]] * 2
+    assert ran == ["ax", "ay", "az", "bx", "bz"]  # x is kept from the process that was lost
+    assert store.all_broken() == ["y"]
+    store.forgive(["y"])
+    store.reopen([])
+    assert [Store(path, KEY).is_done(name) for name in "ab"] == [False, False]
+    store, _ = process("", usable=True)
+    assert [store.result(name) for name in "ab"] == [["X", "Y", "Z"]] * 2
+    assert ran[5:] == ["ay", "by"]
+
+
+def test_what_failed_before_goes_last(tmp_path: Path) -> None:
+    store, ran = Store(tmp_path / "gpu.json", KEY), list[str]()
+    store.begin_entry("a", "x")
+    store.fail("a", "the time was over")
+    assert Kept(store, "a").order("xyz") == ["y", "z", "x"]
+    run_parts({name: partial(ran.append, name) for name in "abc"}, store, seconds=60, say=ignore)
+    assert ran == ["b", "c", "a"]
+
+
+def test_a_contender_that_kills_its_process_costs_no_part(tmp_path: Path) -> None:
+    store = Store(tmp_path / "gpu.json", KEY)
+    supervise([str(tmp_path / "gpu.json"), "--contenders"], store, 30, module="tests.benchmarks.dying_worker")
+    reason = "left out, because in b: its process ended with status -9"
+    assert [store.result(name) for name in "abc"] == [["x", "y"], ["x", reason], ["x", reason]]
+
+
+def test_a_command_that_never_starts_is_not_started_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    supervise([], Store(tmp_path / "gpu.json", KEY), 30, module="tests.benchmarks.no_such_worker")
+    assert capfd.readouterr().err.count("No module named") == 1
+
+
 def test_a_process_that_dies_costs_one_part(tmp_path: Path) -> None:
     path = tmp_path / "gpu.json"
     store = Store(path, KEY)
@@ -97,4 +155,4 @@ def test_a_process_that_hangs_is_ended(tmp_path: Path) -> None:
     store = Store(path, KEY)
     supervise([str(path), "--hang"], store, 2.5, module="tests.benchmarks.dying_worker")
     assert store.is_done("a")
-    assert store.reason("c").startswith("not done after 0 minutes")
+    assert store.reason("c").startswith("not done when the time was over")

@@ -117,7 +117,7 @@ def test_more_boxes_than_slots_stop_the_kernels() -> None:
     # In a process of its own, which is of no use afterwards.
     done = subprocess.run([sys.executable, "-c", TOO_MANY], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode != 0
-    assert "assert" in done.stderr.lower()
+    assert "max_boxes" in done.stderr, done.stderr[-2000:]
 
 
 def check_runner(runner: Runner, path: Path) -> None:
