@@ -27,8 +27,9 @@ demo: $(READY)  ## export, serve, send the real sample, draw the picture
 test: $(READY)  ## run every test
 	$(BIN)/python -m pytest
 
+# No addopts: with --strict-config pytest ends where pytest-timeout is missing.
 test-gpu: $(READY)  ## run the tests that need a GPU
-	$(BIN)/python -m pytest -m gpu -rs -W default tests/gpu
+	$(BIN)/python -m pytest -o addopts= -m gpu -rs -W default tests/gpu
 
 lint: $(READY)  ## linters and types
 	$(BIN)/ruff check .
