@@ -104,10 +104,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     common = ("--threads", str(options.threads), "--log-level", "warning")
     with ExitStack() as stack:
         alone = stack.enter_context(serving(ARTIFACTS, *common))
-        limits = ("--batch-images", str(options.images), "--batch-wait", str(options.wait))
-        together = stack.enter_context(serving(ARTIFACTS, *common, *limits))
+        words = ("--batch-images", str(options.images), "--batch-wait", str(options.wait))
+        together = stack.enter_context(serving(ARTIFACTS, *common, *words))
         rows = [uvloop.run(compare(case, alone, together)) for case in tqdm(CASES, desc="cases")]
-    result = {"connections": CONNECTIONS, "cores": os.cpu_count(), **vars(options), "cases": rows}
+    limits = {name: getattr(options, name) for name in ("images", "wait", "threads")}
+    result = {"connections": CONNECTIONS, "cores": os.cpu_count(), **limits, "cases": rows}
     options.out.write_text(json.dumps(result, indent=2, default=str) + "\n", encoding="utf-8")
     print("| case | times as many requests a second | least, most | requests a call |\n| --- | --- | --- | --- |")
     for row in rows:
