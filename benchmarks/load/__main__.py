@@ -62,13 +62,15 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--connections", type=int, default=40)
     parser.add_argument("--artifacts", type=Path, default=ARTIFACTS, help="models of 80 classes; exported if missing")
+    forms = sorted({case.form for case in CASES})
+    parser.add_argument("--without", choices=forms, help="a form of tensors that is not sent, to see what it costs")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("server", nargs="*", metavar="WORD", help="more of the server's command line, after --")
     options = parser.parse_args()
     export_once(options.artifacts, NUM_CLASSES, ("assigner", "loss", "loss_grad"))
     limits = Limits()
     with serving(options.artifacts, *limits.words(), *options.server) as server, objects() as memory:
-        cases = prepare(server.port, CASES, memory)
+        cases = prepare(server.port, [case for case in CASES if case.form != options.without], memory)
         regions_for(options.connections + PROCESSES * BURST, cases, server.port, memory)
         until = time.monotonic() + 60 * options.minutes
         plan = Plan(server.port, cases, limits.request, memory, lambda: time.monotonic() < until)
@@ -83,7 +85,8 @@ def main() -> int:
         tally.wrong.append(f"the server ended with code {code}")
     most = before + options.connections + PROCESSES * BURST + SPARE_DESCRIPTORS
     results, met = report(tally, probed, samples, after, most)
-    options.out.write_text(json.dumps({"server": options.server, **results}, indent=2) + "\n", encoding="utf-8")
+    asked = {"server": options.server, "without": options.without}
+    options.out.write_text(json.dumps(asked | results, indent=2) + "\n", encoding="utf-8")
     return 0 if met else 1
 
 
