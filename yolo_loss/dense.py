@@ -11,8 +11,8 @@ from torch import Tensor
 from yolo_loss.channels import ClassScores
 from yolo_loss.compilation import kernel
 from yolo_loss.overlap import ciou_of_measured, measure
-from yolo_loss.params import AssignerParams, enlarge, power
-from yolo_loss.portions import portions
+from yolo_loss.params import AssignerParams, candidate_areas, power
+from yolo_loss.portions import join, portions
 from yolo_loss.results import Assignment, GroundTruth
 
 # Pairs, candidates or not, that a GPU looks at together: 25 bytes of each are alive at once, and lists of this length
@@ -54,7 +54,7 @@ def assign_portions(
     for part in portions([ground_truth.gt_bboxes.shape[1] * anchors] * images, limit):
         own = GroundTruth(*(field[part] for field in ground_truth))
         parts.append(assign_images(scores.of_images(part), pd_bboxes[part], anc_points, own, params))
-    return parts[0] if len(parts) == 1 else Assignment(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+    return join(parts)
 
 
 @kernel
@@ -77,9 +77,7 @@ def find_candidates(anc_points: Tensor, ground_truth: GroundTruth, params: Assig
     Returns:
         (B, M, A) bool.
     """
-    boxes = ground_truth.gt_bboxes
-    if params.min_box_side is not None:
-        boxes = enlarge(boxes, params.min_box_side)
+    boxes = candidate_areas(ground_truth.gt_bboxes, params)
     x1, y1, x2, y2 = boxes.split(1, dim=-1)  # each (B, M, 1)
     x, y = anc_points.unbind(-1)  # each (A,)
     inside_x = torch.minimum(x - x1, x2 - x)  # (B, M, A)

@@ -61,6 +61,11 @@ def power(base: Tensor, exponent: float) -> Tensor:
     return result
 
 
+def candidate_areas(boxes: Tensor, params: AssignerParams) -> Tensor:
+    """Where candidates are sought: in the boxes, (..., 4) pixel xyxy, or in larger ones about the same centres."""
+    return boxes if params.min_box_side is None else enlarge(boxes, params.min_box_side)
+
+
 def enlarge(boxes: Tensor, min_side: float) -> Tensor:
     """Sides below ``min_side`` grow to it about the box's centre.
 

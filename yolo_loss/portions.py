@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from yolo_loss.compilation import compiling_kernels
+from yolo_loss.results import Assignment
 
 # Numbers of a map in one portion.
 NUMBERS_AT_ONCE = 2**19
@@ -54,3 +55,8 @@ def in_portions(tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     chosen = portions([tensor[:1].numel()] * tensor.shape[0], NUMBERS_AT_ONCE)
     parts = [function(tensor[part]) for part in chosen]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def join(parts: Sequence[Assignment]) -> Assignment:
+    """The assignments of portions, in their order, as one."""
+    return parts[0] if len(parts) == 1 else Assignment(*(torch.cat(fields) for fields in zip(*parts, strict=True)))

@@ -15,8 +15,8 @@ from yolo_loss.candidates import Candidates, Part, find_candidates
 from yolo_loss.channels import ClassScores
 from yolo_loss.overlap import measure
 from yolo_loss.pairs import Runs, list_runs, pairs_of_images
-from yolo_loss.params import AssignerParams, enlarge
-from yolo_loss.portions import one_portion, portions
+from yolo_loss.params import AssignerParams, candidate_areas
+from yolo_loss.portions import join, one_portion, portions
 from yolo_loss.ragged_topk import select_topk
 from yolo_loss.results import Assignment, GroundTruth
 from yolo_loss.segments import sum_per_segment
@@ -41,13 +41,12 @@ def assign_sparse(
         The assignment in compact form.
     """
     boxes = ground_truth.gt_bboxes
-    areas = boxes if params.min_box_side is None else enlarge(boxes, params.min_box_side)
-    runs = list_runs(anc_points, areas, ground_truth.mask_gt.squeeze(-1), params.eps)
+    runs = list_runs(anc_points, candidate_areas(boxes, params), ground_truth.mask_gt.squeeze(-1), params.eps)
     predicted = measure([side.contiguous() for side in pd_bboxes.unbind(-1)])
     labels = ground_truth.gt_labels.squeeze(-1).clamp(min=0)
     whole = Part(runs, scores, predicted, measure(boxes.unbind(-1)), labels)
     parts = [assign_part(part, params) for part in split(whole)]
-    return parts[0] if len(parts) == 1 else Assignment(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+    return join(parts)
 
 
 def split(whole: Part) -> list[Part]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from yolo_loss.channels import ClassScores
 from yolo_loss.dense import assign_dense
 from yolo_loss.overlap import measure
-from yolo_loss.params import AssignerParams, enlarge
+from yolo_loss.params import AssignerParams, candidate_areas
 from yolo_loss.results import Assignment, GroundTruth
 
 # What the kernels have: exponents without a routine of their own, levels as pointers, the k best in registers.
@@ -60,14 +60,13 @@ def assign_triton(
 
     images, anchors, _ = pd_bboxes.shape
     truth_boxes, slots = ground_truth.gt_bboxes, ground_truth.gt_bboxes.shape[1]
-    areas = truth_boxes if params.min_box_side is None else enlarge(truth_boxes, params.min_box_side)
     labels = ground_truth.gt_labels.clamp(min=0).contiguous()
     levels, steps, ends = _levels(scores)
     inputs = (
         anc_points.t().contiguous(),  # (2, A)
         boxes := torch.stack(measure(pd_bboxes.unbind(-1))),  # (6, B, A)
         torch.stack(measure(truth_boxes.unbind(-1))),  # (6, B, M)
-        areas.permute(2, 0, 1).contiguous(),  # (4, B, M)
+        candidate_areas(truth_boxes, params).permute(2, 0, 1).contiguous(),  # (4, B, M)
         labels,
         ground_truth.mask_gt.to(torch.int32).contiguous(),
         *levels,

@@ -83,7 +83,8 @@ class JobQueue:
 
     def discard(self, job: Job) -> None:
         """Give a job up, and its inputs back, unless the engine has begun with it."""
-        job.future.cancel()
+        if not job.future.cancel():
+            return
         with self._changed:
             if job in self._waiting:
                 self._waiting.remove(job)

@@ -9,7 +9,7 @@ import numpy as np
 from export.contract import Contract, TensorSpec
 from serve.engine.merge import SHARED, Request, computed_outputs, merge, split
 from serve.engine.runners.base import Runner
-from serve.engine.runners.trial import axis_sizes
+from serve.engine.runners.trial import axis_sizes, shape_of
 from serve.tensors.datatypes import Array
 from serve.tensors.grid import strides_of
 
@@ -71,7 +71,7 @@ def _inputs(
 
 
 def _random(spec: TensorSpec, axes: Mapping[str, int], side: float, rng: np.random.Generator) -> Array:
-    shape = [axis if isinstance(axis, int) else axes[axis] for axis in spec.axes]
+    shape = shape_of(spec, axes)
     if spec.dtype == "bool":
         return np.ones(shape, bool)
     if spec.dtype == "int64":

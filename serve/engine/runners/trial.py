@@ -42,7 +42,7 @@ def tiny_inputs(contract: Contract, sizes: Mapping[str, int] | None = None) -> d
         sizes: Axes, by their letters, that are to have another size.
     """
     smallest = {**axis_sizes(contract, 1, 1), **(sizes or {})}
-    return {spec.name: np.zeros(_shape(spec, smallest), spec.dtype) for spec in contract.inputs}
+    return {spec.name: np.zeros(shape_of(spec, smallest), spec.dtype) for spec in contract.inputs}
 
 
 def axis_sizes(contract: Contract, rows: int, columns: int) -> dict[str, int]:
@@ -62,5 +62,6 @@ def axis_sizes(contract: Contract, rows: int, columns: int) -> dict[str, int]:
     return sizes
 
 
-def _shape(spec: TensorSpec, sizes: Mapping[str, int]) -> list[int]:
+def shape_of(spec: TensorSpec, sizes: Mapping[str, int]) -> list[int]:
+    """Shape of a tensor whose axes have these sizes, by their letters."""
     return [axis if isinstance(axis, int) else sizes.get(axis, 1) for axis in spec.axes]
