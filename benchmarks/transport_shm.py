@@ -24,6 +24,7 @@ from benchmarks.timing import median_ratio
 from benchmarks.transport import MB, SIZES, in_turns, machine
 from benchmarks.wire_client import Connection, Nothing, Payload, binary_payload, contract, request_arrays, running
 from serve.app import create_app
+from serve.compute.local import LocalService
 from serve.engine.model import Model
 from serve.engine.registry import Registry
 from serve.options import AppOptions
@@ -113,8 +114,8 @@ def _post(path: str, document: Any) -> Payload:
 
 def _serve() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
-    options = AppOptions(regions=Regions(PREFIX, AppOptions.max_request_bytes))
-    app = create_app(Registry([Model(contract(), Nothing())]), options)
+    regions = Regions(PREFIX, AppOptions.max_request_bytes)
+    app = create_app(LocalService(Registry([Model(contract(), Nothing())]), regions))
     print(listener.getsockname()[1], flush=True)
     uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, ws="none")).run(sockets=[listener])
 

@@ -19,6 +19,7 @@ from export.contract import Contract
 from export.hyperparameters import Hyperparameters
 from export.specs import input_specs, output_specs
 from serve.app import create_app
+from serve.compute.local import LocalService
 from serve.engine.model import Model
 from serve.engine.registry import Registry
 from serve.tensors.datatypes import Array, wire_name
@@ -187,7 +188,7 @@ async def count_bytes(scope: Any, receive: Any, send: Any) -> None:
 
 def _serve(kind: str) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
-    app = count_bytes if kind == "bare" else create_app(Registry([Model(contract(), Nothing())]))
+    app = count_bytes if kind == "bare" else create_app(LocalService(Registry([Model(contract(), Nothing())])))
     print(listener.getsockname()[1], flush=True)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, ws="none", lifespan="on" if kind == "infer" else "off"

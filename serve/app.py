@@ -6,11 +6,12 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from serve.engine.registry import Registry
+from serve.compute.service import Service
 from serve.errors import ClientGoneError, ServeError
 from serve.http.admission import AdmissionGate
 from serve.http.body import BodyReader
@@ -22,7 +23,7 @@ from serve.http.replies import error_reply, reply
 from serve.openapi import document_requests
 from serve.options import AppOptions
 from serve.v1.routes import add_people_routes
-from serve.v2.dataplane import server_metadata
+from serve.v2.metadata import server_metadata
 from serve.v2.repository import repository_routes
 from serve.v2.routes import health_routes, infer_routes
 from serve.v2.shared_memory_routes import shared_memory_routes
@@ -37,23 +38,23 @@ Errors are `{"error": "text"}`. NaN and the infinities are `null` in JSON.
 logger = logging.getLogger("serve")
 
 
-def create_app(registry: Registry, options: AppOptions | None = None) -> FastAPI:
+def create_app(service: Service, options: AppOptions | None = None) -> FastAPI:
     """Build the ASGI application.
 
     Args:
-        registry: The models; they are loaded in the background once the application starts.
+        service: What answers; its models are loaded in the background once the application starts.
         options: Limits and parts.
     """
     options = options or AppOptions()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(_load(registry, options))
+        loading = asyncio.create_task(_load(service, options))
         try:
             yield
         finally:
             loading.cancel()
-            registry.close()
+            service.close()
 
     app = FastAPI(
         title="yolo-assigner",
@@ -62,20 +63,20 @@ def create_app(registry: Registry, options: AppOptions | None = None) -> FastAPI
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    bodies = BodyReader(options.max_request_bytes, options.max_json_bytes, options.client_timeout)
-    app.include_router(health_routes(registry, options))
-    app.include_router(infer_routes(registry, bodies, options))
-    app.include_router(repository_routes(registry, options))
-    app.include_router(shared_memory_routes(options))
+    bodies = BodyReader(options.max_request_bytes, options.max_json_bytes, options.client_timeout, pool=service.memory)
+    app.include_router(health_routes(service, options))
+    app.include_router(infer_routes(service, bodies, options))
+    app.include_router(repository_routes(service, options))
+    app.include_router(shared_memory_routes(service, options))
     app.include_router(unsupported_routes())
-    add_people_routes(app, registry, bodies, options)
-    document_requests(app, registry)
+    add_people_routes(app, service, bodies, options)
+    document_requests(app, service.catalogue)
     app.add_exception_handler(ServeError, _refused)
     app.add_exception_handler(HTTPException, _not_routed)
     app.add_exception_handler(ClientGoneError, _gone)
     app.add_exception_handler(Exception, _failed)
     _wrap(app, options)
-    _watch(registry, options)
+    _watch(service, options)
     return app
 
 
@@ -89,21 +90,24 @@ def _wrap(app: FastAPI, options: AppOptions) -> None:
     app.add_middleware(Observer, metrics=options.metrics)
 
 
-def _watch(registry: Registry, options: AppOptions) -> None:
+def _watch(service: Service, options: AppOptions) -> None:
     """Let the metrics see what goes on."""
-    metrics, admission, models = options.metrics, options.admission, registry.models.values()
+    metrics, admission, models = options.metrics, options.admission, service.catalogue.models.values()
     metrics.describe({"version": server_metadata()["version"]})
     metrics.watch("requests_under_way", "Requests from headers to reply.", lambda: admission.requests)
     metrics.watch("bytes_under_way", "Bytes of their bodies.", lambda: admission.bytes)
     metrics.watch("models_ready", "Models that can be used.", lambda: sum(model.ready for model in models))
-    metrics.watch("queued_requests", "Requests in or before an engine.", lambda: sum(model.queued for model in models))
+    metrics.watch(
+        "queued_requests", "Requests in or before an engine.", lambda: sum(model.stats.queued for model in models)
+    )
     for model in models:
-        model.on_called, model.on_waited = metrics.called, metrics.waited
+        name = model.contract.name
+        model.stats.on_called, model.stats.on_waited = partial(metrics.called, name), partial(metrics.waited, name)
 
 
-async def _load(registry: Registry, options: AppOptions) -> None:
+async def _load(service: Service, options: AppOptions) -> None:
     try:
-        await registry.load()
+        await service.load()
         if options.on_loaded is not None:
             options.on_loaded()
     except Exception as error:

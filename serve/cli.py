@@ -13,6 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from serve.app import create_app
+from serve.compute.local import LocalService
 from serve.configuration import describe, read_settings
 from serve.engine.job_queue import BatchLimits
 from serve.engine.registry import open_artifacts
@@ -61,6 +62,7 @@ def _run(settings: Settings) -> int:
     runners = RunnerOptions(settings.engine, device, settings.threads)
     limits = BatchLimits(settings.batch_images, settings.batch_wait, settings.max_work_bytes)
     registry = open_artifacts(settings.artifacts, runners, limits)
+    service = LocalService(registry, _regions(settings), settings.max_work_bytes, settings.max_request_bytes)
     if settings.ssl_certfile is not None and settings.ssl_keyfile is not None:
         check_certificate(settings.ssl_certfile, settings.ssl_keyfile, _password(settings))
     failures: list[BaseException] = []
@@ -72,7 +74,7 @@ def _run(settings: Settings) -> int:
     switch_quickly()
     options = _options(settings, fail)
     listener = _listen(settings.host, settings.port)
-    server = Server(_config(create_app(registry, options), settings), options.admission, settings.lame_duck_seconds)
+    server = Server(_config(create_app(service, options), settings), options.admission, settings.lame_duck_seconds)
     if settings.metrics_port is not None:
         shown, _ = serve_metrics(options.metrics, settings.metrics_host, settings.metrics_port)
         logger.info("metrics on http://%s:%d/metrics", settings.metrics_host, shown.server_port)
@@ -87,22 +89,23 @@ def _options(settings: Settings, fail: Callable[[BaseException], None]) -> AppOp
     secrets = ([key.get_secret_value() for key in keys] for keys in (settings.api_keys, settings.admin_keys))
     files = (settings.api_key_file, settings.admin_key_file)
     keys = Keys(*(load_keys(file, others) for file, others in zip(files, secrets, strict=True)))
-    regions = None
-    if settings.shared_memory is not None:
-        regions = Regions(settings.shared_memory, settings.max_request_bytes, settings.max_total_bytes)
     return AppOptions(
         max_request_bytes=settings.max_request_bytes,
         max_json_bytes=settings.max_json_bytes,
-        max_work_bytes=settings.max_work_bytes,
         compress_replies=settings.compress_replies,
         client_timeout=settings.client_timeout or None,
         request_timeout=settings.request_timeout or None,
         admission=Admission(settings.max_requests, settings.max_total_bytes),
         keys=keys,
-        regions=regions,
         on_loaded=settle,
         on_load_failure=fail,
     )
+
+
+def _regions(settings: Settings) -> Regions | None:
+    if settings.shared_memory is None:
+        return None
+    return Regions(settings.shared_memory, settings.max_request_bytes, settings.max_total_bytes)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import TypeAdapter
 
-from serve.engine.registry import VERSION, Registry
+from serve.engine.catalogue import VERSION, Catalogue, Known
 from serve.openapi_routes import JSON, ROUTES, described, schemas_of
 from serve.v1.examples import REDUCE_EXAMPLES, assign_examples, loss_examples
 from serve.v2.schemas import Error
@@ -25,31 +25,31 @@ JSON_LENGTH = {
 REGION_EXAMPLES = {"region": {"value": {"key": "/yolo-assigner-0", "offset": 0, "byte_size": 4096}}}
 
 
-def document_requests(app: FastAPI, registry: Registry) -> None:
+def document_requests(app: FastAPI, catalogue: Catalogue[Known]) -> None:
     """Describe all routes.
 
     Args:
         app: Its OpenAPI document is completed when it is first asked for.
-        registry: The models that the examples are made for.
+        catalogue: The models that the examples are made for.
     """
     build = app.openapi
 
     def complete() -> dict[str, Any]:
         if app.openapi_schema is None:
-            _complete(build(), registry)
+            _complete(build(), catalogue)
         assert app.openapi_schema is not None  # noqa: S101 - build() keeps what it made
         return app.openapi_schema
 
     app.openapi = complete  # type: ignore[method-assign]
 
 
-def _complete(document: dict[str, Any], registry: Registry) -> None:
+def _complete(document: dict[str, Any], catalogue: Catalogue[Known]) -> None:
     schemas, definitions = schemas_of(ROUTES, REF)
     parts = document.setdefault("components", {})
     parts["schemas"] = {**definitions, "Error": TypeAdapter(Error).json_schema(ref_template=REF)}
     parts["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     refusal = {"$ref": REF.format(model="Error")}
-    models = {name: {"value": name} for name in registry.models}
+    models = {name: {"value": name} for name in catalogue.models}
     for path, verbs in document["paths"].items():
         for verb, entry in verbs.items():
             route = ROUTES[f"{verb} {path.replace(VERSIONED, '')}"]
@@ -59,7 +59,7 @@ def _complete(document: dict[str, Any], registry: Registry) -> None:
                 entry["parameters"].append(JSON_LENGTH)
             if not path.startswith("/v2/health"):
                 entry["security"] = [{}, {"key": []}]  # whether one is needed is for the operator to say
-    _add_examples(document["paths"], registry)
+    _add_examples(document["paths"], catalogue)
 
 
 def _parameter(name: str, path: str, models: dict[str, Any]) -> dict[str, Any]:
@@ -74,10 +74,10 @@ def _parameter(name: str, path: str, models: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _add_examples(paths: dict[str, Any], registry: Registry) -> None:
+def _add_examples(paths: dict[str, Any], catalogue: Catalogue[Known]) -> None:
     examples = {
-        "/v1/loss": loss_examples(registry),
-        "/v1/assign": assign_examples(registry),
+        "/v1/loss": loss_examples(catalogue),
+        "/v1/assign": assign_examples(catalogue),
         "/v1/reduce": REDUCE_EXAMPLES,
         "/v2/systemsharedmemory/region/{name}/register": REGION_EXAMPLES,
     }

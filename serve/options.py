@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -10,7 +9,6 @@ from serve.http.admission import Admission
 from serve.http.keys import Keys
 from serve.http.metrics import Metrics
 from serve.settings import MIB
-from serve.shared.regions import Regions
 
 
 @dataclass(frozen=True)
@@ -20,13 +18,11 @@ class AppOptions:
     Attributes:
         max_request_bytes: Largest body, before and after decompression.
         max_json_bytes: Largest JSON.
-        max_work_bytes: Most memory that a request may need while it is computed.
         compress_replies: Whether callers that accept gzip get it.
         client_timeout: Seconds that a caller may pause while it sends a body; None: for ever.
         request_timeout: Seconds that a request may wait for its model; None: for ever.
         admission: How much may be under way.
         keys: Who may call.
-        regions: Shared memory; None: switched off.
         metrics: Where requests are counted.
         on_loaded: Told when all models are there.
         on_load_failure: Told when a model cannot be loaded; the server then never gets ready.
@@ -34,22 +30,11 @@ class AppOptions:
 
     max_request_bytes: int = 256 * MIB
     max_json_bytes: int = 64 * MIB
-    max_work_bytes: int = 4096 * MIB
     compress_replies: bool = False
     client_timeout: float | None = None
     request_timeout: float | None = None
     admission: Admission = field(default_factory=lambda: Admission(64, 1024 * MIB))
     keys: Keys = field(default_factory=Keys)
-    regions: Regions | None = None
     metrics: Metrics = field(default_factory=Metrics)
     on_loaded: Callable[[], None] | None = None
     on_load_failure: Callable[[BaseException], None] | None = None
-
-    def deadline(self, microseconds: int | None = None) -> float | None:
-        """When a request that came just now must have begun to be computed, by ``time.monotonic``; None: whenever.
-
-        Args:
-            microseconds: What the request itself allows; None: nothing said.
-        """
-        seconds = self.request_timeout if microseconds is None else microseconds / 1e6
-        return None if seconds is None else time.monotonic() + seconds

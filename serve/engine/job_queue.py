@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -53,6 +53,7 @@ class Job:
         work_bytes: Memory that it may need.
         wait_until: It is not to wait for others after this, by ``time.monotonic``.
         future: Where its outcome goes; cancelled when nobody waits any more.
+        on_begun: Told when the engine begins with it.
     """
 
     request: Request
@@ -60,6 +61,7 @@ class Job:
     work_bytes: int = 0
     wait_until: float = math.inf
     future: Future[Done] = field(default_factory=Future)
+    on_begun: Callable[[], None] | None = None
 
 
 class JobQueue:

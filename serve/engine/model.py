@@ -34,26 +34,27 @@ class Model:
         contract: As given.
         ready: It has been loaded.
         stats: What it has done.
-        queued: Requests that wait for the thread or are in it.
+        limits: How far requests are put together.
         batching: How requests become calls of the runner.
-        on_called: Told of every call of the runner: name, images, nanoseconds.
-        on_waited: Told how long every answered request waited for its call: name, nanoseconds.
     """
 
     def __init__(self, contract: Contract, runner: Runner, limits: BatchLimits = BatchLimits()) -> None:  # noqa: B008
         self.contract = contract
         self.ready = False
         self.stats = ModelStats()
-        self.queued = 0
+        self.limits = limits
         self.batching = Batching(contract, runner, limits, self._called)
-        self.on_called: Callable[[str, int, int], None] = _nobody
-        self.on_waited: Callable[[str, int], None] = _nobody
         self._runner = runner
         self._queue = JobQueue(limits)
         # One thread of its own: calls queue up here and never in a pool that others need.
         self._worker = ThreadPoolExecutor(
             max_workers=1, thread_name_prefix=f"engine-{contract.name}", initializer=give_way
         )
+
+    @property
+    def merges(self) -> bool:
+        """Requests are put together."""
+        return self.batching.on
 
     @property
     def platform(self) -> str:
@@ -67,7 +68,11 @@ class Model:
         self.ready = True
 
     async def infer(
-        self, inputs: Mapping[str, Array], outputs: Sequence[str], deadline: float | None = None
+        self,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        deadline: float | None = None,
+        on_begun: Callable[[], None] | None = None,
     ) -> dict[str, Array]:
         """Compute outputs. A caller that is cancelled while it waits takes its work out of the queue.
 
@@ -75,6 +80,7 @@ class Model:
             inputs: As :func:`serve.tensors.validate.check_inputs` returns them.
             outputs: Names that exist.
             deadline: By ``time.monotonic``; computing must begin before it. None: whenever it can.
+            on_begun: Told when computing begins.
 
         Raises:
             NotReadyError: The model is not loaded yet.
@@ -86,7 +92,8 @@ class Model:
             raise NotReadyError(f"model {self.contract.name!r} is still being loaded; try again in a moment")
         asked = time.monotonic_ns()
         job = self.batching.job(Request(inputs, tuple(outputs)), deadline)
-        self.queued += 1
+        job.on_begun = on_begun
+        self.stats.entered()
         try:
             self._queue.put(job)
             self._worker.submit(self._step)
@@ -98,11 +105,10 @@ class Model:
         except Exception as error:
             raise self._failure(inputs, error) from error
         finally:
-            self.queued -= 1
+            self.stats.left()
             self._queue.discard(job)
         waited = done.began_ns - asked
         self.stats.executed(waited, done.ended_ns - done.began_ns)
-        self.on_waited(self.contract.name, waited)
         return done.arrays
 
     def _step(self) -> None:
@@ -110,6 +116,7 @@ class Model:
         jobs = self._queue.take()
         if not jobs:
             return
+        self._tell([job.on_begun for job in jobs if job.on_begun is not None])
         began = time.monotonic_ns()
         try:
             outcomes = self.batching.compute([job.request for job in jobs])
@@ -127,11 +134,12 @@ class Model:
     def _called(self, images: int, nanoseconds: int) -> None:
         """In the engine's thread: the runner has been called. Counted where all else is."""
         with suppress(RuntimeError):  # the loop may be closed already
-            self._loop.call_soon_threadsafe(self._count, images, nanoseconds)
+            self._loop.call_soon_threadsafe(self.stats.called, images, nanoseconds)
 
-    def _count(self, images: int, nanoseconds: int) -> None:
-        self.stats.called(images, nanoseconds)
-        self.on_called(self.contract.name, images, nanoseconds)
+    def _tell(self, callers: Sequence[Callable[[], None]]) -> None:
+        with suppress(RuntimeError):
+            for tell in callers:
+                self._loop.call_soon_threadsafe(tell)
 
     async def _until(self, work: Future[Done], deadline: float | None) -> Done:
         """Wait for work; what has not begun at the deadline is taken back."""
@@ -154,7 +162,3 @@ class Model:
         self._queue.close()
         self._worker.shutdown(wait=True, cancel_futures=True)
         self._runner.close()
-
-
-def _nobody(*_: object) -> None:
-    """Nobody wants to know."""

@@ -3,53 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 from export.contract import find_contracts
+from serve.engine.catalogue import Catalogue
 from serve.engine.job_queue import BatchLimits
 from serve.engine.model import Model
 from serve.engine.runners.choice import RunnerOptions, choose
-from serve.errors import NotFoundError
 from serve.tensors.grid import strides_of
 
-VERSION = "1"
 DEFAULTS = RunnerOptions()
 ALONE = BatchLimits()
 logger = logging.getLogger("serve")
 
 
-class Registry:
-    """All models by name.
-
-    Args:
-        models: In the order of their names.
-    """
-
-    def __init__(self, models: Sequence[Model]) -> None:
-        self.models = {model.contract.name: model for model in models}
-
-    @property
-    def ready(self) -> bool:
-        """Whether every model is."""
-        return all(model.ready for model in self.models.values())
-
-    def find(self, name: str, version: str | None = None) -> Model:
-        """Look a model up.
-
-        Raises:
-            NotFoundError: There is none of that name and version.
-        """
-        model = self.models.get(name)
-        if model is None:
-            raise NotFoundError(f"no model {name!r}; this server has {', '.join(self.models)}")
-        if version not in (None, VERSION):
-            raise NotFoundError(f"model {name!r} has no version {version!r}, only {VERSION!r}")
-        return model
-
-    def of_kind(self, kind: str) -> list[Model]:
-        """Models of one kind, by name."""
-        return [model for model in self.models.values() if model.contract.kind == kind]
+class Registry(Catalogue[Model]):
+    """Models that are computed in this process."""
 
     async def load(self) -> None:
         """Bring all models up, one after the other."""

@@ -9,7 +9,33 @@ from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from serve.errors import ServeError
-from serve.tensors.encode import dump_json
+from serve.tensors.encode import EncodedResponse, dump_json
+
+JSON_LENGTH = "Inference-Header-Content-Length"
+
+
+class ReplyInParts(Response):
+    """A reply in parts, each sent from where it lies.
+
+    Args:
+        encoded: The parts.
+    """
+
+    def __init__(self, encoded: EncodedResponse) -> None:
+        binary = encoded.header_length is not None
+        headers = {"Content-Length": str(sum(len(chunk) for chunk in encoded.chunks))}
+        if binary:
+            headers[JSON_LENGTH] = str(encoded.header_length)
+        media_type = "application/octet-stream" if binary else "application/json"
+        super().__init__(headers=headers, media_type=media_type)
+        self._chunks = encoded.chunks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Send the parts as one body."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        last = len(self._chunks) - 1
+        for place, chunk in enumerate(self._chunks):
+            await send({"type": "http.response.body", "body": chunk, "more_body": place < last})
 
 
 def reply(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from export.contract import Contract
-from serve.engine.registry import Registry
+from serve.engine.catalogue import Catalogue, Known
 from serve.tensors.datatypes import Array
 from serve.tensors.grid import count_points, level_sizes, strides_of
 
@@ -21,9 +21,9 @@ REDUCE_EXAMPLES = {
 }
 
 
-def loss_examples(registry: Registry) -> dict[str, Any]:
+def loss_examples(catalogue: Catalogue[Known]) -> dict[str, Any]:
     """Examples of ``POST /v1/loss`` for the first loss model; none when there is no such model."""
-    models = registry.of_kind("loss")
+    models = catalogue.of_kind("loss")
     if not models:
         return {}
     contract = models[0].contract
@@ -34,12 +34,12 @@ def loss_examples(registry: Registry) -> dict[str, Any]:
     }
 
 
-def assign_examples(registry: Registry) -> dict[str, Any]:
+def assign_examples(catalogue: Catalogue[Known]) -> dict[str, Any]:
     """Examples of ``POST /v1/assign`` for the models that are served."""
     examples: dict[str, Any] = {}
-    if registry.of_kind("assigner"):
+    if catalogue.of_kind("assigner"):
         examples["decoded"] = {"summary": "Four anchors, decoded predictions", "value": _decoded()}
-    models = registry.of_kind("loss")
+    models = catalogue.of_kind("loss")
     if models:
         value = _maps(models[0].contract)
         examples["maps"] = {"summary": "One image, the head's maps", "value": value}

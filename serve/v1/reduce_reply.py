@@ -7,21 +7,21 @@ from typing import Any
 import numpy as np
 
 from export.contract import Contract
-from serve.engine.registry import Registry
+from serve.engine.catalogue import Catalogue, Known
 from serve.errors import BadRequestError, NotFoundError
 from serve.reduce import reduce_sums
 from serve.v1.reply import TERMS
 from serve.v1.schemas import ReduceRequest, WorkerSums
 
 
-def reduce_reply(registry: Registry, request: ReduceRequest) -> dict[str, Any]:
+def reduce_reply(catalogue: Catalogue[Known], request: ReduceRequest) -> dict[str, Any]:
     """The body of :class:`serve.v1.schemas.ReduceReply`.
 
     Raises:
         NotFoundError: There is no such model, or none that has gains.
         BadRequestError: The model has no gains, or no worker has an image.
     """
-    contract = _contract(registry, request.model)
+    contract = _contract(catalogue, request.model)
     rows = [[_row(sums) for sums in worker] for worker in request.workers]
     if not any(rows):
         raise BadRequestError("workers has no image; give the image_sums of one at least")
@@ -39,13 +39,13 @@ def _row(sums: WorkerSums | tuple[float, ...]) -> list[float]:
     return [getattr(sums, term) for term in TERMS] if isinstance(sums, WorkerSums) else list(sums)
 
 
-def _contract(registry: Registry, name: str | None) -> Contract:
+def _contract(catalogue: Catalogue[Known], name: str | None) -> Contract:
     if name is None:
-        with_loss = [model.contract for model in registry.models.values() if _has_sums(model.contract)]
+        with_loss = [model.contract for model in catalogue.models.values() if _has_sums(model.contract)]
         if not with_loss:
             raise NotFoundError("this server has no model of a loss; export one with `python -m export onnx`")
         return with_loss[0]
-    contract = registry.find(name).contract
+    contract = catalogue.find(name).contract
     if not _has_sums(contract):
         raise BadRequestError(f"model {name!r} is of kind {contract.kind} and has no gains; name one of a loss")
     return contract

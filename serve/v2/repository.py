@@ -7,8 +7,8 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from export.contract import TensorSpec
-from serve.engine.model import Model
-from serve.engine.registry import VERSION, Registry
+from serve.compute.service import Service
+from serve.engine.catalogue import VERSION, Known
 from serve.errors import BadRequestError
 from serve.http.body import BodyReader
 from serve.http.replies import reply
@@ -20,7 +20,7 @@ from serve.v2.routes import Version
 BODY_BYTES = 2**16
 
 
-def repository_routes(registry: Registry, options: AppOptions) -> APIRouter:
+def repository_routes(service: Service, options: AppOptions) -> APIRouter:
     """Configuration and index."""
     router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
     bodies = BodyReader(BODY_BYTES, pause=options.client_timeout, remedy="send what the protocol asks for")
@@ -28,7 +28,7 @@ def repository_routes(registry: Registry, options: AppOptions) -> APIRouter:
     @router.get("/models/{name}/versions/{version}/config", summary="Configuration of one version")
     @router.get("/models/{name}/config", summary="Configuration of one model")
     async def config(name: str, version: Version) -> Response:
-        return reply(model_config(registry.find(name, version)))
+        return reply(model_config(service.catalogue.find(name, version)))
 
     @router.post("/repository/index", summary="All models and their states; the body may be empty")
     async def index(request: Request) -> Response:
@@ -36,18 +36,18 @@ def repository_routes(registry: Registry, options: AppOptions) -> APIRouter:
         ready = parse_object(body).get("ready", False) if len(body) else False
         if not isinstance(ready, bool):
             raise BadRequestError(f"ready is {ready!r}; write true or false")
-        entries = (index_entry(model) for model in registry.models.values() if model.ready or not ready)
+        entries = (index_entry(model) for model in service.catalogue.models.values() if model.ready or not ready)
         return reply(list(entries))
 
     return router
 
 
-def model_config(model: Model) -> dict[str, Any]:
+def model_config(model: Known) -> dict[str, Any]:
     """A model's configuration in Triton's terms.
 
     Every axis is among the dims, the first one too, of which callers send as many images as they like.
     """
-    contract, limits = model.contract, model.batching.limits
+    contract, limits = model.contract, model.limits
     delay = {"max_queue_delay_microseconds": int(limits.seconds * 1e6)}
     return {
         "name": contract.name,
@@ -55,11 +55,11 @@ def model_config(model: Model) -> dict[str, Any]:
         "max_batch_size": 0,
         "input": [_describe(spec) for spec in contract.inputs],
         "output": [_describe(spec) for spec in contract.outputs],
-        **({"dynamic_batching": delay} if model.batching.on else {}),
+        **({"dynamic_batching": delay} if model.merges else {}),
     }
 
 
-def index_entry(model: Model) -> dict[str, Any]:
+def index_entry(model: Known) -> dict[str, Any]:
     """A model's line in the index."""
     state, reason = ("READY", "") if model.ready else ("UNAVAILABLE", "it is being loaded")
     return {"name": model.contract.name, "version": VERSION, "state": state, "reason": reason}

@@ -4,47 +4,35 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from serve.errors import BadRequestError, UnsupportedError
+from serve.compute.service import Service, Verb, call_now
 from serve.http.body import BodyReader
-from serve.http.replies import reply
+from serve.http.replies import ReplyInParts
 from serve.options import AppOptions
-from serve.shared.regions import Regions
-from serve.tensors.decode import parse_object
-from serve.tensors.place import REMEDY
 
 BODY_BYTES = 2**16
+NOTHING = memoryview(b"")
 
 
-def shared_memory_routes(options: AppOptions) -> APIRouter:
+def shared_memory_routes(service: Service, options: AppOptions) -> APIRouter:
     """Status, register and unregister. While shared memory is switched off, that is what they say."""
-    regions = options.regions
     router = APIRouter(prefix="/v2/systemsharedmemory", tags=["Open Inference Protocol"])
     bodies = BodyReader(BODY_BYTES, pause=options.client_timeout, remedy="send what the protocol asks for")
 
-    def switched_on() -> Regions:
-        if regions is None:
-            raise UnsupportedError(f"shared memory is switched off; {REMEDY}")
-        return regions
+    async def answer(verb: Verb, request: Request, body: memoryview = NOTHING) -> Response:
+        return ReplyInParts(await service.run(call_now(verb, request.path_params.get("name")), body))
 
     @router.get("/region/{name}/status", summary="One region of shared memory")
     @router.get("/status", summary="All regions of shared memory")
     async def status(request: Request) -> Response:
-        return reply(switched_on().status(request.path_params.get("name")))
+        return await answer(Verb.REGION_STATUS, request)
 
     @router.post("/region/{name}/register", summary="Give a name to shared memory")
-    async def register(request: Request, name: str) -> Response:
-        known = switched_on()
-        document = parse_object(await bodies.read(request.scope, request.receive))
-        for key in ("key", "byte_size"):
-            if key not in document:
-                raise BadRequestError(f"{key} is missing; send {{key, offset, byte_size}}")
-        known.register(name, document["key"], document.get("offset", 0), document["byte_size"])
-        return reply({})
+    async def register(request: Request) -> Response:
+        return await answer(Verb.REGION_REGISTER, request, await bodies.read(request.scope, request.receive))
 
     @router.post("/region/{name}/unregister", summary="Forget one region")
     @router.post("/unregister", summary="Forget all regions")
     async def unregister(request: Request) -> Response:
-        switched_on().unregister(request.path_params.get("name"))
-        return reply({})
+        return await answer(Verb.REGION_UNREGISTER, request)
 
     return router

@@ -13,10 +13,12 @@ import pytest
 
 from export.contract import Contract, TensorSpec
 from serve.app import create_app
+from serve.compute.local import LocalService
 from serve.engine.model import Model
 from serve.engine.registry import Registry
 from serve.engine.runners.base import UnfitRequestError
 from serve.options import AppOptions
+from serve.shared.regions import Regions
 from serve.tensors.datatypes import Array
 from tests.serve.conftest import assigner_inputs, json_rows
 
@@ -75,8 +77,9 @@ class SumRunner:
 class Started:
     """The application, started, with a client that sees it as from outside."""
 
-    def __init__(self, runner: Any, **options: Any) -> None:
-        self.app = create_app(Registry([Model(CONTRACT, runner)]), AppOptions(**options))
+    def __init__(self, runner: Any, regions: Regions | None = None, **options: Any) -> None:
+        service = LocalService(Registry([Model(CONTRACT, runner)]), regions)
+        self.app = create_app(service, AppOptions(**options))
         self._life = self.app.router.lifespan_context(self.app)
 
     async def __aenter__(self) -> httpx.AsyncClient:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from serve.compute.service import Verb, call_now
 from serve.engine.model import Model
 from serve.errors import ClientGoneError, TooLateError
 from serve.http.gone import unless_gone
-from serve.options import AppOptions
 from serve.tensors.datatypes import Array
 from tests.serve.conftest import Live, assigner_inputs, binary_rows, loss_inputs
 from tests.serve.test_app import CONTRACT
@@ -64,7 +64,7 @@ class Queue:
 
     async def ask(self, mark: float, seconds: float | None = None) -> dict[str, Array]:
         """The same, to be awaited."""
-        deadline = AppOptions(request_timeout=seconds).deadline()
+        deadline = call_now(Verb.INFER, allowed=seconds).deadline()
         return await self.model.infer(inputs(mark), ["target_weights"], deadline)
 
     async def __aenter__(self) -> Queue:
@@ -84,7 +84,7 @@ def test_a_request_whose_time_is_over_is_not_computed() -> None:
             late, patient = queue.infer(2.0, seconds=0.05), queue.infer(3.0, seconds=60)
             with pytest.raises(TooLateError, match="before model 'toy' got to it"):
                 await late
-            assert queue.model.queued == 2
+            assert queue.model.stats.queued == 2
             queue.runner.go_on.set()
             await patient
             assert queue.runner.begun == [1.0, 3.0]
@@ -123,7 +123,7 @@ def test_work_of_a_caller_who_hung_up_is_dropped(seconds: float | None) -> None:
             queue.runner.go_on.set()
             await other
             assert queue.runner.begun == [1.0, 3.0]
-            assert queue.model.queued == 0
+            assert queue.model.stats.queued == 0
 
     asyncio.run(scenario())
 

@@ -1,0 +1,86 @@
+"""A service in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from serve.compute.infer import infer
+from serve.compute.people import assign, loss, reduce
+from serve.compute.regions import run_region_call
+from serve.compute.service import Call, Verb
+from serve.engine.model import Model
+from serve.engine.registry import Registry
+from serve.errors import NotReadyError
+from serve.settings import MIB
+from serve.shared.regions import Regions
+from serve.tensors.buffers import BufferPool
+from serve.tensors.encode import EncodedResponse
+
+SYSTEM = "system_shared_memory"
+
+
+class LocalService:
+    """Computes where it is called.
+
+    Args:
+        registry: The models.
+        regions: Shared memory; None: switched off.
+        max_work_bytes: Most memory that a request may need while it is computed.
+        keep_bytes: Most bytes of idle memory for bodies that are kept.
+
+    Attributes:
+        catalogue: The models.
+        memory: What bodies are to be read into.
+        extensions: Of the protocol, beyond binary tensors.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        regions: Regions | None = None,
+        max_work_bytes: int = 4096 * MIB,
+        keep_bytes: int = 256 * MIB,
+    ) -> None:
+        self.catalogue = registry
+        self.memory = BufferPool(keep_bytes)
+        self.extensions: Sequence[str] = [SYSTEM] if regions is not None else []
+        self._regions = regions
+        self._max_work_bytes = max_work_bytes
+
+    async def load(self) -> None:
+        """Bring all models up.
+
+        Raises:
+            Exception: One cannot be loaded.
+        """
+        await self.catalogue.load()
+
+    async def run(self, call: Call, body: memoryview, on_begun: Callable[[], None] | None = None) -> EncodedResponse:
+        """Answer a request.
+
+        Raises:
+            ServeError: The request is refused or failed; the text says why.
+        """
+        registry, work = self.catalogue, self._max_work_bytes
+        match call.verb:
+            case Verb.INFER:
+                return await infer(self._model(call), call, body, self._regions, work, on_begun)
+            case Verb.LOSS:
+                return await loss(registry, call, body, work, on_begun)
+            case Verb.ASSIGN:
+                return await assign(registry, call, body, work, on_begun)
+            case Verb.REDUCE:
+                return await asyncio.to_thread(lambda: reduce(registry, body))
+            case _:
+                return run_region_call(self._regions, call, body)
+
+    def close(self) -> None:
+        """Stop all models."""
+        self.catalogue.close()
+
+    def _model(self, call: Call) -> Model:
+        model = self.catalogue.find(call.target or "")
+        if not model.ready:
+            raise NotReadyError(f"model {call.target!r} is being loaded; try again in a moment")
+        return model

@@ -1,0 +1,96 @@
+"""What routes ask for, whoever computes it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import NamedTuple, Protocol
+
+from serve.engine.catalogue import Catalogue, Known
+from serve.tensors.buffers import BufferPool
+from serve.tensors.encode import EncodedResponse
+
+
+class Verb(StrEnum):
+    """What can be asked for."""
+
+    INFER = "infer"
+    LOSS = "loss"
+    ASSIGN = "assign"
+    REDUCE = "reduce"
+    REGION_STATUS = "region status"
+    REGION_REGISTER = "region register"
+    REGION_UNREGISTER = "region unregister"
+
+
+class Call(NamedTuple):
+    """A request but for its body.
+
+    Attributes:
+        verb: What is asked for.
+        target: Name of a model, or of a region of shared memory; None where that is in the body, or for all.
+        json_length: Bytes of JSON before the first tensor; None when all of the body is JSON.
+        arrived: When the body was there, by ``time.monotonic``.
+        allowed: Seconds that it may wait for its model when it says nothing itself; None: for ever.
+    """
+
+    verb: Verb
+    target: str | None = None
+    json_length: int | None = None
+    arrived: float = 0.0
+    allowed: float | None = None
+
+    def deadline(self, microseconds: int | None = None) -> float | None:
+        """When it must have begun to be computed, by ``time.monotonic``; None: whenever.
+
+        Args:
+            microseconds: What the request itself allows; None: nothing said.
+        """
+        seconds = self.allowed if microseconds is None else microseconds / 1e6
+        return None if seconds is None else self.arrived + seconds
+
+
+def call_now(
+    verb: Verb, target: str | None = None, json_length: int | None = None, allowed: float | None = None
+) -> Call:
+    """A call whose body is there."""
+    return Call(verb, target, json_length, time.monotonic(), allowed)
+
+
+class Service(Protocol):
+    """Models, and all that happens between the bytes of a request and those of its reply.
+
+    Attributes:
+        memory: What bodies are to be read into.
+        extensions: Of the protocol, beyond binary tensors.
+    """
+
+    memory: BufferPool
+    extensions: Sequence[str]
+
+    @property
+    def catalogue(self) -> Catalogue[Known]:
+        """The models."""
+
+    async def load(self) -> None:
+        """Bring all models up.
+
+        Raises:
+            Exception: One cannot be loaded.
+        """
+
+    async def run(self, call: Call, body: memoryview, on_begun: Callable[[], None] | None = None) -> EncodedResponse:
+        """Answer a request. Whoever is cancelled while he waits takes his work out of the queue.
+
+        Args:
+            call: What is asked for.
+            body: In memory of :attr:`memory`, or anywhere.
+            on_begun: Told when its engine begins with it.
+
+        Raises:
+            ServeError: The request is refused or failed; the text says why.
+        """
+
+    def close(self) -> None:
+        """Stop."""

@@ -1,0 +1,40 @@
+"""What the server and its models are, in the protocol's terms."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from typing import Any
+
+from export.contract import TensorSpec
+from serve.engine.catalogue import VERSION, Known
+from serve.tensors.datatypes import wire_name
+
+EXTENSIONS = ("binary_tensor_data",)
+
+
+def server_metadata(extensions: Sequence[str] = ()) -> dict[str, Any]:
+    """Row 4: name, version and the extensions that can be used."""
+    try:
+        version = importlib.metadata.version("yolo-assigner")
+    except importlib.metadata.PackageNotFoundError:  # run from a folder, not installed
+        version = "0"
+    return {"name": "yolo-assigner", "version": version, "extensions": [*EXTENSIONS, *extensions]}
+
+
+def model_metadata(model: Known) -> dict[str, Any]:
+    """Row 5. Outputs that are only sent when named say ``"parameters": {"default": false}``."""
+    contract = model.contract
+    outputs = [_describe(spec) | {"parameters": {"default": not spec.heavy}} for spec in contract.outputs]
+    return {
+        "name": contract.name,
+        "versions": [VERSION],
+        "platform": model.platform,
+        "inputs": [_describe(spec) for spec in contract.inputs],
+        "outputs": outputs,
+    }
+
+
+def _describe(spec: TensorSpec) -> dict[str, Any]:
+    shape = [axis if isinstance(axis, int) else -1 for axis in spec.axes]
+    return {"name": spec.name, "datatype": wire_name(spec.dtype), "shape": shape}
