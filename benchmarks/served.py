@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
+from benchmarks.process_tree import descriptors, resident, segments
+
 READY_SECONDS = 120.0
 SCHEME = "serving on http://"
 
@@ -27,14 +29,17 @@ class Served:
         self.process = process
         self.port = port
 
-    def memory(self, field: str = "VmRSS") -> float:
-        """MiB of its memory, a field of its status such as VmRSS or VmHWM."""
-        lines = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 1024
+    def memory(self) -> float:
+        """MiB of memory of all its processes."""
+        return resident(self.process.pid) / 2**20
 
     def descriptors(self) -> int:
-        """Files and sockets that it has open."""
-        return sum(1 for _ in Path(f"/proc/{self.process.pid}/fd").iterdir())
+        """Files and sockets that they have open."""
+        return descriptors(self.process.pid)
+
+    def segments(self) -> int:
+        """Descriptors of memory that they share."""
+        return segments(self.process.pid)
 
     def wait_until_ready(self) -> None:
         """Wait for its models.

@@ -108,9 +108,8 @@ def measure_memory(infer: Connection, requests: int) -> dict[str, float]:
     """Of a fresh server: how far the largest request raises its peak, and how it grows over many."""
     small, large = binary_payload(1, side=64), binary_payload(SIZES["77 MB"])
     infer.send(small)
-    before = infer.memory("VmRSS")
-    infer.send(large)
-    peak = infer.memory("VmHWM") - before
+    before = infer.resident()
+    peak = infer.peak(large) - before
     payloads = [binary_payload(images) for images in (1, 2, 3)]
     grown = resident_over_requests(infer, payloads, requests)
     return {"peak_over_payload": peak / large.size, "grown_mib": grown / 2**20, "requests": requests}
@@ -123,8 +122,8 @@ def resident_over_requests(infer: Connection, payloads: Sequence[Payload], reque
     for number, size in enumerate(tqdm(sizes, desc="memory", file=sys.stderr)):
         infer.send(payloads[size])
         if number == FLAT_AFTER:
-            settled = infer.memory("VmRSS")
-    return infer.memory("VmRSS") - settled
+            settled = infer.resident()
+    return infer.resident() - settled
 
 
 def machine() -> dict[str, str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import socket
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -18,18 +17,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import uvicorn
 
 from benchmarks.timing import median_ratio
 from benchmarks.transport import MB, SIZES, in_turns, machine
-from benchmarks.wire_client import Connection, Nothing, Payload, binary_payload, contract, request_arrays, running
+from benchmarks.wire_client import (
+    WORKER,
+    Connection,
+    Payload,
+    binary_payload,
+    contract,
+    request_arrays,
+    running,
+    serve,
+    setup,
+)
 from serve.app import create_app
-from serve.compute.local import LocalService
-from serve.engine.model import Model
-from serve.engine.registry import Registry
-from serve.options import AppOptions
-from serve.shared.regions import Regions
 from serve.tensors.datatypes import Array, wire_name
+from serve.worker.remote import RemoteService
 
 PREFIX = "yolo-assigner-benchmark-"
 RESULTS = Path(__file__).parent / "results" / "transport_shm.json"
@@ -43,7 +47,7 @@ def main() -> int:
     parser.add_argument("--serve", action="store_true", help="be the server that is measured")
     options = parser.parse_args()
     if options.serve:
-        _serve()
+        serve(create_app(RemoteService([contract()], setup(PREFIX), WORKER)))
         return 0
     times = measure(options.turns)
     options.out.write_text(json.dumps({"machine": machine(), "times": times}, indent=2) + "\n", encoding="utf-8")
@@ -110,14 +114,6 @@ def _post(path: str, document: Any) -> Payload:
     text = json.dumps(document).encode()
     head = f"POST /v2/{path} HTTP/1.1\r\nhost: bench\r\ncontent-length: {len(text)}\r\n\r\n"
     return Payload(head.encode(), [memoryview(text)])
-
-
-def _serve() -> None:
-    listener = socket.create_server(("127.0.0.1", 0))
-    regions = Regions(PREFIX, AppOptions.max_request_bytes)
-    app = create_app(LocalService(Registry([Model(contract(), Nothing())]), regions))
-    print(listener.getsockname()[1], flush=True)
-    uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, ws="none")).run(sockets=[listener])
 
 
 if __name__ == "__main__":

@@ -15,17 +15,27 @@ from typing import Any, NamedTuple
 import numpy as np
 import uvicorn
 
+from benchmarks.process_tree import peak_resident, resident
+from benchmarks.served import wait_until_ready
 from export.contract import Contract
 from export.hyperparameters import Hyperparameters
 from export.specs import input_specs, output_specs
 from serve.app import create_app
 from serve.compute.local import LocalService
+from serve.compute.setup import Setup, regions_of
+from serve.engine.job_queue import BatchLimits
+from serve.engine.malloc import keep_large_blocks
 from serve.engine.model import Model
 from serve.engine.registry import Registry
+from serve.engine.runners.choice import RunnerOptions
+from serve.options import AppOptions
 from serve.tensors.datatypes import Array, wire_name
+from serve.worker.main import main
+from serve.worker.remote import RemoteService
 
 NUMBERS = Hyperparameters(num_classes=80)
 LENGTH = b"content-length: "
+WORKER = (sys.executable, "-m", "benchmarks.wire_client", "worker")
 
 
 class Payload(NamedTuple):
@@ -83,10 +93,13 @@ class Connection:
         """Close it."""
         self._socket.close()
 
-    def memory(self, field: str) -> int:
-        """Bytes of the server's memory, a field of its status such as VmRSS or VmHWM."""
-        lines = Path(f"/proc/{self._pid}/status").read_text(encoding="ascii").splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+    def resident(self) -> int:
+        """Bytes of the server's memory, in all its processes."""
+        return resident(self._pid)
+
+    def peak(self, payload: Payload) -> int:
+        """The most that it is while a request is answered."""
+        return peak_resident(self._pid, lambda: self.send(payload))
 
 
 def contract() -> Contract:
@@ -147,8 +160,10 @@ def running(kind: str, module: str = "benchmarks.wire_client") -> Iterator[Conne
     """
     with subprocess.Popen([sys.executable, "-m", module, kind], stdout=subprocess.PIPE, text=True) as process:
         try:
-            port = process.stdout.readline() if process.stdout else ""
-            yield Connection(int(port), process.pid)
+            port = int(process.stdout.readline()) if process.stdout else 0
+            if kind != "bare":
+                wait_until_ready(port, process)
+            yield Connection(port, process.pid)
         finally:
             process.terminate()
 
@@ -186,17 +201,34 @@ async def count_bytes(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def _serve(kind: str) -> None:
+def setup(prefix: str | None = None) -> Setup:
+    """Of a service that computes nothing; there are no artifacts."""
+    limits = AppOptions.max_request_bytes, AppOptions.max_request_bytes
+    return Setup(Path(), RunnerOptions(), BatchLimits(), 2**32, 0.0, prefix, *limits, "warning", "text")
+
+
+def serve(app: Any, *, lifespan: bool = True) -> None:
+    """Serve an application on a free port, which is printed."""
+    keep_large_blocks()
     listener = socket.create_server(("127.0.0.1", 0))
-    app = count_bytes if kind == "bare" else create_app(LocalService(Registry([Model(contract(), Nothing())])))
     print(listener.getsockname()[1], flush=True)
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, ws="none", lifespan="on" if kind == "infer" else "off"
-    )
+    config = uvicorn.Config(app, log_level="warning", access_log=False, ws="none", lifespan="on" if lifespan else "off")
     uvicorn.Server(config).run(sockets=[listener])
+
+
+def nothing_service(setup: Setup) -> LocalService:
+    """The service in the engines' process."""
+    return LocalService(Registry([Model(contract(), Nothing())]), regions_of(setup), keep_bytes=setup.keep_bytes)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kind", choices=("bare", "infer"))
-    _serve(parser.parse_args().kind)
+    parser.add_argument("kind", choices=("bare", "infer", "worker"))
+    parser.add_argument("descriptor", type=int, nargs="?")
+    options = parser.parse_args()
+    if options.kind == "worker":
+        main(options.descriptor, nothing_service)
+    elif options.kind == "bare":
+        serve(count_bytes, lifespan=False)
+    else:
+        serve(create_app(RemoteService([contract()], setup(), WORKER)))

@@ -100,6 +100,8 @@ def _watch(service: Service, options: AppOptions) -> None:
     metrics.watch(
         "queued_requests", "Requests in or before an engine.", lambda: sum(model.stats.queued for model in models)
     )
+    metrics.watch("engine_restarts", "Times that the engines' process was started again.", lambda: service.restarts)
+    metrics.watch_process(lambda: service.pid)
     for model in models:
         name = model.contract.name
         model.stats.on_called, model.stats.on_waited = partial(metrics.called, name), partial(metrics.waited, name)

@@ -13,10 +13,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from serve.app import create_app
-from serve.compute.local import LocalService
+from serve.compute.service import Service
+from serve.compute.setup import Setup, service_of
 from serve.configuration import describe, read_settings
 from serve.engine.job_queue import BatchLimits
-from serve.engine.registry import open_artifacts
+from serve.engine.malloc import keep_large_blocks
 from serve.engine.runners.choice import RunnerOptions
 from serve.engine.runners.device import parse_device
 from serve.engine.threads import settle, switch_quickly
@@ -28,8 +29,8 @@ from serve.http.logs import configure_logs
 from serve.http.metrics import serve_metrics
 from serve.options import AppOptions
 from serve.settings import Settings
-from serve.shared.regions import Regions
 from serve.tls import check_certificate
+from serve.worker.remote import RemoteService
 
 KEEP_ALIVE_SECONDS = 120  # longer than proxies hold a connection, 75 s and less: the proxy closes it, never we
 UNUSABLE = 2
@@ -58,11 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(settings: Settings) -> int:
-    device = parse_device(settings.device) if settings.device else None
-    runners = RunnerOptions(settings.engine, device, settings.threads)
-    limits = BatchLimits(settings.batch_images, settings.batch_wait, settings.max_work_bytes)
-    registry = open_artifacts(settings.artifacts, runners, limits)
-    service = LocalService(registry, _regions(settings), settings.max_work_bytes, settings.max_request_bytes)
+    service = _service(settings)
     if settings.ssl_certfile is not None and settings.ssl_keyfile is not None:
         check_certificate(settings.ssl_certfile, settings.ssl_keyfile, _password(settings))
     failures: list[BaseException] = []
@@ -72,6 +69,7 @@ def _run(settings: Settings) -> int:
         server.should_exit = True
 
     switch_quickly()
+    keep_large_blocks()
     options = _options(settings, fail)
     listener = _listen(settings.host, settings.port)
     server = Server(_config(create_app(service, options), settings), options.admission, settings.lame_duck_seconds)
@@ -102,10 +100,25 @@ def _options(settings: Settings, fail: Callable[[BaseException], None]) -> AppOp
     )
 
 
-def _regions(settings: Settings) -> Regions | None:
-    if settings.shared_memory is None:
-        return None
-    return Regions(settings.shared_memory, settings.max_request_bytes, settings.max_total_bytes)
+def _service(settings: Settings) -> Service:
+    """What answers. What can be said of the artifacts without loading models is said now."""
+    device = parse_device(settings.device) if settings.device else None
+    setup = Setup(
+        settings.artifacts,
+        RunnerOptions(settings.engine, device, settings.threads),
+        BatchLimits(settings.batch_images, settings.batch_wait, settings.max_work_bytes),
+        settings.max_work_bytes,
+        settings.engine_timeout,
+        settings.shared_memory,
+        settings.max_request_bytes,
+        settings.max_total_bytes,
+        settings.log_level,
+        settings.log_format,
+    )
+    local = service_of(setup)
+    if not settings.engine_process:
+        return local
+    return RemoteService([model.contract for model in local.catalogue.models.values()], setup)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -33,6 +34,12 @@ class Settings(BaseModel):
 
     engine: str = setting("auto", f"what runs the models, one of {', '.join(ENGINES)}; auto: the fastest that loads")
     device: str | None = setting(None, "cpu, cuda or cuda:N; a GPU if one can be used, when not given")
+    engine_process: bool = setting(
+        sys.platform == "linux", "models in a process of their own, which is started again when it ends"
+    )
+    engine_timeout: Seconds = setting(
+        0.0, "seconds that an engine may compute one request, 0 for ever; then its process is started again", "SECONDS"
+    )
     threads: int = Field(0, ge=0, description="threads of each model on a CPU, 0 for one per core")
 
     batch_images: Count = setting(1, "images of requests that are computed together, 1 for none", "N")
@@ -97,10 +104,23 @@ class Settings(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _only_a_process_can_be_ended(self) -> Self:
+        if self.engine_timeout and not self.engine_process:
+            raise ValueError("engine_timeout ends the engines' process; leave engine_process as it is")
+        return self
+
+    @model_validator(mode="after")
     def _wait_for_somebody(self) -> Self:
         if self.batch_wait and self.batch_images == 1:
             raise ValueError("batch_wait does nothing alone; give batch_images, the most images of a call, too")
         return self
+
+    @field_validator("engine_process")
+    @classmethod
+    def _only_on_linux(cls, value: bool) -> bool:
+        if value and sys.platform != "linux":
+            raise ValueError(f"{sys.platform} has no memory for it that two processes see; leave it out")
+        return value
 
     @model_validator(mode="after")
     def _both_tls_files(self) -> Self:

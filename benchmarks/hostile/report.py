@@ -59,7 +59,7 @@ class Report:
     def look(self, server: Served) -> None:
         """The server in between."""
         self._memory.append(round(server.memory(), 1))
-        self._server["memory_peak_mib"] = max(self._server["memory_peak_mib"], server.memory("VmHWM"))
+        self._server["memory_peak_mib"] = max(self._server["memory_peak_mib"], self._memory[-1])
 
     def end(self, server: Served) -> None:
         """The server when all callers are gone."""

@@ -30,7 +30,7 @@ from benchmarks.load.memory import PREFIX, objects
 from benchmarks.load.prepare import check_again, check_direct, prepare, regions_for
 from benchmarks.load.probe import Probed, probe, refuse_all
 from benchmarks.load.processes import ARTIFACTS, FORK, NICENESS, fork
-from benchmarks.load.report import Sample, report
+from benchmarks.load.report import Most, Sample, report
 from benchmarks.served import Served, serving
 from examples.service import export_once
 
@@ -40,6 +40,8 @@ PROCESSES, BURST, BURST_EVERY = 2, 24, 4.0
 TICK = 0.5
 # Objects of shared memory that are open at the moment, the probe's connection, and those of clients that hung up.
 SPARE_DESCRIPTORS = 40
+# Of memory for bodies and for replies, three for each: two where it was made, one at the other side.
+SEGMENTS = 6
 
 
 class Limits(NamedTuple):
@@ -84,7 +86,7 @@ def main() -> int:
     if code:
         tally.wrong.append(f"the server ended with code {code}")
     most = before + options.connections + PROCESSES * BURST + SPARE_DESCRIPTORS
-    results, met = report(tally, probed, samples, after, most)
+    results, met = report(tally, probed, samples, after, Most(most, SEGMENTS * limits.requests))
     asked = {"server": options.server, "without": options.without}
     options.out.write_text(json.dumps(asked | results, indent=2) + "\n", encoding="utf-8")
     return 0 if met else 1
@@ -139,7 +141,7 @@ def _watch(server: Served, until: float) -> list[Sample]:
     samples, began = [], time.monotonic()
     with tqdm(total=round(until - began), unit="s", desc="load", file=sys.stderr) as bar:
         while (now := time.monotonic()) < until:
-            samples.append(Sample(now - began, server.memory(), server.descriptors()))
+            samples.append(Sample(now - began, server.memory(), server.descriptors(), server.segments()))
             bar.set_postfix_str(f"{samples[-1].memory:.0f} MiB, {samples[-1].descriptors} files")
             bar.update(min(round(now - began), bar.total) - bar.n)
             time.sleep(TICK)

@@ -16,11 +16,19 @@ MOST_SHOWN = 20
 
 
 class Sample(NamedTuple):
-    """Of the server: seconds since the load began, MiB resident, files and sockets open."""
+    """Of the server: seconds since the load began, MiB resident, files and sockets open, those of shared segments."""
 
     seconds: float
     memory: float
     descriptors: int
+    segments: int
+
+
+class Most(NamedTuple):
+    """Files and sockets, and descriptors of segments, that there may be under load."""
+
+    descriptors: int
+    segments: int
 
 
 class Goal(NamedTuple):
@@ -37,7 +45,7 @@ class Goal(NamedTuple):
 
 
 def report(
-    tally: Tally, probed: Probed, samples: Sequence[Sample], descriptors: int, most_descriptors: int
+    tally: Tally, probed: Probed, samples: Sequence[Sample], descriptors: int, most: Most
 ) -> tuple[dict[str, Any], bool]:
     """Print a table.
 
@@ -46,7 +54,7 @@ def report(
         probed: By the process that only measures refusals.
         samples: Of the server under load.
         descriptors: More of them after the load than before it.
-        most_descriptors: That there may be under load.
+        most: That there may be under load.
 
     Returns:
         All results, and whether every goal was met.
@@ -60,7 +68,8 @@ def report(
         Goal("lost answers", len(lost), 0),
         *(Goal(f"slowest {status}, ms", row["max"], REFUSAL_MS) for status, row in refusals.items() if row["count"]),
         Goal("memory: peak of the last third over that of the second", memory["growth"], 1.1),
-        Goal("files and sockets under load", max(sample.descriptors for sample in samples), most_descriptors),
+        Goal("files and sockets under load", max(sample.descriptors for sample in samples), most.descriptors),
+        Goal("descriptors of segments", max(sample.segments for sample in samples), most.segments),
         Goal("files and sockets left after it", descriptors, 2),
     ]
     results = {

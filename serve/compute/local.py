@@ -9,9 +9,8 @@ from serve.compute.infer import infer
 from serve.compute.people import assign, loss, reduce
 from serve.compute.regions import run_region_call
 from serve.compute.service import Call, Verb
-from serve.engine.model import Model
+from serve.engine.catalogue import check_loaded
 from serve.engine.registry import Registry
-from serve.errors import NotReadyError
 from serve.settings import MIB
 from serve.shared.regions import Regions
 from serve.tensors.buffers import BufferPool
@@ -33,6 +32,8 @@ class LocalService:
         catalogue: The models.
         memory: What bodies are to be read into.
         extensions: Of the protocol, beyond binary tensors.
+        restarts: 0.
+        pid: None: the engines have no process of their own.
     """
 
     def __init__(
@@ -44,9 +45,12 @@ class LocalService:
     ) -> None:
         self.catalogue = registry
         self.memory = BufferPool(keep_bytes)
+        self.restarts = 0
         self.extensions: Sequence[str] = [SYSTEM] if regions is not None else []
         self._regions = regions
         self._max_work_bytes = max_work_bytes
+
+    pid = None
 
     async def load(self) -> None:
         """Bring all models up.
@@ -55,6 +59,14 @@ class LocalService:
             Exception: One cannot be loaded.
         """
         await self.catalogue.load()
+
+    async def usable(self, name: str | None = None) -> None:
+        """See that a model, or all of them, can be used.
+
+        Raises:
+            NotReadyError: It is still being loaded.
+        """
+        check_loaded(self.catalogue, name)
 
     async def run(self, call: Call, body: memoryview, on_begun: Callable[[], None] | None = None) -> EncodedResponse:
         """Answer a request.
@@ -65,7 +77,7 @@ class LocalService:
         registry, work = self.catalogue, self._max_work_bytes
         match call.verb:
             case Verb.INFER:
-                return await infer(self._model(call), call, body, self._regions, work, on_begun)
+                return await infer(registry.find(call.target or ""), call, body, self._regions, work, on_begun)
             case Verb.LOSS:
                 return await loss(registry, call, body, work, on_begun)
             case Verb.ASSIGN:
@@ -78,9 +90,3 @@ class LocalService:
     def close(self) -> None:
         """Stop all models."""
         self.catalogue.close()
-
-    def _model(self, call: Call) -> Model:
-        model = self.catalogue.find(call.target or "")
-        if not model.ready:
-            raise NotReadyError(f"model {call.target!r} is being loaded; try again in a moment")
-        return model

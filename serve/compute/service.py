@@ -62,12 +62,20 @@ class Service(Protocol):
     """Models, and all that happens between the bytes of a request and those of its reply.
 
     Attributes:
-        memory: What bodies are to be read into.
         extensions: Of the protocol, beyond binary tensors.
+        restarts: How often the engines' process was started again.
     """
 
-    memory: BufferPool
     extensions: Sequence[str]
+    restarts: int
+
+    @property
+    def memory(self) -> BufferPool:
+        """What bodies are to be read into."""
+
+    @property
+    def pid(self) -> int | None:
+        """Of the engines' process, where they have one of their own."""
 
     @property
     def catalogue(self) -> Catalogue[Known]:
@@ -78,6 +86,16 @@ class Service(Protocol):
 
         Raises:
             Exception: One cannot be loaded.
+        """
+
+    async def usable(self, name: str | None = None) -> None:
+        """See, before a body is read, that a request can be answered.
+
+        Args:
+            name: Of a model that exists; None: all of them are needed.
+
+        Raises:
+            NotReadyError: It is still being loaded.
         """
 
     async def run(self, call: Call, body: memoryview, on_begun: Callable[[], None] | None = None) -> EncodedResponse:

@@ -8,7 +8,7 @@ from typing import Generic, Protocol, TypeVar
 from export.contract import Contract
 from serve.engine.job_queue import BatchLimits
 from serve.engine.stats import ModelStats
-from serve.errors import NotFoundError
+from serve.errors import NotFoundError, NotReadyError
 
 VERSION = "1"
 
@@ -73,3 +73,15 @@ class Catalogue(Generic[AnyModel_co]):
     def of_kind(self, kind: str) -> list[AnyModel_co]:
         """Models of one kind, by name."""
         return [model for model in self.models.values() if model.contract.kind == kind]
+
+
+def check_loaded(catalogue: Catalogue[Known], name: str | None = None) -> None:
+    """See that a model, or with None every one, can be used.
+
+    Raises:
+        NotReadyError: It is still being loaded.
+    """
+    ready = catalogue.ready if name is None else catalogue.find(name).ready
+    if not ready:
+        what = "models are" if name is None else f"model {name!r} is"
+        raise NotReadyError(f"{what} being loaded; try again in a moment")

@@ -46,6 +46,7 @@ class Model:
         self.batching = Batching(contract, runner, limits, self._called)
         self._runner = runner
         self._queue = JobQueue(limits)
+        self._computing_since: int | None = None
         # One thread of its own: calls queue up here and never in a pool that others need.
         self._worker = ThreadPoolExecutor(
             max_workers=1, thread_name_prefix=f"engine-{contract.name}", initializer=give_way
@@ -60,6 +61,11 @@ class Model:
     def platform(self) -> str:
         """What runs it, by Triton's names; empty while that is not decided."""
         return self._runner.platform
+
+    def seconds_of_call(self) -> float:
+        """How long the thread has been computing by now; 0 when it does not."""
+        since = self._computing_since
+        return 0.0 if since is None else (time.monotonic_ns() - since) / 1e9
 
     async def load(self) -> None:
         """Bring the runner up."""
@@ -117,13 +123,15 @@ class Model:
         if not jobs:
             return
         self._tell([job.on_begun for job in jobs if job.on_begun is not None])
-        began = time.monotonic_ns()
+        began = self._computing_since = time.monotonic_ns()
         try:
             outcomes = self.batching.compute([job.request for job in jobs])
         except BaseException as error:
             for job in jobs:
                 job.future.set_exception(RuntimeError(f"the engine's thread ended with {type(error).__name__}"))
             raise
+        finally:
+            self._computing_since = None
         ended = time.monotonic_ns()
         for job, outcome in zip(jobs, outcomes, strict=True):
             if isinstance(outcome, Exception):

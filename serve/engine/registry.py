@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from export.contract import find_contracts
@@ -20,11 +21,17 @@ logger = logging.getLogger("serve")
 class Registry(Catalogue[Model]):
     """Models that are computed in this process."""
 
-    async def load(self) -> None:
-        """Bring all models up, one after the other."""
+    async def load(self, on_loaded: Callable[[Model], None] | None = None) -> None:
+        """Bring all models up, one after the other.
+
+        Args:
+            on_loaded: Told of each.
+        """
         for model in self.models.values():
             await model.load()
             logger.info("model %s is ready", model.contract.name)
+            if on_loaded is not None:
+                on_loaded(model)
 
     def close(self) -> None:
         """Stop all models."""

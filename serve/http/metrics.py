@@ -64,6 +64,10 @@ class Metrics:
         """A gauge that is read when somebody looks."""
         Gauge(f"{PREFIX}_{name}", text, registry=self.registry).set_function(read)
 
+    def watch_process(self, pid: Callable[[], int | None]) -> None:
+        """Memory, processor time and open files of another process; nothing while there is none."""
+        ProcessCollector(f"{PREFIX}_engine", lambda: pid() or "none", registry=self.registry)
+
     def answered(self, route: str, status: int, received: int, sent: int, seconds: float) -> None:
         """A request has got its reply."""
         self._requests.labels(route, str(status)).inc()

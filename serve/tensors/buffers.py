@@ -35,15 +35,19 @@ class BufferPool:
     def take(self, size: int) -> Array:
         """At least ``size`` bytes of memory of any content, (n,) uint8; free again when the last view is gone."""
         if size > self._keep_bytes:
-            return np.empty(size, np.uint8)
+            return self._make(size)
         idle = [buffer for buffer in self._buffers if _references(buffer) <= _IDLE_REFERENCES]
         fitting = [buffer for buffer in idle if buffer.nbytes >= size]
         if fitting:
             return min(fitting, key=lambda buffer: buffer.nbytes)
-        buffer = np.empty(-(-size // GRAIN) * GRAIN, np.uint8)
+        buffer = self._make(-(-size // GRAIN) * GRAIN)
         self._buffers.append(buffer)
         self._shrink(idle)
         return buffer
+
+    def _make(self, size: int) -> Array:
+        """New memory of any content."""
+        return np.empty(size, np.uint8)
 
     def _shrink(self, idle: list[Array]) -> None:
         """Let go of idle buffers, the smallest first, until what is held is within bounds."""

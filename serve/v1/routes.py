@@ -5,7 +5,6 @@ from __future__ import annotations
 from fastapi import FastAPI, Request, Response
 
 from serve.compute.service import Service, Verb, call_now
-from serve.errors import NotReadyError
 from serve.http.body import BodyReader
 from serve.http.gone import unless_gone
 from serve.http.replies import ReplyInParts
@@ -31,20 +30,16 @@ def add_people_routes(app: FastAPI, service: Service, bodies: BodyReader, option
         work = service.run(call_now(verb, allowed=options.request_timeout), body)
         return ReplyInParts(await unless_gone(request.receive, work))
 
-    def check_ready() -> None:
-        if not service.catalogue.ready:
-            raise NotReadyError("models are being loaded; try again in a moment")
-
     @app.post("/v1/loss", summary="The detection loss of a batch", response_model=LossReply, tags=["For people"])
     async def loss(request: Request) -> Response:
         """Loss, its three terms, and the sums of each image, from raw predictions and boxes."""
-        check_ready()
+        await service.usable()
         return await answer(request, Verb.LOSS)
 
     @app.post("/v1/assign", summary="Which anchors learn which box", response_model=AssignReply, tags=["For people"])
     async def assign(request: Request) -> Response:
         """The task-aligned assignment, from raw or decoded predictions and boxes."""
-        check_ready()
+        await service.usable()
         return await answer(request, Verb.ASSIGN)
 
     @app.post(

@@ -7,8 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 
 from serve.compute.service import Service, Verb, call_now
-from serve.engine.catalogue import VERSION
-from serve.errors import BusyError, NotReadyError
+from serve.engine.catalogue import VERSION, check_loaded
+from serve.errors import BusyError
 from serve.http.body import BodyReader, header_number
 from serve.http.gone import unless_gone
 from serve.http.replies import JSON_LENGTH, ReplyInParts, reply
@@ -36,8 +36,7 @@ def health_routes(service: Service, options: AppOptions) -> APIRouter:
     async def ready() -> Response:
         if options.admission.closing:
             raise BusyError("this server is about to stop; send requests to another one")
-        if not catalogue.ready:
-            raise NotReadyError("models are being loaded; try again in a moment")
+        check_loaded(catalogue)
         return reply({"ready": True})
 
     @router.get("", summary="Name, version and extensions of the server")
@@ -47,8 +46,8 @@ def health_routes(service: Service, options: AppOptions) -> APIRouter:
     @router.get("/models/{name}/versions/{version}/ready", summary="One version can be used")
     @router.get("/models/{name}/ready", summary="One model can be used")
     async def model_ready(name: str, version: Version) -> Response:
-        if not catalogue.find(name, version).ready:
-            raise NotReadyError(f"model {name!r} is being loaded; try again in a moment")
+        catalogue.find(name, version)
+        check_loaded(catalogue, name)
         return reply({"name": name, "ready": True})
 
     @router.get("/models/stats", summary="What all models have done")
@@ -75,9 +74,8 @@ def infer_routes(service: Service, bodies: BodyReader, options: AppOptions) -> A
     @router.post("/models/{name}/versions/{version}/infer", summary="Run one version")
     @router.post("/models/{name}/infer", summary="Run one model")
     async def infer(request: Request, name: str, version: Version) -> Response:
-        model = catalogue.find(name, version)
-        if not model.ready:
-            raise NotReadyError(f"model {name!r} is being loaded; try again in a moment")
+        catalogue.find(name, version)
+        await service.usable(name)
         json_length = header_number(request.headers, JSON_LENGTH)
         body = await bodies.read(request.scope, request.receive, json_length)
         work = service.run(call_now(Verb.INFER, name, json_length, options.request_timeout), body)

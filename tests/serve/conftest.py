@@ -97,6 +97,12 @@ def start(*arguments: str | Path) -> Live:
     return live
 
 
+def worker_of(live: Live) -> int:
+    """Process identifier of a server's engines."""
+    (child,) = Path(f"/proc/{live.process.pid}/task/{live.process.pid}/children").read_text().split()
+    return int(child)
+
+
 def stop(live: Live) -> int:
     """Ask a server to end, as an orchestrator does, and return its exit code."""
     live.process.send_signal(signal.SIGTERM)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
@@ -55,22 +56,35 @@ class Supervised(NamedTuple):
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
-    def kill_while_computing(self, sign: int) -> int:
-        """Send a large request, end the server as soon as the engine has it, and return its process identifier."""
+    def worker(self) -> int:
+        """Of the process in which engines compute."""
+        (child,) = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return int(child)
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[socket.socket]:
+        """A large request that an engine has begun with."""
         rows, blob = binary_rows(LARGE)
         text = json.dumps({"inputs": rows}).encode()
         head = f"POST /v2/models/loss/infer HTTP/1.1\r\nhost: x\r\ncontent-length: {len(text) + len(blob)}\r\n"
         head += f"inference-header-content-length: {len(text)}\r\n\r\n"
-        pid = self.pid
+        worker = self.worker()
         with socket.create_connection((self.live.host, self.live.port), timeout=60) as connection:
+            before = engine_seconds(worker)
             connection.sendall(head.encode() + text + blob)
-            before = engine_seconds(pid)
-            while engine_seconds(pid) < before + 0.1:
+            while engine_seconds(worker) < before + 0.1:
                 time.sleep(0.005)
-            assert self.leavable(pid) == []
+            assert self.leavable(self.pid) == self.leavable(worker) == []
+            yield connection
+
+    def kill_while_computing(self, sign: int) -> int:
+        """End the server as soon as an engine has a large request, and return its process identifier."""
+        pid, worker = self.pid, self.worker()
+        with self.computing() as connection:
             os.kill(pid, sign)
             with contextlib.suppress(ConnectionResetError):
                 assert connection.recv(100) == b""  # it was in the middle of it
+        wait_until_gone(worker)
         return pid
 
     def leavable(self, pid: int) -> list[str]:
@@ -83,6 +97,14 @@ class Supervised(NamedTuple):
         mapped = [line.split(maxsplit=5)[5] for line in (process / "maps").read_text().splitlines() if "/" in line]
         places = (str(DIRECTORY), str(self.temporary))
         return sorted({path for path in opened + mapped if path.startswith(places)})
+
+
+def wait_until_gone(pid: int) -> None:
+    """Wait for the end of a process that has nobody left to work for."""
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() and "(zombie)" not in Path(f"/proc/{pid}/status").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def engine_seconds(pid: int) -> float:
@@ -115,7 +137,50 @@ def supervised(artifacts_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
         process.wait()
 
 
-@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSEGV], ids=["killed", "crashed in native code"])
+SIGNS = pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSEGV], ids=["killed", "crashed in native code"])
+
+
+@SIGNS
+def test_engines_that_die_are_started_again(supervised: Supervised, sign: int) -> None:
+    """The request that was computed fails, the one behind it and the next one do not; no caller has to come again."""
+    rows, blob = binary_rows(loss_inputs())
+    expected = supervised.live.infer("loss", {"inputs": rows}, blob).body
+    server, worker = supervised.pid, supervised.worker()
+    with supervised.computing() as connection, ThreadPoolExecutor() as callers:
+        behind = callers.submit(supervised.live.infer, "loss", {"inputs": rows}, blob)
+        time.sleep(0.1)
+        os.kill(worker, sign)
+        reply = connection.recv(2**16)
+        assert reply.startswith(b"HTTP/1.1 500 "), reply
+        assert b"process ended while it computed this request" in reply
+        assert supervised.live.infer("loss", {"inputs": rows}, blob).body == expected
+        assert behind.result().body == expected
+    assert supervised.pid == server
+    assert supervised.worker() != worker
+    statistics = supervised.live.send("GET", "/v2/models/loss/stats").json["model_stats"][0]
+    assert statistics["inference_count"] >= 3  # those of the first process count
+
+
+def test_regions_outlive_the_engines(supervised: Supervised) -> None:
+    arrays, name = loss_inputs(), "kept"
+    _, size = spans({key: array.nbytes for key, array in arrays.items()})
+    handle = shared_memory.create_shared_memory_region(name, f"/{PREFIX}{name}", size)
+    try:
+        with InferenceServerClient(supervised.live.url, network_timeout=60) as client:
+            client.register_system_shared_memory(name, f"/{PREFIX}{name}", size)
+            inputs = placed_inputs(handle, name, arrays)
+            expected = client.infer("loss", inputs).as_numpy("loss")
+            worker = supervised.worker()
+            with supervised.computing():
+                os.kill(worker, signal.SIGKILL)
+            np.testing.assert_array_equal(client.infer("loss", inputs).as_numpy("loss"), expected)
+            assert [region["name"] for region in client.get_system_shared_memory_status()] == [name]
+            client.unregister_system_shared_memory()
+    finally:
+        shared_memory.destroy_shared_memory_region(handle)
+
+
+@SIGNS
 def test_the_next_request_is_served(supervised: Supervised, sign: int) -> None:
     """On the same port, though connections of the old process are still known to the system; nothing is left behind."""
     rows, blob = binary_rows(loss_inputs())

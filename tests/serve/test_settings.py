@@ -36,6 +36,7 @@ def test_every_setting_can_come_from_everywhere(tmp_path: Path) -> None:
     """But for secrets, which are no flags: other users of the machine see those."""
     values = {
         "artifacts": "a", "host": "::1", "port": "1", "engine": "torch", "device": "cuda:1", "threads": "2",
+        "engine_process": "true", "engine_timeout": "3.5",
         "max_request_bytes": "3", "max_json_bytes": "2", "max_work_bytes": "1", "max_requests": "4",
         "max_total_bytes": "5", "request_timeout": "6.5", "client_timeout": "9.5",
         "batch_images": "6", "batch_wait": "0.25", "compress_replies": "true",
@@ -75,6 +76,7 @@ def test_what_is_shown_can_be_read_again_and_has_no_secret() -> None:
 @pytest.mark.parametrize(
     ("words", "environment", "message"),
     [
+        (["--artifacts", "a", "--no-engine-process", "--engine-timeout", "1"], {}, "engine_timeout ends the engines'"),
         ([], {}, "artifacts: it is needed; give --artifacts or YOLO_ASSIGNER_ARTIFACTS"),
         (["--artifacts", "a", "--port", "many"], {}, "port (--port): "),
         (["--artifacts", "a"], {"YOLO_ASSIGNER_THREADS": "-1"}, "threads (YOLO_ASSIGNER_THREADS): "),

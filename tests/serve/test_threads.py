@@ -11,20 +11,32 @@ from pathlib import Path
 import pytest
 
 from serve.engine.threads import NICENESS, give_way, settle
-from tests.serve.conftest import Live, binary_rows, loss_inputs
+from tests.serve.conftest import Live, binary_rows, loss_inputs, start, stop, worker_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority of their own")
 
 
-def test_the_event_loop_goes_before_engines(live: Live) -> None:
+def test_who_answers_goes_before_who_computes(live: Live) -> None:
+    """Every thread of the process in which engines are, also those that libraries started."""
     rows, blob = binary_rows(loss_inputs())
     assert live.infer("loss", {"inputs": rows}, blob).status == 200
-    threads = [int(task.name) for task in Path(f"/proc/{live.process.pid}/task").iterdir()]
-    levels = {thread: os.getpriority(os.PRIO_PROCESS, thread) for thread in threads}
-    usual = levels[live.process.pid]  # of the main thread, which runs the loop
-    assert usual == os.getpriority(os.PRIO_PROCESS, 0)
-    below = [level for level in levels.values() if level == usual + NICENESS]
-    assert len(below) >= 3  # an engine for each model
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
+    assert levels(live.process.pid) == {usual}
+    assert levels(worker_of(live)) == {usual + NICENESS}
+
+
+def levels(pid: int) -> set[int]:
+    """Niceness of a process's threads."""
+    return {os.getpriority(os.PRIO_PROCESS, int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir()}
+
+
+def test_engines_in_the_servers_process_give_way(artifacts_dir: Path) -> None:
+    server = start("--artifacts", artifacts_dir, "--no-engine-process")
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
+    assert levels(server.process.pid) == {usual, usual + NICENESS}
+    rows, blob = binary_rows(loss_inputs())
+    assert server.infer("loss", {"inputs": rows}, blob).status == 200
+    assert stop(server) == 0
 
 
 def test_only_its_own_thread_gives_way() -> None:

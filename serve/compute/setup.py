@@ -1,0 +1,68 @@
+"""What a service is to be, in whichever process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from serve.compute.local import LocalService
+from serve.engine.job_queue import BatchLimits
+from serve.engine.registry import open_artifacts
+from serve.engine.runners.choice import RunnerOptions
+from serve.shared.regions import Regions
+from serve.tensors.buffers import GRAIN
+
+
+class Setup(NamedTuple):
+    """What a service is to be.
+
+    Attributes:
+        artifacts: Folder of the models.
+        runners: What is to run them.
+        limits: How far requests are put together.
+        max_work_bytes: Most memory that a request may need while it is computed.
+                engine_timeout: Seconds that one call of an engine may take, 0 for ever.
+        shared_memory: What names of callers' shared memory begin with; None: switched off.
+        max_request_bytes: Most bytes of the inputs of a request in shared memory.
+        max_total_bytes: Most bytes of those of all requests.
+        log_level: Least level that is logged.
+        log_format: text or json.
+    """
+
+    artifacts: Path
+    runners: RunnerOptions
+    limits: BatchLimits
+    max_work_bytes: int
+    engine_timeout: float
+    shared_memory: str | None
+    max_request_bytes: int
+    max_total_bytes: int
+    log_level: str
+    log_format: str
+
+    @property
+    def keep_bytes(self) -> int:
+        """Most bytes of idle memory that are kept: the largest body, aligned."""
+        return self.max_request_bytes + GRAIN
+
+
+def service_of(setup: Setup) -> LocalService:
+    """The service that a setup describes.
+
+    Raises:
+        ValueError: It cannot be.
+    """
+    regions = regions_of(setup)
+    registry = open_artifacts(setup.artifacts, setup.runners, setup.limits)
+    return LocalService(registry, regions, setup.max_work_bytes, setup.keep_bytes)
+
+
+def regions_of(setup: Setup) -> Regions | None:
+    """The shared memory of a setup; None: switched off.
+
+    Raises:
+        ValueError: It cannot be.
+    """
+    if setup.shared_memory is None:
+        return None
+    return Regions(setup.shared_memory, setup.max_request_bytes, setup.max_total_bytes)

@@ -1,0 +1,185 @@
+"""A service, as it is called through a channel."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+
+from serve.compute.local import LocalService
+from serve.compute.setup import Setup
+from serve.engine.model import Model
+from serve.engine.stats import ModelStats
+from serve.errors import ServeError
+from serve.http.logs import request_id
+from serve.tensors.datatypes import Array
+from serve.tensors.encode import EncodedResponse
+from serve.worker.channel import Channel
+from serve.worker.messages import (
+    AllLoaded,
+    Answer,
+    Begin,
+    Begun,
+    BodyFree,
+    Cancel,
+    Counted,
+    LoadFailed,
+    ModelLoaded,
+    Refusal,
+    ReplyFree,
+    SegmentGone,
+    SegmentMade,
+)
+from serve.worker.segments import INLINE_BYTES, MappedSegments, SharedPool
+
+HUNG = 70  # EX_SOFTWARE of sysexits.h
+logger = logging.getLogger("serve")
+
+
+class Host:
+    """Answers the calls of a channel. When that is closed, the process ends.
+
+    Args:
+        end: The channel's socket.
+        on_setup: Given what the service is to be.
+    """
+
+    def __init__(self, end: socket.socket, on_setup: Callable[[Setup], None]) -> None:
+        self._channel = Channel(end, self._take, lambda: os._exit(0))
+        self._on_setup = on_setup
+        self._service: LocalService | None = None
+        self._bodies = MappedSegments()
+        self._replies = SharedPool(0, self._gone)
+        self._announced: set[int] = set()
+        self._lent: dict[int, Array] = {}
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+
+    async def load(self, build: Callable[[], LocalService], keep_bytes: int) -> bool:
+        """Make the service and bring its models up, and tell so.
+
+        Args:
+            build: Makes it.
+            keep_bytes: Most bytes of idle memory for replies that are kept.
+        """
+        self._replies = SharedPool(keep_bytes, self._gone)
+        try:
+            service = self._service = build()
+            for name, model in service.catalogue.models.items():
+                model.stats = cast("ModelStats", _Forwarded(partial(self._count, name)))
+            await service.catalogue.load(self._loaded)
+        except Exception as error:
+            logger.debug("a model cannot be loaded", exc_info=True)
+            self._channel.send(LoadFailed(str(error) or type(error).__name__))
+            return False
+        self._channel.send(AllLoaded(tuple(service.extensions)))
+        return True
+
+    async def watch(self, most_seconds: float) -> None:
+        """End the process when an engine computes for too long: its thread cannot be ended alone.
+
+        Args:
+            most_seconds: How long one call may take; 0: for ever.
+        """
+        assert self._service is not None  # noqa: S101 - it has been loaded
+        models = self._service.catalogue.models.values()
+        while True:
+            await asyncio.sleep(min(max(most_seconds / 4, 0.05), 1.0))
+            for model in models:
+                seconds = model.seconds_of_call()
+                if 0 < most_seconds < seconds:
+                    logger.error(
+                        "model %s has been computing for %.1f s, more than --engine-timeout; its process ends",
+                        model.contract.name,
+                        seconds,
+                    )
+                    os._exit(HUNG)
+
+    async def flushed(self) -> None:
+        """Wait until what was said has been sent."""
+        await self._channel.flushed()
+
+    def _count(self, name: str, method: str, *values: int) -> None:
+        self._channel.send(Counted(name, method, values))
+
+    def _loaded(self, model: Model) -> None:
+        self._channel.send(ModelLoaded(model.contract.name, model.platform, model.merges))
+
+    def _gone(self, number: int) -> None:
+        self._announced.discard(number)
+        self._channel.send_soon(SegmentGone(number))
+
+    def _take(self, message: Any, descriptor: int | None) -> None:
+        match message:
+            case Begin():
+                task = asyncio.create_task(self._answer(message, self._body(message)))
+                self._tasks[message.id] = task
+                task.add_done_callback(lambda _: self._tasks.pop(message.id))
+            case Cancel():
+                if message.id in self._tasks:
+                    self._tasks[message.id].cancel()
+            case ReplyFree():
+                self._lent.pop(message.id, None)
+            case SegmentMade():
+                assert descriptor is not None  # noqa: S101 - it came along
+                self._bodies.add(message.number, message.size, descriptor)
+            case SegmentGone():
+                self._bodies.drop(message.number)
+            case Setup():
+                self._on_setup(message)
+
+    async def _answer(self, begin: Begin, body: memoryview) -> None:
+        request_id.set(begin.request_id)
+        assert self._service is not None  # noqa: S101 - calls come once all is loaded
+        try:
+            work = self._service.run(begin.call, body, lambda: self._channel.send(Begun(begin.id)))
+            self._channel.send(await self._reply(begin.id, await work))
+        except ServeError as error:
+            self._channel.send(Refusal(begin.id, error))
+        except Exception:
+            logger.exception("%s failed", begin.call.verb)
+            self._channel.send(Refusal(begin.id, None))
+
+    def _body(self, begin: Begin) -> memoryview:
+        if isinstance(begin.body, bytes):
+            return memoryview(begin.body)
+        return self._bodies.view(begin.body, lambda: self._channel.send_soon(BodyFree(begin.id)))
+
+    async def _reply(self, identifier: int, encoded: EncodedResponse) -> Answer:
+        size = sum(len(chunk) for chunk in encoded.chunks)
+        if size <= INLINE_BYTES:
+            return Answer(identifier, b"".join(encoded.chunks), encoded.header_length)
+        buffer = self._replies.take(size)
+        await asyncio.to_thread(_gather, encoded.chunks, buffer)
+        span = self._replies.locate(buffer[:size].data)
+        assert span is not None  # noqa: S101 - it is too large for any other memory
+        if span.segment not in self._announced:
+            self._announced.add(span.segment)
+            segment = self._replies.segment(span.segment)
+            self._channel.send(SegmentMade(segment.number, segment.size), segment.descriptor)
+        self._lent[identifier] = buffer
+        return Answer(identifier, span, encoded.header_length)
+
+
+class _Forwarded:
+    """Stands for a model's statistics, which are kept by the process that answers."""
+
+    def __init__(self, count: Callable[..., None]) -> None:
+        self._count = count
+
+    def __getattr__(self, method: str) -> Callable[..., None]:
+        return partial(self._count, method)
+
+
+def _gather(chunks: list[bytes | memoryview], buffer: Array) -> None:
+    """Copy without holding the interpreter."""
+    end = 0
+    for chunk in chunks:
+        part = np.frombuffer(chunk, np.uint8)
+        np.copyto(buffer[end : end + len(part)], part)
+        end += len(part)

@@ -1,0 +1,64 @@
+"""What the process that computes does from its begin to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+
+from serve.compute.local import LocalService
+from serve.compute.setup import Setup, service_of
+from serve.engine.malloc import keep_large_blocks
+from serve.engine.threads import NICENESS, helpers, settle, switch_quickly
+from serve.http.logs import configure_logs
+from serve.worker.host import Host
+
+SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
+
+
+def main(descriptor: int, build: Callable[[Setup], LocalService] | None = None) -> None:
+    """Serve calls until the other end of a socket is closed. Does not return.
+
+    Args:
+        descriptor: Of the socket.
+        build: Makes the service; that of the setup's artifacts when None.
+    """
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(sign, signal.SIG_IGN)  # sent to all processes of a group; this one ends after the server
+    if sys.platform == "linux":
+        # Even when all threads are inside native code for long.
+        ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+        with suppress(OSError):
+            os.nice(NICENESS)
+    switch_quickly()
+    keep_large_blocks()
+    with asyncio.Runner(loop_factory=_new_loop) as runner:
+        runner.run(_serve(socket.socket(fileno=descriptor), build or service_of))
+
+
+async def _serve(end: socket.socket, build: Callable[[Setup], LocalService]) -> None:
+    asyncio.get_running_loop().set_default_executor(helpers())
+    setups: asyncio.Queue[Setup] = asyncio.Queue()
+    host = Host(end, setups.put_nowait)
+    setup = await setups.get()
+    configure_logs(setup.log_level, setup.log_format)
+    if not await host.load(lambda: build(setup), setup.keep_bytes):
+        await host.flushed()
+        os._exit(1)
+    settle()
+    logging.getLogger("serve").debug("the engines' process is ready")
+    await host.watch(setup.engine_timeout)
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()

@@ -1,0 +1,124 @@
+"""What the process that answers callers and the one that computes say to each other."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from serve.compute.service import Call
+from serve.errors import ServeError
+
+
+class Span(NamedTuple):
+    """A part of a segment of shared memory.
+
+    Attributes:
+        segment: Its number.
+        start: First byte.
+        size: Bytes.
+    """
+
+    segment: int
+    start: int
+    size: int
+
+
+class Begin(NamedTuple):
+    """Answer this.
+
+    Attributes:
+        id: Of the call; also of all that is said about it.
+        call: What is asked for.
+        body: Its bytes, or where they are.
+        request_id: For the log.
+    """
+
+    id: int
+    call: Call
+    body: bytes | Span
+    request_id: str
+
+
+class Cancel(NamedTuple):
+    """Nobody waits for this call any more."""
+
+    id: int
+
+
+class Begun(NamedTuple):
+    """An engine has begun with this call."""
+
+    id: int
+
+
+class Answer(NamedTuple):
+    """A call's reply.
+
+    Attributes:
+        id: Of the call.
+        body: Its bytes, or where they are.
+        header_length: Bytes of JSON; None when all of it is.
+    """
+
+    id: int
+    body: bytes | Span
+    header_length: int | None
+
+
+class Refusal(NamedTuple):
+    """A call failed; without a reason for callers the log has it."""
+
+    id: int
+    error: ServeError | None
+
+
+class BodyFree(NamedTuple):
+    """Nothing reads the body of this call any more."""
+
+    id: int
+
+
+class ReplyFree(NamedTuple):
+    """Nothing reads the reply of this call any more."""
+
+    id: int
+
+
+class SegmentMade(NamedTuple):
+    """There is a new segment of the sender's; its descriptor comes along."""
+
+    number: int
+    size: int
+
+
+class SegmentGone(NamedTuple):
+    """The sender will not speak of this segment again."""
+
+    number: int
+
+
+class ModelLoaded(NamedTuple):
+    """A model can be used."""
+
+    name: str
+    platform: str
+    merges: bool
+
+
+class AllLoaded(NamedTuple):
+    """All of them can."""
+
+    extensions: tuple[str, ...]
+
+
+class LoadFailed(NamedTuple):
+    """A model cannot be loaded; the worker ends."""
+
+    reason: str
+
+
+class Counted(NamedTuple):
+    """A method of a model's :class:`serve.engine.stats.ModelStats` is to be called."""
+
+    model: str
+    method: str
+    values: tuple[Any, ...]

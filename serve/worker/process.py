@@ -1,0 +1,233 @@
+"""One life of the engines' process, seen from the process that answers."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, NamedTuple
+
+from serve.compute.service import Call
+from serve.compute.setup import Setup
+from serve.http.logs import request_id
+from serve.tensors.encode import EncodedResponse
+from serve.worker.channel import Channel
+from serve.worker.messages import (
+    AllLoaded,
+    Answer,
+    Begin,
+    Begun,
+    BodyFree,
+    Cancel,
+    Counted,
+    LoadFailed,
+    ModelLoaded,
+    Refusal,
+    ReplyFree,
+    SegmentGone,
+    SegmentMade,
+    Span,
+)
+from serve.worker.segments import MappedSegments, SharedPool
+
+COMMAND = (sys.executable, "-m", "serve.worker")
+END_SECONDS = 5.0  # for a process that has been told to end
+
+
+class ProcessEndedError(Exception):
+    """The process ended before it answered a call.
+
+    Attributes:
+        begun: An engine had begun with the call.
+    """
+
+    def __init__(self, *, begun: bool) -> None:
+        super().__init__("the engines' process ended")
+        self.begun = begun
+
+
+class CallFailedError(Exception):
+    """A call failed for a reason that only the log has."""
+
+
+@dataclass
+class Pending:
+    """A call that is waited for.
+
+    Attributes:
+        answer: What comes back.
+        begun: An engine has begun with it.
+    """
+
+    answer: asyncio.Future[EncodedResponse]
+    begun: bool = False
+
+
+class Told(NamedTuple):
+    """What is to be told.
+
+    Attributes:
+        loaded: A model can be used.
+        counted: Something is to be counted.
+    """
+
+    loaded: Callable[[ModelLoaded], None]
+    counted: Callable[[Counted], None]
+
+
+class WorkerProcess:
+    """A process and what is said to it. Lives in the event loop's thread.
+
+    Args:
+        setup: What it is to be.
+        memory: In which bodies of calls lie.
+        told: Told of what it says beside answers.
+        command: How it is started; the number of its socket's descriptor follows.
+
+    Attributes:
+        ready: Done with the protocol's extensions once all models are loaded; fails with a :class:`ValueError` when
+            one cannot be.
+        ended: Done with the exit code when the process is gone.
+    """
+
+    def __init__(self, setup: Setup, memory: SharedPool, told: Told, command: Sequence[str] = COMMAND) -> None:
+        loop = asyncio.get_running_loop()
+        self.ready: asyncio.Future[tuple[str, ...]] = loop.create_future()
+        self.ended: asyncio.Future[int] = loop.create_future()
+        self._memory = memory
+        self._told = told
+        self._numbers = count()
+        self._calls: dict[int, Pending] = {}
+        self._lent: dict[int, memoryview] = {}
+        self._announced: set[int] = set()
+        self._replies = MappedSegments()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603 - this program itself
+                [*command, str(theirs.fileno())],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=sys.stderr.fileno(),  # ours says where we listen
+            )
+        self._channel = Channel(ours, self._take, self._lost)
+        self._channel.send(setup)
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    def begin(self, call: Call, body: memoryview) -> int:
+        """Send a call; its number."""
+        number = next(self._numbers)
+        self._calls[number] = Pending(asyncio.get_running_loop().create_future())
+        span = self._memory.locate(body)
+        if span is not None:
+            self._announce(span)
+            self._lent[number] = body
+        self._channel.send(Begin(number, call, bytes(body) if span is None else span, request_id.get()))
+        return number
+
+    def pending(self, number: int) -> Pending:
+        """A call that has been sent and not been given up."""
+        return self._calls[number]
+
+    def give_up(self, number: int) -> None:
+        """Nobody waits for a call any more."""
+        pending = self._calls.pop(number)
+        if not pending.answer.done():
+            self._channel.send(Cancel(number))
+        elif not pending.answer.cancelled():
+            pending.answer.exception()  # seen, or not wanted
+
+    def forget_segment(self, number: int) -> None:
+        """A segment of ours is gone; from any thread."""
+        self._announced.discard(number)
+        self._channel.send_soon(SegmentGone(number))
+
+    def close(self) -> None:
+        """End the process."""
+        self._channel.close()
+        try:
+            self._process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            self._process.wait()
+
+    def kill(self) -> None:
+        """End the process, whatever it does."""
+        self._process.kill()
+
+    def _announce(self, span: Span) -> None:
+        if span.segment not in self._announced:
+            self._announced.add(span.segment)
+            segment = self._memory.segment(span.segment)
+            self._channel.send(SegmentMade(segment.number, segment.size), segment.descriptor)
+
+    def _take(self, message: Any, descriptor: int | None) -> None:
+        match message:
+            case Answer() | Refusal() | Begun() | BodyFree():
+                self._take_of_call(message)
+            case Counted():
+                self._told.counted(message)
+            case ModelLoaded():
+                self._told.loaded(message)
+            case AllLoaded():
+                self.ready.set_result(message.extensions)
+            case LoadFailed():
+                self.ready.set_exception(ValueError(message.reason))
+            case SegmentMade():
+                assert descriptor is not None  # noqa: S101 - it came along
+                self._replies.add(message.number, message.size, descriptor)
+            case SegmentGone():
+                self._replies.drop(message.number)
+
+    def _take_of_call(self, message: Answer | Refusal | Begun | BodyFree) -> None:
+        match message:
+            case Answer():
+                self._answered(message)
+            case Refusal():
+                self._fail(message.id, message.error or CallFailedError("the log of the engines' process says why"))
+            case Begun():
+                if message.id in self._calls:
+                    self._calls[message.id].begun = True
+            case BodyFree():
+                self._lent.pop(message.id, None)
+
+    def _answered(self, answer: Answer) -> None:
+        if isinstance(answer.body, bytes):
+            body: bytes | memoryview = answer.body
+        else:
+            body = self._replies.view(answer.body, lambda: self._channel.send_soon(ReplyFree(answer.id)))
+        pending = self._calls.get(answer.id)
+        if pending is not None and not pending.answer.done():
+            pending.answer.set_result(EncodedResponse([body], answer.header_length))
+
+    def _fail(self, number: int, error: Exception) -> None:
+        pending = self._calls.get(number)
+        if pending is not None and not pending.answer.done():
+            pending.answer.set_exception(error)
+
+    def _lost(self) -> None:
+        self._process.kill()  # it may have closed its end and live on
+        self._reaper = asyncio.create_task(self._reap())
+
+    async def _reap(self) -> None:
+        code = await asyncio.to_thread(self._process.wait)
+        self._lent.clear()  # only now nobody can read there
+        if not self.ready.done():
+            self.ready.set_exception(
+                ValueError(f"the engines' process ended while models were loaded ({ending(code)})")
+            )
+        self.ended.set_result(code)  # first, so that nobody who is told below takes this process for a living one
+        for number, pending in self._calls.items():
+            self._fail(number, ProcessEndedError(begun=pending.begun))
+
+
+def ending(code: int) -> str:
+    """An exit code in words."""
+    return f"exit code {code}" if code >= 0 else f"signal {-code}"

@@ -1,0 +1,122 @@
+"""Memory that two processes see: made by one of them, read by the other.
+
+It has no name and no place in any file system, is not bound by the size of /dev/shm, and is gone with the last process
+that holds it, however that ends.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import weakref
+from collections.abc import Callable
+from itertools import count
+from typing import NamedTuple
+
+import numpy as np
+
+from serve.tensors.buffers import BufferPool
+from serve.tensors.datatypes import Array
+from serve.worker.messages import Span
+
+INLINE_BYTES = 2**16  # up to here a copy in a message costs less than memory of its own
+
+
+class Segment(NamedTuple):
+    """A piece of memory that was made here.
+
+    Attributes:
+        number: What both sides call it.
+        descriptor: Of its file.
+        address: Where it is in this process.
+        size: Bytes.
+    """
+
+    number: int
+    descriptor: int
+    address: int
+    size: int
+
+
+class SharedPool(BufferPool):
+    """Buffers in segments, but for small ones.
+
+    Args:
+        keep_bytes: Most bytes of idle buffers that are kept.
+        on_gone: Told the number of a segment that was let go of; in any thread.
+    """
+
+    def __init__(self, keep_bytes: int, on_gone: Callable[[int], None]) -> None:
+        super().__init__(keep_bytes)
+        self._on_gone = on_gone
+        self._numbers = count()
+        self._segments: dict[int, Segment] = {}
+
+    def take(self, size: int) -> Array:
+        """At least ``size`` bytes of memory of any content, (n,) uint8; free again when the last view is gone."""
+        return np.empty(size, np.uint8) if size <= INLINE_BYTES else super().take(size)
+
+    def locate(self, view: memoryview) -> Span | None:
+        """Where memory that was taken here lies; None when it is in no segment."""
+        if not view.nbytes:
+            return None
+        address = np.frombuffer(view, np.uint8).ctypes.data
+        for number, _, start, size in self._segments.values():
+            if start <= address < start + size:
+                return Span(number, address - start, view.nbytes)
+        return None
+
+    def segment(self, number: int) -> Segment:
+        """A segment that is alive."""
+        return self._segments[number]
+
+    def _make(self, size: int) -> Array:
+        number = next(self._numbers)
+        descriptor = os.memfd_create("yolo-assigner", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(descriptor, size)
+            buffer = np.frombuffer(mmap.mmap(descriptor, size), np.uint8)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._segments[number] = Segment(number, descriptor, buffer.ctypes.data, size)
+        when_gone(buffer, lambda: self._forget(number))
+        return buffer
+
+    def _forget(self, number: int) -> None:
+        os.close(self._segments.pop(number).descriptor)
+        self._on_gone(number)
+
+
+class MappedSegments:
+    """Segments that the other side made."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[int, Array] = {}
+
+    def add(self, number: int, size: int, descriptor: int) -> None:
+        """Map one; its descriptor is closed."""
+        try:
+            self._buffers[number] = np.frombuffer(mmap.mmap(descriptor, size), np.uint8)
+        finally:
+            os.close(descriptor)
+
+    def drop(self, number: int) -> None:
+        """Unmap one, as soon as its last view is gone."""
+        self._buffers.pop(number, None)
+
+    def view(self, span: Span, on_gone: Callable[[], None]) -> memoryview:
+        """A part of one.
+
+        Args:
+            span: Which.
+            on_gone: Told when nothing refers to it any more; in any thread.
+        """
+        part = self._buffers[span.segment][span.start : span.start + span.size]
+        when_gone(part, on_gone)
+        return part.data
+
+
+def when_gone(array: Array, call: Callable[[], None]) -> None:
+    """Call once nothing refers to an array or to its memory through it; not when the interpreter ends."""
+    weakref.finalize(array, call).atexit = False
