@@ -104,7 +104,7 @@ class Service(Protocol):
         Args:
             call: What is asked for.
             body: In memory of :attr:`memory`, or anywhere.
-            on_begun: Told when its engine begins with it.
+            on_begun: Told when its engine begins with it, in any thread.
 
         Raises:
             ServeError: The request is refused or failed; the text says why.

@@ -53,7 +53,7 @@ class Job:
         work_bytes: Memory that it may need.
         wait_until: It is not to wait for others after this, by ``time.monotonic``.
         future: Where its outcome goes; cancelled when nobody waits any more.
-        on_begun: Told when the engine begins with it.
+        on_begun: Told when the engine begins with it, in its thread.
     """
 
     request: Request

@@ -86,7 +86,7 @@ class Model:
             inputs: As :func:`serve.tensors.validate.check_inputs` returns them.
             outputs: Names that exist.
             deadline: By ``time.monotonic``; computing must begin before it. None: whenever it can.
-            on_begun: Told when computing begins.
+            on_begun: Told when computing begins, in the engine's thread.
 
         Raises:
             NotReadyError: The model is not loaded yet.
@@ -122,7 +122,9 @@ class Model:
         jobs = self._queue.take()
         if not jobs:
             return
-        self._tell([job.on_begun for job in jobs if job.on_begun is not None])
+        for job in jobs:
+            if job.on_begun is not None:
+                job.on_begun()
         began = self._computing_since = time.monotonic_ns()
         try:
             outcomes = self.batching.compute([job.request for job in jobs])
@@ -143,11 +145,6 @@ class Model:
         """In the engine's thread: the runner has been called. Counted where all else is."""
         with suppress(RuntimeError):  # the loop may be closed already
             self._loop.call_soon_threadsafe(self.stats.called, images, nanoseconds)
-
-    def _tell(self, callers: Sequence[Callable[[], None]]) -> None:
-        with suppress(RuntimeError):
-            for tell in callers:
-                self._loop.call_soon_threadsafe(tell)
 
     async def _until(self, work: Future[Done], deadline: float | None) -> Done:
         """Wait for work; what has not begun at the deadline is taken back."""

@@ -8,8 +8,11 @@ import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-NICENESS = 10  # above the event loop: an eighth of its share where both want a core
+# Above the event loop: a third of its share of a core for which both wait, and a ninth. Threads of one process wait for
+# each other's interpreter, too, so that those of engines must not be held up as long.
+NICENESS, PROCESS_NICENESS = 5, 10
 # Of the interpreter, in place of 0.005: the event loop needs it several times for one reply, and waits each time.
 SWITCH_SECONDS = 0.001
 MOST_HELPERS = 32
@@ -19,8 +22,18 @@ _USUAL = os.getpriority(os.PRIO_PROCESS, 0) if sys.platform == "linux" else 0  #
 def give_way() -> None:
     """Lower the priority of the calling thread, and of those that libraries start from it. Linux only, else nothing."""
     if sys.platform == "linux":
+        thread = threading.get_native_id()
         with contextlib.suppress(OSError):  # forbidden in some sandboxes; then all are alike, as before
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _USUAL + NICENESS)
+            level = max(os.getpriority(os.PRIO_PROCESS, thread), _USUAL + NICENESS)
+            os.setpriority(os.PRIO_PROCESS, thread, level)
+
+
+def all_give_way() -> None:
+    """The same for a process of engines alone: all threads that it has, and those that they start. Linux only."""
+    if sys.platform == "linux":
+        for task in Path("/proc/self/task").iterdir():
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, int(task.name), _USUAL + PROCESS_NICENESS)
 
 
 def helpers() -> ThreadPoolExecutor:

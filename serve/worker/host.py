@@ -25,7 +25,6 @@ from serve.worker.messages import (
     AllLoaded,
     Answer,
     Begin,
-    Begun,
     BodyFree,
     Cancel,
     Counted,
@@ -36,7 +35,7 @@ from serve.worker.messages import (
     SegmentGone,
     SegmentMade,
 )
-from serve.worker.segments import INLINE_BYTES, MappedSegments, SharedPool
+from serve.worker.segments import INLINE_BYTES, MappedSegments, Marks, SharedPool
 
 HUNG = 70  # EX_SOFTWARE of sysexits.h
 logger = logging.getLogger("serve")
@@ -57,6 +56,7 @@ class Host:
         self._bodies = MappedSegments()
         self._replies = SharedPool(0, self._gone)
         self._announced: set[int] = set()
+        self._marks: Marks | None = None
         self._lent: dict[int, Array] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
@@ -104,6 +104,11 @@ class Host:
         """Wait until what was said has been sent."""
         await self._channel.flushed()
 
+    def _mark(self, identifier: int) -> None:
+        """In an engine's thread: it begins with a call."""
+        assert self._marks is not None  # noqa: S101 - they came with the setup
+        self._marks[identifier] = True
+
     def _count(self, name: str, method: str, *values: int) -> None:
         self._channel.send(Counted(name, method, values))
 
@@ -131,14 +136,16 @@ class Host:
             case SegmentGone():
                 self._bodies.drop(message.number)
             case Setup():
+                self._marks = Marks(descriptor)
                 self._on_setup(message)
 
     async def _answer(self, begin: Begin, body: memoryview) -> None:
         request_id.set(begin.request_id)
         assert self._service is not None  # noqa: S101 - calls come once all is loaded
         try:
-            work = self._service.run(begin.call, body, lambda: self._channel.send(Begun(begin.id)))
-            self._channel.send(await self._reply(begin.id, await work))
+            encoded = await self._service.run(begin.call, body, lambda: self._mark(begin.id))
+            del body  # so that its memory is free for the caller's next request
+            self._channel.send(await self._reply(begin.id, encoded))
         except ServeError as error:
             self._channel.send(Refusal(begin.id, error))
         except Exception:

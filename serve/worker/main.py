@@ -10,12 +10,11 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 
 from serve.compute.local import LocalService
 from serve.compute.setup import Setup, service_of
 from serve.engine.malloc import keep_large_blocks
-from serve.engine.threads import NICENESS, helpers, settle, switch_quickly
+from serve.engine.threads import all_give_way, helpers, settle, switch_quickly
 from serve.http.logs import configure_logs
 from serve.worker.host import Host
 
@@ -34,8 +33,7 @@ def main(descriptor: int, build: Callable[[Setup], LocalService] | None = None) 
     if sys.platform == "linux":
         # Even when all threads are inside native code for long.
         ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-        with suppress(OSError):
-            os.nice(NICENESS)
+    all_give_way()
     switch_quickly()
     keep_large_blocks()
     with asyncio.Runner(loop_factory=_new_loop) as runner:

@@ -44,12 +44,6 @@ class Cancel(NamedTuple):
     id: int
 
 
-class Begun(NamedTuple):
-    """An engine has begun with this call."""
-
-    id: int
-
-
 class Answer(NamedTuple):
     """A call's reply.
 

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -20,7 +19,6 @@ from serve.worker.messages import (
     AllLoaded,
     Answer,
     Begin,
-    Begun,
     BodyFree,
     Cancel,
     Counted,
@@ -32,7 +30,7 @@ from serve.worker.messages import (
     SegmentMade,
     Span,
 )
-from serve.worker.segments import MappedSegments, SharedPool
+from serve.worker.segments import MappedSegments, Marks, SharedPool
 
 COMMAND = (sys.executable, "-m", "serve.worker")
 END_SECONDS = 5.0  # for a process that has been told to end
@@ -54,29 +52,18 @@ class CallFailedError(Exception):
     """A call failed for a reason that only the log has."""
 
 
-@dataclass
-class Pending:
-    """A call that is waited for.
-
-    Attributes:
-        answer: What comes back.
-        begun: An engine has begun with it.
-    """
-
-    answer: asyncio.Future[EncodedResponse]
-    begun: bool = False
-
-
 class Told(NamedTuple):
     """What is to be told.
 
     Attributes:
         loaded: A model can be used.
         counted: Something is to be counted.
+        ended: The process is gone.
     """
 
     loaded: Callable[[ModelLoaded], None]
     counted: Callable[[Counted], None]
+    ended: Callable[[], None]
 
 
 class WorkerProcess:
@@ -101,10 +88,11 @@ class WorkerProcess:
         self._memory = memory
         self._told = told
         self._numbers = count()
-        self._calls: dict[int, Pending] = {}
+        self._calls: dict[int, asyncio.Future[EncodedResponse]] = {}
         self._lent: dict[int, memoryview] = {}
         self._announced: set[int] = set()
         self._replies = MappedSegments()
+        self._marks = Marks()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 - this program itself
@@ -114,7 +102,7 @@ class WorkerProcess:
                 stdout=sys.stderr.fileno(),  # ours says where we listen
             )
         self._channel = Channel(ours, self._take, self._lost)
-        self._channel.send(setup)
+        self._channel.send(setup, self._marks.descriptor)
 
     @property
     def pid(self) -> int:
@@ -124,7 +112,8 @@ class WorkerProcess:
     def begin(self, call: Call, body: memoryview) -> int:
         """Send a call; its number."""
         number = next(self._numbers)
-        self._calls[number] = Pending(asyncio.get_running_loop().create_future())
+        self._calls[number] = asyncio.get_running_loop().create_future()
+        self._marks[number] = False
         span = self._memory.locate(body)
         if span is not None:
             self._announce(span)
@@ -132,17 +121,21 @@ class WorkerProcess:
         self._channel.send(Begin(number, call, bytes(body) if span is None else span, request_id.get()))
         return number
 
-    def pending(self, number: int) -> Pending:
-        """A call that has been sent and not been given up."""
+    def answer(self, number: int) -> asyncio.Future[EncodedResponse]:
+        """What will come back of a call that has been sent and not been given up."""
         return self._calls[number]
+
+    def has_begun(self, number: int) -> bool:
+        """Whether an engine has begun with a call."""
+        return self._marks[number]
 
     def give_up(self, number: int) -> None:
         """Nobody waits for a call any more."""
-        pending = self._calls.pop(number)
-        if not pending.answer.done():
+        answer = self._calls.pop(number)
+        if not answer.done():
             self._channel.send(Cancel(number))
-        elif not pending.answer.cancelled():
-            pending.answer.exception()  # seen, or not wanted
+        elif not answer.cancelled():
+            answer.exception()  # seen, or not wanted
 
     def forget_segment(self, number: int) -> None:
         """A segment of ours is gone; from any thread."""
@@ -151,12 +144,15 @@ class WorkerProcess:
 
     def close(self) -> None:
         """End the process."""
+        if self.ended.done():
+            return
         self._channel.close()
         try:
             self._process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
             self.kill()
             self._process.wait()
+        self._fail_all()
 
     def kill(self) -> None:
         """End the process, whatever it does."""
@@ -170,7 +166,7 @@ class WorkerProcess:
 
     def _take(self, message: Any, descriptor: int | None) -> None:
         match message:
-            case Answer() | Refusal() | Begun() | BodyFree():
+            case Answer() | Refusal() | BodyFree():
                 self._take_of_call(message)
             case Counted():
                 self._told.counted(message)
@@ -186,15 +182,12 @@ class WorkerProcess:
             case SegmentGone():
                 self._replies.drop(message.number)
 
-    def _take_of_call(self, message: Answer | Refusal | Begun | BodyFree) -> None:
+    def _take_of_call(self, message: Answer | Refusal | BodyFree) -> None:
         match message:
             case Answer():
                 self._answered(message)
             case Refusal():
                 self._fail(message.id, message.error or CallFailedError("the log of the engines' process says why"))
-            case Begun():
-                if message.id in self._calls:
-                    self._calls[message.id].begun = True
             case BodyFree():
                 self._lent.pop(message.id, None)
 
@@ -203,14 +196,18 @@ class WorkerProcess:
             body: bytes | memoryview = answer.body
         else:
             body = self._replies.view(answer.body, lambda: self._channel.send_soon(ReplyFree(answer.id)))
-        pending = self._calls.get(answer.id)
-        if pending is not None and not pending.answer.done():
-            pending.answer.set_result(EncodedResponse([body], answer.header_length))
+        waiting = self._calls.get(answer.id)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(EncodedResponse([body], answer.header_length))
 
     def _fail(self, number: int, error: Exception) -> None:
-        pending = self._calls.get(number)
-        if pending is not None and not pending.answer.done():
-            pending.answer.set_exception(error)
+        waiting = self._calls.get(number)
+        if waiting is not None and not waiting.done():
+            waiting.set_exception(error)
+
+    def _fail_all(self) -> None:
+        for number in self._calls:
+            self._fail(number, ProcessEndedError(begun=self.has_begun(number)))
 
     def _lost(self) -> None:
         self._process.kill()  # it may have closed its end and live on
@@ -223,9 +220,10 @@ class WorkerProcess:
             self.ready.set_exception(
                 ValueError(f"the engines' process ended while models were loaded ({ending(code)})")
             )
-        self.ended.set_result(code)  # first, so that nobody who is told below takes this process for a living one
-        for number, pending in self._calls.items():
-            self._fail(number, ProcessEndedError(begun=pending.begun))
+        self._told.ended()  # first, so that nobody who is told below takes this process for a living one
+        self._fail_all()
+        self._marks.close()
+        self.ended.set_result(code)
 
 
 def ending(code: int) -> str:

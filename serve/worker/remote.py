@@ -132,6 +132,7 @@ class RemoteService:
             self._supervisor.cancel()
         if self._process is not None:
             self._process.close()
+        self.memory.close()
 
     async def _run(self, call: Call, body: memoryview, deadline: float | None) -> EncodedResponse:
         await self.usable(call.target if call.verb == Verb.INFER else None)
@@ -140,12 +141,10 @@ class RemoteService:
 
     async def _start(self) -> None:
         """Start a process; it is the one of now when its models are loaded."""
-        process = self._process = WorkerProcess(
-            self._setup, self.memory, Told(self._model_loaded, self._counted), self._command
-        )
-        process.ended.add_done_callback(lambda _: self._down())
+        told = Told(self._model_loaded, self._counted, self._down)
+        process = self._process = WorkerProcess(self._setup, self.memory, told, self._command)
         try:
-            self.extensions = await process.ready
+            self.extensions = await asyncio.shield(process.ready)
         except BaseException:
             process.kill()
             raise
@@ -161,7 +160,7 @@ class RemoteService:
         began, pause = time.monotonic(), 0.0
         while True:
             assert self._process is not None  # noqa: S101 - it has been started
-            code = await self._process.ended
+            code = await asyncio.shield(self._process.ended)  # whoever stops waiting must not make it look ended
             self.restarts += 1
             logger.error("the engines' process ended (%s); it is started again", ending(code))
             pause = 0.0 if time.monotonic() - began >= STABLE_SECONDS else pause
@@ -201,13 +200,13 @@ class RemoteService:
 async def _ask(process: WorkerProcess, call: Call, body: memoryview, deadline: float | None) -> EncodedResponse:
     """Send a call to a process and wait for what comes back, or until the deadline while no engine has begun."""
     number = process.begin(call, body)
-    pending = process.pending(number)
+    answer = process.answer(number)
     try:
         if deadline is not None:
-            await asyncio.wait({pending.answer}, timeout=max(deadline - time.monotonic(), 0.0))
-            if not (pending.answer.done() or pending.begun):
+            await asyncio.wait({answer}, timeout=max(deadline - time.monotonic(), 0.0))
+            if not (answer.done() or process.has_begun(number)):
                 raise TooLateError("the time of this request was over before its model got to it")
-        return await pending.answer
+        return await answer
     finally:
         process.give_up(number)
 

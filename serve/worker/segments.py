@@ -19,6 +19,7 @@ from serve.tensors.buffers import BufferPool
 from serve.tensors.datatypes import Array
 from serve.worker.messages import Span
 
+MARKS = 2**16  # more than there can be calls at one time
 INLINE_BYTES = 2**16  # up to here a copy in a message costs less than memory of its own
 
 
@@ -70,6 +71,10 @@ class SharedPool(BufferPool):
         """A segment that is alive."""
         return self._segments[number]
 
+    def close(self) -> None:
+        """Let go of all of them."""
+        self._buffers.clear()
+
     def _make(self, size: int) -> Array:
         number = next(self._numbers)
         descriptor = os.memfd_create("yolo-assigner", os.MFD_CLOEXEC)
@@ -86,6 +91,32 @@ class SharedPool(BufferPool):
     def _forget(self, number: int) -> None:
         os.close(self._segments.pop(number).descriptor)
         self._on_gone(number)
+
+
+class Marks:
+    """A byte for each call, set by the side that computes and seen at once by the other, even if the first dies then.
+
+    Args:
+        descriptor: Of the memory, made by the other side; None makes it.
+    """
+
+    def __init__(self, descriptor: int | None = None) -> None:
+        self.descriptor = os.memfd_create("yolo-assigner-marks", os.MFD_CLOEXEC) if descriptor is None else descriptor
+        if descriptor is None:
+            os.ftruncate(self.descriptor, MARKS)
+        self._memory = mmap.mmap(self.descriptor, MARKS)
+
+    def __getitem__(self, number: int) -> bool:
+        """Whether a call has its mark."""
+        return self._memory[number % MARKS] != 0
+
+    def __setitem__(self, number: int, value: bool) -> None:
+        self._memory[number % MARKS] = value
+
+    def close(self) -> None:
+        """Let go of the memory."""
+        self._memory.close()
+        os.close(self.descriptor)
 
 
 class MappedSegments:

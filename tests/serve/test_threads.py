@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.engine.threads import NICENESS, give_way, settle
+from serve.engine.threads import NICENESS, PROCESS_NICENESS, give_way, settle
 from tests.serve.conftest import Live, binary_rows, loss_inputs, start, stop, worker_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority of their own")
@@ -22,7 +22,7 @@ def test_who_answers_goes_before_who_computes(live: Live) -> None:
     assert live.infer("loss", {"inputs": rows}, blob).status == 200
     usual = os.getpriority(os.PRIO_PROCESS, 0)
     assert levels(live.process.pid) == {usual}
-    assert levels(worker_of(live)) == {usual + NICENESS}
+    assert levels(worker_of(live)) == {usual + PROCESS_NICENESS}
 
 
 def levels(pid: int) -> set[int]:

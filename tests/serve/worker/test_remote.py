@@ -1,0 +1,255 @@
+"""Calls of a service in another process, which fails, dies and hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve.compute.service import Verb, call_now
+from serve.compute.setup import Setup
+from serve.engine.job_queue import BatchLimits
+from serve.engine.runners.choice import RunnerOptions
+from serve.errors import BadRequestError, InferenceError, NotReadyError, TooLateError
+from serve.tensors.encode import EncodedResponse
+from serve.worker import remote
+from serve.worker.process import CallFailedError
+from serve.worker.remote import RemoteService
+from tests.serve.conftest import assigner_inputs, binary_rows
+from tests.serve.worker.toy import (
+    CANNOT_LOAD,
+    COMMAND,
+    CONTRACT,
+    DIE,
+    DIES_LOADING,
+    FAIL,
+    FORGET,
+    HANG,
+    SLOW,
+    SLOW_SECONDS,
+)
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="only Linux has such sockets and memory")
+MIB = 2**20
+BOTH = ("target_weights", "target_scores")
+
+
+class Toy:
+    """The service and requests for it."""
+
+    def __init__(self, folder: Path, engine_timeout: float = 0.0) -> None:
+        setup = Setup(
+            folder, RunnerOptions(), BatchLimits(), 2**30, engine_timeout, None, 16 * MIB, 64 * MIB, "error", "text"
+        )
+        self.service = RemoteService([CONTRACT], setup, COMMAND)
+
+    def ask(
+        self,
+        mark: float = 0.5,
+        side: int = 64,
+        images: int = 1,
+        outputs: tuple[str, ...] = BOTH[:1],
+        allowed: float | None = None,
+        **parameters: Any,
+    ) -> asyncio.Task[EncodedResponse]:
+        """Send a request whose first score is the mark."""
+        arrays = assigner_inputs(images=images, side=side)
+        arrays["pd_scores"].flat[0] = mark
+        rows, blob = binary_rows(arrays)
+        document = {"inputs": rows, "outputs": [{"name": name} for name in outputs], "parameters": parameters}
+        text = json.dumps(document).encode()
+        body = self.service.memory.take(len(text) + len(blob))[: len(text) + len(blob)].data
+        body[:] = text + blob
+        call = call_now(Verb.INFER, "toy", len(text), allowed)
+        return asyncio.create_task(self.service.run(call, body))
+
+
+async def expected(toy: Toy, **asked: Any) -> None:
+    """See that a request gets what it should."""
+    outputs = asked.get("outputs", BOTH[:1])
+    encoded = await toy.ask(**asked, binary_data_output=True)
+    scores = assigner_inputs(images=asked.get("images", 1), side=asked.get("side", 64))["pd_scores"]
+    scores.flat[0] = asked.get("mark", 0.5)
+    results = {"target_weights": scores.sum(axis=2), "target_scores": 2 * scores}
+    body = b"".join(encoded.chunks)
+    assert encoded.header_length is not None
+    assert body[encoded.header_length :] == b"".join(results[name].tobytes() for name in outputs)
+
+
+@asynccontextmanager
+async def running(folder: Path, engine_timeout: float = 0.0) -> AsyncIterator[Toy]:
+    toy = Toy(folder, engine_timeout)
+    await toy.service.load()
+    pid = toy.service.pid
+    try:
+        yield toy
+    finally:
+        toy.service.close()
+        assert toy.service.pid != pid or not Path(f"/proc/{pid}/fd").exists()
+
+
+def scenario(folder: Path, play: Callable[[Toy], Awaitable[None]], engine_timeout: float = 0.0) -> None:
+    async def run() -> None:
+        async with asyncio.timeout(60), running(folder, engine_timeout) as toy:
+            await play(toy)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("side", [64, 320], ids=["in messages", "in segments"])
+def test_bytes_come_and_go(tmp_path: Path, side: int) -> None:
+    async def play(toy: Toy) -> None:
+        await expected(toy, side=side)
+        await asyncio.gather(*(expected(toy, side=side, images=1 + n % 3, outputs=BOTH, mark=n / 9) for n in range(9)))
+        assert (toy.service.memory.held_bytes > 0) == (side == 320)
+        statistics = toy.service.catalogue.find("toy").stats
+        assert (statistics.inference_count, statistics.queued) == (10, 0)
+
+    scenario(tmp_path, play)
+
+
+def test_memory_is_used_again(tmp_path: Path) -> None:
+    """Both that of bodies and that of replies, also where callers went away."""
+
+    async def play(toy: Toy) -> None:
+        pid = toy.service.pid
+        for number in range(60):
+            task = toy.ask(side=320, images=1 + number % 3, outputs=BOTH)
+            if number % 4 == 0:
+                await asyncio.sleep(0.002 * (number % 5))
+                task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            del task
+        await expected(toy, side=320, images=3)
+        opened = [str(one.readlink()) for one in Path(f"/proc/{pid}/fd").iterdir() if one.is_symlink()]
+        # Bodies of 0.5 to 1.5 MB as one side has them and replies as the other does, two descriptors each.
+        assert sum(target.startswith("/memfd:") for target in opened) <= 12
+        assert toy.service.memory.held_bytes <= 8 * MIB
+
+    scenario(tmp_path, play)
+
+
+def test_refusals_and_failures(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    async def play(toy: Toy) -> None:
+        with pytest.raises(BadRequestError, match="no output 'nothing'"):
+            await toy.ask(outputs=("nothing",))
+        with pytest.raises(InferenceError, match="the server's log says why"):
+            await toy.ask(mark=FAIL)
+        with pytest.raises(BadRequestError, match="not JSON"):
+            await toy.service.run(call_now(Verb.INFER, "toy"), memoryview(b"what?"))
+        with pytest.raises(CallFailedError):
+            await toy.ask(mark=FORGET)
+        await expected(toy)
+
+    scenario(tmp_path, play)
+    assert "secret detail" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("side", [64, 320])
+def test_who_was_computed_when_the_process_died_fails_and_nobody_else(tmp_path: Path, side: int) -> None:
+    async def play(toy: Toy) -> None:
+        service, first = toy.service, toy.service.pid
+        slow = toy.ask(mark=SLOW, side=side)
+        others = [asyncio.create_task(expected(toy, side=side, mark=n / 9)) for n in range(5)]
+        await asyncio.sleep(0.2)
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        with pytest.raises(InferenceError, match="ended while it computed this request"):
+            await slow
+        await asyncio.gather(*others, expected(toy, side=side))
+        assert service.restarts == 1
+        assert service.pid != first
+        assert service.catalogue.find("toy").stats.queued == 0
+
+    scenario(tmp_path, play)
+
+
+def test_a_request_that_kills_does_so_once(tmp_path: Path) -> None:
+    async def play(toy: Toy) -> None:
+        with pytest.raises(InferenceError, match="ended while it computed this request"):
+            await toy.ask(mark=DIE)
+        await expected(toy)
+        assert toy.service.restarts == 1
+
+    scenario(tmp_path, play)
+
+
+def test_an_engine_that_hangs_is_ended(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Also when its caller has gone; and what only takes a while is not."""
+
+    async def play(toy: Toy) -> None:
+        hanging = toy.ask(mark=HANG)
+        await asyncio.sleep(0.3)
+        hanging.cancel()
+        behind = asyncio.create_task(expected(toy))
+        await behind
+        assert toy.service.restarts == 1
+        await expected(toy, mark=SLOW)
+        assert toy.service.restarts == 1
+
+    scenario(tmp_path, play, engine_timeout=3 * SLOW_SECONDS)
+    assert "more than --engine-timeout" in capfd.readouterr().err
+
+
+def test_deadlines_are_kept_here(tmp_path: Path) -> None:
+    """Of the request or of the server; what an engine has begun with is waited for."""
+
+    async def play(toy: Toy) -> None:
+        slow = toy.ask(mark=SLOW, allowed=0.1)
+        await asyncio.sleep(0.05)
+        began = time.monotonic()
+        late = [toy.ask(allowed=0.05), toy.ask(timeout=50_000), toy.ask(timeout=50_000, side=320)]
+        patient = asyncio.create_task(expected(toy, allowed=0.05, timeout=30_000_000))
+        for one in late:
+            with pytest.raises(TooLateError):
+                await one
+        assert 0.05 <= time.monotonic() - began < SLOW_SECONDS / 2
+        assert len((await slow).chunks) == 1
+        await patient
+
+    scenario(tmp_path, play)
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [(CANNOT_LOAD, "^the toy is broken$"), (DIES_LOADING, r"models were loaded \(signal 9\)")],
+)
+def test_models_that_cannot_be_loaded(tmp_path: Path, file: str, message: str) -> None:
+    (tmp_path / file).touch()
+
+    async def run() -> None:
+        toy = Toy(tmp_path)
+        with pytest.raises(ValueError, match=message):
+            await toy.service.load()
+        with pytest.raises(NotReadyError, match="being loaded"):
+            await toy.ask()
+        toy.service.close()
+
+    asyncio.run(run())
+
+
+def test_it_is_tried_again_until_models_can_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "RESTART_SECONDS", 0.3)
+    monkeypatch.setattr(remote, "LEAST_PAUSE", 0.1)
+
+    async def play(toy: Toy) -> None:
+        (tmp_path / CANNOT_LOAD).touch()
+        with pytest.raises(InferenceError):
+            await toy.ask(mark=DIE)
+        with pytest.raises(NotReadyError, match="try again in a moment"):
+            await toy.ask()
+        assert not toy.service.catalogue.ready
+        (tmp_path / CANNOT_LOAD).unlink()
+        monkeypatch.setattr(remote, "RESTART_SECONDS", 30.0)
+        await expected(toy)
+        assert toy.service.restarts >= 2
+
+    scenario(tmp_path, play)
