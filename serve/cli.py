@@ -33,6 +33,9 @@ from serve.tls import check_certificate
 from serve.worker.remote import RemoteService
 
 KEEP_ALIVE_SECONDS = 120  # longer than proxies hold a connection, 75 s and less: the proxy closes it, never we
+# Connections that one turn of the event loop accepts. uvloop takes one from each listener, so that after a burst of
+# callers the next one would wait for as many turns.
+ACCEPTED = 16
 UNUSABLE = 2
 logger = logging.getLogger("serve")
 
@@ -157,7 +160,9 @@ def _serve(server: Server, listener: socket.socket, scheme: str) -> None:
     for sign in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sign, server.handle_exit)
     print(f"serving on {scheme}://{shown}:{port}", flush=True)
+    listeners = [listener, *(listener.dup() for _ in range(ACCEPTED - 1))]
     try:
-        server.run(sockets=[listener])
+        server.run(sockets=listeners)
     finally:
-        listener.close()
+        for one in listeners:
+            one.close()
