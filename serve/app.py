@@ -26,7 +26,7 @@ from serve.v1.routes import add_people_routes
 from serve.v2.metadata import server_metadata
 from serve.v2.repository import repository_routes
 from serve.v2.routes import health_routes, infer_routes
-from serve.v2.shared_memory_routes import shared_memory_routes
+from serve.v2.shared_memory_routes import KINDS, shared_memory_routes
 from serve.v2.unsupported import unsupported_routes
 
 ABOUT = """YOLOv8's label assignment and detection loss.
@@ -67,7 +67,8 @@ def create_app(service: Service, options: AppOptions | None = None) -> FastAPI:
     app.include_router(health_routes(service, options))
     app.include_router(infer_routes(service, bodies, options))
     app.include_router(repository_routes(service, options))
-    app.include_router(shared_memory_routes(service, options))
+    for kind in KINDS:
+        app.include_router(shared_memory_routes(service, options, kind))
     app.include_router(unsupported_routes())
     add_people_routes(app, service, bodies, options)
     document_requests(app, service.catalogue)

@@ -22,6 +22,7 @@ JSON_LENGTH = {
     "description": "Bytes of JSON; binary tensors follow it. Without it all of the body is JSON.",
     "schema": {"type": "integer", "minimum": 0},
 }
+CUDA_EXAMPLES = {"region": {"value": {"raw_handle": {"b64": "A" * 86 + "=="}, "device_id": 0, "byte_size": 4096}}}
 REGION_EXAMPLES = {"region": {"value": {"key": "/yolo-assigner-0", "offset": 0, "byte_size": 4096}}}
 
 
@@ -80,6 +81,7 @@ def _add_examples(paths: dict[str, Any], catalogue: Catalogue[Known]) -> None:
         "/v1/assign": assign_examples(catalogue),
         "/v1/reduce": REDUCE_EXAMPLES,
         "/v2/systemsharedmemory/region/{name}/register": REGION_EXAMPLES,
+        "/v2/cudasharedmemory/region/{name}/register": CUDA_EXAMPLES,
     }
     for path, values in examples.items():
         if values:

@@ -8,6 +8,8 @@ from pydantic import TypeAdapter
 
 from serve.v1.schemas import AssignReply, AssignRequest, LossReply, LossRequest, ReduceReply, ReduceRequest
 from serve.v2.schemas import (
+    CudaRegion,
+    CudaRegionRequest,
     IndexRequest,
     InferReply,
     InferRequest,
@@ -62,7 +64,18 @@ class Route(NamedTuple):
     binary: bool = False
 
 
-REGIONS = "/v2/systemsharedmemory"
+def _regions(kind: str, reply: Any, request: Any) -> dict[str, Route]:
+    """Of one kind of shared memory."""
+    path = f"/v2/{kind}sharedmemory"
+    return {
+        f"get {path}/status": Route(reply, (*KEYS, 501, 503)),
+        f"get {path}/region/{{name}}/status": Route(reply, (*NAMED, 501, 503)),
+        f"post {path}/region/{{name}}/register": Route(Nothing, (*NAMED, *BODY, 503), request),
+        f"post {path}/region/{{name}}/unregister": Route(Nothing, (*NAMED, 501, 503)),
+        f"post {path}/unregister": Route(Nothing, (*KEYS, 501, 503)),
+    }
+
+
 ROUTES = {
     "get /v2/health/live": Route(Live, ()),
     "get /v2/health/ready": Route(Ready, (503,)),
@@ -74,11 +87,8 @@ ROUTES = {
     "get /v2/models/{name}/config": Route(ModelConfig, NAMED),
     "post /v2/models/{name}/infer": Route(InferReply, (*COMPUTED, 405), InferRequest, binary=True),
     "post /v2/repository/index": Route(list[ModelState], (*KEYS, *BODY), IndexRequest, required=False),
-    f"get {REGIONS}/status": Route(list[Region], (*KEYS, 501)),
-    f"get {REGIONS}/region/{{name}}/status": Route(list[Region], (*NAMED, 501)),
-    f"post {REGIONS}/region/{{name}}/register": Route(Nothing, (*NAMED, *BODY), RegionRequest),
-    f"post {REGIONS}/region/{{name}}/unregister": Route(Nothing, (*NAMED, 501)),
-    f"post {REGIONS}/unregister": Route(Nothing, (*KEYS, 501)),
+    **_regions("system", list[Region], RegionRequest),
+    **_regions("cuda", list[CudaRegion], CudaRegionRequest),
     "post /v1/loss": Route(LossReply, COMPUTED, LossRequest),
     "post /v1/assign": Route(AssignReply, COMPUTED, AssignRequest),
     "post /v1/reduce": Route(ReduceReply, COMPUTED, ReduceRequest),

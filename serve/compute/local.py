@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from serve.compute.infer import infer
 from serve.compute.people import assign, loss, reduce
 from serve.compute.regions import run_region_call
 from serve.compute.service import Call, Verb
 from serve.engine.catalogue import check_loaded
+from serve.engine.model import Model
 from serve.engine.registry import Registry
 from serve.settings import MIB
-from serve.shared.regions import Regions
+from serve.shared.regions import Kind, Regions
 from serve.tensors.buffers import BufferPool
 from serve.tensors.encode import EncodedResponse
 
-SYSTEM = "system_shared_memory"
+EXTENSIONS = {Kind.SYSTEM: "system_shared_memory", Kind.CUDA: "cuda_shared_memory"}
 
 
 class LocalService:
@@ -46,19 +48,25 @@ class LocalService:
         self.catalogue = registry
         self.memory = BufferPool(keep_bytes)
         self.restarts = 0
-        self.extensions: Sequence[str] = [SYSTEM] if regions is not None else []
+        self.extensions: Sequence[str] = [EXTENSIONS[kind] for kind in regions.kinds] if regions is not None else []
         self._regions = regions
         self._max_work_bytes = max_work_bytes
+        self._registrar = ThreadPoolExecutor(1, thread_name_prefix="regions")
 
     pid = None
 
-    async def load(self) -> None:
+    async def load(self, on_loaded: Callable[[Model], None] | None = None) -> None:
         """Bring all models up.
 
+        Args:
+            on_loaded: Told of each.
+
         Raises:
-            Exception: One cannot be loaded.
+            Exception: One cannot be loaded, or shared memory cannot be used.
         """
-        await self.catalogue.load()
+        if self._regions is not None:
+            await asyncio.to_thread(self._regions.load)
+        await self.catalogue.load(on_loaded)
 
     async def usable(self, name: str | None = None) -> None:
         """See that a model, or all of them, can be used.
@@ -85,8 +93,12 @@ class LocalService:
             case Verb.REDUCE:
                 return await asyncio.to_thread(lambda: reduce(registry, body))
             case _:
-                return run_region_call(self._regions, call, body)
+                # GPUs take their time, and regions are registered and forgotten in one thread.
+                return await asyncio.get_running_loop().run_in_executor(
+                    self._registrar, run_region_call, self._regions, call, body
+                )
 
     def close(self) -> None:
         """Stop all models."""
         self.catalogue.close()
+        self._registrar.shutdown(wait=False)

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from serve.compute.service import Call, Verb
 from serve.errors import BadRequestError, UnsupportedError
-from serve.shared.regions import Regions
+from serve.shared.regions import Kind, Regions
 from serve.tensors.decode import parse_object
 from serve.tensors.encode import EncodedResponse, dump_json
 from serve.tensors.place import REMEDY
 
+KINDS = {
+    Verb.REGION_STATUS: Kind.SYSTEM,
+    Verb.REGION_REGISTER: Kind.SYSTEM,
+    Verb.REGION_UNREGISTER: Kind.SYSTEM,
+    Verb.CUDA_STATUS: Kind.CUDA,
+    Verb.CUDA_REGISTER: Kind.CUDA,
+    Verb.CUDA_UNREGISTER: Kind.CUDA,
+}
+NAMES = {Kind.SYSTEM: "system", Kind.CUDA: "CUDA"}
+NEEDED = {Kind.SYSTEM: ("key", "byte_size"), Kind.CUDA: ("raw_handle", "device_id", "byte_size")}
+FORMS = {Kind.SYSTEM: "{key, offset, byte_size}", Kind.CUDA: "{raw_handle: {b64}, device_id, byte_size}"}
+
 
 def run_region_call(regions: Regions | None, call: Call, body: memoryview) -> EncodedResponse:
-    """Row 10 of the protocol.
+    """Rows 10 and 11 of the protocol.
 
     Args:
         regions: Shared memory; None: switched off.
@@ -19,20 +34,30 @@ def run_region_call(regions: Regions | None, call: Call, body: memoryview) -> En
         body: What to register, as JSON.
 
     Raises:
-        UnsupportedError: Shared memory is switched off.
+        UnsupportedError: Shared memory of this kind is switched off.
         NotFoundError: There is no region of that name.
         BadRequestError: It cannot be registered.
     """
-    if regions is None:
-        raise UnsupportedError(f"shared memory is switched off; {REMEDY}")
-    if call.verb == Verb.REGION_STATUS:
-        return EncodedResponse([dump_json(regions.status(call.target))], None)
-    if call.verb == Verb.REGION_UNREGISTER:
-        regions.unregister(call.target)
-    else:
-        document = parse_object(body)
-        for key in ("key", "byte_size"):
-            if key not in document:
-                raise BadRequestError(f"{key} is missing; send {{key, offset, byte_size}}")
-        regions.register(call.target or "", document["key"], document.get("offset", 0), document["byte_size"])
+    kind = KINDS[call.verb]
+    if regions is None or kind not in regions.kinds:
+        if call.verb == Verb.CUDA_STATUS:
+            return EncodedResponse([b"[]"], None)
+        raise UnsupportedError(f"{NAMES[kind]} shared memory is switched off; {REMEDY}")
+    match call.verb:
+        case Verb.REGION_STATUS | Verb.CUDA_STATUS:
+            return EncodedResponse([dump_json(regions.status(kind, call.target))], None)
+        case Verb.REGION_UNREGISTER | Verb.CUDA_UNREGISTER:
+            regions.unregister(kind, call.target)
+        case _:
+            _register(regions, kind, call.target or "", parse_object(body))
     return EncodedResponse([b"{}"], None)
+
+
+def _register(regions: Regions, kind: Kind, name: str, document: Mapping[str, Any]) -> None:
+    for key in NEEDED[kind]:
+        if key not in document:
+            raise BadRequestError(f"{key} is missing; send {FORMS[kind]}")
+    if kind == Kind.SYSTEM:
+        regions.register(name, document["key"], document.get("offset", 0), document["byte_size"])
+    else:
+        regions.register_cuda(name, document["raw_handle"], document["device_id"], document["byte_size"])

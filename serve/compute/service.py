@@ -22,6 +22,9 @@ class Verb(StrEnum):
     REGION_STATUS = "region status"
     REGION_REGISTER = "region register"
     REGION_UNREGISTER = "region unregister"
+    CUDA_STATUS = "CUDA region status"
+    CUDA_REGISTER = "CUDA region register"
+    CUDA_UNREGISTER = "CUDA region unregister"
 
 
 class Call(NamedTuple):

@@ -9,6 +9,7 @@ from serve.compute.local import LocalService
 from serve.engine.job_queue import BatchLimits
 from serve.engine.registry import open_artifacts
 from serve.engine.runners.choice import RunnerOptions
+from serve.shared.cuda import Gpus
 from serve.shared.regions import Regions
 from serve.tensors.buffers import GRAIN
 
@@ -23,6 +24,7 @@ class Setup(NamedTuple):
         max_work_bytes: Most memory that a request may need while it is computed.
                 engine_timeout: Seconds that one call of an engine may take, 0 for ever.
         shared_memory: What names of callers' shared memory begin with; None: switched off.
+        cuda_shared_memory: Whether it may be on GPUs.
         max_request_bytes: Most bytes of the inputs of a request in shared memory.
         max_total_bytes: Most bytes of those of all requests.
         log_level: Least level that is logged.
@@ -35,6 +37,7 @@ class Setup(NamedTuple):
     max_work_bytes: int
     engine_timeout: float
     shared_memory: str | None
+    cuda_shared_memory: bool
     max_request_bytes: int
     max_total_bytes: int
     log_level: str
@@ -63,6 +66,7 @@ def regions_of(setup: Setup) -> Regions | None:
     Raises:
         ValueError: It cannot be.
     """
-    if setup.shared_memory is None:
+    gpus = Gpus() if setup.cuda_shared_memory else None
+    if setup.shared_memory is None and gpus is None:
         return None
-    return Regions(setup.shared_memory, setup.max_request_bytes, setup.max_total_bytes)
+    return Regions(setup.shared_memory, setup.max_request_bytes, setup.max_total_bytes, gpus)

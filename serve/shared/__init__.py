@@ -1,1 +1,1 @@
-"""POSIX shared memory that callers leave tensors in."""
+"""Shared memory, the system's and that of GPUs, that callers leave tensors in."""

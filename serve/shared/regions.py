@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager, contextmanager
+from enum import StrEnum
+from typing import Any, NamedTuple, Protocol
 
-from serve.errors import BadRequestError, NotFoundError
-from serve.shared.object import SharedObject, check_key, check_prefix, exists, opened
-from serve.tensors.place import Place, whole_bytes
+from serve.errors import BadRequestError, NotFoundError, UnsupportedError
+from serve.shared.cuda import Gpus
+from serve.shared.object import check_key, check_prefix
+from serve.shared.system import find_region
+from serve.tensors.place import REMEDY, Place, whole_bytes
 from serve.tensors.tensor_memory import TensorMemory
 
 MAX_REGIONS = 1024
@@ -16,31 +19,60 @@ MAX_NAME = 255  # characters
 MAX_TOTAL_BYTES = 2**30
 
 
-class Region(NamedTuple):
-    """A registered part of an object.
+class Kind(StrEnum):
+    """Where a region is."""
 
-    Attributes:
-        name: Chosen by the client.
-        key: The object's, as the client wrote it.
-        offset: Bytes from the object's begin.
-        byte_size: Bytes of the region.
-        identity: Of the object.
-    """
+    SYSTEM = "system"
+    CUDA = "cuda"
 
-    name: str
-    key: str
-    offset: int
-    byte_size: int
-    identity: tuple[int, int]
+
+class Source(Protocol):
+    """Memory that is open."""
+
+    def read(self, target: memoryview, start: int) -> None:
+        """Fill memory with the bytes from ``start`` on, or raise a :class:`BadRequestError`."""
+
+    def write(self, data: memoryview, start: int) -> None:
+        """Write bytes from ``start`` on, or raise a :class:`BadRequestError`."""
+
+
+class Region(Protocol):
+    """A registered piece."""
+
+    @property
+    def name(self) -> str:
+        """Chosen by the client."""
+
+    @property
+    def byte_size(self) -> int:
+        """Bytes."""
+
+    def opened(self) -> AbstractContextManager[tuple[Source, int]]:
+        """The memory and where in it the region begins, or a :class:`BadRequestError`."""
+
+    def exists(self) -> bool:
+        """Whether its memory is still there."""
+
+    def status(self) -> dict[str, Any]:
+        """As the protocol shows it."""
+
+
+class Registered(NamedTuple):
+    """A region and where it is."""
+
+    kind: Kind
+    region: Region
 
 
 class Regions:
     """All regions. They are registered and forgotten in one thread, and used in any.
 
     Args:
-        prefix: What the keys of objects must begin with; no other object is ever opened.
+        prefix: What the keys of objects must begin with; no other object is ever opened. None: those of the system are
+            switched off.
         limit: Most bytes that one request may have copied out of regions.
         total: Most bytes of all requests at one time.
+        gpus: On which regions may be; None: those are switched off.
 
     Attributes:
         memory: Where to copy to.
@@ -49,10 +81,26 @@ class Regions:
         ValueError: The prefix is unfit, or this system has no shared memory that can be read like files.
     """
 
-    def __init__(self, prefix: str, limit: int, total: int = MAX_TOTAL_BYTES) -> None:
-        self._prefix = check_prefix(prefix)
+    def __init__(self, prefix: str | None, limit: int, total: int = MAX_TOTAL_BYTES, gpus: Gpus | None = None) -> None:
+        self._prefix = None if prefix is None else check_prefix(prefix)
+        self._gpus = gpus
         self.memory = TensorMemory(limit, total)
-        self._regions: dict[str, Region] = {}
+        self._regions: dict[str, Registered] = {}
+
+    @property
+    def kinds(self) -> list[Kind]:
+        """Those that are switched on."""
+        on = {Kind.SYSTEM: self._prefix is not None, Kind.CUDA: self._gpus is not None}
+        return [kind for kind in Kind if on[kind]]
+
+    def load(self) -> None:
+        """See that what is switched on can be used.
+
+        Raises:
+            ValueError: It cannot.
+        """
+        if self._gpus is not None:
+            self._gpus.check()
 
     def register(self, name: str, key: object, offset: object, byte_size: object) -> None:
         """Give a name to a part of an object.
@@ -67,32 +115,47 @@ class Regions:
             BadRequestError: The name or key is unfit, the object cannot be opened or is too small, or there are too
                 many regions.
         """
+        if self._prefix is None:
+            raise UnsupportedError(f"system shared memory is switched off; {REMEDY}")
         key = check_key(key, self._prefix)
         offset = whole_bytes(offset, f"offset of region {name!r}")
-        byte_size = whole_bytes(byte_size, f"byte_size of region {name!r}", least=1)
-        if len(name) > MAX_NAME:
-            raise BadRequestError(f"the region's name has {len(name)} characters; {MAX_NAME} is the most")
-        self._make_room(name)
-        with opened(key) as source:
-            region = Region(name, key, offset, byte_size, source.identity)
-            _check(region, source)
-        self._regions[name] = region
+        byte_size = self._check(name, byte_size)
+        self._regions[name] = Registered(Kind.SYSTEM, find_region(name, key, offset, byte_size))
 
-    def unregister(self, name: str | None = None) -> None:
-        """Forget one region, or all; what is not registered is forgotten already."""
-        for known in list(self._regions) if name is None else [name]:
-            self._regions.pop(known, None)
+    def register_cuda(self, name: str, raw_handle: object, device_id: object, byte_size: object) -> None:
+        """Give a name to memory of a GPU.
 
-    def status(self, name: str | None = None) -> list[dict[str, Any]]:
-        """Name, key, offset and byte_size of one region, or of all.
+        Args:
+            name: As in :meth:`register`.
+            raw_handle: An object whose ``b64`` is CUDA's handle in base64.
+            device_id: The GPU's index.
+            byte_size: At least 1.
+
+        Raises:
+            BadRequestError: The name is unfit, the memory cannot be opened or is too small, or there are too many
+                regions.
+        """
+        if self._gpus is None:
+            raise UnsupportedError(f"CUDA shared memory is switched off; {REMEDY}")
+        byte_size = self._check(name, byte_size)
+        self._regions[name] = Registered(Kind.CUDA, self._gpus.region(name, raw_handle, device_id, byte_size))
+
+    def unregister(self, kind: Kind, name: str | None = None) -> None:
+        """Forget one region of a kind, or all; what is not registered is forgotten already."""
+        for known, registered in list(self._regions.items()):
+            if registered.kind == kind and name in (None, known):
+                self._regions.pop(known, None)
+
+    def status(self, kind: Kind, name: str | None = None) -> list[dict[str, Any]]:
+        """One region of a kind, or all, as the protocol shows them.
 
         Raises:
             NotFoundError: There is no region of that name.
         """
-        if name is not None and name not in self._regions:
+        known = {key: region for key, (its, region) in self._regions.items() if its == kind}
+        if name is not None and name not in known:
             raise NotFoundError(f"no region {name!r} is registered")
-        chosen = list(self._regions.values()) if name is None else [self._regions[name]]
-        return [{"name": one.name, "key": one.key, "offset": one.offset, "byte_size": one.byte_size} for one in chosen]
+        return [region.status() for region in (known.values() if name is None else [known[name]])]
 
     def check(self, place: Place) -> None:
         """See that a place can be used now.
@@ -123,38 +186,34 @@ class Regions:
             source.write(data, start)
 
     @contextmanager
-    def _found(self, place: Place) -> Iterator[tuple[SharedObject, int]]:
-        """The object of a place, and where in it the place begins."""
-        region = self._regions.get(place.region)
-        if region is None:
+    def _found(self, place: Place) -> Iterator[tuple[Source, int]]:
+        """The memory of a place, and where in it the place begins."""
+        registered = self._regions.get(place.region)
+        if registered is None:
             raise BadRequestError(f"no region {place.region!r} is registered; register it first")
+        region = registered.region
         if place.offset + place.byte_size > region.byte_size:
             raise BadRequestError(
                 f"region {region.name!r} has {region.byte_size} bytes; {place.byte_size} bytes at offset "
                 f"{place.offset} are not inside it"
             )
-        with opened(region.key) as source:
-            _check(region, source)
-            yield source, region.offset + place.offset
+        with region.opened() as (source, begin):
+            yield source, begin + place.offset
+
+    def _check(self, name: str, byte_size: object) -> int:
+        """See that a region can be added, but for its memory."""
+        size = whole_bytes(byte_size, f"byte_size of region {name!r}", least=1)
+        if len(name) > MAX_NAME:
+            raise BadRequestError(f"the region's name has {len(name)} characters; {MAX_NAME} is the most")
+        self._make_room(name)
+        return size
 
     def _make_room(self, name: str) -> None:
         if name in self._regions or len(self._regions) >= MAX_REGIONS:
-            # Clients that died did not unregister, but their objects are gone.
+            # Clients that died did not unregister, but their memory is gone.
             known = self._regions.items()
-            self._regions = {name: region for name, region in known if exists(region.key, region.identity)}
+            self._regions = {name: registered for name, registered in known if registered.region.exists()}
         if name in self._regions:
             raise BadRequestError(f"region {name!r} is registered already; unregister it, or choose another name")
         if len(self._regions) >= MAX_REGIONS:
             raise BadRequestError(f"{MAX_REGIONS} regions are registered, which is the most; unregister some")
-
-
-def _check(region: Region, source: SharedObject) -> None:
-    if source.identity != region.identity:
-        raise BadRequestError(
-            f"region {region.name!r}: object {region.key!r} is another one than was registered; register it anew"
-        )
-    if region.offset + region.byte_size > source.size:
-        raise BadRequestError(
-            f"region {region.name!r} is {region.byte_size} bytes at offset {region.offset}, but object {region.key!r} "
-            f"has {source.size} bytes"
-        )

@@ -1,4 +1,4 @@
-"""The protocol on HTTP: row 11, what clients know of and this server does not do. It says what to do instead."""
+"""The protocol on HTTP: the rest of row 11, what this server does not do, and what to do instead."""
 
 from __future__ import annotations
 
@@ -7,16 +7,11 @@ from collections.abc import Awaitable, Callable
 from fastapi import APIRouter, Response
 
 from serve.errors import UnsupportedError
-from serve.http.replies import reply
 
-CUDA = "CUDA shared memory is not available; use system shared memory, or send the tensors in the request"
 LOADING = "models cannot be loaded or unloaded here; change the files in --artifacts and start the server again"
 TRACING = "tracing is not available; --log-level debug shows every request"
 LOGGING = "logging cannot be changed here; start the server with another --log-level"
 ROUTES = {
-    "POST /cudasharedmemory/region/{name}/register": CUDA,
-    "POST /cudasharedmemory/region/{name}/unregister": CUDA,
-    "POST /cudasharedmemory/unregister": CUDA,
     "POST /repository/models/{name}/load": LOADING,
     "POST /repository/models/{name}/unload": LOADING,
     "GET /trace/setting": TRACING,
@@ -29,13 +24,8 @@ ROUTES = {
 
 
 def unsupported_routes() -> APIRouter:
-    """Routes that are refused, and those that say that there is no CUDA shared memory."""
+    """Routes that are refused."""
     router = APIRouter(prefix="/v2", include_in_schema=False)
-
-    @router.get("/cudasharedmemory/region/{name}/status")
-    @router.get("/cudasharedmemory/status")
-    async def status() -> Response:
-        return reply([])
 
     for route, reason in ROUTES.items():
         verb, path = route.split()

@@ -72,7 +72,7 @@ class Host:
             service = self._service = build()
             for name, model in service.catalogue.models.items():
                 model.stats = cast("ModelStats", _Forwarded(partial(self._count, name)))
-            await service.catalogue.load(self._loaded)
+            await service.load(self._loaded)
         except Exception as error:
             logger.debug("a model cannot be loaded", exc_info=True)
             self._channel.send(LoadFailed(str(error) or type(error).__name__))

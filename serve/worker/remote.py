@@ -24,6 +24,7 @@ from serve.worker.process import COMMAND, ProcessEndedError, Told, WorkerProcess
 from serve.worker.segments import INLINE_BYTES, SharedPool
 
 RESTART_SECONDS = 30.0  # that a caller waits for a process that is started again
+UNREGISTER = {Verb.REGION_REGISTER: Verb.REGION_UNREGISTER, Verb.CUDA_REGISTER: Verb.CUDA_UNREGISTER}
 STABLE_SECONDS = 10.0  # a process that lived so long is started again at once, as is the first that did not
 LEAST_PAUSE, MOST_PAUSE = 1.0, 30.0  # before the next ones
 logger = logging.getLogger("serve")
@@ -190,11 +191,11 @@ class RemoteService:
 
     def _remember(self, call: Call, body: memoryview) -> None:
         """Registered regions are registered again with the next process."""
-        if call.verb == Verb.REGION_REGISTER and call.target is not None:
+        if call.verb in UNREGISTER and call.target is not None:
             self._registrations[call.target] = call, bytes(body)
-        elif call.verb == Verb.REGION_UNREGISTER:
-            for name in list(self._registrations) if call.target is None else [call.target]:
-                self._registrations.pop(name, None)
+        for name, (registration, _) in list(self._registrations.items()):
+            if call.verb == UNREGISTER[registration.verb] and call.target in (None, name):
+                del self._registrations[name]
 
 
 async def _ask(process: WorkerProcess, call: Call, body: memoryview, deadline: float | None) -> EncodedResponse:

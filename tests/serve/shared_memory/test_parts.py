@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from serve.errors import BadRequestError, BusyError, TooLargeError, UnsupportedError
 from serve.shared.object import DIRECTORY, opened
-from serve.shared.regions import MAX_REGIONS, Regions
+from serve.shared.regions import MAX_REGIONS, Kind, Regions
 from serve.tensors.datatypes import wire_name
 from serve.tensors.decode import decode_request
 from serve.tensors.place import Place
@@ -112,13 +112,13 @@ def test_there_are_only_so_many_regions(path: Path) -> None:
         regions.register("more", path.name, 0, 1)
     path.with_name(f"{PREFIX}other").unlink()
     regions.register("more", path.name, 0, 1)
-    assert len(regions.status()) == MAX_REGIONS
+    assert len(regions.status(Kind.SYSTEM)) == MAX_REGIONS
     with pytest.raises(BadRequestError, match="no region 'r0' is registered"):
         regions.check(Place("r0", 0, 1))
     path.unlink()
     path.write_bytes(b"x")  # another object of the same key
     regions.register("one", path.name, 0, 1)
-    assert [row["name"] for row in regions.status()] == ["one"]
+    assert [row["name"] for row in regions.status(Kind.SYSTEM)] == ["one"]
 
 
 def test_a_read_that_comes_back_short(path: Path) -> None:

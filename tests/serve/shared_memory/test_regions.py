@@ -125,9 +125,9 @@ def test_switched_off(live: Live) -> None:
 
 
 REFUSED: list[tuple[Callable[[Any], Any], str]] = [
-    (lambda client: client.register_cuda_shared_memory("r", b"handle", 0, 16), "use system shared memory"),
-    (lambda client: client.unregister_cuda_shared_memory(), "use system shared memory"),
-    (lambda client: client.unregister_cuda_shared_memory("r"), "use system shared memory"),
+    (lambda client: client.register_cuda_shared_memory("r", b"handle", 0, 16), "CUDA shared memory is switched off"),
+    (lambda client: client.unregister_cuda_shared_memory(), "CUDA shared memory is switched off"),
+    (lambda client: client.unregister_cuda_shared_memory("r"), "CUDA shared memory is switched off"),
     (lambda client: client.load_model("loss"), "change the files in --artifacts"),
     (lambda client: client.unload_model("loss"), "change the files in --artifacts"),
     (lambda client: client.get_trace_settings(), "--log-level debug"),

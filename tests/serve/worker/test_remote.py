@@ -46,9 +46,9 @@ class Toy:
     """The service and requests for it."""
 
     def __init__(self, folder: Path, engine_timeout: float = 0.0) -> None:
-        setup = Setup(
-            folder, RunnerOptions(), BatchLimits(), 2**30, engine_timeout, None, 16 * MIB, 64 * MIB, "error", "text"
-        )
+        sizes = (16 * MIB, 64 * MIB)
+        limits = (BatchLimits(), 2**30, engine_timeout)
+        setup = Setup(folder, RunnerOptions(), *limits, None, False, *sizes, "error", "text")
         self.service = RemoteService([CONTRACT], setup, COMMAND)
 
     def ask(
