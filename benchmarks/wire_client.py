@@ -24,10 +24,10 @@ from serve.app import create_app
 from serve.compute.local import LocalService
 from serve.compute.setup import Setup, regions_of
 from serve.engine.job_queue import BatchLimits
-from serve.engine.malloc import keep_large_blocks
 from serve.engine.model import Model
 from serve.engine.registry import Registry
 from serve.engine.runners.choice import RunnerOptions
+from serve.engine.system import keep_large_blocks
 from serve.options import AppOptions
 from serve.tensors.datatypes import Array, wire_name
 from serve.worker.main import main

@@ -114,6 +114,8 @@ async def _load(service: Service, options: AppOptions) -> None:
         if options.on_loaded is not None:
             options.on_loaded()
     except Exception as error:
+        if options.admission.closing:
+            return
         logger.error("a model cannot be loaded: %s", error, exc_info=logger.isEnabledFor(logging.DEBUG))
         if options.on_load_failure is not None:
             options.on_load_failure(error)

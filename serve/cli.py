@@ -17,9 +17,9 @@ from serve.compute.service import Service
 from serve.compute.setup import Setup, service_of
 from serve.configuration import describe, read_settings
 from serve.engine.job_queue import BatchLimits
-from serve.engine.malloc import keep_large_blocks
 from serve.engine.runners.choice import RunnerOptions
 from serve.engine.runners.device import parse_device
+from serve.engine.system import allow_descriptors, keep_large_blocks
 from serve.engine.threads import settle, switch_quickly
 from serve.http.admission import Admission
 from serve.http.connection import protocol
@@ -73,6 +73,7 @@ def _run(settings: Settings) -> int:
 
     switch_quickly()
     keep_large_blocks()
+    allow_descriptors()
     options = _options(settings, fail)
     listener = _listen(settings.host, settings.port)
     server = Server(_config(create_app(service, options), settings), options.admission, settings.lame_duck_seconds)

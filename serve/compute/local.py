@@ -35,6 +35,7 @@ class LocalService:
         memory: What bodies are to be read into.
         extensions: Of the protocol, beyond binary tensors.
         restarts: 0.
+        regions: As given.
         pid: None: the engines have no process of their own.
     """
 
@@ -49,7 +50,7 @@ class LocalService:
         self.memory = BufferPool(keep_bytes)
         self.restarts = 0
         self.extensions: Sequence[str] = [EXTENSIONS[kind] for kind in regions.kinds] if regions is not None else []
-        self._regions = regions
+        self.regions = regions
         self._max_work_bytes = max_work_bytes
         self._registrar = ThreadPoolExecutor(1, thread_name_prefix="regions")
 
@@ -64,11 +65,11 @@ class LocalService:
         Raises:
             Exception: One cannot be loaded, or shared memory cannot be used.
         """
-        if self._regions is not None:
-            await asyncio.to_thread(self._regions.load)
+        if self.regions is not None:
+            await asyncio.to_thread(self.regions.load)
         await self.catalogue.load(on_loaded)
 
-    async def usable(self, name: str | None = None) -> None:
+    def check(self, name: str | None = None) -> None:
         """See that a model, or all of them, can be used.
 
         Raises:
@@ -79,13 +80,18 @@ class LocalService:
     async def run(self, call: Call, body: memoryview, on_begun: Callable[[], None] | None = None) -> EncodedResponse:
         """Answer a request.
 
+        Args:
+            call: What is asked for.
+            body: JSON and raw tensors.
+            on_begun: Told when the engine begins with it, in its thread.
+
         Raises:
             ServeError: The request is refused or failed; the text says why.
         """
         registry, work = self.catalogue, self._max_work_bytes
         match call.verb:
             case Verb.INFER:
-                return await infer(registry.find(call.target or ""), call, body, self._regions, work, on_begun)
+                return await infer(registry.find(call.target or ""), call, body, self.regions, work, on_begun)
             case Verb.LOSS:
                 return await loss(registry, call, body, work, on_begun)
             case Verb.ASSIGN:
@@ -95,7 +101,7 @@ class LocalService:
             case _:
                 # GPUs take their time, and regions are registered and forgotten in one thread.
                 return await asyncio.get_running_loop().run_in_executor(
-                    self._registrar, run_region_call, self._regions, call, body
+                    self._registrar, run_region_call, self.regions, call, body
                 )
 
     def close(self) -> None:

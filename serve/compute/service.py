@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
@@ -91,8 +91,8 @@ class Service(Protocol):
             Exception: One cannot be loaded.
         """
 
-    async def usable(self, name: str | None = None) -> None:
-        """See, before a body is read, that a request can be answered.
+    def check(self, name: str | None = None) -> None:
+        """See, before a body is read, that a request can be answered, if not at once.
 
         Args:
             name: Of a model that exists; None: all of them are needed.
@@ -101,13 +101,12 @@ class Service(Protocol):
             NotReadyError: It is still being loaded.
         """
 
-    async def run(self, call: Call, body: memoryview, on_begun: Callable[[], None] | None = None) -> EncodedResponse:
+    async def run(self, call: Call, body: memoryview) -> EncodedResponse:
         """Answer a request. Whoever is cancelled while he waits takes his work out of the queue.
 
         Args:
             call: What is asked for.
             body: In memory of :attr:`memory`, or anywhere.
-            on_begun: Told when its engine begins with it, in any thread.
 
         Raises:
             ServeError: The request is refused or failed; the text says why.

@@ -29,6 +29,8 @@ class Setup(NamedTuple):
         max_total_bytes: Most bytes of those of all requests.
         log_level: Least level that is logged.
         log_format: text or json.
+        models: Names and SHA-256 of the models that there must be; None: any.
+        regions: Those that an earlier process had; None: none.
     """
 
     artifacts: Path
@@ -42,6 +44,8 @@ class Setup(NamedTuple):
     max_total_bytes: int
     log_level: str
     log_format: str
+    models: tuple[tuple[str, str], ...] | None = None
+    regions: bytes | None = None
 
     @property
     def keep_bytes(self) -> int:

@@ -105,6 +105,7 @@ class Model:
             self._worker.submit(self._step)
             done = await self._until(job.future, deadline)
         except UnfitRequestError as error:
+            error.__traceback__ = None  # whose frames hold the inputs
             raise BadRequestError(str(error)) from error
         except (ServeError, asyncio.CancelledError):
             raise
@@ -113,6 +114,7 @@ class Model:
         finally:
             self.stats.left()
             self._queue.discard(job)
+            del job  # an error that refers to itself would keep the inputs
         waited = done.began_ns - asked
         self.stats.executed(waited, done.ended_ns - done.began_ns)
         return done.arrays
@@ -149,15 +151,20 @@ class Model:
     async def _until(self, work: Future[Done], deadline: float | None) -> Done:
         """Wait for work; what has not begun at the deadline is taken back."""
         waiting = asyncio.wrap_future(work)
-        if deadline is not None:
-            await asyncio.wait({waiting}, timeout=max(deadline - time.monotonic(), 0.0))
-            if work.cancel():
-                raise TooLateError(f"the time of this request was over before model {self.contract.name!r} got to it")
-        return await waiting
+        try:
+            if deadline is not None:
+                await asyncio.wait({waiting}, timeout=max(deadline - time.monotonic(), 0.0))
+                if work.cancel():
+                    name = self.contract.name
+                    raise TooLateError(f"the time of this request was over before model {name!r} got to it")
+            return await waiting
+        finally:
+            del waiting, work
 
     def _failure(self, inputs: Mapping[str, Array], error: Exception) -> InferenceError:
         shapes = {name: array.shape for name, array in inputs.items()}
         logger.error("model %s failed on inputs of shapes %s", self.contract.name, shapes, exc_info=error)
+        error.__traceback__ = None  # whose frames hold the inputs
         name, kind = self.contract.name, type(error).__name__
         return InferenceError(f"model {name!r} failed on this input ({kind}); the server's log says why")
 

@@ -34,6 +34,7 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Re
         for task in (doing, listening):
             task.cancel()
         await asyncio.gather(doing, listening, return_exceptions=True)
+        del doing, listening, task  # an error that refers to itself would keep the body's memory
 
 
 async def _disconnected(receive: Receive) -> None:

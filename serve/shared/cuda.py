@@ -10,6 +10,7 @@ import base64
 import binascii
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -68,6 +69,10 @@ class Gpu:
         self._memory = CudaMemory(index)
         self._lock = Lock()
 
+    def __reduce__(self) -> tuple[Any, tuple[int]]:
+        """Another process has its own."""
+        return gpu, (self.index,)
+
     @contextmanager
     def opened(self, name: str, handle: bytes, byte_size: int) -> Iterator[DeviceMemory]:
         """Open a client's memory for the time of a ``with`` block, in any thread.
@@ -98,6 +103,12 @@ class Gpu:
                     f"region {name!r}: its memory on GPU {self.index} cannot be used ({error}); keep it allocated, in "
                     "a process of your own, and register it anew"
                 ) from error
+
+
+@cache
+def gpu(index: int) -> Gpu:
+    """The one of this process; its errors are :class:`Gpu`'s."""
+    return Gpu(index)
 
 
 class CudaRegion(NamedTuple):
@@ -141,9 +152,6 @@ class CudaRegion(NamedTuple):
 class Gpus:
     """The GPUs of this machine, each made ready when the first region on it is registered."""
 
-    def __init__(self) -> None:
-        self._gpus: dict[int, Gpu] = {}
-
     def check(self) -> None:
         """See that there is one.
 
@@ -176,12 +184,10 @@ class Gpus:
     def _gpu(self, device_id: object) -> Gpu:
         if type(device_id) is not int or device_id < 0:
             raise BadRequestError(f"device_id is {device_id!r}; write the index of a GPU, counted from 0")
-        if device_id not in self._gpus:
-            try:
-                self._gpus[device_id] = Gpu(device_id)
-            except RunnerError as error:
-                raise BadRequestError(f"device_id is {device_id}: {error}") from error
-        return self._gpus[device_id]
+        try:
+            return gpu(device_id)
+        except RunnerError as error:
+            raise BadRequestError(f"device_id is {device_id}: {error}") from error
 
 
 def _decode(raw_handle: object) -> bytes:

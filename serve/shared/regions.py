@@ -88,6 +88,15 @@ class Regions:
         self._regions: dict[str, Registered] = {}
 
     @property
+    def registered(self) -> dict[str, Registered]:
+        """All regions; can be pickled."""
+        return self._regions
+
+    def restore(self, registered: dict[str, Registered]) -> None:
+        """Take over the regions of an earlier process; each use checks them as always."""
+        self._regions = registered
+
+    @property
     def kinds(self) -> list[Kind]:
         """Those that are switched on."""
         on = {Kind.SYSTEM: self._prefix is not None, Kind.CUDA: self._gpus is not None}

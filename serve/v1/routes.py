@@ -33,13 +33,13 @@ def add_people_routes(app: FastAPI, service: Service, bodies: BodyReader, option
     @app.post("/v1/loss", summary="The detection loss of a batch", response_model=LossReply, tags=["For people"])
     async def loss(request: Request) -> Response:
         """Loss, its three terms, and the sums of each image, from raw predictions and boxes."""
-        await service.usable()
+        service.check()
         return await answer(request, Verb.LOSS)
 
     @app.post("/v1/assign", summary="Which anchors learn which box", response_model=AssignReply, tags=["For people"])
     async def assign(request: Request) -> Response:
         """The task-aligned assignment, from raw or decoded predictions and boxes."""
-        await service.usable()
+        service.check()
         return await answer(request, Verb.ASSIGN)
 
     @app.post(

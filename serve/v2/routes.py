@@ -75,7 +75,7 @@ def infer_routes(service: Service, bodies: BodyReader, options: AppOptions) -> A
     @router.post("/models/{name}/infer", summary="Run one model")
     async def infer(request: Request, name: str, version: Version) -> Response:
         catalogue.find(name, version)
-        await service.usable(name)
+        service.check(name)
         json_length = header_number(request.headers, JSON_LENGTH)
         body = await bodies.read(request.scope, request.receive, json_length)
         work = service.run(call_now(Verb.INFER, name, json_length, options.request_timeout), body)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import array
 import asyncio
 import io
+import logging
 import os
 import pickle
 import socket
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 PACKET_BYTES = 2**16  # well below what a socket takes at once
 MOST_PACKETS = 16  # that are read before others have their turn
 WHOLE, BEGIN = b"\0", b"\1"
-ROOM = socket.CMSG_SPACE(array.array("i").itemsize)
+logger = logging.getLogger("serve")
 
 
 class Packet(NamedTuple):
@@ -118,11 +118,14 @@ class Channel:
     def _pack(self) -> None:
         """Make packets of what waits: small messages together, large ones in parts."""
         together: list[bytes] = []
+        size = 0
         for text in self._outbox:
-            if together and sum(map(len, together)) + len(text) > PACKET_BYTES:
+            if together and size + len(text) > PACKET_BYTES:
                 self._packets.extend(_packets(b"".join(together)))
                 together.clear()
+                size = 0
             together.append(text)
+            size += len(text)
         if together:
             self._packets.extend(_packets(b"".join(together)))
         self._outbox.clear()
@@ -149,8 +152,13 @@ class Channel:
 
     def _deliver(self, text: bytes, descriptor: int | None) -> None:
         stream = io.BytesIO(text)
-        while stream.tell() < len(text):
-            self._on_message(pickle.load(stream), descriptor)  # noqa: S301 - see above
+        try:
+            while stream.tell() < len(text):
+                self._on_message(pickle.load(stream), descriptor)  # noqa: S301 - see above
+        except Exception:
+            # Whoever waits for what is lost would wait for ever; both sides know what to do when a channel ends.
+            logger.exception("a message between the server's processes cannot be taken; their channel is closed")
+            self._end()
 
     def _end(self) -> None:
         self.close()

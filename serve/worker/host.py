@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import pickle
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 
 from serve.compute.local import LocalService
+from serve.compute.service import Verb
 from serve.compute.setup import Setup
 from serve.engine.model import Model
 from serve.engine.stats import ModelStats
@@ -22,6 +24,7 @@ from serve.tensors.datatypes import Array
 from serve.tensors.encode import EncodedResponse
 from serve.worker.channel import Channel
 from serve.worker.messages import (
+    Alive,
     AllLoaded,
     Answer,
     Begin,
@@ -31,12 +34,14 @@ from serve.worker.messages import (
     LoadFailed,
     ModelLoaded,
     Refusal,
+    RegionsChanged,
     ReplyFree,
     SegmentGone,
     SegmentMade,
 )
 from serve.worker.segments import INLINE_BYTES, MappedSegments, Marks, SharedPool
 
+CHANGES = (Verb.REGION_REGISTER, Verb.REGION_UNREGISTER, Verb.CUDA_REGISTER, Verb.CUDA_UNREGISTER)
 HUNG = 70  # EX_SOFTWARE of sysexits.h
 logger = logging.getLogger("serve")
 
@@ -60,16 +65,19 @@ class Host:
         self._lent: dict[int, Array] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
-    async def load(self, build: Callable[[], LocalService], keep_bytes: int) -> bool:
+    async def load(self, build: Callable[[Setup], LocalService], setup: Setup) -> bool:
         """Make the service and bring its models up, and tell so.
 
         Args:
             build: Makes it.
-            keep_bytes: Most bytes of idle memory for replies that are kept.
+            setup: What it is to be.
         """
-        self._replies = SharedPool(keep_bytes, self._gone)
+        self._replies = SharedPool(setup.keep_bytes, self._gone)
         try:
-            service = self._service = build()
+            service = self._service = build(setup)
+            _check_same(service, setup)
+            if service.regions is not None and setup.regions is not None:
+                service.regions.restore(pickle.loads(setup.regions))  # noqa: S301 - an earlier process of ours wrote it
             for name, model in service.catalogue.models.items():
                 model.stats = cast("ModelStats", _Forwarded(partial(self._count, name)))
             await service.load(self._loaded)
@@ -86,13 +94,16 @@ class Host:
         Args:
             most_seconds: How long one call may take; 0: for ever.
         """
+        if not most_seconds:
+            await asyncio.Event().wait()
         assert self._service is not None  # noqa: S101 - it has been loaded
         models = self._service.catalogue.models.values()
         while True:
+            self._channel.send(Alive())
             await asyncio.sleep(min(max(most_seconds / 4, 0.05), 1.0))
             for model in models:
                 seconds = model.seconds_of_call()
-                if 0 < most_seconds < seconds:
+                if seconds > most_seconds:
                     logger.error(
                         "model %s has been computing for %.1f s, more than --engine-timeout; its process ends",
                         model.contract.name,
@@ -144,6 +155,8 @@ class Host:
         assert self._service is not None  # noqa: S101 - calls come once all is loaded
         try:
             encoded = await self._service.run(begin.call, body, lambda: self._mark(begin.id))
+            if begin.call.verb in CHANGES and self._service.regions is not None:
+                self._channel.send(RegionsChanged(pickle.dumps(self._service.regions.registered)))
             del body  # so that its memory is free for the caller's next request
             self._channel.send(await self._reply(begin.id, encoded))
         except ServeError as error:
@@ -166,11 +179,22 @@ class Host:
         span = self._replies.locate(buffer[:size].data)
         assert span is not None  # noqa: S101 - it is too large for any other memory
         if span.segment not in self._announced:
-            self._announced.add(span.segment)
             segment = self._replies.segment(span.segment)
             self._channel.send(SegmentMade(segment.number, segment.size), segment.descriptor)
+            self._announced.add(span.segment)
         self._lent[identifier] = buffer
         return Answer(identifier, span, encoded.header_length)
+
+
+def _check_same(service: LocalService, setup: Setup) -> None:
+    """See that the models are those that the server has told its callers of.
+
+    Raises:
+        ValueError: They are others.
+    """
+    found = tuple((name, model.contract.sha256) for name, model in service.catalogue.models.items())
+    if setup.models is not None and found != setup.models:
+        raise ValueError(f"the models in {setup.artifacts} are no more those with which the server began; restart it")
 
 
 class _Forwarded:

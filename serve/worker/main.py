@@ -13,10 +13,11 @@ from collections.abc import Callable
 
 from serve.compute.local import LocalService
 from serve.compute.setup import Setup, service_of
-from serve.engine.malloc import keep_large_blocks
+from serve.engine.system import allow_descriptors, keep_large_blocks
 from serve.engine.threads import all_give_way, helpers, settle, switch_quickly
 from serve.http.logs import configure_logs
 from serve.worker.host import Host
+from serve.worker.process import STOPPING
 
 SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
 
@@ -28,14 +29,17 @@ def main(descriptor: int, build: Callable[[Setup], LocalService] | None = None) 
         descriptor: Of the socket.
         build: Makes the service; that of the setup's artifacts when None.
     """
-    for sign in (signal.SIGTERM, signal.SIGINT):
+    for sign in STOPPING:
         signal.signal(sign, signal.SIG_IGN)  # sent to all processes of a group; this one ends after the server
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+    os.set_inheritable(descriptor, False)
     if sys.platform == "linux":
         # Even when all threads are inside native code for long.
         ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
     all_give_way()
     switch_quickly()
     keep_large_blocks()
+    allow_descriptors()
     with asyncio.Runner(loop_factory=_new_loop) as runner:
         runner.run(_serve(socket.socket(fileno=descriptor), build or service_of))
 
@@ -46,7 +50,7 @@ async def _serve(end: socket.socket, build: Callable[[Setup], LocalService]) -> 
     host = Host(end, setups.put_nowait)
     setup = await setups.get()
     configure_logs(setup.log_level, setup.log_format)
-    if not await host.load(lambda: build(setup), setup.keep_bytes):
+    if not await host.load(build, setup):
         await host.flushed()
         os._exit(1)
     settle()

@@ -110,6 +110,20 @@ class LoadFailed(NamedTuple):
     reason: str
 
 
+class Alive(NamedTuple):
+    """The worker's interpreter is not held by anybody; said now and then where engines are watched."""
+
+
+class RegionsChanged(NamedTuple):
+    """Other regions of shared memory are registered now.
+
+    Attributes:
+        state: All of them, for the next worker alone to read.
+    """
+
+    state: bytes
+
+
 class Counted(NamedTuple):
     """A method of a model's :class:`serve.engine.stats.ModelStats` is to be called."""
 

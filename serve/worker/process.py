@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any, NamedTuple
@@ -25,15 +27,16 @@ from serve.worker.messages import (
     LoadFailed,
     ModelLoaded,
     Refusal,
+    RegionsChanged,
     ReplyFree,
     SegmentGone,
     SegmentMade,
     Span,
 )
-from serve.worker.segments import MappedSegments, Marks, SharedPool
+from serve.worker.segments import MARKS, MappedSegments, Marks, SharedPool
 
 COMMAND = (sys.executable, "-m", "serve.worker")
-END_SECONDS = 5.0  # for a process that has been told to end
+STOPPING = {signal.SIGTERM, signal.SIGINT}
 
 
 class ProcessEndedError(Exception):
@@ -58,11 +61,13 @@ class Told(NamedTuple):
     Attributes:
         loaded: A model can be used.
         counted: Something is to be counted.
+        regions: Others are registered.
         ended: The process is gone.
     """
 
     loaded: Callable[[ModelLoaded], None]
     counted: Callable[[Counted], None]
+    regions: Callable[[RegionsChanged], None]
     ended: Callable[[], None]
 
 
@@ -79,6 +84,7 @@ class WorkerProcess:
         ready: Done with the protocol's extensions once all models are loaded; fails with a :class:`ValueError` when
             one cannot be.
         ended: Done with the exit code when the process is gone.
+        heard: When it last said anything, by ``time.monotonic``.
     """
 
     def __init__(self, setup: Setup, memory: SharedPool, told: Told, command: Sequence[str] = COMMAND) -> None:
@@ -93,14 +99,16 @@ class WorkerProcess:
         self._announced: set[int] = set()
         self._replies = MappedSegments()
         self._marks = Marks()
+        self._used_marks: set[int] = set()
+        self.heard = time.monotonic()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self._process = subprocess.Popen(  # noqa: S603 - this program itself
-                [*command, str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=sys.stderr.fileno(),  # ours says where we listen
-            )
+        try:
+            with theirs:
+                self._process = _popen(command, theirs.fileno())
+        except BaseException:
+            ours.close()
+            self._marks.close()
+            raise
         self._channel = Channel(ours, self._take, self._lost)
         self._channel.send(setup, self._marks.descriptor)
 
@@ -111,12 +119,14 @@ class WorkerProcess:
 
     def begin(self, call: Call, body: memoryview) -> int:
         """Send a call; its number."""
-        number = next(self._numbers)
-        self._calls[number] = asyncio.get_running_loop().create_future()
-        self._marks[number] = False
         span = self._memory.locate(body)
         if span is not None:
             self._announce(span)
+        number = next(number for number in self._numbers if number % MARKS not in self._used_marks)
+        self._used_marks.add(number % MARKS)
+        self._marks[number] = False
+        self._calls[number] = asyncio.get_running_loop().create_future()
+        if span is not None:
             self._lent[number] = body
         self._channel.send(Begin(number, call, bytes(body) if span is None else span, request_id.get()))
         return number
@@ -132,6 +142,7 @@ class WorkerProcess:
     def give_up(self, number: int) -> None:
         """Nobody waits for a call any more."""
         answer = self._calls.pop(number)
+        self._used_marks.discard(number % MARKS)
         if not answer.done():
             self._channel.send(Cancel(number))
         elif not answer.cancelled():
@@ -147,12 +158,10 @@ class WorkerProcess:
         if self.ended.done():
             return
         self._channel.close()
-        try:
-            self._process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            self._process.wait()
+        self.kill()
+        self._process.wait()
         self._fail_all()
+        self._marks.close()
 
     def kill(self) -> None:
         """End the process, whatever it does."""
@@ -160,16 +169,19 @@ class WorkerProcess:
 
     def _announce(self, span: Span) -> None:
         if span.segment not in self._announced:
-            self._announced.add(span.segment)
             segment = self._memory.segment(span.segment)
             self._channel.send(SegmentMade(segment.number, segment.size), segment.descriptor)
+            self._announced.add(span.segment)
 
     def _take(self, message: Any, descriptor: int | None) -> None:
+        self.heard = time.monotonic()
         match message:
             case Answer() | Refusal() | BodyFree():
                 self._take_of_call(message)
             case Counted():
                 self._told.counted(message)
+            case RegionsChanged():
+                self._told.regions(message)
             case ModelLoaded():
                 self._told.loaded(message)
             case AllLoaded():
@@ -224,6 +236,20 @@ class WorkerProcess:
         self._fail_all()
         self._marks.close()
         self.ended.set_result(code)
+
+
+def _popen(command: Sequence[str], descriptor: int) -> subprocess.Popen[bytes]:
+    """Start the process. Signals for all processes of a group do not reach it before it ignores them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        return subprocess.Popen(  # noqa: S603 - this program itself
+            [*command, str(descriptor)],
+            pass_fds=(descriptor,),
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr.fileno(),  # ours says where we listen
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def ending(code: int) -> str:

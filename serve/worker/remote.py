@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -17,14 +17,14 @@ from serve.compute.setup import Setup
 from serve.engine.catalogue import Catalogue, check_loaded
 from serve.engine.job_queue import BatchLimits
 from serve.engine.stats import ModelStats
-from serve.errors import InferenceError, ServeError, TooLateError
+from serve.errors import BusyError, InferenceError, NotReadyError, TooLateError
 from serve.tensors.encode import EncodedResponse
-from serve.worker.messages import Counted, ModelLoaded
+from serve.worker.messages import Counted, ModelLoaded, RegionsChanged
 from serve.worker.process import COMMAND, ProcessEndedError, Told, WorkerProcess, ending
 from serve.worker.segments import INLINE_BYTES, SharedPool
 
 RESTART_SECONDS = 30.0  # that a caller waits for a process that is started again
-UNREGISTER = {Verb.REGION_REGISTER: Verb.REGION_UNREGISTER, Verb.CUDA_REGISTER: Verb.CUDA_UNREGISTER}
+LEAST_SILENCE = 2.0  # seconds; whoever reads large JSON says nothing meanwhile
 STABLE_SECONDS = 10.0  # a process that lived so long is started again at once, as is the first that did not
 LEAST_PAUSE, MOST_PAUSE = 1.0, 30.0  # before the next ones
 logger = logging.getLogger("serve")
@@ -71,13 +71,13 @@ class RemoteService:
         self.memory = SharedPool(setup.keep_bytes, self._segment_gone)
         self.extensions: Sequence[str] = ()
         self.restarts = 0
-        self._setup = setup
+        self._setup = setup._replace(models=tuple((contract.name, contract.sha256) for contract in contracts))
         self._command = command
         self._process: WorkerProcess | None = None
         self._up = asyncio.Event()
         self._loaded_once = False
         self._supervisor: asyncio.Task[None] | None = None
-        self._registrations: dict[str, tuple[Call, bytes]] = {}
+        self._closed = False
 
     @property
     def pid(self) -> int | None:
@@ -93,42 +93,41 @@ class RemoteService:
         await self._start()
         self._supervisor = asyncio.create_task(self._supervise())
 
-    async def usable(self, name: str | None = None) -> None:
-        """Wait while a process that ended is started again.
+    def check(self, name: str | None = None) -> None:
+        """See that a model, or all of them, can be used, or will be soon: while the process is started again.
 
         Raises:
-            NotReadyError: It is not there in time, or has never been.
+            NotReadyError: It is being loaded for the first time.
         """
-        if self._loaded_once and not self._up.is_set():
-            with suppress(TimeoutError):
-                async with asyncio.timeout(RESTART_SECONDS):
-                    await self._up.wait()
-        check_loaded(self.catalogue, name)
+        if not self._loaded_once:
+            check_loaded(self.catalogue, name)
 
-    async def run(self, call: Call, body: memoryview, on_begun: Callable[[], None] | None = None) -> EncodedResponse:
+    async def run(self, call: Call, body: memoryview) -> EncodedResponse:
         """Answer a request. One that no engine had begun with when the process ended is sent to the next process.
 
         Raises:
             ServeError: The request is refused or failed; the text says why.
         """
-        deadline = call.deadline(_timeout(call, body))
+        deadline = _deadline(call, body)
         try:
-            answer = await self._run(call, body, deadline)
+            return await self._run(call, body, deadline)
         except ProcessEndedError as error:
             if error.begun:
                 raise _ended_meanwhile() from error
-            logger.warning("%s is sent again, to the next process", call.verb)
-            try:
-                answer = await self._run(call, body, deadline)
-            except ProcessEndedError as again:
-                raise _ended_meanwhile() from again
-        if on_begun is not None:
-            on_begun()
-        self._remember(call, body)
-        return answer
+        logger.warning("%s is sent again, to the next process", call.verb)
+        try:
+            return await self._run(call, body, deadline)
+        except ProcessEndedError as error:
+            if error.begun:
+                raise _ended_meanwhile() from error
+            raise NotReadyError(
+                "the engines' process ended twice before it got to this request; try again in a moment"
+            ) from error
 
     def close(self) -> None:
         """Stop."""
+        self._closed = True
+        self._down()
         if self._supervisor is not None:
             self._supervisor.cancel()
         if self._process is not None:
@@ -136,41 +135,65 @@ class RemoteService:
         self.memory.close()
 
     async def _run(self, call: Call, body: memoryview, deadline: float | None) -> EncodedResponse:
-        await self.usable(call.target if call.verb == Verb.INFER else None)
+        if self._closed:
+            raise BusyError("this server is about to stop; send the request to another one")
+        if self._loaded_once and not self._up.is_set():
+            await self._restarted(deadline)
+        check_loaded(self.catalogue, call.target if call.verb == Verb.INFER else None)
         assert self._process is not None  # noqa: S101 - it has loaded models
         return await _ask(self._process, call, body, deadline)
 
+    async def _restarted(self, deadline: float | None) -> None:
+        """Wait for the next process, so long as that makes sense."""
+        seconds = RESTART_SECONDS if deadline is None else min(RESTART_SECONDS, deadline - time.monotonic())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(seconds, 0.0)):
+                await self._up.wait()
+        if not self._up.is_set() and seconds < RESTART_SECONDS:
+            raise _too_late()
+
     async def _start(self) -> None:
         """Start a process; it is the one of now when its models are loaded."""
-        told = Told(self._model_loaded, self._counted, self._down)
+        told = Told(self._model_loaded, self._counted, self._regions_changed, self._down)
         process = self._process = WorkerProcess(self._setup, self.memory, told, self._command)
         try:
             self.extensions = await asyncio.shield(process.ready)
         except BaseException:
             process.kill()
             raise
-        for call, body in list(self._registrations.values()):
-            with suppress(ServeError, ProcessEndedError):  # its memory is gone; whoever uses it is told
-                await _ask(process, call, memoryview(body), None)
         if not process.ended.done():
             self._up.set()
             self._loaded_once = True
 
     async def _supervise(self) -> None:
         """Start the process again whenever it ends."""
-        began, pause = time.monotonic(), 0.0
+        pause = 0.0
         while True:
             assert self._process is not None  # noqa: S101 - it has been started
-            code = await asyncio.shield(self._process.ended)  # whoever stops waiting must not make it look ended
-            self.restarts += 1
+            began = time.monotonic()
+            code = await self._until_ended(self._process)
             logger.error("the engines' process ended (%s); it is started again", ending(code))
-            pause = 0.0 if time.monotonic() - began >= STABLE_SECONDS else pause
-            await asyncio.sleep(pause)
-            began, pause = time.monotonic(), min(max(2 * pause, LEAST_PAUSE), MOST_PAUSE)
-            try:
-                await self._start()
-            except ValueError as error:
-                logger.error("the engines' process cannot load its models: %s", error)
+            if time.monotonic() - began >= STABLE_SECONDS:
+                pause = 0.0
+            while not self._up.is_set():
+                await asyncio.sleep(pause)
+                pause = min(max(2 * pause, LEAST_PAUSE), MOST_PAUSE)
+                self.restarts += 1
+                try:
+                    await self._start()
+                except Exception as error:  # also of a system that is short of memory or descriptors
+                    logger.error("the engines' process cannot be started: %s", error)
+
+    async def _until_ended(self, process: WorkerProcess) -> int:
+        """Wait for the end of a process; one of which nothing is heard for longer than an engine may take is ended."""
+        most = self._setup.engine_timeout
+        while not process.ended.done():
+            await asyncio.wait({process.ended}, timeout=1.0 if most else None)
+            silent = time.monotonic() - process.heard
+            if most and silent > most + LEAST_SILENCE and not process.ended.done():
+                logger.error("the engines' process has been silent for %.1f s; it is ended", silent)
+                process.kill()
+        return process.ended.result()
 
     def _down(self) -> None:
         self._up.clear()
@@ -189,13 +212,9 @@ class RemoteService:
         if self._process is not None:
             self._process.forget_segment(number)
 
-    def _remember(self, call: Call, body: memoryview) -> None:
-        """Registered regions are registered again with the next process."""
-        if call.verb in UNREGISTER and call.target is not None:
-            self._registrations[call.target] = call, bytes(body)
-        for name, (registration, _) in list(self._registrations.items()):
-            if call.verb == UNREGISTER[registration.verb] and call.target in (None, name):
-                del self._registrations[name]
+    def _regions_changed(self, changed: RegionsChanged) -> None:
+        """The next process is to know the regions of this one."""
+        self._setup = self._setup._replace(regions=changed.state)
 
 
 async def _ask(process: WorkerProcess, call: Call, body: memoryview, deadline: float | None) -> EncodedResponse:
@@ -206,26 +225,37 @@ async def _ask(process: WorkerProcess, call: Call, body: memoryview, deadline: f
         if deadline is not None:
             await asyncio.wait({answer}, timeout=max(deadline - time.monotonic(), 0.0))
             if not (answer.done() or process.has_begun(number)):
-                raise TooLateError("the time of this request was over before its model got to it")
-        return await answer
+                raise _too_late()
+        return await asyncio.shield(answer)  # whoever stops waiting must not make it look answered
     finally:
         process.give_up(number)
+        del answer  # an error that refers to itself would keep the body's memory
 
 
 def _ended_meanwhile() -> InferenceError:
     return InferenceError("the engines' process ended while it computed this request; the server's log says why")
 
 
-def _timeout(call: Call, body: memoryview) -> int | None:
-    """What an infer request itself allows, where that costs next to nothing to know; large JSON is for the worker."""
+def _too_late() -> TooLateError:
+    return TooLateError("the time of this request was over before its model got to it")
+
+
+def _deadline(call: Call, body: memoryview) -> float | None:
+    """Until when to wait here.
+
+    What a request itself allows is read where that costs next to nothing. Larger JSON is for the worker, which then
+    judges its deadline alone.
+    """
     size = len(body) if call.json_length is None else call.json_length
-    if call.verb != Verb.INFER or not 0 < size <= min(len(body), INLINE_BYTES):
+    if call.verb != Verb.INFER:
+        return call.deadline()
+    if not 0 < size <= min(len(body), INLINE_BYTES):
         return None
     text = bytes(body[:size])
     if b'"timeout"' not in text:
-        return None
+        return call.deadline()
     try:
         value = orjson.loads(text)["parameters"]["timeout"]
     except (orjson.JSONDecodeError, KeyError, TypeError):
         return None  # the worker says what is wrong with it
-    return value if type(value) is int and value > 0 else None
+    return call.deadline(value if type(value) is int and value > 0 else None)

@@ -62,7 +62,7 @@ class SharedPool(BufferPool):
         if not view.nbytes:
             return None
         address = np.frombuffer(view, np.uint8).ctypes.data
-        for number, _, start, size in self._segments.values():
+        for number, _, start, size in list(self._segments.values()):  # others may go meanwhile
             if start <= address < start + size:
                 return Span(number, address - start, view.nbytes)
         return None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -18,7 +20,7 @@ from serve.compute.service import Verb, call_now
 from serve.compute.setup import Setup
 from serve.engine.job_queue import BatchLimits
 from serve.engine.runners.choice import RunnerOptions
-from serve.errors import BadRequestError, InferenceError, NotReadyError, TooLateError
+from serve.errors import BadRequestError, BusyError, InferenceError, NotReadyError, TooLateError
 from serve.tensors.encode import EncodedResponse
 from serve.worker import remote
 from serve.worker.process import CallFailedError
@@ -33,6 +35,7 @@ from tests.serve.worker.toy import (
     FAIL,
     FORGET,
     HANG,
+    HOLD,
     SLOW,
     SLOW_SECONDS,
 )
@@ -254,3 +257,146 @@ def test_it_is_tried_again_until_models_can_be_loaded(tmp_path: Path, monkeypatc
         await expected(toy)
 
     scenario(tmp_path, play)
+
+
+def test_who_hangs_up_leaves_nothing_in_the_queue(tmp_path: Path) -> None:
+    """Neither work nor memory, though he named no deadline."""
+
+    async def play(toy: Toy) -> None:
+        slow = toy.ask(mark=SLOW)
+        await asyncio.sleep(0.1)
+        gone = [toy.ask(mark=SLOW, side=320) for _ in range(20)]
+        await asyncio.sleep(0.1)
+        for task in gone:
+            task.cancel()
+        await asyncio.gather(*gone, return_exceptions=True)
+        del gone, task
+        await slow
+        began = time.monotonic()
+        await expected(toy, side=320)
+        assert time.monotonic() - began < SLOW_SECONDS
+        assert toy.service.catalogue.find("toy").stats.queued == 0
+        before = toy.service.memory.held_bytes
+        for _ in range(30):
+            await expected(toy, side=320)
+        assert toy.service.memory.held_bytes == before
+
+    scenario(tmp_path, play)
+
+
+def test_refused_bodies_are_given_back_at_once(tmp_path: Path) -> None:
+    async def play(toy: Toy) -> None:
+        for _ in range(20):
+            with pytest.raises(BadRequestError):
+                await toy.ask(side=320, outputs=("nothing",))
+            with pytest.raises(InferenceError):
+                await toy.ask(side=320, mark=FAIL)
+        assert toy.service.memory.held_bytes <= 6 * MIB
+
+    gc.disable()  # which would find them later
+    try:
+        scenario(tmp_path, play)
+    finally:
+        gc.enable()
+
+
+def test_a_deadline_holds_while_the_process_is_started_again(tmp_path: Path) -> None:
+    async def play(toy: Toy) -> None:
+        (tmp_path / CANNOT_LOAD).touch()
+        with pytest.raises(InferenceError):
+            await toy.ask(mark=DIE)
+        began = time.monotonic()
+        with pytest.raises(TooLateError):
+            await toy.ask(allowed=0.2)
+        assert 0.2 <= time.monotonic() - began < 1.0
+
+    scenario(tmp_path, play)
+
+
+def test_a_request_may_allow_itself_more_than_the_server_would(tmp_path: Path) -> None:
+    """Also in JSON that is too large to be read here."""
+
+    async def play(toy: Toy) -> None:
+        slow = toy.ask(mark=SLOW)
+        await asyncio.sleep(0.05)
+        await expected(toy, allowed=0.05, timeout=30_000_000, padding="x" * 70_000)
+        await slow
+
+    scenario(tmp_path, play)
+
+
+def test_a_system_that_cannot_start_a_process_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "LEAST_PAUSE", 0.05)
+
+    async def play(toy: Toy) -> None:
+        start, tries = subprocess.Popen, []
+
+        def popen(*words: Any, **named: Any) -> Any:
+            tries.append(1)
+            if len(tries) < 4:
+                raise BlockingIOError("Resource temporarily unavailable")
+            return start(*words, **named)
+
+        monkeypatch.setattr(subprocess, "Popen", popen)
+        with pytest.raises(InferenceError):
+            await toy.ask(mark=DIE)
+        await expected(toy)
+        assert len(tries) == 4
+
+    scenario(tmp_path, play)
+
+
+def test_a_message_that_cannot_be_taken_ends_the_process_and_not_the_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when no descriptor is left for a segment of a reply."""
+
+    async def play(toy: Toy) -> None:
+        def fail(*_: object) -> None:
+            raise OSError("too many open files")
+
+        lost = toy.service._process
+        assert lost is not None
+        monkeypatch.setattr(lost._replies, "add", fail)
+        with pytest.raises(InferenceError, match="process ended"):
+            await toy.ask(side=320, outputs=BOTH)
+        await expected(toy, side=320, outputs=BOTH)
+
+    scenario(tmp_path, play)
+
+
+def test_an_engine_that_holds_the_interpreter_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "LEAST_SILENCE", 0.2)
+
+    async def play(toy: Toy) -> None:
+        with pytest.raises(InferenceError, match="process ended"):
+            await toy.ask(mark=HOLD)
+        await expected(toy)
+
+    scenario(tmp_path, play, engine_timeout=1.0)
+
+
+def test_other_models_than_the_server_began_with(tmp_path: Path) -> None:
+    async def run() -> None:
+        toy = Toy(tmp_path)
+        toy.service._setup = toy.service._setup._replace(models=(("toy", "another"),))
+        with pytest.raises(ValueError, match="are no more those with which the server began"):
+            await toy.service.load()
+        toy.service.close()
+
+    asyncio.run(run())
+
+
+def test_a_closed_service_answers(tmp_path: Path) -> None:
+    async def run() -> None:
+        toy = Toy(tmp_path)
+        await toy.service.load()
+        waiting = toy.ask(mark=SLOW)
+        await asyncio.sleep(0.1)
+        toy.service.close()
+        with pytest.raises(InferenceError):
+            await waiting
+        with pytest.raises(BusyError, match="about to stop"):
+            await toy.ask()
+
+    asyncio.run(run())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -18,7 +19,7 @@ from serve.tensors.datatypes import Array
 from serve.worker.main import main
 
 COMMAND = (sys.executable, "-m", "tests.serve.worker.toy")
-FAIL, DIE, HANG, SLOW, FORGET = 2.0, 3.0, 4.0, 5.0, 6.0
+FAIL, DIE, HANG, SLOW, FORGET, HOLD = 2.0, 3.0, 4.0, 5.0, 6.0, 7.0
 SLOW_SECONDS = 0.5
 CANNOT_LOAD, DIES_LOADING = "cannot load", "dies loading"  # names of files in the folder of artifacts
 AXES: dict[str, tuple[str, tuple[str | int, ...]]] = {
@@ -72,6 +73,8 @@ class Toy:
             os.kill(os.getpid(), signal.SIGKILL)
         if mark in (HANG, SLOW):
             time.sleep(60 if mark == HANG else SLOW_SECONDS)
+        if mark == HOLD:
+            ctypes.PyDLL(None).sleep(60)  # which keeps the interpreter
         if mark == FORGET:
             return {}
         results = {"target_weights": scores.sum(axis=2), "target_scores": 2 * scores}

@@ -1,4 +1,4 @@
-"""glibc's memory: large blocks are kept for the next request."""
+"""What a process asks of the system for itself."""
 
 from __future__ import annotations
 
@@ -19,3 +19,13 @@ def keep_large_blocks() -> None:
             library = ctypes.CDLL(None)
             library.mallopt(MMAP_THRESHOLD, LARGE)
             library.mallopt(TRIM_THRESHOLD, KEPT)
+
+
+def allow_descriptors() -> None:
+    """Open as many files as the system lets: every connection is one, and every piece of shared memory up to three."""
+    if sys.platform == "linux":
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
