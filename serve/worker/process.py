@@ -35,7 +35,8 @@ from serve.worker.messages import (
 )
 from serve.worker.segments import MARKS, MappedSegments, Marks, SharedPool
 
-COMMAND = (sys.executable, "-m", "serve.worker")
+# Where this program is not to import from the folder that it is started in, neither is that one.
+COMMAND = (sys.executable, *(["-P"] if sys.flags.safe_path else []), "-m", "serve.worker")
 STOPPING = {signal.SIGTERM, signal.SIGINT}
 
 
