@@ -14,7 +14,8 @@ from serve.engine.catalogue import check_loaded
 from serve.engine.model import Model
 from serve.engine.registry import Registry
 from serve.settings import MIB
-from serve.shared.regions import Kind, Regions
+from serve.shared.region import Kind
+from serve.shared.regions import Regions
 from serve.tensors.buffers import BufferPool
 from serve.tensors.encode import EncodedResponse
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from serve.compute.service import Call, Verb
 from serve.errors import BadRequestError, UnsupportedError
-from serve.shared.regions import Kind, Regions
+from serve.shared.region import Kind
+from serve.shared.regions import Regions
 from serve.tensors.decode import parse_object
 from serve.tensors.encode import EncodedResponse, dump_json
 from serve.tensors.place import REMEDY

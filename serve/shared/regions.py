@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from enum import StrEnum
-from typing import Any, NamedTuple, Protocol
+from contextlib import contextmanager
+from typing import Any
 
 from serve.errors import BadRequestError, NotFoundError, UnsupportedError
 from serve.shared.cuda import Gpus
 from serve.shared.object import check_key, check_prefix
+from serve.shared.region import Kind, Registered, Source
 from serve.shared.system import find_region
 from serve.tensors.place import REMEDY, Place, whole_bytes
 from serve.tensors.tensor_memory import TensorMemory
@@ -17,51 +17,6 @@ from serve.tensors.tensor_memory import TensorMemory
 MAX_REGIONS = 1024
 MAX_NAME = 255  # characters
 MAX_TOTAL_BYTES = 2**30
-
-
-class Kind(StrEnum):
-    """Where a region is."""
-
-    SYSTEM = "system"
-    CUDA = "cuda"
-
-
-class Source(Protocol):
-    """Memory that is open."""
-
-    def read(self, target: memoryview, start: int) -> None:
-        """Fill memory with the bytes from ``start`` on, or raise a :class:`BadRequestError`."""
-
-    def write(self, data: memoryview, start: int) -> None:
-        """Write bytes from ``start`` on, or raise a :class:`BadRequestError`."""
-
-
-class Region(Protocol):
-    """A registered piece."""
-
-    @property
-    def name(self) -> str:
-        """Chosen by the client."""
-
-    @property
-    def byte_size(self) -> int:
-        """Bytes."""
-
-    def opened(self) -> AbstractContextManager[tuple[Source, int]]:
-        """The memory and where in it the region begins, or a :class:`BadRequestError`."""
-
-    def exists(self) -> bool:
-        """Whether its memory is still there."""
-
-    def status(self) -> dict[str, Any]:
-        """As the protocol shows it."""
-
-
-class Registered(NamedTuple):
-    """A region and where it is."""
-
-    kind: Kind
-    region: Region
 
 
 class Regions:

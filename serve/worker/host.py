@@ -23,6 +23,7 @@ from serve.http.logs import request_id
 from serve.tensors.datatypes import Array
 from serve.tensors.encode import EncodedResponse
 from serve.worker.channel import Channel
+from serve.worker.lending import Lender
 from serve.worker.messages import (
     Alive,
     AllLoaded,
@@ -59,10 +60,9 @@ class Host:
         self._on_setup = on_setup
         self._service: LocalService | None = None
         self._bodies = MappedSegments()
-        self._replies = SharedPool(0, self._gone)
-        self._announced: set[int] = set()
+        self._replies = SharedPool(0, self._gone)  # until it is known how much is to be kept
+        self._lender = Lender(self._replies, self._channel)
         self._marks: Marks | None = None
-        self._lent: dict[int, Array] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
     async def load(self, build: Callable[[Setup], LocalService], setup: Setup) -> bool:
@@ -73,6 +73,7 @@ class Host:
             setup: What it is to be.
         """
         self._replies = SharedPool(setup.keep_bytes, self._gone)
+        self._lender = Lender(self._replies, self._channel)
         try:
             service = self._service = build(setup)
             _check_same(service, setup)
@@ -127,8 +128,7 @@ class Host:
         self._channel.send(ModelLoaded(model.contract.name, model.platform, model.merges))
 
     def _gone(self, number: int) -> None:
-        self._announced.discard(number)
-        self._channel.send_soon(SegmentGone(number))
+        self._lender.forget(number)
 
     def _take(self, message: Any, descriptor: int | None) -> None:
         match message:
@@ -140,7 +140,7 @@ class Host:
                 if message.id in self._tasks:
                     self._tasks[message.id].cancel()
             case ReplyFree():
-                self._lent.pop(message.id, None)
+                self._lender.give_back(message.id)
             case SegmentMade():
                 assert descriptor is not None  # noqa: S101 - it came along
                 self._bodies.add(message.number, message.size, descriptor)
@@ -176,13 +176,8 @@ class Host:
             return Answer(identifier, b"".join(encoded.chunks), encoded.header_length)
         buffer = self._replies.take(size)
         await asyncio.to_thread(_gather, encoded.chunks, buffer)
-        span = self._replies.locate(buffer[:size].data)
+        span = self._lender.lend(identifier, buffer[:size].data)
         assert span is not None  # noqa: S101 - it is too large for any other memory
-        if span.segment not in self._announced:
-            segment = self._replies.segment(span.segment)
-            self._channel.send(SegmentMade(segment.number, segment.size), segment.descriptor)
-            self._announced.add(span.segment)
-        self._lent[identifier] = buffer
         return Answer(identifier, span, encoded.header_length)
 
 

@@ -17,7 +17,7 @@ from serve.engine.system import allow_descriptors, keep_large_blocks
 from serve.engine.threads import all_give_way, helpers, settle, switch_quickly
 from serve.http.logs import configure_logs
 from serve.worker.host import Host
-from serve.worker.process import STOPPING
+from serve.worker.start import STOPPING
 
 SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from itertools import count
@@ -17,6 +14,7 @@ from serve.compute.setup import Setup
 from serve.http.logs import request_id
 from serve.tensors.encode import EncodedResponse
 from serve.worker.channel import Channel
+from serve.worker.lending import Lender
 from serve.worker.messages import (
     AllLoaded,
     Answer,
@@ -31,13 +29,9 @@ from serve.worker.messages import (
     ReplyFree,
     SegmentGone,
     SegmentMade,
-    Span,
 )
 from serve.worker.segments import MARKS, MappedSegments, Marks, SharedPool
-
-# Where this program is not to import from the folder that it is started in, neither is that one.
-COMMAND = (sys.executable, *(["-P"] if sys.flags.safe_path else []), "-m", "serve.worker")
-STOPPING = {signal.SIGTERM, signal.SIGINT}
+from serve.worker.start import COMMAND, ending, start
 
 
 class ProcessEndedError(Exception):
@@ -92,12 +86,9 @@ class WorkerProcess:
         loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[tuple[str, ...]] = loop.create_future()
         self.ended: asyncio.Future[int] = loop.create_future()
-        self._memory = memory
         self._told = told
         self._numbers = count()
         self._calls: dict[int, asyncio.Future[EncodedResponse]] = {}
-        self._lent: dict[int, memoryview] = {}
-        self._announced: set[int] = set()
         self._replies = MappedSegments()
         self._marks = Marks()
         self._used_marks: set[int] = set()
@@ -105,12 +96,13 @@ class WorkerProcess:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
-                self._process = _popen(command, theirs.fileno())
+                self._process = start(command, theirs.fileno())
         except BaseException:
             ours.close()
             self._marks.close()
             raise
         self._channel = Channel(ours, self._take, self._lost)
+        self._bodies = Lender(memory, self._channel)
         self._channel.send(setup, self._marks.descriptor)
 
     @property
@@ -120,15 +112,11 @@ class WorkerProcess:
 
     def begin(self, call: Call, body: memoryview) -> int:
         """Send a call; its number."""
-        span = self._memory.locate(body)
-        if span is not None:
-            self._announce(span)
         number = next(number for number in self._numbers if number % MARKS not in self._used_marks)
+        span = self._bodies.lend(number, body)
         self._used_marks.add(number % MARKS)
         self._marks[number] = False
         self._calls[number] = asyncio.get_running_loop().create_future()
-        if span is not None:
-            self._lent[number] = body
         self._channel.send(Begin(number, call, bytes(body) if span is None else span, request_id.get()))
         return number
 
@@ -151,8 +139,7 @@ class WorkerProcess:
 
     def forget_segment(self, number: int) -> None:
         """A segment of ours is gone; from any thread."""
-        self._announced.discard(number)
-        self._channel.send_soon(SegmentGone(number))
+        self._bodies.forget(number)
 
     def close(self) -> None:
         """End the process."""
@@ -167,12 +154,6 @@ class WorkerProcess:
     def kill(self) -> None:
         """End the process, whatever it does."""
         self._process.kill()
-
-    def _announce(self, span: Span) -> None:
-        if span.segment not in self._announced:
-            segment = self._memory.segment(span.segment)
-            self._channel.send(SegmentMade(segment.number, segment.size), segment.descriptor)
-            self._announced.add(span.segment)
 
     def _take(self, message: Any, descriptor: int | None) -> None:
         self.heard = time.monotonic()
@@ -202,7 +183,7 @@ class WorkerProcess:
             case Refusal():
                 self._fail(message.id, message.error or CallFailedError("the log of the engines' process says why"))
             case BodyFree():
-                self._lent.pop(message.id, None)
+                self._bodies.give_back(message.id)
 
     def _answered(self, answer: Answer) -> None:
         if isinstance(answer.body, bytes):
@@ -228,7 +209,7 @@ class WorkerProcess:
 
     async def _reap(self) -> None:
         code = await asyncio.to_thread(self._process.wait)
-        self._lent.clear()  # only now nobody can read there
+        self._bodies.give_all_back()  # only now nobody can read there
         if not self.ready.done():
             self.ready.set_exception(
                 ValueError(f"the engines' process ended while models were loaded ({ending(code)})")
@@ -237,22 +218,3 @@ class WorkerProcess:
         self._fail_all()
         self._marks.close()
         self.ended.set_result(code)
-
-
-def _popen(command: Sequence[str], descriptor: int) -> subprocess.Popen[bytes]:
-    """Start the process. Signals for all processes of a group do not reach it before it ignores them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    try:
-        return subprocess.Popen(  # noqa: S603 - this program itself
-            [*command, str(descriptor)],
-            pass_fds=(descriptor,),
-            stdin=subprocess.DEVNULL,
-            stdout=sys.stderr.fileno(),  # ours says where we listen
-        )
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def ending(code: int) -> str:
-    """An exit code in words."""
-    return f"exit code {code}" if code >= 0 else f"signal {-code}"

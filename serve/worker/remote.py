@@ -7,48 +7,25 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-
-import orjson
 
 from export.contract import Contract
 from serve.compute.service import Call, Verb
 from serve.compute.setup import Setup
 from serve.engine.catalogue import Catalogue, check_loaded
-from serve.engine.job_queue import BatchLimits
-from serve.engine.stats import ModelStats
-from serve.errors import BusyError, InferenceError, NotReadyError, TooLateError
+from serve.errors import BusyError, NotReadyError
 from serve.tensors.encode import EncodedResponse
+from serve.worker.ask import ask, deadline_of, ended_meanwhile, too_late
 from serve.worker.messages import Counted, ModelLoaded, RegionsChanged
-from serve.worker.process import COMMAND, ProcessEndedError, Told, WorkerProcess, ending
-from serve.worker.segments import INLINE_BYTES, SharedPool
+from serve.worker.process import ProcessEndedError, Told, WorkerProcess
+from serve.worker.remote_model import RemoteModel
+from serve.worker.segments import SharedPool
+from serve.worker.start import COMMAND, ending
 
 RESTART_SECONDS = 30.0  # that a caller waits for a process that is started again
 LEAST_SILENCE = 2.0  # seconds; whoever reads large JSON says nothing meanwhile
 STABLE_SECONDS = 10.0  # a process that lived so long is started again at once, as is the first that did not
 LEAST_PAUSE, MOST_PAUSE = 1.0, 30.0  # before the next ones
 logger = logging.getLogger("serve")
-
-
-@dataclass
-class RemoteModel:
-    """What is known here of a model that is computed elsewhere.
-
-    Attributes:
-        contract: What it takes and gives.
-        limits: How far requests are put together.
-        ready: It can be used.
-        platform: What runs it, by Triton's names.
-        merges: Requests are put together.
-        stats: What it has done, also in earlier processes.
-    """
-
-    contract: Contract
-    limits: BatchLimits
-    ready: bool = False
-    platform: str = ""
-    merges: bool = False
-    stats: ModelStats = field(default_factory=ModelStats)
 
 
 class RemoteService:
@@ -108,18 +85,18 @@ class RemoteService:
         Raises:
             ServeError: The request is refused or failed; the text says why.
         """
-        deadline = _deadline(call, body)
+        deadline = deadline_of(call, body)
         try:
             return await self._run(call, body, deadline)
         except ProcessEndedError as error:
             if error.begun:
-                raise _ended_meanwhile() from error
+                raise ended_meanwhile() from error
         logger.warning("%s is sent again, to the next process", call.verb)
         try:
             return await self._run(call, body, deadline)
         except ProcessEndedError as error:
             if error.begun:
-                raise _ended_meanwhile() from error
+                raise ended_meanwhile() from error
             raise NotReadyError(
                 "the engines' process ended twice before it got to this request; try again in a moment"
             ) from error
@@ -141,7 +118,7 @@ class RemoteService:
             await self._restarted(deadline)
         check_loaded(self.catalogue, call.target if call.verb == Verb.INFER else None)
         assert self._process is not None  # noqa: S101 - it has loaded models
-        return await _ask(self._process, call, body, deadline)
+        return await ask(self._process, call, body, deadline)
 
     async def _restarted(self, deadline: float | None) -> None:
         """Wait for the next process, so long as that makes sense."""
@@ -150,7 +127,7 @@ class RemoteService:
             async with asyncio.timeout(max(seconds, 0.0)):
                 await self._up.wait()
         if not self._up.is_set() and seconds < RESTART_SECONDS:
-            raise _too_late()
+            raise too_late()
 
     async def _start(self) -> None:
         """Start a process; it is the one of now when its models are loaded."""
@@ -215,47 +192,3 @@ class RemoteService:
     def _regions_changed(self, changed: RegionsChanged) -> None:
         """The next process is to know the regions of this one."""
         self._setup = self._setup._replace(regions=changed.state)
-
-
-async def _ask(process: WorkerProcess, call: Call, body: memoryview, deadline: float | None) -> EncodedResponse:
-    """Send a call to a process and wait for what comes back, or until the deadline while no engine has begun."""
-    number = process.begin(call, body)
-    answer = process.answer(number)
-    try:
-        if deadline is not None:
-            await asyncio.wait({answer}, timeout=max(deadline - time.monotonic(), 0.0))
-            if not (answer.done() or process.has_begun(number)):
-                raise _too_late()
-        return await asyncio.shield(answer)  # whoever stops waiting must not make it look answered
-    finally:
-        process.give_up(number)
-        del answer  # an error that refers to itself would keep the body's memory
-
-
-def _ended_meanwhile() -> InferenceError:
-    return InferenceError("the engines' process ended while it computed this request; the server's log says why")
-
-
-def _too_late() -> TooLateError:
-    return TooLateError("the time of this request was over before its model got to it")
-
-
-def _deadline(call: Call, body: memoryview) -> float | None:
-    """Until when to wait here.
-
-    What a request itself allows is read where that costs next to nothing. Larger JSON is for the worker, which then
-    judges its deadline alone.
-    """
-    size = len(body) if call.json_length is None else call.json_length
-    if call.verb != Verb.INFER:
-        return call.deadline()
-    if not 0 < size <= min(len(body), INLINE_BYTES):
-        return None
-    text = bytes(body[:size])
-    if b'"timeout"' not in text:
-        return call.deadline()
-    try:
-        value = orjson.loads(text)["parameters"]["timeout"]
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        return None  # the worker says what is wrong with it
-    return call.deadline(value if type(value) is int and value > 0 else None)

@@ -11,7 +11,6 @@ import httpx
 import numpy as np
 import pytest
 
-from export.contract import Contract, TensorSpec
 from serve.app import create_app
 from serve.compute.local import LocalService
 from serve.engine.model import Model
@@ -21,26 +20,7 @@ from serve.options import AppOptions
 from serve.shared.regions import Regions
 from serve.tensors.datatypes import Array
 from tests.serve.conftest import assigner_inputs, json_rows
-
-AXES: dict[str, tuple[str, tuple[str | int, ...]]] = {
-    "pd_scores": ("float32", ("B", "A", "C")),
-    "pd_bboxes": ("float32", ("B", "A", 4)),
-    "anc_points": ("float32", ("A", 2)),
-    "gt_labels": ("int64", ("B", "M", 1)),
-    "gt_bboxes": ("float32", ("B", "M", 4)),
-    "mask_gt": ("bool", ("B", "M", 1)),
-}
-CONTRACT = Contract(
-    name="toy",
-    kind="assigner",
-    file="toy.onnx",
-    sha256="",
-    formulation="none",
-    hyperparameters={"strides": [8, 16, 32]},
-    inputs=tuple(TensorSpec(name, dtype, axes) for name, (dtype, axes) in AXES.items()),
-    outputs=(TensorSpec("target_weights", "float32", ("B", "A")),),
-    versions={},
-)
+from tests.serve.toy_contract import CONTRACT
 
 
 class SumRunner:

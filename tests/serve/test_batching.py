@@ -20,7 +20,7 @@ from serve.engine.runners.choice import RunnerOptions
 from serve.errors import InferenceError
 from serve.tensors.datatypes import Array
 from tests.serve.conftest import Live, assigner_inputs, binary_rows, loss_inputs, start, stop
-from tests.serve.test_app import CONTRACT
+from tests.serve.toy_contract import CONTRACT
 
 TOGETHER = BatchLimits(images=24, seconds=0.05)
 # Images, slots, side in pixels: alike ones, some without ground truth, sides that put images anywhere in memory.

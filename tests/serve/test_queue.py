@@ -16,7 +16,7 @@ from serve.errors import ClientGoneError, TooLateError
 from serve.http.gone import unless_gone
 from serve.tensors.datatypes import Array
 from tests.serve.conftest import Live, assigner_inputs, binary_rows, loss_inputs
-from tests.serve.test_app import CONTRACT
+from tests.serve.toy_contract import CONTRACT
 
 
 class SlowRunner:

@@ -16,8 +16,8 @@ from tritonclient.http import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from serve.engine.runners import cuda
-from serve.shared import cuda as shared_cuda
 from serve.shared.cuda import Gpus
+from serve.shared.gpu import gpu as opened_gpu
 from serve.shared.object import DIRECTORY
 from serve.shared.regions import Regions
 from serve.tensors.datatypes import wire_name
@@ -37,7 +37,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     fake = FakeCuda()
     monkeypatch.setattr(cuda, "bindings", lambda: fake)
     monkeypatch.setattr(cuda, "driver", lambda: fake)
-    shared_cuda.gpu.cache_clear()
+    opened_gpu.cache_clear()
     return fake
 
 

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from serve.errors import BadRequestError, BusyError, TooLargeError, UnsupportedError
 from serve.shared.object import DIRECTORY, opened
-from serve.shared.regions import MAX_REGIONS, Kind, Regions
+from serve.shared.region import Kind
+from serve.shared.regions import MAX_REGIONS, Regions
 from serve.tensors.datatypes import wire_name
 from serve.tensors.decode import decode_request
 from serve.tensors.place import Place

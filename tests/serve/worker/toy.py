@@ -8,41 +8,24 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from export.contract import Contract, TensorSpec
+from export.contract import TensorSpec
 from serve.compute.local import LocalService
 from serve.compute.setup import Setup, regions_of
 from serve.engine.model import Model
 from serve.engine.registry import Registry
 from serve.tensors.datatypes import Array
 from serve.worker.main import main
+from tests.serve.toy_contract import CONTRACT as ASSIGNER
 
 COMMAND = (sys.executable, "-m", "tests.serve.worker.toy")
 FAIL, DIE, HANG, SLOW, FORGET, HOLD = 2.0, 3.0, 4.0, 5.0, 6.0, 7.0
 SLOW_SECONDS = 0.5
 CANNOT_LOAD, DIES_LOADING = "cannot load", "dies loading"  # names of files in the folder of artifacts
-AXES: dict[str, tuple[str, tuple[str | int, ...]]] = {
-    "pd_scores": ("float32", ("B", "A", "C")),
-    "pd_bboxes": ("float32", ("B", "A", 4)),
-    "anc_points": ("float32", ("A", 2)),
-    "gt_labels": ("int64", ("B", "M", 1)),
-    "gt_bboxes": ("float32", ("B", "M", 4)),
-    "mask_gt": ("bool", ("B", "M", 1)),
-}
-CONTRACT = Contract(
-    name="toy",
-    kind="assigner",
-    file="toy.onnx",
-    sha256="",
-    formulation="none",
-    hyperparameters={"strides": [8, 16, 32]},
-    inputs=tuple(TensorSpec(name, dtype, axes) for name, (dtype, axes) in AXES.items()),
-    outputs=(
-        TensorSpec("target_weights", "float32", ("B", "A")),
-        TensorSpec("target_scores", "float32", ("B", "A", "C"), heavy=True),
-    ),
-    versions={},
+CONTRACT = replace(
+    ASSIGNER, outputs=(*ASSIGNER.outputs, TensorSpec("target_scores", "float32", ("B", "A", "C"), heavy=True))
 )
 
 
