@@ -51,7 +51,7 @@ def peak_resident(pid: int, work: Callable[[], object]) -> int:
 
 def descriptors(pid: int) -> int:
     """Files and sockets that a process and its children have open, but for segments."""
-    return len(_opened(pid)) - segments(pid)
+    return sum(1 for target in _opened(pid) if not target.startswith(SEGMENT))
 
 
 def segments(pid: int) -> int:

@@ -40,6 +40,8 @@ class LocalService:
         pid: None: the engines have no process of their own.
     """
 
+    pid = None
+
     def __init__(
         self,
         registry: Registry,
@@ -54,8 +56,6 @@ class LocalService:
         self.regions = regions
         self._max_work_bytes = max_work_bytes
         self._registrar = ThreadPoolExecutor(1, thread_name_prefix="regions")
-
-    pid = None
 
     async def load(self, on_loaded: Callable[[Model], None] | None = None) -> None:
         """Bring all models up.

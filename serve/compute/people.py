@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from serve.compute.service import Call
+from serve.engine.catalogue import check_loaded
 from serve.engine.registry import Registry
-from serve.errors import BadRequestError, NotReadyError
+from serve.errors import BadRequestError
 from serve.tensors.datatypes import Array
 from serve.tensors.encode import EncodedResponse, dump_json
 from serve.tensors.json_parts import check_parts
@@ -60,8 +61,7 @@ def reduce(registry: Registry, body: memoryview) -> EncodedResponse:
 
 
 def _prepared(registry: Registry, kind: type[LossRequest], body: memoryview, max_work_bytes: int) -> Prepared:
-    if not registry.ready:
-        raise NotReadyError("models are being loaded; try again in a moment")
+    check_loaded(registry)
     return prepare(registry, _parse(kind, body), max_work_bytes)
 
 
