@@ -21,7 +21,7 @@ from serve.tensors.place import SharedTensor
 from serve.tensors.validate import check_inputs
 
 REFUSALS = {400, 404, 405, 408, 413, 431, 501, 503}  # and never 500; 504 needs a deadline, which nothing here sets
-WINDOW_BITS = {"gzip": 31, "deflate": 15}
+WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 
 
 class Judge:
@@ -114,7 +114,14 @@ def _equal(given: Array, right: Array) -> bool:
 
 
 def _unpacked(body: bytes, encoding: str) -> bytes:
-    return zlib.decompressobj(WINDOW_BITS[encoding]).decompress(body) if encoding in WINDOW_BITS else body
+    if encoding not in WINDOW_BITS:
+        return body
+    unpacked = b""
+    while body:  # of gzip, members may follow each other
+        stream = zlib.decompressobj(WINDOW_BITS[encoding])
+        unpacked += stream.decompress(body)
+        body = stream.unused_data
+    return unpacked
 
 
 def _strictly(text: bytes) -> Mapping[str, Any]:

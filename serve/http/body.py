@@ -17,6 +17,10 @@ from serve.tensors.buffers import BufferPool
 ALIGNMENT = 64  # bytes: a cache line, and enough for any vector instruction
 LONGEST_NUMBER = 18  # digits
 REMEDY = "send fewer images, FP16, or raise --max-request-bytes"
+JSON_REMEDY = (
+    "send tensors as binary, with the JSON's number of bytes as the header Inference-Header-Content-Length, or raise "
+    "--max-json-bytes"
+)
 
 
 def header_number(headers: Headers, name: str) -> int | None:
@@ -31,6 +35,21 @@ def header_number(headers: Headers, name: str) -> int | None:
     if not (text.isascii() and text.isdigit() and len(text) <= LONGEST_NUMBER):
         raise BadRequestError(f"{name} is {text!r}; write a whole number of bytes")
     return int(text)
+
+
+def _encoding(headers: Headers) -> str | None:
+    """How a body is packed: a key of ``WINDOW_BITS``; None when it is not.
+
+    Raises:
+        UnsupportedError: Otherwise, or more than once.
+    """
+    said = ", ".join(headers.getlist("content-encoding")).lower()
+    encodings = [part.strip() for part in said.split(",") if part.strip() not in ("", "identity")]
+    if not encodings:
+        return None
+    if len(encodings) > 1 or encodings[0] not in WINDOW_BITS:
+        raise UnsupportedError(f"Content-Encoding {said!r} is not understood; send gzip, deflate or none")
+    return encodings[0]
 
 
 class BodyReader:
@@ -76,19 +95,17 @@ class BodyReader:
             ClientGoneError: It broke off.
         """
         headers = Headers(scope=scope)
-        encoding = headers.get("content-encoding", "identity").strip().lower()
-        if encoding not in (*WINDOW_BITS, "identity"):
-            raise UnsupportedError(f"Content-Encoding {encoding!r} is not understood; send gzip, deflate or none")
+        encoding = _encoding(headers)
         limit = self._bound(json_length)
         length = header_number(headers, "content-length")
         if length is not None:
             limit.check(length, "has")
-        if encoding == "identity" and length is not None:
+        if encoding is None and length is not None:
             async with keeping_up(self._pause) as pace:
                 return await _read_into(self._aligned(length, json_length or 0), receive, pace)
         async with keeping_up(self._pause) as pace:
             raw = await _collect(receive, limit, pace)
-        if encoding == "identity":
+        if encoding is None:
             holder(scope)(len(raw))  # until now it counted as the largest
         else:
             raw = await unpack(raw, encoding, limit, holder(scope))
@@ -98,7 +115,7 @@ class BodyReader:
 
     def _bound(self, json_length: int | None) -> Limit:
         """Of the whole body; where some of it is JSON, that is judged right away."""
-        as_json = Limit("the JSON", self._json_limit, "send tensors as binary, or raise --max-json-bytes")
+        as_json = Limit("the JSON", self._json_limit, JSON_REMEDY)
         if json_length is None:
             if self._json_limit < self._limit:
                 return as_json

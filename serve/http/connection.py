@@ -19,7 +19,7 @@ from serve.tensors.encode import dump_json
 
 MOST_HEAD = 2**16  # bytes of a request's head; likewise of trailers, and of what stands between two pieces of a body
 MOST_HEADERS = 256
-BAD, SLOW, LARGE = 400, 408, 431
+BAD, SLOW, LARGE, UNSUPPORTED = 400, 408, 431, 501
 # What is overridden or used below and is no public part of uvicorn.
 NEEDED = (
     *(
@@ -93,6 +93,9 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The end of a head."""
         self._in_head = False
+        self._refusal = _head_fault(self.headers, self.parser.get_http_version())
+        if self._refusal is not None:
+            raise ValueError(self._refusal)  # which stops the parser
         super().on_headers_complete()
         if not self.pipeline:
             self._running = self.cycle
@@ -214,6 +217,22 @@ class GuardedProtocol(HttpToolsProtocol):
         self._reading.stop()
         self.transport.close()
         self._writing.begin_closing(self.transport)
+
+
+def _head_fault(headers: Sequence[tuple[bytes, bytes]], version: str) -> tuple[int, str] | None:
+    """Judge what the parser lets pass in a head, by RFC 9112, sections 3.2 and 6.1.
+
+    Returns:
+        Status and text of a refusal; None for a head that is right.
+    """
+    hosts = sum(name == b"host" for name, _ in headers)
+    if hosts > 1 or (hosts == 0 and version >= "1.1"):
+        return BAD, f"the request has {hosts} Host headers; send one"
+    codings = [value.strip().lower() for name, value in headers if name == b"transfer-encoding"]
+    if codings not in ([], [b"chunked"]):
+        said = b", ".join(codings).decode("latin-1")
+        return UNSUPPORTED, f"Transfer-Encoding {said!r} is not understood; send chunked alone, or a Content-Length"
+    return None
 
 
 def _answer(status: int, text: str, default: Sequence[tuple[bytes, bytes]]) -> bytes:

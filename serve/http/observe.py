@@ -66,7 +66,7 @@ class _Seen:
         self.id = given if GOOD_ID.fullmatch(given) else uuid.uuid4().hex
         self.started = time.perf_counter()
         self.status, self.received, self.sent = FAILED, 0, 0
-        self._receive, self._send = receive, send
+        self._receive, self._send, self._method = receive, send, scope["method"]
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -77,7 +77,8 @@ class _Seen:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", self.id.encode())]}
-        self.sent += len(message.get("body", b""))
+        if self._method != "HEAD":  # whose replies are sent without their bodies
+            self.sent += len(message.get("body", b""))
         await self._send(message)
 
 

@@ -13,6 +13,10 @@ from serve.tensors.json_tensor import check_depth
 from serve.tensors.place import Place, SharedTensor, read_place
 from serve.tensors.tensor import decode_tensor
 
+MISSING_LENGTH = (
+    "; if binary tensors follow the JSON, send its number of bytes as the header Inference-Header-Content-Length"
+)
+
 
 class RequestedOutput(NamedTuple):
     """One output that the caller wants.
@@ -65,11 +69,12 @@ def decode_request(body: memoryview, header_length: int | None, *, shared_memory
         BadRequestError: It breaks the protocol; the text says where.
         UnsupportedError: It asks for something that is not implemented.
     """
+    remedy = MISSING_LENGTH if header_length is None and body[:1].tobytes() == b"{" else ""
     if header_length is None:
         header_length = len(body)
     if not 0 <= header_length <= len(body):
         raise BadRequestError(f"Inference-Header-Content-Length is {header_length}, but the body has {len(body)} bytes")
-    document = parse_object(body[:header_length])
+    document = parse_object(body[:header_length], remedy)
     parameters = _object(document.get("parameters", {}), "parameters")
     identifier = document.get("id")
     if identifier is not None and not isinstance(identifier, str):
@@ -82,8 +87,15 @@ def decode_request(body: memoryview, header_length: int | None, *, shared_memory
     return InferRequest(identifier, inputs, shared, outputs, binary_default, _timeout(parameters))
 
 
-def parse_object(text: memoryview) -> dict[str, Any]:
-    """A request's JSON, which must be an object.
+def parse_object(text: memoryview, remedy: str = "") -> dict[str, Any]:
+    """Read a request's JSON, which must be an object.
+
+    Args:
+        text: All of the JSON and nothing else.
+        remedy: Ends the error for text that is not JSON.
+
+    Returns:
+        The object. A key whose value is null counts as absent in the protocol, so there is none.
 
     Raises:
         BadRequestError: It is not, is nested too deep or has too many parts.
@@ -93,9 +105,18 @@ def parse_object(text: memoryview) -> dict[str, Any]:
     try:
         document = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        raise BadRequestError(f"the request is not JSON: {error}") from error
+        raise BadRequestError(f"the request is not JSON: {error}{remedy}") from error
     check_depth(raw)
-    return _object(document, "the request")
+    return _object(_without_nulls(document), "the request")
+
+
+def _without_nulls(value: Any) -> Any:
+    """Drop keys whose value is null from objects and from lists of objects; lists of values keep theirs, NaN."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [_without_nulls(item) for item in value]
+    return value
 
 
 def _object(value: object, where: str) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,10 @@ from serve.tensors.datatypes import BINARY_ONLY, FLOATS, NUMPY_TYPES, Array
 
 MAX_DEPTH = 100
 SHOWN = 40  # characters of a value in an error
-# numpy's kinds of array that a JSON list may become, by datatype.
-KINDS = {name: "iuf" if name in FLOATS else "biu" if name == "BOOL" else "iu" for name in NUMPY_TYPES}
+# Types of the values of a JSON list, by datatype.
+LEGAL: dict[str, set[type]] = {
+    name: {int, float, type(None)} if name in FLOATS else {bool} if name == "BOOL" else {int} for name in NUMPY_TYPES
+}
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)  # possessive: linear on any input
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
@@ -59,46 +62,79 @@ def tensor_from_json(name: str, datatype: str, shape: Sequence[int], data: objec
     if datatype in BINARY_ONLY:
         raise BadRequestError(f"input {name!r}: {datatype} cannot be written in JSON; send it as binary, or as FP32")
     if not isinstance(data, list):
-        raise BadRequestError(f"input {name!r}: data is {_show(data)}, not a list")
-    try:
-        values = np.array(data)
-    except ValueError as error:
-        raise BadRequestError(f"input {name!r}: data is not a regular list, its rows differ in length") from error
-    if values.size == 0:
-        values = np.zeros(values.shape, NUMPY_TYPES[datatype])
-    elif values.dtype.kind not in KINDS[datatype]:
-        values = _by_leaf(name, datatype, data)
+        raise BadRequestError(f"input {name!r}: data is {show(data)}, not a list")
+    # numpy takes booleans for numbers, and makes room for the longest text in every place.
+    types = _leaf_types(data)
+    if not types <= LEGAL[datatype]:
+        _refuse_type(name, datatype, data)
+    values = _read(name, datatype, types, data)
     return _shaped(name, _convert(name, datatype, values), shape)
 
 
-def _by_leaf(name: str, datatype: str, data: list[Any]) -> Array:
-    """Lists that numpy read as another type: floats with nulls, integers over 63 bits, or something that is wrong."""
-    types: tuple[type, ...] = (int, float, type(None)) if datatype in FLOATS else (int,)
-    for leaf in _leaves(data):
-        if type(leaf) not in types:
-            raise BadRequestError(f"input {name!r}: {_show(leaf)} is not a value of {datatype}")
+def _leaf_types(data: list[Any]) -> set[type]:
+    """Types of the values of a nested list, in one pass without a step of Python for each value."""
+    leaves: Iterable[Any] = data
+    first = data[0] if data else None
+    while isinstance(first, list):
+        leaves = chain.from_iterable(leaves)
+        first = first[0] if first else None
     try:
-        return np.array(data, np.float64 if datatype in FLOATS else np.uint64)
-    except OverflowError as error:
-        raise BadRequestError(f"input {name!r}: data has values outside the range of {datatype}") from error
+        return set(map(type, leaves))
+    except TypeError:  # a value beside a list
+        return {list}
 
 
-def _leaves(data: list[Any]) -> Iterator[Any]:
-    for item in data:
+def _refuse_type(name: str, datatype: str, data: list[Any]) -> None:
+    """Name the first value that is not of a datatype; none where the list is only irregular."""
+    found = _first_other(data, LEGAL[datatype])
+    if found is not None:
+        place, leaf = found
+        remedy = "true or false" if datatype == "BOOL" else "numbers" if datatype in FLOATS else "whole numbers"
+        raise BadRequestError(
+            f"input {name!r}: {show(leaf)} is not a value of {datatype} (data{place}); write {remedy}"
+        )
+
+
+def _first_other(data: list[Any], legal: set[type], place: str = "") -> tuple[str, Any] | None:
+    """Find the first value of another type, and its indices."""
+    for index, item in enumerate(data):
         if isinstance(item, list):
-            yield from _leaves(item)
-        else:
-            yield item
+            found = _first_other(item, legal, f"{place}[{index}]")
+            if found is not None:
+                return found
+        elif type(item) not in legal:
+            return f"{place}[{index}]", item
+    return None
+
+
+def _read(name: str, datatype: str, types: set[type], data: list[Any]) -> Array:
+    """Values of legal types, as wide as JSON has them; whole numbers that no one type of array holds stay objects."""
+    whole = {"BOOL": np.bool_, "UINT64": np.uint64}.get(datatype, np.int64)
+    try:
+        return np.array(data, whole if types <= {int, bool} else np.float64)
+    except OverflowError:
+        return np.array(data, np.float64 if datatype in FLOATS else np.object_)
+    except (TypeError, ValueError) as error:
+        raise BadRequestError(f"input {name!r}: data is not a regular list, its rows differ in length") from error
 
 
 def _convert(name: str, datatype: str, values: Array) -> Array:
     """Give values the wanted type, without losing any."""
-    with np.errstate(over="ignore"):
-        array = values.astype(NUMPY_TYPES[datatype])
-    same = np.isfinite(array) == np.isfinite(values) if datatype in FLOATS else array == values
-    if not same.all():
-        raise BadRequestError(f"input {name!r}: {values[~same].flat[0]} does not fit into {datatype}")
-    return array
+    dtype = NUMPY_TYPES[datatype]
+    if values.dtype == dtype:
+        return values
+    if datatype in FLOATS:
+        with np.errstate(over="ignore"):
+            array = values.astype(dtype)
+        fits = np.isfinite(array) == np.isfinite(values)
+    else:
+        limits = np.iinfo(dtype)
+        array, fits = values, np.asarray((values >= limits.min) & (values <= limits.max), np.bool_)
+    if not fits.all():
+        index = np.unravel_index(np.argmin(fits), fits.shape)
+        place = "".join(f"[{position}]" for position in index)
+        raise BadRequestError(f"input {name!r}: {values[index]} does not fit into {datatype} (data{place})")
+    return array.astype(dtype, copy=False)
 
 
 def _shaped(name: str, array: Array, shape: Sequence[int]) -> Array:
@@ -115,6 +151,7 @@ def _shaped(name: str, array: Array, shape: Sequence[int]) -> Array:
     return array.reshape(shape)
 
 
-def _show(value: object) -> str:
+def show(value: object) -> str:
+    """A value for an error, cut off where it is long."""
     text = repr(value)
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."

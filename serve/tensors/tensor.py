@@ -9,7 +9,7 @@ import numpy as np
 
 from serve.errors import BadRequestError
 from serve.tensors.datatypes import Array, numpy_type, wire_name
-from serve.tensors.json_tensor import tensor_from_json
+from serve.tensors.json_tensor import show, tensor_from_json
 from serve.tensors.place import BYTE_SIZE, REGION, Place, SharedTensor, read_place
 
 MAX_TENSOR_BYTES = 2**31
@@ -72,10 +72,15 @@ def _shared(name: str, dtype: np.dtype[Any], shape: list[int], place: Place) -> 
 
 
 def _shape(name: str, shape: object, itemsize: int) -> list[int]:
-    if not isinstance(shape, list) or any(type(size) is not int for size in shape):
-        raise BadRequestError(f"input {name!r}: shape must be a list of whole numbers")
+    if not isinstance(shape, list):
+        raise BadRequestError(f"input {name!r}: shape must be a list of whole numbers, not {show(shape)}")
     if len(shape) > MAX_RANK:
         raise BadRequestError(f"input {name!r}: shape has {len(shape)} axes; {MAX_RANK} is the most that is read")
+    for axis, size in enumerate(shape):
+        if type(size) is not int:
+            raise BadRequestError(
+                f"input {name!r}: shape must be a list of whole numbers, but shape[{axis}] is {show(size)}"
+            )
     if any(size < 0 for size in shape):
         raise BadRequestError(f"input {name!r}: shape {shape} has a negative size; give the real sizes, not -1")
     check_size(f"input {name!r}:", shape, itemsize)

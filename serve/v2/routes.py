@@ -28,11 +28,15 @@ def health_routes(service: Service, options: AppOptions) -> APIRouter:
     catalogue = service.catalogue
     router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 
-    @router.get("/health/live", summary="The process answers")
+    # The lower route is added first and answers both verbs; the upper one describes them: OpenAPI has a reply's body
+    # in every entry, and HEAD has none.
+    @router.get("/health/live", summary="The process answers; HEAD like GET")
+    @router.api_route("/health/live", methods=["GET", "HEAD"], include_in_schema=False)
     async def live() -> Response:
         return reply({"live": True})
 
-    @router.get("/health/ready", summary="Every model can be used; 503 while loading or stopping")
+    @router.get("/health/ready", summary="Models can be used; 503 while loading or stopping; HEAD like GET")
+    @router.api_route("/health/ready", methods=["GET", "HEAD"], include_in_schema=False)
     async def ready() -> Response:
         if options.admission.closing:
             raise BusyError("this server is about to stop; send requests to another one")

@@ -1,4 +1,7 @@
-"""The JSON of ``/v2`` and of errors, for the OpenAPI page alone: :mod:`serve.tensors.decode` reads requests."""
+"""The JSON of ``/v2`` and of errors, for the OpenAPI page alone: :mod:`serve.tensors.decode` reads requests.
+
+A key of a request whose value is null counts as absent.
+"""
 
 from __future__ import annotations
 
@@ -114,24 +117,26 @@ class InputTensor(BaseModel):
     name: str
     shape: list[Size]
     datatype: Datatype
-    parameters: dict[str, Any] = Field({}, description="`binary_data_size`, or `shared_memory_region` and its size")
-    data: list[Any] = Field([], description="Row by row, flat or nested like the shape")
+    parameters: dict[str, Any] | None = Field(
+        None, description="`binary_data_size`, or `shared_memory_region` and its size"
+    )
+    data: list[Any] | None = Field(None, description="Row by row, flat or nested like the shape")
 
 
 class RequestedOutput(BaseModel):
     """An output that is wanted."""
 
     name: str
-    parameters: dict[str, Any] = Field({}, description="`binary_data`, or `shared_memory_region` and its size")
+    parameters: dict[str, Any] | None = Field(None, description="`binary_data`, or `shared_memory_region` and its size")
 
 
 class InferRequest(BaseModel):
     """Inputs, and which outputs are wanted."""
 
-    id: str = Field("", description="Comes back unchanged")
-    parameters: dict[str, Any] = Field({}, description="`binary_data_output`, and `timeout` in microseconds")
+    id: str | None = Field(None, description="Comes back unchanged")
+    parameters: dict[str, Any] | None = Field(None, description="`binary_data_output`, and `timeout` in microseconds")
     inputs: list[InputTensor]
-    outputs: list[RequestedOutput] = Field([], description="All but the heavy ones when none is named")
+    outputs: list[RequestedOutput] | None = Field(None, description="All but the heavy ones when none is named")
 
 
 class OutputTensor(BaseModel):
@@ -156,14 +161,14 @@ class InferReply(BaseModel):
 class IndexRequest(BaseModel):
     """Which models are to be listed."""
 
-    ready: bool = Field(False, description="Only those that can be used")
+    ready: bool | None = Field(None, description="Only those that can be used; all when left out")
 
 
 class RegionRequest(BaseModel):
     """A part of an object of POSIX shared memory."""
 
     key: str = Field(description="The object's, which begins as the server demands")
-    offset: Size = 0
+    offset: Size | None = None
     byte_size: Annotated[int, Field(ge=1)]
 
 

@@ -27,8 +27,14 @@ def request() -> tuple[bytes, dict[str, str]]:
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "gzip": gzip.compress,
     "GZIP": gzip.compress,
+    "x-gzip": gzip.compress,
+    " X-GZip ": gzip.compress,
+    "identity, gzip": gzip.compress,
     "deflate": zlib.compress,
+    "deflate ,identity": zlib.compress,
     "identity": bytes,
+    "Identity, IDENTITY": bytes,
+    "": bytes,
 }
 
 
@@ -38,7 +44,7 @@ def test_encodings(live: Live, encoding: str) -> None:
     assert live.send("POST", INFER, PACKERS[encoding](body), headers | {"Content-Encoding": encoding}).status == 200
 
 
-@pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, deflate", "x"])
+@pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, deflate", "gzip, x-gzip", "gzip;q=1", "x"])
 def test_other_encodings(live: Live, encoding: str) -> None:
     body, headers = request()
     reply = live.send("POST", INFER, body, headers | {"Content-Encoding": encoding})
@@ -51,10 +57,26 @@ def test_damaged_compression(live: Live, encoding: str) -> None:
     body, headers = request()
     packed = gzip.compress(body) if encoding == "gzip" else zlib.compress(body)
     headers["Content-Encoding"] = encoding
-    for damaged in (packed[:-1], packed + b"x", packed + packed, b"", body, packed[:40] + b"\0\1" + packed[42:]):
+    for damaged in (packed[:-1], packed + b"x", packed + bytes(9), b"", body, packed[:40] + b"\0\1" + packed[42:]):
         reply = live.send("POST", INFER, damaged, headers)
         assert reply.status == 400
         assert encoding in reply.error
+
+
+def test_encodings_in_two_headers(live: Live) -> None:
+    body, headers = request()
+    lines = {"Content-Length": len(body), **headers, "Content-Encoding": "identity\r\nContent-Encoding: br"}
+    with Wire(live) as wire:
+        wire.head(INFER, **lines)
+        wire.socket.sendall(body)
+        status, _, answer = wire.reply()
+    assert (status, "'identity, br'" in answer["error"]) == (501, True)
+
+
+def test_gzip_of_several_members(live: Live) -> None:
+    body, headers = request()
+    packed = gzip.compress(body[:1000]) + gzip.compress(body[1000:])
+    assert live.send("POST", INFER, packed, headers | {"Content-Encoding": "gzip"}).status == 200
 
 
 def test_what_unpacks_to_more_than_the_limit(live: Live) -> None:
@@ -139,6 +161,45 @@ def test_an_early_refusal_comes_before_the_body_and_keeps_the_connection(
         wire.head(INFER, Content_Length=len(body), **good)
         wire.socket.sendall(body)
         assert wire.reply()[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("version", "lines", "status", "words"),
+    [
+        ("1.1", [], 400, "the request has 0 Host headers; send one"),
+        ("1.1", ["Host: a", "Host: a"], 400, "the request has 2 Host headers; send one"),
+        ("1.0", ["Host: a", "host: b"], 400, "the request has 2 Host headers"),
+        ("1.1", ["Host: a", "Transfer-Encoding: gzip, chunked"], 501, "Transfer-Encoding 'gzip, chunked' is not"),
+        ("1.1", ["Host: a", "Transfer-Encoding: gzip", "Transfer-Encoding: chunked"], 501, "'gzip, chunked' is not"),
+        ("1.1", ["Host: a", "Transfer-Encoding: gzip"], 501, "send chunked alone, or a Content-Length"),
+        ("1.1", ["Host: a", "Transfer-Encoding: identity"], 501, "'identity' is not understood"),
+    ],
+)
+def test_heads_that_are_refused(live: Live, version: str, lines: list[str], status: int, words: str) -> None:
+    with Wire(live) as wire:
+        wire.socket.sendall("\r\n".join([f"POST {INFER} HTTP/{version}", *lines, "", ""]).encode())
+        got, headers, answer = wire.reply()
+        assert (got, headers["connection"]) == (status, "close")
+        assert words in answer["error"]
+        assert wire.reader.read() == b""
+
+
+@pytest.mark.parametrize(
+    ("version", "lines"), [("1.0", []), ("1.1", ["Host:"]), ("1.1", ["Host: a", "Transfer-Encoding: Chunked"])]
+)
+def test_heads_that_are_served(live: Live, version: str, lines: list[str]) -> None:
+    with Wire(live) as wire:
+        body = "0\r\n\r\n" if len(lines) == 2 else ""
+        wire.socket.sendall("\r\n".join([f"GET /v2/health/live HTTP/{version}", *lines, "", body]).encode())
+        assert wire.reply()[0] == 200
+
+
+def test_a_refused_head_comes_after_the_replies_to_those_before(live: Live) -> None:
+    with Wire(live) as wire:
+        wire.socket.sendall(b"GET /v2 HTTP/1.1\r\nHost: a\r\n\r\nGET /v2 HTTP/1.1\r\n\r\n")
+        status, headers, _ = wire.reply()
+        assert (status, headers["connection"]) == (200, "close")
+        assert wire.reader.read() == b""
 
 
 def test_expect_continue_is_refused_without_the_body(live: Live) -> None:

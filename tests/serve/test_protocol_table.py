@@ -16,7 +16,7 @@ from tritonclient.utils import InferenceServerException
 
 from serve.shared.object import DIRECTORY
 from tests.serve.callers import LIBRARIES, Caller, calling
-from tests.serve.conftest import Live, ended, loss_inputs, start
+from tests.serve.conftest import Live, Reply, ended, loss_inputs, start
 
 MODELS = ("assigner", "loss", "loss_grad")
 PREFIX = f"yolo-assigner-table-{os.getpid()}-"
@@ -31,6 +31,11 @@ def fails(caller: Caller, status: int, words: str, method: str, *values: Any, **
     assert words in str(caught.value.message())
 
 
+def without_the_request(reply: Reply) -> dict[str, str]:
+    """Headers, but for those that differ from request to request."""
+    return {name: value for name, value in reply.headers.items() if name.lower() not in ("date", "x-request-id")}
+
+
 def test_rows_1_to_3_health(caller: Caller, live: Live) -> None:
     assert caller("is_server_live")
     assert caller("is_server_ready")
@@ -38,6 +43,12 @@ def test_rows_1_to_3_health(caller: Caller, live: Live) -> None:
         assert caller("is_model_ready", name, version) is ready
     assert live.send("GET", "/v2/health/live").json == {"live": True}
     assert live.send("GET", "/v2/health/ready").json == {"ready": True}
+    for path in ("/v2/health/live", "/v2/health/ready"):
+        get, head = live.send("GET", path), live.send("HEAD", path)
+        assert (head.status, head.body) == (200, b"")
+        assert without_the_request(head) == without_the_request(get)
+        assert head.headers["Content-Length"] == str(len(get.body))
+        assert sorted(live.send("POST", path).headers["Allow"].split(", ")) == ["GET", "HEAD"]
     for path in ("/v2/models/loss/ready", "/v2/models/loss/versions/1/ready"):
         assert live.send("GET", path).json == {"name": "loss", "ready": True}
     for path in ("/v2/models/nobody/ready", "/v2/models/loss/versions/2/ready"):
@@ -115,7 +126,8 @@ def test_row_9_index(caller: Caller, live: Live) -> None:
     assert caller("get_model_repository_index") == expected
     assert live.send("POST", "/v2/repository/index").json == expected
     assert live.send("POST", "/v2/repository/index", {"ready": True}).json == expected
-    for wrong in ({"ready": 1}, {"ready": "true"}, {"ready": None}, [1]):
+    assert live.send("POST", "/v2/repository/index", {"ready": None}).json == expected
+    for wrong in ({"ready": 1}, {"ready": "true"}, [1]):
         assert live.send("POST", "/v2/repository/index", wrong).status == 400
     assert live.send("POST", "/v2/repository/index", b"{").status == 400
     assert live.send("GET", "/v2/repository/index").status == 405

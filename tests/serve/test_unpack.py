@@ -14,7 +14,7 @@ from serve.errors import BadRequestError, BusyError, TooLargeError
 from serve.http.admission import Admission
 from serve.http.body import BodyReader
 from serve.http.held import HELD, Held, holder
-from serve.http.unpack import PIECE, STEP, Limit, unpack
+from serve.http.unpack import MAX_MEMBERS, PIECE, STEP, Limit, unpack
 
 LIMIT = Limit("the body", 3 * STEP, "send less")
 NOISE = np.random.default_rng(0).bytes(2 * PIECE + 7)  # packs to as many bytes again: several pieces
@@ -28,7 +28,8 @@ def unpacked(raw: bytes, encoding: str = "gzip") -> tuple[bytes, list[int]]:
 
 @pytest.mark.parametrize("body", [b"", b"x", NOISE, b" " * STEP, b" " * (STEP + 1), b" " * LIMIT.bytes])
 def test_what_was_packed_comes_out(body: bytes) -> None:
-    for encoding, raw in (("gzip", gzip.compress(body)), ("deflate", zlib.compress(body, 1))):
+    packed = gzip.compress(body)
+    for encoding, raw in (("gzip", packed), ("x-gzip", packed), ("deflate", zlib.compress(body, 1))):
         result, held = unpacked(raw, encoding)
         assert result == body
         assert held[-1] == len(body)
@@ -44,11 +45,35 @@ def test_more_than_the_limit_is_never_held() -> None:
 
 
 @pytest.mark.parametrize("body", [b"some text", NOISE])
-def test_one_whole_stream_and_nothing_else(body: bytes) -> None:
-    raw = gzip.compress(body)
-    for wrong in (b"", raw[:-1], raw + b"x", raw + bytes(PIECE), raw + raw, b"\0" + raw):
-        with pytest.raises(BadRequestError):
+def test_whole_streams_and_nothing_else(body: bytes) -> None:
+    raw, stream = gzip.compress(body), zlib.compress(body)
+    for wrong in (b"", raw[:-1], raw + b"x", raw + bytes(PIECE), b"\0" + raw, raw + raw[:-1], raw + raw + b"\0"):
+        with pytest.raises(BadRequestError, match="gzip"):
             unpacked(wrong)
+    for wrong in (b"", stream[:-1], stream + b"x", stream + stream):
+        with pytest.raises(BadRequestError, match="deflate"):
+            unpacked(wrong, "deflate")
+
+
+@pytest.mark.parametrize(
+    "bodies", [[b"a", b""], [b"", b"", b"b"], [NOISE, b"x", NOISE], [b" " * STEP, b"y"], [b"z"] * 9999]
+)
+def test_members_of_gzip_follow_each_other(bodies: list[bytes]) -> None:
+    """As ``cat a.gz b.gz`` makes them (RFC 1952, section 2.2)."""
+    result, held = unpacked(b"".join(map(gzip.compress, bodies)))
+    assert result == b"".join(bodies)
+    assert held[-1] == len(result)
+
+
+def test_members_are_bounded_together_and_in_number() -> None:
+    half = gzip.compress(b" " * (LIMIT.bytes // 2))
+    assert len(unpacked(half + half)[0]) == LIMIT.bytes
+    with pytest.raises(TooLargeError, match="send less"):
+        unpacked(half + half + gzip.compress(b" "))
+    empty = gzip.compress(b"")
+    assert unpacked(empty * MAX_MEMBERS)[0] == b""
+    with pytest.raises(BadRequestError, match=f"more than {MAX_MEMBERS} members; pack it as one"):
+        unpacked(empty * (MAX_MEMBERS + 1))
 
 
 def test_a_bomb_is_told_that_there_is_no_room() -> None:

@@ -18,14 +18,17 @@ BAD_PLACES: dict[str, tuple[dict[str, Any], str]] = {
     "no region": (place(None, 2144), "it has 0"),
     "no region, but bytes": (place(None, 2144) | {"binary_data_size": 2144}, "shared_memory_region is None"),
     "no size": (place("r", None), "has no shared_memory_byte_size"),
-    "size is null": (place("r", None) | {"shared_memory_byte_size": None}, "byte_size is None"),
+    "size is null": (place("r", None) | {"shared_memory_byte_size": None}, "has no shared_memory_byte_size"),
     "too small": (place("r", 2143), "is 2143, but FP32 [2, 67, 2, 2] is 2144 bytes"),
     "too large": (place("r", 2148), "is 2148, but FP32 [2, 67, 2, 2] is 2144 bytes"),
     "negative size": (place("r", -2144), "byte_size is -2144"),
     "size is a fraction": (place("r", 2144.0), "byte_size is 2144.0"),
     "negative offset": (place("r", 2144, -4), "offset is -4"),
     "offset is a bool": (place("r", 2144, True), "offset is True"),
-    "offset is null": (place("r", 2144) | {"shared_memory_offset": None}, "offset is None"),
+    "offset and size are null": (
+        place("r", None) | {"shared_memory_offset": None, "shared_memory_byte_size": None},
+        "has no shared_memory_byte_size",
+    ),
     "beyond the region": (place("r", 2144, SIZE - 2143), f"region 'r' has {SIZE} bytes"),
     "offset of 64 bits": (place("r", 2144, 2**64 - 1), f"region 'r' has {SIZE} bytes"),
     "bytes as well": (place("r", 2144) | {"binary_data_size": 2144}, "it has 2"),
@@ -71,10 +74,10 @@ def test_values_are_checked_like_all_others(shm: Live) -> None:
     refused(ask(shm, row), "byte 2 is not a BOOL")
     path.write_bytes(np.array([0, 1, 2, 3, 0, 0]).tobytes() + bytes(SIZE - 48))
     row = {"name": "gt_labels", "shape": [2, 3, 1], "datatype": "INT64", "parameters": place("r", 48)}
-    refused(ask(shm, row), "class 3 at image 1, slot 0")
+    refused(ask(shm, row), "gt_labels[1, 0] is 3, and the number of classes is 3")
     refused(ask(shm, feat_2(datatype="FP64", parameters=place("r", 4288))), "is FP64; convert it to FP32")
     refused(ask(shm, feat_2(datatype="BYTES")), "datatype 'BYTES'")
-    refused(ask(shm, feat_2(shape=[2, 67, 4, 1])), "send maps of one image size")
+    refused(ask(shm, feat_2(shape=[2, 67, 4, 1])), "give the maps in the order of strides 8, 16, 32")
 
 
 def test_the_limit_holds_for_shared_memory(shm: Live) -> None:
