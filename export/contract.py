@@ -120,7 +120,7 @@ def read_versioned(path: Path, newest: int, remedy: str) -> dict[str, Any]:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ContractError(f"{path} cannot be read as a contract ({error}); {remedy}") from error
     version = data.get("contract_version") if isinstance(data, dict) else None
     if not isinstance(version, int):
@@ -148,6 +148,9 @@ def load_contract(path: Path) -> Contract:
         contract = Contract(**{**data, "inputs": read_specs(data["inputs"]), "outputs": read_specs(data["outputs"])})
     except (KeyError, TypeError) as error:
         raise ContractError(f"{path} is not a complete contract ({error}); {remedy}") from error
+    texts = (contract.name, contract.file, contract.sha256, contract.formulation)
+    if not (all(isinstance(text, str) for text in texts) and isinstance(contract.hyperparameters, dict)):
+        raise ContractError(f"{path} is not a complete contract (a value has the wrong type); {remedy}")
     if contract.kind not in KINDS:
         raise ContractError(f"{path} describes a model of kind {contract.kind!r}, not one of {', '.join(KINDS)}")
     return contract
@@ -171,19 +174,48 @@ def find_contracts(folder: Path) -> list[tuple[Path, Contract]]:
     Raises:
         ContractError: There is none, one is unreadable, or a file is missing or not the one that was described.
     """
-    found = []
+    found, damaged = scan_contracts(folder)
+    for error in damaged.values():
+        raise error
+    return found
+
+
+def scan_contracts(folder: Path) -> tuple[list[tuple[Path, Contract]], dict[str, ContractError]]:
+    """As :func:`find_contracts`, but what cannot be used does not hide the rest.
+
+    Returns:
+        Pairs of the model file's path and its contract, ordered by name; and the error of each other one by its name.
+
+    Raises:
+        ContractError: There is no contract at all.
+    """
+    found, damaged = [], {}
     for path in sorted(folder.glob("*.json")):
         if path.name.endswith(ENGINE_SUFFIX):
             continue
-        contract = load_contract(path)
-        model = folder / contract.file
-        if not model.is_file():
-            raise ContractError(f"{path} describes {contract.file}, which is not beside it; export the model again")
-        if file_hash(model) != contract.sha256:
-            raise ContractError(f"{model} is not the file that {path.name} describes (hash differs); export it again")
-        found.append((model, contract))
-    if not found:
+        try:
+            found.append(_checked(path))
+        except ContractError as error:
+            damaged[path.stem] = error
+    if not (found or damaged):
         raise ContractError(
             f"no contract (*.json) in {folder}; write one with `python -m export onnx --model loss --out {folder}`"
         )
-    return found
+    return found, damaged
+
+
+def _checked(path: Path) -> tuple[Path, Contract]:
+    """A contract and the file that it describes."""
+    contract = load_contract(path)
+    if contract.name != path.stem:  # two contracts of one name would be one model
+        raise ContractError(f"{path} describes model {contract.name!r}; rename it to {contract.name}.json")
+    model = path.parent / contract.file
+    if not model.is_file():
+        raise ContractError(f"{path} describes {contract.file}, which is not beside it; export the model again")
+    try:
+        found = file_hash(model)
+    except OSError as error:
+        raise ContractError(f"{model} cannot be read ({error}); make it readable or export it again") from error
+    if found != contract.sha256:
+        raise ContractError(f"{model} is not the file that {path.name} describes (hash differs); export it again")
+    return model, contract

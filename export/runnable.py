@@ -16,10 +16,11 @@ from torch import Tensor
 
 from export.contract import TensorSpec
 from export.reference import Inputs, flatten
+from export.runtimes import why_unsupported
 
 
 class CannotRunError(RuntimeError):
-    """ONNX Runtime has no kernels on this machine for what a model holds."""
+    """The ONNX Runtime of this machine is too old, or has no kernels for what a model holds."""
 
 
 class Runnable:
@@ -30,11 +31,14 @@ class Runnable:
         inputs: What it takes, in its order.
 
     Raises:
-        CannotRunError: ONNX Runtime does not run its operators in their types on the CPU.
+        CannotRunError: ONNX Runtime is too old, or does not run the model's operators in their types on the CPU.
     """
 
     def __init__(self, model: Path | onnx.ModelProto, inputs: Sequence[TensorSpec]) -> None:
         self._inputs = tuple(inputs)
+        reason = why_unsupported(ort.__version__)
+        if reason is not None:
+            raise CannotRunError(reason)
         options = ort.SessionOptions()
         options.log_severity_level = 4  # what it cannot do comes back as an exception
         source = model if isinstance(model, Path) else model.SerializeToString()

@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from serve.compute.service import Service
+from serve.engine.catalogue import log_failure
 from serve.errors import ClientGoneError, ServeError
 from serve.http.admission import AdmissionGate
 from serve.http.body import BodyReader
@@ -93,11 +94,13 @@ def _wrap(app: FastAPI, options: AppOptions) -> None:
 
 def _watch(service: Service, options: AppOptions) -> None:
     """Let the metrics see what goes on."""
-    metrics, admission, models = options.metrics, options.admission, service.catalogue.models.values()
+    metrics, admission, catalogue = options.metrics, options.admission, service.catalogue
+    models = catalogue.models.values()
     metrics.describe({"version": server_metadata()["version"]})
     metrics.watch("requests_under_way", "Requests from headers to reply.", lambda: admission.requests)
     metrics.watch("bytes_under_way", "Bytes of their bodies.", lambda: admission.bytes)
     metrics.watch("models_ready", "Models that can be used.", lambda: sum(model.ready for model in models))
+    metrics.watch("models_failed", "Models that cannot be loaded.", lambda: len(catalogue.failures))
     metrics.watch(
         "queued_requests", "Requests in or before an engine.", lambda: sum(model.stats.queued for model in models)
     )
@@ -110,6 +113,8 @@ def _watch(service: Service, options: AppOptions) -> None:
 
 async def _load(service: Service, options: AppOptions) -> None:
     try:
+        for name, reason in service.catalogue.failures.items():
+            log_failure(name, reason)
         await service.load()
         if options.on_loaded is not None:
             options.on_loaded()

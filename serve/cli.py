@@ -123,6 +123,7 @@ def _service(settings: Settings) -> Service:
     local = service_of(setup)
     if not settings.engine_process:
         return local
+    setup = setup._replace(failures=tuple(local.catalogue.failures.items()))
     return RemoteService([model.contract for model in local.catalogue.models.values()], setup)
 
 

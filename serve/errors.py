@@ -74,6 +74,12 @@ class NotReadyError(ServeError):
     headers: ClassVar[dict[str, str]] = {"Retry-After": "1"}
 
 
+class ModelFailedError(ServeError):
+    """The model could not be loaded; waiting does not help, so callers are not asked to come again."""
+
+    status = 503
+
+
 class BusyError(ServeError):
     """As much is under way as is allowed, or the server is about to stop."""
 

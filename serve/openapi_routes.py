@@ -36,7 +36,7 @@ REASONS = {
     413: "It, or what it asks for, is over a limit of the server",
     500: "The engine failed",
     501: "Something that this server does not do, or that is switched off",
-    503: "Models are being loaded, too much is under way, or the server is about to stop",
+    503: "A model cannot be loaded or is not loaded yet, too much is under way, or the server is about to stop",
     504: "Its time was over before its model got to it",
 }
 KEYS = (401, 403)
@@ -82,9 +82,9 @@ ROUTES = {
     "get /v2": Route(ServerMetadata, KEYS),
     "get /v2/models/{name}/ready": Route(ModelReady, (*NAMED, 503)),
     "get /v2/models/stats": Route(Statistics, KEYS),
-    "get /v2/models/{name}/stats": Route(Statistics, NAMED),
-    "get /v2/models/{name}": Route(ModelMetadata, NAMED),
-    "get /v2/models/{name}/config": Route(ModelConfig, NAMED),
+    "get /v2/models/{name}/stats": Route(Statistics, (*NAMED, 503)),
+    "get /v2/models/{name}": Route(ModelMetadata, (*NAMED, 503)),
+    "get /v2/models/{name}/config": Route(ModelConfig, (*NAMED, 503)),
     "post /v2/models/{name}/infer": Route(InferReply, (*COMPUTED, 405), InferRequest, binary=True),
     "post /v2/repository/index": Route(list[ModelState], (*KEYS, *BODY), IndexRequest, required=False),
     **_regions("system", list[Region], RegionRequest),

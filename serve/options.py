@@ -25,7 +25,7 @@ class AppOptions:
         keys: Who may call.
         metrics: Where requests are counted.
         on_loaded: Told when all models are there.
-        on_load_failure: Told when a model cannot be loaded; the server then never gets ready.
+        on_load_failure: Told when no model can be loaded; the server then never gets ready.
     """
 
     max_request_bytes: int = 256 * MIB

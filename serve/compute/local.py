@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from serve.compute.infer import infer
@@ -57,24 +57,25 @@ class LocalService:
         self._max_work_bytes = max_work_bytes
         self._registrar = ThreadPoolExecutor(1, thread_name_prefix="regions")
 
-    async def load(self, on_loaded: Callable[[Model], None] | None = None) -> None:
-        """Bring all models up.
+    async def load(self, on_change: Callable[[Model], Awaitable[None]] | None = None) -> None:
+        """Bring all models up. Those that cannot be loaded are among the catalogue's failures.
 
         Args:
-            on_loaded: Told of each.
+            on_change: Waited for before each model is loaded and after it.
 
         Raises:
-            Exception: One cannot be loaded, or shared memory cannot be used.
+            Exception: No model can be loaded, or shared memory cannot be used.
         """
         if self.regions is not None:
             await asyncio.to_thread(self.regions.load)
-        await self.catalogue.load(on_loaded)
+        await self.catalogue.load(on_change)
 
     def check(self, name: str | None = None) -> None:
         """See that a model, or all of them, can be used.
 
         Raises:
             NotReadyError: It is still being loaded.
+            ModelFailedError: It cannot be loaded.
         """
         check_loaded(self.catalogue, name)
 

@@ -85,10 +85,10 @@ class Service(Protocol):
         """The models."""
 
     async def load(self) -> None:
-        """Bring all models up.
+        """Bring all models up. Those that cannot be loaded are among the catalogue's failures.
 
         Raises:
-            Exception: One cannot be loaded.
+            Exception: No model can be loaded.
         """
 
     def check(self, name: str | None = None) -> None:
@@ -99,6 +99,7 @@ class Service(Protocol):
 
         Raises:
             NotReadyError: It is still being loaded.
+            ModelFailedError: It cannot be loaded.
         """
 
     async def run(self, call: Call, body: memoryview) -> EncodedResponse:

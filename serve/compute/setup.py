@@ -29,7 +29,8 @@ class Setup(NamedTuple):
         max_total_bytes: Most bytes of those of all requests.
         log_level: Least level that is logged.
         log_format: text or json.
-        models: Names and SHA-256 of the models that there must be; None: any.
+        models: Names and SHA-256 of the models that callers have been told of; None: any.
+        failures: Names of models that are not to be loaded, each with the reason.
         regions: Those that an earlier process had; None: none.
     """
 
@@ -45,6 +46,7 @@ class Setup(NamedTuple):
     log_level: str
     log_format: str
     models: tuple[tuple[str, str], ...] | None = None
+    failures: tuple[tuple[str, str], ...] = ()
     regions: bytes | None = None
 
     @property

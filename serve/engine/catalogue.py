@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from export.contract import Contract
 from serve.engine.job_queue import BatchLimits
 from serve.engine.stats import ModelStats
-from serve.errors import NotFoundError, NotReadyError
+from serve.errors import ModelFailedError, NotFoundError, NotReadyError
 
 VERSION = "1"
+logger = logging.getLogger("serve")
 
 
 class Known(Protocol):
@@ -47,22 +49,44 @@ class Catalogue(Generic[AnyModel_co]):
 
     Args:
         models: In the order of their names.
+        failures: As the attribute.
+
+    Attributes:
+        models: Those whose contract can be used, also when they cannot be loaded.
+        failures: Names of models that cannot be loaded, each with the reason. They are not tried again.
     """
 
-    def __init__(self, models: Sequence[AnyModel_co]) -> None:
+    def __init__(self, models: Sequence[AnyModel_co], failures: Mapping[str, str] | None = None) -> None:
         self.models = {model.contract.name: model for model in models}
+        self.failures = dict(failures or {})
+
+    @property
+    def usable(self) -> list[AnyModel_co]:
+        """Models that are loaded or still may be, by name."""
+        return [model for name, model in self.models.items() if name not in self.failures]
 
     @property
     def ready(self) -> bool:
-        """Whether every model is."""
-        return all(model.ready for model in self.models.values())
+        """Whether nothing is left to be loaded, and a model is there."""
+        usable = self.usable
+        return bool(usable) and all(model.ready for model in usable)
+
+    def fail(self, name: str, reason: str) -> None:
+        """Give a model up, the others stay."""
+        self.failures[name] = reason
+        log_failure(name, reason)
 
     def find(self, name: str, version: str | None = None) -> AnyModel_co:
         """Look a model up.
 
         Raises:
             NotFoundError: There is none of that name and version.
+            ModelFailedError: It cannot be loaded.
         """
+        if name in self.failures:
+            raise ModelFailedError(
+                f"model {name!r} cannot be loaded: {self.failures[name]}; once it is mended, restart the server"
+            )
         model = self.models.get(name)
         if model is None:
             raise NotFoundError(f"no model {name!r}; this server has {', '.join(self.models)}")
@@ -71,8 +95,28 @@ class Catalogue(Generic[AnyModel_co]):
         return model
 
     def of_kind(self, kind: str) -> list[AnyModel_co]:
-        """Models of one kind, by name."""
-        return [model for model in self.models.values() if model.contract.kind == kind]
+        """Usable models of one kind, by name."""
+        return [model for model in self.usable if model.contract.kind == kind]
+
+    def some(self, what: str, fits: Callable[[Contract], bool]) -> list[AnyModel_co]:
+        """Usable models that fit, by name; at least one.
+
+        Args:
+            what: A word for them, for errors.
+            fits: Judges a model by its contract.
+
+        Raises:
+            ModelFailedError: There is none, but one that cannot be loaded is or may be such a model.
+            NotFoundError: There is none.
+        """
+        models = [model for model in self.usable if fits(model.contract)]
+        if models:
+            return models
+        failed = [name for name in self.failures if name not in self.models or fits(self.models[name].contract)]
+        if failed:
+            reasons = "; ".join(f"{name}: {self.failures[name]}" for name in failed)
+            raise ModelFailedError(f"this server has no model of {what} that can be loaded ({reasons})")
+        raise NotFoundError(f"this server has no model of {what}; export one with `python -m export onnx`")
 
 
 def check_loaded(catalogue: Catalogue[Known], name: str | None = None) -> None:
@@ -80,8 +124,21 @@ def check_loaded(catalogue: Catalogue[Known], name: str | None = None) -> None:
 
     Raises:
         NotReadyError: It is still being loaded.
+        ModelFailedError: It cannot be loaded. Of all models that is no reason: the others can be used.
     """
     ready = catalogue.ready if name is None else catalogue.find(name).ready
     if not ready:
         what = "models are" if name is None else f"model {name!r} is"
         raise NotReadyError(f"{what} being loaded; try again in a moment")
+
+
+def reason_of(error: Exception) -> str:
+    """An error in words, never none."""
+    return str(error) or type(error).__name__
+
+
+def log_failure(name: str, reason: str) -> None:
+    """Tell the operator of a model that cannot be loaded."""
+    logger.error(
+        "model %s cannot be loaded and is left out: %s; mend or remove it, then restart the server", name, reason
+    )

@@ -8,7 +8,7 @@ import numpy as np
 
 from export.contract import Contract
 from serve.engine.catalogue import Catalogue, Known
-from serve.errors import BadRequestError, NotFoundError
+from serve.errors import BadRequestError
 from serve.reduce import reduce_sums
 from serve.v1.reply import TERMS
 from serve.v1.schemas import ReduceRequest, WorkerSums
@@ -19,6 +19,7 @@ def reduce_reply(catalogue: Catalogue[Known], request: ReduceRequest) -> dict[st
 
     Raises:
         NotFoundError: There is no such model, or none that has gains.
+        ModelFailedError: It cannot be loaded.
         BadRequestError: The model has no gains, or no worker has an image.
     """
     contract = _contract(catalogue, request.model)
@@ -41,10 +42,7 @@ def _row(sums: WorkerSums | tuple[float, ...]) -> list[float]:
 
 def _contract(catalogue: Catalogue[Known], name: str | None) -> Contract:
     if name is None:
-        with_loss = [model.contract for model in catalogue.models.values() if _has_sums(model.contract)]
-        if not with_loss:
-            raise NotFoundError("this server has no model of a loss; export one with `python -m export onnx`")
-        return with_loss[0]
+        return catalogue.some("a loss", _has_sums)[0].contract
     contract = catalogue.find(name).contract
     if not _has_sums(contract):
         raise BadRequestError(f"model {name!r} is of kind {contract.kind} and has no gains; name one of a loss")

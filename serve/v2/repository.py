@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from export.contract import TensorSpec
 from serve.compute.service import Service
-from serve.engine.catalogue import VERSION, Known
+from serve.engine.catalogue import VERSION, Catalogue, Known
 from serve.errors import BadRequestError
 from serve.http.body import BodyReader
 from serve.http.replies import reply
@@ -18,6 +18,7 @@ from serve.tensors.decode import parse_object
 from serve.v2.routes import Version
 
 BODY_BYTES = 2**16
+READY = "READY"
 
 
 def repository_routes(service: Service, options: AppOptions) -> APIRouter:
@@ -36,8 +37,8 @@ def repository_routes(service: Service, options: AppOptions) -> APIRouter:
         ready = parse_object(body).get("ready", False) if len(body) else False
         if not isinstance(ready, bool):
             raise BadRequestError(f"ready is {ready!r}; write true or false")
-        entries = (index_entry(model) for model in service.catalogue.models.values() if model.ready or not ready)
-        return reply(list(entries))
+        entries = index_entries(service.catalogue)
+        return reply([entry for entry in entries if entry["state"] == READY or not ready])
 
     return router
 
@@ -59,10 +60,14 @@ def model_config(model: Known) -> dict[str, Any]:
     }
 
 
-def index_entry(model: Known) -> dict[str, Any]:
-    """A model's line in the index."""
-    state, reason = ("READY", "") if model.ready else ("UNAVAILABLE", "it is being loaded")
-    return {"name": model.contract.name, "version": VERSION, "state": state, "reason": reason}
+def index_entries(catalogue: Catalogue[Known]) -> list[dict[str, Any]]:
+    """A line for each model, by name, also for those that cannot be loaded."""
+    reasons = {name: "" if model.ready else "it is being loaded" for name, model in catalogue.models.items()}
+    reasons |= catalogue.failures
+    return [
+        {"name": name, "version": VERSION, "state": "UNAVAILABLE" if reason else READY, "reason": reason}
+        for name, reason in sorted(reasons.items())
+    ]
 
 
 def _describe(spec: TensorSpec) -> dict[str, Any]:

@@ -87,9 +87,13 @@ class Channel:
             self._loop.remove_reader(self._socket)
             self._loop.remove_writer(self._socket)
             self._socket.close()
-            for packet in self._packets:
-                _close(packet.descriptor)
-            self._packets.clear()
+            self._drop()
+
+    def _drop(self) -> None:
+        """Forget what has not been sent."""
+        for packet in self._packets:
+            _close(packet.descriptor)
+        self._packets.clear()
 
     def _flush(self) -> None:
         if not self._open:
@@ -108,6 +112,8 @@ class Channel:
             if not self._waits:
                 self._waits = True
                 self._loop.add_writer(self._socket, self._flush)
+        except ConnectionError:
+            self._drop()  # the end is noticed once all that the other end said before has been read
         except OSError:
             self._end()
         else:
@@ -138,6 +144,8 @@ class Channel:
                 data, descriptors, *_ = socket.recv_fds(self._socket, PACKET_BYTES + 1, 1)
             except BlockingIOError:
                 return
+            except ConnectionResetError:
+                continue  # the other end is gone; what it said before still comes
             except OSError:
                 self._end()
                 return

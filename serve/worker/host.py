@@ -16,6 +16,7 @@ import numpy as np
 from serve.compute.local import LocalService
 from serve.compute.service import Verb
 from serve.compute.setup import Setup
+from serve.engine.catalogue import reason_of
 from serve.engine.model import Model
 from serve.engine.stats import ModelStats
 from serve.errors import ServeError
@@ -33,7 +34,7 @@ from serve.worker.messages import (
     Cancel,
     Counted,
     LoadFailed,
-    ModelLoaded,
+    ModelState,
     Refusal,
     RegionsChanged,
     ReplyFree,
@@ -76,15 +77,18 @@ class Host:
         self._lender = Lender(self._replies, self._channel)
         try:
             service = self._service = build(setup)
-            _check_same(service, setup)
+            if setup.models is not None:
+                service.catalogue.keep(dict(setup.models), dict(setup.failures))
             if service.regions is not None and setup.regions is not None:
                 service.regions.restore(pickle.loads(setup.regions))  # noqa: S301 - an earlier process of ours wrote it
             for name, model in service.catalogue.models.items():
                 model.stats = cast("ModelStats", _Forwarded(partial(self._count, name)))
-            await service.load(self._loaded)
+            for name, reason in service.catalogue.failures.items():
+                self._channel.send(ModelState(name, failure=reason))
+            await service.load(self._changed)
         except Exception as error:
-            logger.debug("a model cannot be loaded", exc_info=True)
-            self._channel.send(LoadFailed(str(error) or type(error).__name__))
+            logger.debug("models cannot be loaded", exc_info=True)
+            self._channel.send(LoadFailed(reason_of(error)))
             return False
         self._channel.send(AllLoaded(tuple(service.extensions)))
         return True
@@ -124,8 +128,12 @@ class Host:
     def _count(self, name: str, method: str, *values: int) -> None:
         self._channel.send(Counted(name, method, values))
 
-    def _loaded(self, model: Model) -> None:
-        self._channel.send(ModelLoaded(model.contract.name, model.platform, model.merges))
+    async def _changed(self, model: Model) -> None:
+        assert self._service is not None  # noqa: S101 - it is being loaded
+        name = model.contract.name
+        failure = self._service.catalogue.failures.get(name)
+        self._channel.send(ModelState(name, model.ready, failure, model.platform, model.merges))
+        await self._channel.flushed()  # what comes next may end this process at once
 
     def _gone(self, number: int) -> None:
         self._lender.forget(number)
@@ -179,17 +187,6 @@ class Host:
         span = self._lender.lend(identifier, buffer[:size].data)
         assert span is not None  # noqa: S101 - it is too large for any other memory
         return Answer(identifier, span, encoded.header_length)
-
-
-def _check_same(service: LocalService, setup: Setup) -> None:
-    """See that the models are those that the server has told its callers of.
-
-    Raises:
-        ValueError: They are others.
-    """
-    found = tuple((name, model.contract.sha256) for name, model in service.catalogue.models.items())
-    if setup.models is not None and found != setup.models:
-        raise ValueError(f"the models in {setup.artifacts} are no more those with which the server began; restart it")
 
 
 class _Forwarded:

@@ -90,22 +90,32 @@ class SegmentGone(NamedTuple):
     number: int
 
 
-class ModelLoaded(NamedTuple):
-    """A model can be used."""
+class ModelState(NamedTuple):
+    """What has become of a model. One that is neither ready nor failed is being loaded from now on.
+
+    Attributes:
+        name: The model's.
+        ready: It can be used.
+        failure: Why it cannot be loaded; None: it has not failed.
+        platform: What runs it, by Triton's names.
+        merges: Requests are put together.
+    """
 
     name: str
-    platform: str
-    merges: bool
+    ready: bool = False
+    failure: str | None = None
+    platform: str = ""
+    merges: bool = False
 
 
 class AllLoaded(NamedTuple):
-    """All of them can."""
+    """All models are ready or have failed."""
 
     extensions: tuple[str, ...]
 
 
 class LoadFailed(NamedTuple):
-    """A model cannot be loaded; the worker ends."""
+    """No model can be loaded; the worker ends."""
 
     reason: str
 

@@ -23,7 +23,7 @@ from serve.worker.messages import (
     Cancel,
     Counted,
     LoadFailed,
-    ModelLoaded,
+    ModelState,
     Refusal,
     RegionsChanged,
     ReplyFree,
@@ -54,13 +54,13 @@ class Told(NamedTuple):
     """What is to be told.
 
     Attributes:
-        loaded: A model can be used.
+        changed: A model is loaded now, is ready or has failed.
         counted: Something is to be counted.
         regions: Others are registered.
         ended: The process is gone.
     """
 
-    loaded: Callable[[ModelLoaded], None]
+    changed: Callable[[ModelState], None]
     counted: Callable[[Counted], None]
     regions: Callable[[RegionsChanged], None]
     ended: Callable[[], None]
@@ -76,14 +76,16 @@ class WorkerProcess:
         command: How it is started; the number of its socket's descriptor follows.
 
     Attributes:
-        ready: Done with the protocol's extensions once all models are loaded; fails with a :class:`ValueError` when
-            one cannot be.
+        ready: Done with the protocol's extensions once all models are ready or have failed; fails with a
+            :class:`ValueError` when none is ready or the process ends before.
+        loading: Name of the model that is being loaded; None: there is none.
         ended: Done with the exit code when the process is gone.
         heard: When it last said anything, by ``time.monotonic``.
     """
 
     def __init__(self, setup: Setup, memory: SharedPool, told: Told, command: Sequence[str] = COMMAND) -> None:
         loop = asyncio.get_running_loop()
+        self.loading: str | None = None
         self.ready: asyncio.Future[tuple[str, ...]] = loop.create_future()
         self.ended: asyncio.Future[int] = loop.create_future()
         self._told = told
@@ -164,11 +166,13 @@ class WorkerProcess:
                 self._told.counted(message)
             case RegionsChanged():
                 self._told.regions(message)
-            case ModelLoaded():
-                self._told.loaded(message)
+            case ModelState():
+                self.loading = None if message.ready or message.failure is not None else message.name
+                self._told.changed(message)
             case AllLoaded():
                 self.ready.set_result(message.extensions)
             case LoadFailed():
+                self.loading = None
                 self.ready.set_exception(ValueError(message.reason))
             case SegmentMade():
                 assert descriptor is not None  # noqa: S101 - it came along

@@ -15,7 +15,7 @@ from serve.engine.catalogue import Catalogue, check_loaded
 from serve.errors import BusyError, NotReadyError
 from serve.tensors.encode import EncodedResponse
 from serve.worker.ask import ask, deadline_of, ended_meanwhile, too_late
-from serve.worker.messages import Counted, ModelLoaded, RegionsChanged
+from serve.worker.messages import Counted, ModelState, RegionsChanged
 from serve.worker.process import ProcessEndedError, Told, WorkerProcess
 from serve.worker.remote_model import RemoteModel
 from serve.worker.segments import SharedPool
@@ -25,6 +25,9 @@ RESTART_SECONDS = 30.0  # that a caller waits for a process that is started agai
 LEAST_SILENCE = 2.0  # seconds; whoever reads large JSON says nothing meanwhile
 STABLE_SECONDS = 10.0  # a process that lived so long is started again at once, as is the first that did not
 LEAST_PAUSE, MOST_PAUSE = 1.0, 30.0  # before the next ones
+CRASHED = (
+    "the engines' process ended ({}) while it was loaded; export it again, or install another version of its runtime"
+)
 logger = logging.getLogger("serve")
 
 
@@ -33,7 +36,7 @@ class RemoteService:
 
     Args:
         contracts: Of the models that it will have, in the order of their names.
-        setup: What it is to be.
+        setup: What it is to be; its failures are of further models.
         command: How it is started.
 
     Attributes:
@@ -44,7 +47,8 @@ class RemoteService:
     """
 
     def __init__(self, contracts: Sequence[Contract], setup: Setup, command: Sequence[str] = COMMAND) -> None:
-        self.catalogue = Catalogue([RemoteModel(contract, setup.limits) for contract in contracts])
+        models = [RemoteModel(contract, setup.limits) for contract in contracts]
+        self.catalogue = Catalogue(models, dict(setup.failures))
         self.memory = SharedPool(setup.keep_bytes, self._segment_gone)
         self.extensions: Sequence[str] = ()
         self.restarts = 0
@@ -65,7 +69,7 @@ class RemoteService:
         """Start the process and wait for its models.
 
         Raises:
-            ValueError: One cannot be loaded.
+            ValueError: None can be loaded.
         """
         await self._start()
         self._supervisor = asyncio.create_task(self._supervise())
@@ -75,6 +79,7 @@ class RemoteService:
 
         Raises:
             NotReadyError: It is being loaded for the first time.
+            ModelFailedError: It cannot be loaded.
         """
         if not self._loaded_once:
             check_loaded(self.catalogue, name)
@@ -130,17 +135,48 @@ class RemoteService:
             raise too_late()
 
     async def _start(self) -> None:
-        """Start a process; it is the one of now when its models are loaded."""
-        told = Told(self._model_loaded, self._counted, self._regions_changed, self._down)
-        process = self._process = WorkerProcess(self._setup, self.memory, told, self._command)
+        """Start a process, again without each model whose loading ends it.
+
+        Models that fail stay so for all later processes, unless none is left: then all are tried again the next time.
+
+        Raises:
+            ValueError: No model can be loaded.
+        """
+        failures = dict(self.catalogue.failures)
+        try:
+            while not await self._start_once():
+                self.restarts += 1
+        except BaseException:
+            self.catalogue.failures = failures
+            raise
+
+    async def _start_once(self) -> bool:
+        """Start a process; it is the one of now when its models are loaded.
+
+        Returns:
+            False when it ended while it loaded a model, and others are left.
+        """
+        setup = self._setup._replace(failures=tuple(self.catalogue.failures.items()))
+        told = Told(self._model_changed, self._counted, self._regions_changed, self._down)
+        process = self._process = WorkerProcess(setup, self.memory, told, self._command)
         try:
             self.extensions = await asyncio.shield(process.ready)
+        except ValueError:
+            process.kill()
+            if process.loading is None:
+                raise
+            why = ending(await asyncio.shield(process.ended))
+            self.catalogue.fail(process.loading, CRASHED.format(why))
+            if not self.catalogue.usable:
+                raise
+            return False
         except BaseException:
             process.kill()
             raise
         if not process.ended.done():
             self._up.set()
             self._loaded_once = True
+        return True
 
     async def _supervise(self) -> None:
         """Start the process again whenever it ends."""
@@ -178,12 +214,15 @@ class RemoteService:
             model.ready = False
             model.stats.queued = 0
 
-    def _model_loaded(self, loaded: ModelLoaded) -> None:
-        model = self.catalogue.find(loaded.name)
-        model.ready, model.platform, model.merges = True, loaded.platform, loaded.merges
+    def _model_changed(self, state: ModelState) -> None:
+        if state.failure is not None:
+            self.catalogue.failures[state.name] = state.failure  # the process has logged it
+            return
+        model = self.catalogue.models[state.name]
+        model.ready, model.platform, model.merges = state.ready, state.platform, state.merges
 
     def _counted(self, counted: Counted) -> None:
-        getattr(self.catalogue.find(counted.model).stats, counted.method)(*counted.values)
+        getattr(self.catalogue.models[counted.model].stats, counted.method)(*counted.values)
 
     def _segment_gone(self, number: int) -> None:
         if self._process is not None:

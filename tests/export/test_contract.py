@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from export.contract import ContractError, find_contracts, load_contract
+from export.contract import ContractError, find_contracts, load_contract, scan_contracts
 
 
 @pytest.fixture
@@ -47,6 +47,21 @@ def test_missing_model(folder: Path) -> None:
         find_contracts(folder)
 
 
+def test_a_contract_under_another_name(folder: Path) -> None:
+    (folder / "loss.json").rename(folder / "other.json")
+    with pytest.raises(ContractError, match=r"other\.json describes model 'loss'; rename it to loss\.json"):
+        find_contracts(folder)
+
+
+def test_what_cannot_be_used_does_not_hide_the_rest(folder: Path) -> None:
+    (folder / "assigner.json").write_text("{")
+    (folder / "loss.onnx").unlink()
+    found, damaged = scan_contracts(folder)
+    assert [contract.name for _, contract in found] == ["loss_grad"]
+    assert list(damaged) == ["assigner", "loss"]
+    assert "which is not beside it" in str(damaged["loss"])
+
+
 def test_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(ContractError, match="no contract"):
         find_contracts(tmp_path)
@@ -59,6 +74,8 @@ def test_empty_folder(tmp_path: Path) -> None:
         (lambda data: data.pop("contract_version"), "has no contract_version"),
         (lambda data: data.pop("inputs"), "not a complete contract"),
         (lambda data: data.update(surprise=1), "not a complete contract"),
+        (lambda data: data.update(file=5), "not a complete contract"),
+        (lambda data: data.update(hyperparameters=[]), "not a complete contract"),
         (lambda data: data.update(kind="detector"), "kind 'detector'"),
     ],
 )
@@ -68,7 +85,7 @@ def test_foreign_contract(folder: Path, change: Callable[[dict[str, Any]], objec
         load_contract(folder / "loss.json")
 
 
-@pytest.mark.parametrize("content", [b"", b"[1]", b"{", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b"[1]", b"{", b"\xff\xfe", b"[" * 100_000], ids=lambda one: repr(one[:9]))
 def test_corrupt_contract(folder: Path, content: bytes) -> None:
     (folder / "loss.json").write_bytes(content)
     with pytest.raises(ContractError, match=r"loss\.json"):

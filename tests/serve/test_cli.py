@@ -136,7 +136,9 @@ registry = open_artifacts(Path(sys.argv[1]), RunnerOptions(threads=1))
 asyncio.run(registry.load())
 assert registry.ready
 registry.close()
-print(*sorted({name.split(".")[0] for name in sys.modules} & {"torch", "yolo_loss", "models", "examples"}))
+checks = {"yolo_loss", "yolo_loss.checks", "yolo_loss.option_checks"}  # shared with training, and free of torch
+training = {"torch", "yolo_loss", "models", "examples"}
+print(*sorted(name for name in sys.modules if name.split(".")[0] in training and name not in checks))
 """
     done = subprocess.run(
         [sys.executable, "-c", code, str(artifacts_dir)],

@@ -51,14 +51,8 @@ def choose(path: Path, contract: Contract, options: RunnerOptions) -> FirstThatL
         ContractError: An engine file was asked for, and there is none.
         ValueError: The engine does not run on the device.
     """
-    names = AUTOMATIC if options.engine == "auto" else (options.engine,)
-    devices = [options.device] if options.device else [Device("cuda"), HOST]
-    pairs = [(name, device) for name in names for device in devices if device.kind in DEVICES[name]]
-    if not pairs:
-        usable = " or ".join(DEVICES[options.engine])
-        raise ValueError(f"engine {options.engine} does not run on device {options.device}; choose --device {usable}")
     candidates: list[Candidate] = []
-    for name, device in pairs:
+    for name, device in runtimes_of(options):
         try:
             candidates += _candidates(name, device, path, contract, options.threads)
         except ContractError as error:
@@ -66,6 +60,21 @@ def choose(path: Path, contract: Contract, options: RunnerOptions) -> FirstThatL
                 raise
             candidates.append(Candidate(name, partial(_refuse, error)))
     return FirstThatLoads(contract, candidates)
+
+
+def runtimes_of(options: RunnerOptions) -> list[tuple[str, Device]]:
+    """The runtimes that the options leave open, each with a device, best first; the same for all models.
+
+    Raises:
+        ValueError: The engine does not run on the device.
+    """
+    names = AUTOMATIC if options.engine == "auto" else (options.engine,)
+    devices = [options.device] if options.device else [Device("cuda"), HOST]
+    pairs = [(name, device) for name in names for device in devices if device.kind in DEVICES[name]]
+    if not pairs:
+        usable = " or ".join(DEVICES[options.engine])
+        raise ValueError(f"engine {options.engine} does not run on device {options.device}; choose --device {usable}")
+    return pairs
 
 
 def _refuse(error: Exception) -> Runner:

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from export.runtimes import why_unsupported
 from serve.engine.runners.base import RunnerError
 from serve.engine.runners.cut import keep_outputs
 from serve.engine.runners.device import HOST, Device
@@ -65,8 +66,11 @@ class OnnxRuntimeRunner:
         """Read the file and build the sessions of all outputs and of the default ones.
 
         Raises:
-            RunnerError: The execution provider is not to be had.
+            RunnerError: ONNX Runtime is too old, or does not have the execution provider.
         """
+        reason = why_unsupported(onnxruntime.__version__)
+        if reason is not None:
+            raise RunnerError(reason)
         available = onnxruntime.get_available_providers()
         if self._provider not in available:
             raise RunnerError(

@@ -133,6 +133,18 @@ def test_of_several_engines_the_one_as_precise_as_the_model_comes_first(with_eng
     assert found == [RTX, RTX.replace("fp32", "fp16"), RTX.replace("fp32", "bf16")]
 
 
+def test_a_device_that_is_wrong_for_all_is_said_before_any_file_is_read(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="choose --device cuda"):
+        open_artifacts(tmp_path / "nothing", RunnerOptions("tensorrt-rtx", HOST))
+
+
+def test_models_without_the_engine_that_was_asked_for_are_left_out(with_engine: Path) -> None:
+    registry = open_artifacts(with_engine, RunnerOptions("tensorrt-rtx", CUDA))
+    assert list(registry.models) == ["assigner"]
+    assert list(registry.failures) == ["loss", "loss_grad"]
+    assert registry.failures["loss"].startswith("no engine of model 'loss' for tensorrt-rtx")
+
+
 def test_an_engine_contract_that_cannot_be_read_is_a_reason_too(
     with_engine: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -51,6 +51,26 @@ def with_two_ends(scenario: Callable[[End, End], Awaitable[None]]) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("first", ["reading", "sending"])
+def test_what_the_other_end_said_before_it_ended_arrives(first: str) -> None:
+    """Also when it left something unread, which the system reports first to whoever reads or sends."""
+
+    async def scenario(ours: End, theirs: End) -> None:
+        theirs.channel.send("last words")
+        theirs.channel._flush()
+        ours.channel._socket.send(b"unread")
+        theirs.channel.close()
+        if first == "sending":
+            ours.channel.send("to nobody")
+            ours.channel._flush()
+        assert ours.got == []
+        await ours.until(1)
+        await asyncio.sleep(0.05)
+        assert (ours.got, ours.closed) == (["last words"], 1)
+
+    with_two_ends(scenario)
+
+
 @pytest.mark.parametrize("size", [0, 1, PACKET_BYTES - 20, PACKET_BYTES, PACKET_BYTES + 1, 5 * PACKET_BYTES + 7])
 def test_messages_of_any_size_arrive_whole(size: int) -> None:
     async def scenario(ours: End, theirs: End) -> None:

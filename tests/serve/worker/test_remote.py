@@ -6,11 +6,13 @@ import asyncio
 import gc
 import json
 import os
+import re
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from serve.compute.service import Verb, call_now
 from serve.compute.setup import Setup
 from serve.engine.job_queue import BatchLimits
 from serve.engine.runners.choice import RunnerOptions
-from serve.errors import BadRequestError, BusyError, InferenceError, NotReadyError, TooLateError
+from serve.errors import BadRequestError, BusyError, InferenceError, ModelFailedError, NotReadyError, TooLateError
 from serve.tensors.encode import EncodedResponse
 from serve.worker import remote
 from serve.worker.process import CallFailedError
@@ -48,11 +50,11 @@ BOTH = ("target_weights", "target_scores")
 class Toy:
     """The service and requests for it."""
 
-    def __init__(self, folder: Path, engine_timeout: float = 0.0) -> None:
+    def __init__(self, folder: Path, engine_timeout: float = 0.0, names: Sequence[str] = ("toy",)) -> None:
         sizes = (16 * MIB, 64 * MIB)
         limits = (BatchLimits(), 2**30, engine_timeout)
         setup = Setup(folder, RunnerOptions(), *limits, None, False, *sizes, "error", "text")
-        self.service = RemoteService([CONTRACT], setup, COMMAND)
+        self.service = RemoteService([replace(CONTRACT, name=name) for name in names], setup, COMMAND)
 
     def ask(
         self,
@@ -61,6 +63,7 @@ class Toy:
         images: int = 1,
         outputs: tuple[str, ...] = BOTH[:1],
         allowed: float | None = None,
+        model: str = "toy",
         **parameters: Any,
     ) -> asyncio.Task[EncodedResponse]:
         """Send a request whose first score is the mark."""
@@ -71,7 +74,7 @@ class Toy:
         text = json.dumps(document).encode()
         body = self.service.memory.take(len(text) + len(blob))[: len(text) + len(blob)].data
         body[:] = text + blob
-        call = call_now(Verb.INFER, "toy", len(text), allowed)
+        call = call_now(Verb.INFER, model, len(text), allowed)
         return asyncio.create_task(self.service.run(call, body))
 
 
@@ -88,8 +91,8 @@ async def expected(toy: Toy, **asked: Any) -> None:
 
 
 @asynccontextmanager
-async def running(folder: Path, engine_timeout: float = 0.0) -> AsyncIterator[Toy]:
-    toy = Toy(folder, engine_timeout)
+async def running(folder: Path, engine_timeout: float = 0.0, names: Sequence[str] = ("toy",)) -> AsyncIterator[Toy]:
+    toy = Toy(folder, engine_timeout, names)
     await toy.service.load()
     pid = toy.service.pid
     try:
@@ -99,9 +102,14 @@ async def running(folder: Path, engine_timeout: float = 0.0) -> AsyncIterator[To
         assert toy.service.pid != pid or not Path(f"/proc/{pid}/fd").exists()
 
 
-def scenario(folder: Path, play: Callable[[Toy], Awaitable[None]], engine_timeout: float = 0.0) -> None:
+def scenario(
+    folder: Path,
+    play: Callable[[Toy], Awaitable[None]],
+    engine_timeout: float = 0.0,
+    names: Sequence[str] = ("toy",),
+) -> None:
     async def run() -> None:
-        async with asyncio.timeout(60), running(folder, engine_timeout) as toy:
+        async with asyncio.timeout(60), running(folder, engine_timeout, names) as toy:
             await play(toy)
 
     asyncio.run(run())
@@ -223,7 +231,7 @@ def test_deadlines_are_kept_here(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("file", "message"),
-    [(CANNOT_LOAD, "^the toy is broken$"), (DIES_LOADING, r"models were loaded \(signal 9\)")],
+    [(CANNOT_LOAD, "^the toy is broken$"), (DIES_LOADING, r"models were loaded \(signal 11\)")],
 )
 def test_models_that_cannot_be_loaded(tmp_path: Path, file: str, message: str) -> None:
     (tmp_path / file).touch()
@@ -234,6 +242,79 @@ def test_models_that_cannot_be_loaded(tmp_path: Path, file: str, message: str) -
             await toy.service.load()
         with pytest.raises(NotReadyError, match="being loaded"):
             await toy.ask()
+        toy.service.close()
+
+    asyncio.run(run())
+
+
+ABC = ("a", "b", "c")
+REASONS = {
+    CANNOT_LOAD: "the toy is broken",
+    DIES_LOADING: remote.CRASHED.format("signal 11"),
+}
+
+
+async def serves_all_but_b(toy: Toy, reason: str) -> None:
+    await expected(toy, model="a")
+    await expected(toy, model="c")
+    assert toy.service.catalogue.failures == {"b": reason}
+    assert toy.service.catalogue.ready
+    with pytest.raises(ModelFailedError, match=re.escape(f"model 'b' cannot be loaded: {reason}")):
+        await toy.ask(model="b")
+
+
+@pytest.mark.parametrize("file", REASONS)
+def test_a_model_that_cannot_be_loaded_leaves_the_others(
+    tmp_path: Path, file: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor is it tried again when the process is started again for another reason."""
+    (tmp_path / file).write_text("b")
+
+    async def play(toy: Toy) -> None:
+        await serves_all_but_b(toy, REASONS[file])
+        starts = toy.service.restarts
+        assert starts == (file == DIES_LOADING)
+        (tmp_path / file).unlink()
+        with pytest.raises(InferenceError):
+            await toy.ask(mark=DIE, model="c")
+        await serves_all_but_b(toy, REASONS[file])
+        assert toy.service.restarts == starts + 1
+
+    scenario(tmp_path, play, names=ABC)
+    log = capfd.readouterr().err + caplog.text
+    assert log.count(f"model b cannot be loaded and is left out: {REASONS[file]}; mend") == 1
+
+
+@pytest.mark.parametrize("file", REASONS)
+def test_a_model_that_cannot_be_loaded_again_leaves_the_others(tmp_path: Path, file: str) -> None:
+    async def play(toy: Toy) -> None:
+        await expected(toy, model="b")
+        (tmp_path / file).write_text("b")
+        with pytest.raises(InferenceError):
+            await toy.ask(mark=DIE, model="b")
+        await serves_all_but_b(toy, REASONS[file])
+
+    scenario(tmp_path, play, names=ABC)
+
+
+def test_a_model_that_is_another_now_leaves_the_others(tmp_path: Path) -> None:
+    async def play(toy: Toy) -> None:
+        toy.service._setup = toy.service._setup._replace(models=(("a", ""), ("b", "another"), ("c", "")))
+        with pytest.raises(InferenceError):
+            await toy.ask(mark=DIE, model="b")
+        await serves_all_but_b(toy, "its file is no more the one with which the server began")
+
+    scenario(tmp_path, play, names=ABC)
+
+
+def test_models_that_all_end_the_process_end_it_once_each(tmp_path: Path) -> None:
+    (tmp_path / DIES_LOADING).touch()
+
+    async def run() -> None:
+        toy = Toy(tmp_path, names=ABC)
+        with pytest.raises(ValueError, match=r"models were loaded \(signal 11\)"):
+            await toy.service.load()
+        assert toy.service.restarts == len(ABC) - 1
         toy.service.close()
 
     asyncio.run(run())
@@ -380,7 +461,7 @@ def test_other_models_than_the_server_began_with(tmp_path: Path) -> None:
     async def run() -> None:
         toy = Toy(tmp_path)
         toy.service._setup = toy.service._setup._replace(models=(("toy", "another"),))
-        with pytest.raises(ValueError, match="are no more those with which the server began"):
+        with pytest.raises(ValueError, match="no more the one with which the server began"):
             await toy.service.load()
         toy.service.close()
 

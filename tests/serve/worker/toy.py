@@ -1,4 +1,4 @@
-"""An engines' process with one toy model, which does what the first score says."""
+"""An engines' process with toy models, which do what the first score says."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from tests.serve.toy_contract import CONTRACT as ASSIGNER
 COMMAND = (sys.executable, "-m", "tests.serve.worker.toy")
 FAIL, DIE, HANG, SLOW, FORGET, HOLD = 2.0, 3.0, 4.0, 5.0, 6.0, 7.0
 SLOW_SECONDS = 0.5
-CANNOT_LOAD, DIES_LOADING = "cannot load", "dies loading"  # names of files in the folder of artifacts
+# Names of files in the folder of artifacts; such a file names the models that it is for, an empty one is for all.
+CANNOT_LOAD, DIES_LOADING = "cannot load", "dies loading"
 CONTRACT = replace(
     ASSIGNER, outputs=(*ASSIGNER.outputs, TensorSpec("target_scores", "float32", ("B", "A", "C"), heavy=True))
 )
@@ -36,15 +37,16 @@ class Toy:
     description = "numpy"
     sizes: Mapping[str, int] = {}
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str) -> None:
         self._folder = folder
+        self._name = name
 
     def load(self) -> None:
         """Do as the folder says."""
-        if (self._folder / CANNOT_LOAD).exists():
+        if self._is_told_by(CANNOT_LOAD):
             raise RuntimeError("the toy is broken")
-        if (self._folder / DIES_LOADING).exists():
-            os.kill(os.getpid(), signal.SIGKILL)
+        if self._is_told_by(DIES_LOADING):
+            os.kill(os.getpid(), signal.SIGSEGV)
 
     def infer(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         """Do as the first score says."""
@@ -66,11 +68,16 @@ class Toy:
     def close(self) -> None:
         """Nothing."""
 
+    def _is_told_by(self, file: str) -> bool:
+        path = self._folder / file
+        return path.exists() and self._name in (path.read_text().split() or [self._name])
+
 
 def build(setup: Setup) -> LocalService:
-    """The service with the toy."""
-    model = Model(CONTRACT, Toy(setup.artifacts), setup.limits)
-    return LocalService(Registry([model]), regions_of(setup), setup.max_work_bytes, setup.keep_bytes)
+    """The service with the toys that the setup names."""
+    contracts = [replace(CONTRACT, name=name) for name, _ in setup.models or ()]
+    models = [Model(one, Toy(setup.artifacts, one.name), setup.limits) for one in contracts]
+    return LocalService(Registry(models), regions_of(setup), setup.max_work_bytes, setup.keep_bytes)
 
 
 if __name__ == "__main__":
