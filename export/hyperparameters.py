@@ -6,7 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from yolo_loss import Gains
-from yolo_loss.assigner import preset_options
+from yolo_loss.assigner import PRESETS, preset_options
+from yolo_loss.criterion import CLASS_LOSSES
+from yolo_loss.option_checks import gain_values, one_of, stride_list, whole_number
+from yolo_loss.params import AssignerParams
 
 
 @dataclass(frozen=True)
@@ -44,14 +47,24 @@ class Hyperparameters:
     scale: str | None = None
 
     def __post_init__(self) -> None:
-        """Check what the modules would not name as clearly.
+        """Check as the modules do, and keep the numbers as these do: 10.0 as 10, any strides as a tuple.
 
         Raises:
-            ValueError: The preset is unknown, or gains are not three.
+            ValueError: A name is unknown, a count or stride is not positive, or a number is negative or not finite.
         """
-        preset_options(self.preset)
-        if len(self.gains) != len(Gains._fields):
-            raise ValueError(f"gains has {len(self.gains)} numbers, expected three: {', '.join(Gains._fields)}")
+        one_of("preset", self.preset, PRESETS)
+        one_of("class_loss", self.class_loss, CLASS_LOSSES)
+        assigner = AssignerParams.checked(
+            self.topk, self.alpha, self.beta, self.eps, self.min_box_side, self.topk2
+        )._asdict()
+        rest = {
+            "num_classes": whole_number("num_classes", self.num_classes),
+            "strides": stride_list("strides", self.strides),
+            "reg_max": whole_number("reg_max", self.reg_max),
+            "gains": gain_values(self.gains),
+        }
+        for name, value in (assigner | rest).items():
+            object.__setattr__(self, name, value)  # the dataclass is frozen for others
 
     @classmethod
     def from_contract(cls, values: dict[str, Any]) -> Hyperparameters:
@@ -71,5 +84,5 @@ class Hyperparameters:
     def options(self) -> dict[str, Any]:
         """``min_box_side`` and ``topk2`` as they take effect, the preset's where none was named."""
         named = {"min_box_side": self.min_box_side, "topk2": self.topk2}
-        preset = preset_options(self.preset)
+        preset = preset_options(self.preset, self.strides)
         return {name: preset.get(name) if value is None else value for name, value in named.items()}

@@ -23,6 +23,17 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from serve.ragged import pad_ground_truth
 from serve.results import Array, AssignmentResult, LossAndGradients, LossResult
 from serve.targets import COMPACT, complete_targets
+from yolo_loss.checks import (
+    as_array,
+    batch_columns,
+    check_batch_size,
+    check_maps,
+    check_padded,
+    check_pyramid,
+    check_slots,
+    map_list,
+)
+from yolo_loss.option_checks import stride_list
 
 if TYPE_CHECKING:
     from serve.remote_loss import RemoteDetectionLoss
@@ -49,13 +60,13 @@ class AssignerClient:
         url: ``host:port``, with or without ``http://``, or ``https://host:port`` for TLS.
         half: Send maps and scores as FP16: half the bytes, three digits. Boxes and points always go as FP32, since FP16
             has steps of half a pixel above 512.
-        strides: Pixels per cell of the served loss model's levels; the first gives the image size.
+        strides: Pixels per cell of the served loss model's levels, one for each map.
         timeout: Seconds to wait for the connection and for each reply.
         key: Where the server wants one.
         ca_file: PEM file of the authority that signed the server's certificate; None: those that are widely trusted.
 
     Raises:
-        ValueError: The file cannot be used, or was given without TLS.
+        ValueError: A stride is not above 0, or the file cannot be used or was given without TLS.
     """
 
     def __init__(
@@ -70,7 +81,7 @@ class AssignerClient:
     ) -> None:
         self._url, address = url.rstrip("/"), url.removeprefix("http://").removeprefix("https://").rstrip("/")
         self._scores_type = np.dtype(np.float16 if half else np.float32)
-        self._stride = strides[0]
+        self._strides = stride_list("strides", strides)
         self._headers = {"Authorization": f"Bearer {key}"} if key else None
         self._http = InferenceServerClient(
             address, connection_timeout=timeout, network_timeout=timeout, **_tls(url, ca_file)
@@ -100,10 +111,11 @@ class AssignerClient:
             outputs: Targets to fetch as well, by their names in :class:`LossResult`.
 
         Raises:
-            ValueError: The batch is not regular, or a box belongs to no image.
+            ValueError: The maps are not the levels of one image in the order of the strides, the batch is not regular,
+                an image does not exist, or a box is not finite or in pixels.
             ServerError: The server refused, or could not be reached.
         """
-        inputs = self._loss_inputs(feats, batch)
+        inputs = self._loss_inputs(map_list(feats), batch)
         return LossResult(**self._infer(model, inputs, (*LOSS_OUTPUTS, *outputs)))
 
     def loss_and_gradients(
@@ -121,6 +133,7 @@ class AssignerClient:
             ValueError: As :meth:`loss`.
             ServerError: As :meth:`loss`.
         """
+        feats = map_list(feats)
         inputs = self._loss_inputs(feats, batch)
         names = [f"grad_feat_{level}" for level in range(len(feats))]
         values = self._infer(model, inputs, (*LOSS_OUTPUTS, *outputs, *names))
@@ -163,32 +176,39 @@ class AssignerClient:
             model: Name of the served model.
 
         Raises:
+            ValueError: Shapes do not belong together, there is no image or anchor point, or a class does not exist.
             ServerError: The server refused, or could not be reached.
         """
-        scores = _numpy(pd_scores, self._scores_type)
-        inputs = {
-            "pd_scores": scores,
-            "pd_bboxes": _numpy(pd_bboxes, np.float32),
-            "anc_points": _numpy(anc_points, np.float32),
-            "gt_labels": _numpy(gt_labels, np.int64),
-            "gt_bboxes": _numpy(gt_bboxes, np.float32),
-            "mask_gt": _numpy(mask_gt, np.bool_),
+        given = {
+            "pd_scores": as_array("pd_scores", pd_scores, np.float32),
+            "pd_bboxes": as_array("pd_bboxes", pd_bboxes, np.float32),
+            "anc_points": as_array("anc_points", anc_points, np.float32),
+            "gt_labels": as_array("gt_labels", gt_labels),
+            "gt_bboxes": as_array("gt_bboxes", gt_bboxes, np.float32),
+            "mask_gt": as_array("mask_gt", mask_gt, flags=True),
         }
+        check_padded(given)
+        images, _, classes = given["pd_scores"].shape
+        check_batch_size(images)
+        check_slots(given["gt_labels"], given["mask_gt"], classes, negative=False)
+        types: dict[str, Any] = {"pd_scores": self._scores_type, "gt_labels": np.int64, "mask_gt": np.bool_}
+        with np.errstate(invalid="ignore"):  # labels of padding may be anything
+            inputs = {name: np.ascontiguousarray(array, types.get(name, np.float32)) for name, array in given.items()}
         # What the rest of the outputs says follows from these and from what was sent.
         targets = self._infer(model, inputs, COMPACT)
-        return complete_targets(inputs["gt_labels"], inputs["gt_bboxes"], **targets, num_classes=scores.shape[2])
+        return complete_targets(inputs["gt_labels"], inputs["gt_bboxes"], **targets, num_classes=classes)
 
-    def _loss_inputs(self, feats: Sequence[Any], batch: Mapping[str, Any]) -> dict[str, Array]:
-        maps = [_numpy(feat, self._scores_type) for feat in feats]
-        if not maps or any(feat.ndim != 4 for feat in maps):  # noqa: PLR2004
-            raise ValueError(f"feats has shapes {[feat.shape for feat in maps]}; give maps (B, 4R + C, H, W)")
-        missing = [key for key in ("batch_idx", "cls", "bboxes") if key not in batch]
-        if missing:
-            raise ValueError(f"batch lacks {', '.join(missing)}; it needs batch_idx (T,), cls (T,) and bboxes (T, 4)")
-        batch_idx, cls, bboxes = (_numpy(batch[key]) for key in ("batch_idx", "cls", "bboxes"))
-        height, width = (size * self._stride for size in maps[0].shape[2:])
-        truth = pad_ground_truth(batch_idx, cls, bboxes, maps[0].shape[0], (height, width))
-        inputs = {f"feat_{level}": feat for level, feat in enumerate(maps)}
+    def _loss_inputs(self, feats: list[Any], batch: Mapping[str, Any]) -> dict[str, Array]:
+        maps = {f"feats[{level}]": as_array(f"feats[{level}]", feat, np.float32) for level, feat in enumerate(feats)}
+        check_maps(maps, self._strides)
+        check_pyramid(maps, self._strides)
+        images, _, rows, columns = next(iter(maps.values())).shape
+        check_batch_size(images)
+        image_size = (int(rows * self._strides[0]), int(columns * self._strides[0]))
+        truth = pad_ground_truth(**batch_columns(batch), batch_size=images, image_size=image_size)
+        inputs = {
+            f"feat_{level}": np.ascontiguousarray(feat, self._scores_type) for level, feat in enumerate(maps.values())
+        }
         return inputs | truth._asdict()
 
     def _infer(self, model: str, arrays: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
@@ -228,12 +248,3 @@ def _tls(url: str, ca_file: str | Path | None) -> dict[str, Any]:
     except OSError as error:
         raise ValueError(f"ca_file {ca_file} cannot be used ({error}); give a PEM file with certificates") from error
     return {"ssl": True, "ssl_options": {"ca_certs": str(ca_file)}}
-
-
-def _numpy(value: Any, dtype: Any = None) -> Array:
-    """An array of numpy or torch values, on the host, copied only where its type or layout needs it."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        # numpy has no bfloat16; float32 holds its values exactly.
-        value = (value.float() if "bfloat16" in str(value.dtype) else value).numpy()
-    return np.ascontiguousarray(value, dtype)

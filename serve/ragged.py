@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
-from numpy.typing import ArrayLike
 
 from serve.results import Array, GroundTruth
+from yolo_loss.checks import as_array, batch_columns, check_columns, check_values
 
 
 def pad_ground_truth(
-    batch_idx: ArrayLike,
-    cls: ArrayLike,
-    bboxes: ArrayLike,
+    batch_idx: Any,
+    cls: Any,
+    bboxes: Any,
     batch_size: int,
     image_size: tuple[int, int],
     num_classes: int | None = None,
@@ -31,13 +34,13 @@ def pad_ground_truth(
         pixel coordinates is above 0.
 
     Raises:
-        ValueError: The lengths differ, a box is not finite, or an index or class does not exist. The text says which.
+        ValueError: Shapes or types are wrong, an image or a class does not exist, or a box is not finite or in pixels.
+            The text says which.
     """
-    image = _indices("batch_idx", batch_idx, batch_size, f"the predictions are of {batch_size} images")
-    labels = _indices("cls", cls, num_classes, f"the model has {num_classes} classes")
-    boxes = _boxes(bboxes, len(image), image_size)
-    if len(labels) != len(image):
-        raise ValueError(f"cls has {len(labels)} entries, batch_idx has {len(image)}; give one of each for every box")
+    image, labels, fractions = ragged_arrays({"batch_idx": batch_idx, "cls": cls, "bboxes": bboxes})
+    check_values(image, labels, fractions, batch_size, num_classes)
+    image, labels = (column.reshape(-1).astype(np.int64) for column in (image, labels))
+    boxes = _corners(fractions.reshape(-1, 4).astype(np.float32), image_size)
     counts = np.bincount(image, minlength=batch_size)  # (B,)
     slots = int(counts.max(initial=0))
     order = np.argsort(image, kind="stable")
@@ -51,37 +54,24 @@ def pad_ground_truth(
     return GroundTruth(gt_labels, gt_bboxes, gt_bboxes.sum(axis=-1, keepdims=True) > 0)
 
 
-def _indices(name: str, values: ArrayLike, end: int | None, reason: str) -> Array:
-    """Whole numbers in [0, end), (T,) int64."""
-    array = np.asarray(values)
-    if array.shape[1:] == (1,):
-        array = array[:, 0]
-    if array.ndim != 1:
-        raise ValueError(f"{name} has shape {array.shape}; give (T,), one entry for every box")
-    if not array.size:
-        return np.zeros(0, np.int64)
-    wrong = ~((array >= 0) & (array == np.trunc(array)) & (array < (2**31 if end is None else end)))
-    if wrong.any():
-        place = int(np.argmax(wrong))
-        hint = f" and below {end}: {reason}" if end is not None else ""
-        raise ValueError(f"{name}[{place}] is {array[place]}; it must be a whole number, 0 or more{hint}")
-    return array.astype(np.int64)
+def ragged_arrays(batch: Mapping[str, Any]) -> tuple[Array, Array, Array]:
+    """The three ragged columns as arrays whose shapes and types belong together.
+
+    Args:
+        batch: ``batch_idx`` (T,) or (T, 1), ``cls`` (T,) or (T, 1), ``bboxes`` (T, 4): arrays, tensors or lists.
+
+    Raises:
+        ValueError: A column is missing, or they do not belong together.
+    """
+    columns = batch_columns(batch)
+    batch_idx, cls = (as_array(name, columns[name]) for name in ("batch_idx", "cls"))
+    bboxes = as_array("bboxes", columns["bboxes"], np.float32)
+    check_columns(batch_idx, cls, bboxes)
+    return batch_idx, cls, bboxes
 
 
-def _boxes(bboxes: ArrayLike, count: int, image_size: tuple[int, int]) -> Array:
+def _corners(fractions: Array, image_size: tuple[int, int]) -> Array:
     """Pixel xyxy, (T, 4) float32."""
-    array = np.asarray(bboxes, np.float32)
-    if array.size == 0 and count == 0:
-        return np.zeros((0, 4), np.float32)
-    if array.shape != (count, 4):
-        raise ValueError(
-            f"bboxes has shape {array.shape}, batch_idx has {count} entries; give ({count}, 4): "
-            "centre x, centre y, width, height, normalised by the image size"
-        )
-    finite = np.isfinite(array).all(axis=1)
-    if not finite.all():
-        place = int(np.argmin(finite))
-        raise ValueError(f"bboxes[{place}] is {array[place].tolist()}; all four numbers must be finite")
     height, width = image_size
-    centre, size = np.split(array * np.array((width, height, width, height), np.float32), 2, axis=1)
+    centre, size = np.split(fractions * np.array((width, height, width, height), np.float32), 2, axis=1)
     return np.concatenate((centre - size / 2, centre + size / 2), axis=1)

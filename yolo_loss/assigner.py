@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from yolo_loss.anchors import compute_dtype
 from yolo_loss.channels import Channels, ClassScores
+from yolo_loss.checks import Array, check_padded
 from yolo_loss.compilation import kernels_compiled, uncompiled
 from yolo_loss.dense import assign_dense
 from yolo_loss.lookup import look_up_targets
+from yolo_loss.option_checks import is_sequence, one_of, smallest_side, stride_list, whole_number
 from yolo_loss.params import AssignerParams
 from yolo_loss.results import Assignment, AssignmentResult, GroundTruth
 from yolo_loss.sparse import assign_sparse
+from yolo_loss.transforms import vectorized
 from yolo_loss.triton_assign import assign_triton, available
-from yolo_loss.validate import check_floating, check_labels, check_shape
+from yolo_loss.validate import as_tensor, check_labels
 
 FORMULATIONS = {"dense": assign_dense, "sparse": assign_sparse}
 # Up to so many (ground truth, anchor) pairs, candidates or not, looking at all of them is faster than listing some.
@@ -25,20 +29,19 @@ FEW_PAIRS = 2**14
 
 PRESETS: dict[str, dict[str, Any]] = {
     "yolov8": {},
-    # From release 8.4 on the reference seeks candidates in boxes of at least its second stride.
+    # From release 8.4 on the reference seeks candidates in boxes of at least its second stride, here of 8, 16, 32.
     "ultralytics-8.4": {"min_box_side": 16.0},
 }
 
 
-def preset_options(preset: str) -> dict[str, Any]:
-    """Options of the assigner that a preset names.
+def preset_options(preset: str, strides: Sequence[float]) -> dict[str, Any]:
+    """Options of the assigner that a preset names, for a head of these strides.
 
     Raises:
         ValueError: There is no such preset.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"preset is {preset!r}, expected one of {', '.join(PRESETS)}")
-    return PRESETS[preset]
+    options = PRESETS[one_of("preset", preset, PRESETS)]
+    return {**options, "min_box_side": smallest_side(strides)} if "min_box_side" in options else options
 
 
 class TaskAlignedAssigner(nn.Module):
@@ -57,51 +60,66 @@ class TaskAlignedAssigner(nn.Module):
         num_classes: int = 80,
         alpha: float = 1.0,
         beta: float = 6.0,
-        eps: float = 1e-9,
-        *,
+        *more: Any,
+        eps: float | None = None,
         min_box_side: float | None = None,
         topk2: int | None = None,
-        stride: Sequence[float] | None = None,
+        stride: Sequence[float] | Tensor | Array | None = None,
         formulation: str = "auto",
         compile_kernels: bool = False,
     ) -> None:
-        """Set the hyper-parameters.
+        """Set the hyper-parameters. They may be changed later as attributes, which each call reads.
 
         Args:
             topk: Candidates k per ground truth.
             num_classes: C.
             alpha: Exponent of the class score.
             beta: Exponent of the overlap.
-            eps: Margin inside a box, and what keeps the soft score finite.
+            *more: ``eps``; or, in the order of release 8.4, ``stride``, ``eps`` and ``topk2``.
+            eps: Margin inside a box, and what keeps the soft score finite; None: 1e-9.
             min_box_side: Candidates are sought in boxes of at least this side, in pixels; None: as they are.
             topk2: Anchors each ground truth keeps in the end, 1 for one-to-one; None: all it won.
-            stride: As callers of release 8.4 pass it: ``min_box_side``, where not given, is its second entry.
+            stride: As callers of release 8.4 pass it: ``min_box_side``, where not given, is its second entry, or its
+                only one.
             formulation: ``sparse``, over candidate pairs; ``dense``, without data-dependent shapes; or ``auto``: on a
                 CPU by size, elsewhere ``dense``, which never waits for a GPU. The results are equal to the bit. Also
                 ``triton``, kernels for a GPU that agree with these to rounding; ``dense`` where they do not fit.
             compile_kernels: Run the heavy parts through torch.compile. The first calls then take some seconds.
 
         Raises:
-            ValueError: A count is not positive, or the formulation is unknown or not installed.
+            ValueError: A count is not positive, a number is negative or not finite, something is given twice, or the
+                formulation is unknown or not installed.
         """
         super().__init__()
-        for name, value in (("topk", topk), ("num_classes", num_classes), ("topk2", 1 if topk2 is None else topk2)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}, expected at least 1")
-        if formulation not in (*FORMULATIONS, "triton", "auto"):
-            raise ValueError(f"formulation is {formulation!r}, expected one of {', '.join(FORMULATIONS)}, triton, auto")
+        one_of("formulation", formulation, (*FORMULATIONS, "triton", "auto"))
         if formulation == "triton" and not available():
             raise ValueError("formulation is 'triton', but that package is missing; pip install triton, or choose auto")
-        if min_box_side is None and stride is not None and len(stride) > 1:
-            min_box_side = float(stride[1])
-        self.num_classes = num_classes
-        self.params = AssignerParams(topk, alpha, beta, eps, min_box_side, topk2)
+        given = _positional(more, {"stride": stride, "eps": eps, "topk2": topk2})
+        self.num_classes = whole_number("num_classes", num_classes)
+        self.stride = None if given["stride"] is None else stride_list("stride", given["stride"])
+        options = AssignerParams.checked(
+            topk, alpha, beta, 1e-9 if given["eps"] is None else given["eps"], min_box_side, given["topk2"]
+        )
+        self.topk, self.alpha, self.beta, self.eps, self.min_box_side, self.topk2 = options
         self.formulation = formulation
         self.compile_kernels = compile_kernels
 
+    @property
+    def params(self) -> AssignerParams:
+        """The hyper-parameters of the assignment as the attributes say them now.
+
+        Raises:
+            ValueError: One was set to something that the constructor refuses.
+        """
+        side = self.min_box_side
+        if side is None and self.stride is not None:
+            side = smallest_side(stride_list("stride", self.stride))
+        return AssignerParams.checked(self.topk, self.alpha, self.beta, self.eps, side, self.topk2)
+
     def extra_repr(self) -> str:
         """Hyper-parameters, for print(module)."""
-        numbers = ", ".join(f"{name}={value}" for name, value in self.params._asdict().items())
+        names = (*AssignerParams._fields, *(() if self.stride is None else ("stride",)))
+        numbers = ", ".join(f"{name}={getattr(self, name)}" for name in names)
         return f"num_classes={self.num_classes}, {numbers}, formulation={self.formulation}"
 
     @uncompiled
@@ -115,7 +133,7 @@ class TaskAlignedAssigner(nn.Module):
         gt_bboxes: Tensor,
         mask_gt: Tensor,
     ) -> AssignmentResult:
-        """Assign.
+        """Assign. Arrays of numpy and lists are taken for tensors.
 
         Args:
             pd_scores: (B, A, C) class probabilities.
@@ -130,15 +148,24 @@ class TaskAlignedAssigner(nn.Module):
             ``num_classes`` and everything else is zero.
 
         Raises:
-            ValueError: Shapes do not belong together, boxes or scores are integers, or a label is C or larger.
+            ValueError: Shapes do not belong together, there is no anchor point, boxes or scores are integers, a label
+                is C or larger or, in a valid slot, no whole number, or a hyper-parameter was set to what it cannot be.
         """
-        self._check(pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt)
+        pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt = self._checked(
+            pd_scores=pd_scores,
+            pd_bboxes=pd_bboxes,
+            anc_points=anc_points,
+            gt_labels=gt_labels,
+            gt_bboxes=gt_bboxes,
+            mask_gt=mask_gt,
+        )
         dtype = compute_dtype(pd_scores, pd_bboxes, anc_points, gt_bboxes)
         ground_truth = GroundTruth(gt_labels.long(), gt_bboxes.to(dtype), mask_gt.bool())
-        scores = ClassScores((Channels(pd_scores.transpose(1, 2), 0, self.num_classes),), dtype)
+        classes = pd_scores.shape[2]
+        scores = ClassScores((Channels(pd_scores.transpose(1, 2), 0, classes),), dtype)
         with kernels_compiled(self.compile_kernels):
             assignment = self.assign(scores, pd_bboxes.to(dtype), anc_points.to(dtype), ground_truth)
-        return look_up_targets(assignment, ground_truth, self.num_classes)
+        return look_up_targets(assignment, ground_truth, classes)
 
     @torch.no_grad()
     def assign(
@@ -158,31 +185,44 @@ class TaskAlignedAssigner(nn.Module):
         if ground_truth.gt_labels.shape[1] == 0:
             background = pd_bboxes.new_zeros(pd_bboxes.shape[:2])
             return Assignment(background.bool(), background.long(), background)
-        formulation = self.formulation
-        if formulation == "auto":
-            pairs = pd_bboxes.shape[0] * pd_bboxes.shape[1] * ground_truth.gt_bboxes.shape[1]
-            # Lists have lengths for which a GPU is waited for, and a graph of its kernels has one length of each.
-            formulation = "dense" if pairs <= FEW_PAIRS or pd_bboxes.device.type != "cpu" else "sparse"
+        pairs = pd_bboxes.shape[0] * pd_bboxes.shape[1] * ground_truth.gt_bboxes.shape[1]
+        formulation = self._formulation(pairs, pd_bboxes.device)
         chosen = assign_triton if formulation == "triton" else FORMULATIONS[formulation]
         return chosen(scores, pd_bboxes, anc_points, ground_truth, self.params)
 
-    def _check(
-        self,
-        pd_scores: Tensor,
-        pd_bboxes: Tensor,
-        anc_points: Tensor,
-        gt_labels: Tensor,
-        gt_bboxes: Tensor,
-        mask_gt: Tensor,
-    ) -> None:
-        check_shape("pd_scores", pd_scores, (None, None, self.num_classes), "(B, A, C), C as in num_classes")
-        images, anchors = pd_scores.shape[:2]
-        check_shape("pd_bboxes", pd_bboxes, (images, anchors, 4), "(B, A, 4), B and A as in pd_scores")
-        check_shape("anc_points", anc_points, (anchors, 2), "(A, 2), A as in pd_scores")
-        check_shape("gt_bboxes", gt_bboxes, (images, None, 4), "(B, M, 4), B as in pd_scores")
-        slots = gt_bboxes.shape[1]
-        check_shape("gt_labels", gt_labels, (images, slots, 1), "(B, M, 1), B and M as in gt_bboxes")
-        check_shape("mask_gt", mask_gt, (images, slots, 1), "(B, M, 1), B and M as in gt_bboxes")
-        for name, tensor in (("pd_scores", pd_scores), ("pd_bboxes", pd_bboxes), ("gt_bboxes", gt_bboxes)):
-            check_floating(name, tensor)
-        check_labels("gt_labels", gt_labels, self.num_classes)
+    def _formulation(self, pairs: int, device: torch.device) -> str:
+        """The formulation that computes so many pairs."""
+        if vectorized():
+            if self.formulation in ("sparse", "triton"):
+                raise ValueError(
+                    f"formulation is {self.formulation!r}, which torch.func.vmap, jacfwd, jacrev and hessian cannot "
+                    "batch: its lists have lengths that depend on the data; choose formulation='dense' or 'auto'"
+                )
+            return "dense"
+        if self.formulation == "auto":
+            # Lists have lengths for which a GPU is waited for, and a graph of its kernels has one length of each.
+            return "dense" if pairs <= FEW_PAIRS or device.type != "cpu" else "sparse"
+        return self.formulation
+
+    def _checked(self, **inputs: Any) -> list[Tensor]:
+        """The inputs of a call as tensors."""
+        whole = ("gt_labels", "mask_gt")
+        tensors = {
+            name: as_tensor(name, value, None if name in whole else np.float32, flags=name == "mask_gt")
+            for name, value in inputs.items()
+        }
+        classes = whole_number("num_classes", self.num_classes)
+        check_padded(tensors, classes)
+        check_labels(tensors["gt_labels"], tensors["mask_gt"], classes)
+        return list(tensors.values())
+
+
+def _positional(more: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
+    """Add what stands behind ``beta`` to what was named: several numbers are strides, as in release 8.4."""
+    order = ("stride", "eps", "topk2") if more and is_sequence(more[0]) else ("eps",)
+    if len(more) > len(order):
+        raise ValueError(f"{more[len(order) :]} is given behind {', '.join(order)}; name what is meant, as topk2=1")
+    twice = [name for name in order[: len(more)] if named[name] is not None]
+    if twice:
+        raise ValueError(f"{', '.join(twice)} is given twice, by its place and by its name; leave one out")
+    return {**named, **dict(zip(order, more, strict=False))}

@@ -11,16 +11,19 @@ from torch import Tensor, nn
 from yolo_loss.anchors import decode_levels
 from yolo_loss.assigner import TaskAlignedAssigner, preset_options
 from yolo_loss.channels import ClassScores
+from yolo_loss.checks import Array
 from yolo_loss.compilation import kernels_compiled, uncompiled, without_autocast
 from yolo_loss.dense_sums import dense_sums
 from yolo_loss.gradients import Derive, dense_gradients, sparse_gradients
+from yolo_loss.option_checks import gain_values, one_of, stride_list, whole_number
 from yolo_loss.predictions import RawOutput, join_predictions
 from yolo_loss.results import Assignment, Gains, GroundTruth, LossResult, Predictions
 from yolo_loss.rows import RowDerivatives, Rows, row_derivatives
 from yolo_loss.sparse_sums import sparse_sums
 from yolo_loss.targets import add_empty_slot, pad_where_it_lies
 from yolo_loss.terms import loss_from_sums
-from yolo_loss.validate import check_batch, check_labels
+from yolo_loss.transforms import detached, transformed, vectorized
+from yolo_loss.validate import check_batch
 
 CLASS_LOSSES = ("bce", "varifocal")
 
@@ -34,14 +37,14 @@ class DetectionLoss(nn.Module):
     def __init__(
         self,
         num_classes: int = 80,
-        strides: Sequence[float] = (8, 16, 32),
+        strides: Sequence[float] | Tensor | Array = (8, 16, 32),
         reg_max: int = 16,
         *,
         topk: int = 10,
         alpha: float = 0.5,
         beta: float = 6.0,
         eps: float = 1e-9,
-        gains: Gains = Gains(),  # noqa: B008  (immutable)
+        gains: Sequence[float] | Mapping[str, float] | Tensor | Array = Gains(),  # noqa: B008  (immutable)
         class_loss: str = "bce",
         preset: str = "yolov8",
         formulation: str = "auto",
@@ -53,13 +56,13 @@ class DetectionLoss(nn.Module):
 
         Args:
             num_classes: C.
-            strides: Pixels per cell of each level.
+            strides: Pixels per cell of each level; a sequence, an array or a tensor.
             reg_max: R, bins per side; 1 means plain distances and no distribution term.
             topk: Candidates per ground truth.
             alpha: Exponent of the class score in the assignment.
             beta: Exponent of the overlap in the assignment.
             eps: Of the assignment.
-            gains: Weights of the three terms.
+            gains: Weights of the three terms, in the order of ``Gains`` or by its names.
             class_loss: ``bce`` or ``varifocal``.
             preset: ``yolov8``, or ``ultralytics-8.4`` for that release's larger candidate areas.
             formulation: ``sparse``, over candidate pairs and foreground; ``dense``, without data-dependent shapes; or
@@ -71,36 +74,30 @@ class DetectionLoss(nn.Module):
             **assigner_options: ``min_box_side`` and ``topk2``, over the preset's.
 
         Raises:
-            ValueError: A name is unknown, a count or stride not positive, or ``max_boxes`` negative.
+            ValueError: A name is unknown, a count or stride is not positive, or a number is negative or not finite.
         """
         super().__init__()
-        if class_loss not in CLASS_LOSSES:
-            raise ValueError(f"class_loss is {class_loss!r}, expected one of {', '.join(CLASS_LOSSES)}")
-        if reg_max < 1:
-            raise ValueError(f"reg_max is {reg_max}, expected at least 1")
-        if max_boxes is not None and max_boxes < 0:
-            raise ValueError(f"max_boxes is {max_boxes}, expected at least 0, or None for the batch's largest count")
-        if not strides or min(strides) <= 0:
-            raise ValueError(f"strides is {tuple(strides)}, expected pixels per cell of each level, all above 0")
-        self.num_classes = num_classes
-        self.strides = tuple(float(stride) for stride in strides)
-        self.reg_max = reg_max
-        self.gains = Gains(*gains)
+        one_of("class_loss", class_loss, CLASS_LOSSES)
+        self.num_classes = whole_number("num_classes", num_classes)
+        self.strides = stride_list("strides", strides)
+        self.reg_max = whole_number("reg_max", reg_max)
+        self.gains = Gains(*gain_values(gains))
         self.class_loss = class_loss
         self.preset = preset
         self.compile_kernels = compile_kernels
-        self.max_boxes = max_boxes
-        options = preset_options(preset) | assigner_options
+        self.max_boxes = None if max_boxes is None else whole_number("max_boxes", max_boxes, 0)
+        options = preset_options(preset, self.strides) | assigner_options
         self.assigner = TaskAlignedAssigner(topk, num_classes, alpha, beta, eps, formulation=formulation, **options)
 
     @uncompiled
-    def forward(self, preds: RawOutput, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, preds: RawOutput, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """The loss of a training batch.
 
         Args:
             preds: The head's output: L maps (B, 4R + C, H_i, W_i), a tuple with such a list second, or a dict of
                 ``boxes``, ``scores`` and ``feats``.
-            batch: ``batch_idx`` (T,), ``cls`` (T,), ``bboxes`` (T, 4) normalised centre x, centre y, width, height.
+            batch: ``batch_idx`` (T,), ``cls`` (T,), ``bboxes`` (T, 4) normalised centre x, centre y, width, height;
+                tensors, arrays or lists.
 
         Returns:
             The loss () to call ``backward`` on, the sum of the terms times B; and box, cls, dfl (3,), detached.
@@ -113,17 +110,18 @@ class DetectionLoss(nn.Module):
         return result.loss, result.loss_items
 
     @uncompiled
-    def evaluate(self, preds: RawOutput, batch: Mapping[str, Tensor]) -> LossResult:
+    def evaluate(self, preds: RawOutput, batch: Mapping[str, Any]) -> LossResult:
         """Like calling the criterion, but with sums per image and the assignment beside the loss."""
         predictions = join_predictions(preds, self.strides, self.num_classes, self.reg_max)
         batch_size = predictions.levels[0].scores_of.shape[0]
-        images, labels, bboxes_xywh = check_batch(batch, batch_size)
-        check_labels("batch['cls']", labels, self.num_classes)
+        columns = check_batch(batch, batch_size, self.num_classes)
         height, width = (int(cells * self.strides[0]) for cells in predictions.grid_size)
         ground_truth = pad_where_it_lies(
-            (images, labels, bboxes_xywh), predictions.anchor_points, (height, width), batch_size, self.max_boxes
+            columns, predictions.anchor_points, (height, width), batch_size, self.max_boxes
         )
-        with without_autocast(predictions.anchor_points.device), kernels_compiled(self.compile_kernels):
+        sources = (source for level in predictions.levels for source in level)
+        compiled = self.compile_kernels and not transformed(sources)  # a compiler does not know all transforms
+        with without_autocast(predictions.anchor_points.device), kernels_compiled(compiled):
             return self.from_padded(predictions, ground_truth)
 
     def from_padded(self, predictions: Predictions, ground_truth: GroundTruth) -> LossResult:
@@ -138,7 +136,7 @@ class DetectionLoss(nn.Module):
         """
         ground_truth, assignment = self._assign(predictions, ground_truth)
         inputs = predictions, ground_truth, assignment, self.class_loss
-        if self.assigner.formulation == "dense":
+        if self.assigner.formulation == "dense" or vectorized():
             image_sums = dense_sums(*inputs)
         else:
             image_sums = sparse_sums(*inputs, self._most_foreground(ground_truth))
@@ -184,7 +182,9 @@ class DetectionLoss(nn.Module):
         """Ground truth of at least one slot, and its assignment."""
         if ground_truth.gt_labels.shape[1] == 0:
             ground_truth = add_empty_slot(ground_truth)
+        # Detached, since no_grad does not stop derivatives in forward mode.
+        predictions = detached(predictions)
         points, strides = predictions.anchor_points, predictions.strides
         boxes = decode_levels(predictions.pred_distri, points, self.reg_max) * strides  # (B, A, 4) pixels
-        scores = ClassScores([level.detach() for level in predictions.pred_scores], points.dtype, logits=True)
+        scores = ClassScores(predictions.pred_scores, points.dtype, logits=True)
         return ground_truth, self.assigner.assign(scores, boxes, points * strides, ground_truth)

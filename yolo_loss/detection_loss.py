@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from yolo_loss.criterion import DetectionLoss
+from yolo_loss.option_checks import stride_list
 from yolo_loss.results import Gains
 
 
@@ -26,14 +27,14 @@ class v8DetectionLoss(DetectionLoss):  # noqa: N801  (the name users of YOLO cod
             **options: Passed to ``DetectionLoss``: ``preset``, ``class_loss`` and others.
 
         Raises:
-            ValueError: The head or the gains are not there.
+            ValueError: The head or the gains are not there, or a number is none or out of range.
         """
         model = getattr(model, "module", model)
         head = _head_of(model)
         super().__init__(
-            num_classes=int(head.nc),
-            strides=[float(stride) for stride in head.stride],
-            reg_max=int(head.reg_max),
+            num_classes=head.nc,
+            strides=head.stride,
+            reg_max=head.reg_max,
             topk=tal_topk,
             topk2=tal_topk2,
             gains=_gains_of(model),
@@ -51,12 +52,14 @@ def _head_of(model: Any) -> Any:
         raise ValueError(
             f"the last module, {type(head).__name__}, lacks {', '.join(missing)}; it must be a Detect head"
         )
-    if min(float(stride) for stride in head.stride) <= 0:
-        raise ValueError(f"the head's stride is {head.stride}; it is set when the model is built, expected above 0")
+    try:
+        stride_list("stride", head.stride)
+    except ValueError as error:
+        raise ValueError(f"{type(head).__name__}.{error}; it is set when the model is built") from error
     return head
 
 
-def _gains_of(model: Any) -> Gains:
+def _gains_of(model: Any) -> dict[str, Any]:
     args = getattr(model, "args", None)
     gains = args if isinstance(args, Mapping) else vars(args) if hasattr(args, "__dict__") else {}
     missing = [name for name in Gains._fields if name not in gains]
@@ -65,4 +68,4 @@ def _gains_of(model: Any) -> Gains:
             f"model.args lacks the gains {', '.join(missing)}; set model.args to an object or a dict with box, cls and "
             "dfl, or use DetectionLoss(gains=...)"
         )
-    return Gains(*(float(gains[name]) for name in Gains._fields))
+    return {name: gains[name] for name in Gains._fields}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from yolo_loss.option_checks import real_number, whole_number
 
 _LARGEST_PRODUCT = 16
 
@@ -29,16 +31,34 @@ class AssignerParams(NamedTuple):
     min_box_side: float | None = None
     topk2: int | None = None
 
+    @classmethod
+    def checked(
+        cls, topk: Any, alpha: Any, beta: Any, eps: Any, min_box_side: Any = None, topk2: Any = None
+    ) -> AssignerParams:
+        """From whatever a caller gives, 10.0 for 10 or a number of numpy.
+
+        Raises:
+            ValueError: A count is not positive, or a number is negative or not finite.
+        """
+        return cls(
+            whole_number("topk", topk),
+            real_number("alpha", alpha),
+            real_number("beta", beta),
+            real_number("eps", eps),
+            None if min_box_side is None else real_number("min_box_side", min_box_side),
+            None if topk2 is None else whole_number("topk2", topk2),
+        )
+
     def most_assigned(self, slots: int) -> int:
         """How many anchors of an image with so many ground truths are foreground at most."""
         return slots * (self.topk if self.topk2 is None else min(self.topk, self.topk2))
 
 
 def power(base: Tensor, exponent: float) -> Tensor:
-    """base^exponent, whole exponents by multiplication.
+    """base^exponent, whole and half exponents up to 16.5 by multiplication.
 
-    torch's vector routine for other powers and the scalar one, which takes what a vector does not fill, differ in the
-    last bit: the result would depend on an entry's place. Products do not; they are faster, too.
+    torch's vector routine for powers and the scalar one, which takes what a vector does not fill, differ in the last
+    bit: the result would depend on an entry's place in the tensor. Products, roots, exponentials and logarithms do not.
 
     Args:
         base: Any shape, not negative.
@@ -47,9 +67,18 @@ def power(base: Tensor, exponent: float) -> Tensor:
     Returns:
         Of the base's shape.
     """
-    whole = int(exponent)
-    if whole != exponent or not 1 <= whole <= _LARGEST_PRODUCT:
-        return base.pow(exponent)
+    whole, rest = int(exponent), exponent % 1
+    if whole > _LARGEST_PRODUCT or rest not in (0, 0.5):
+        return _other_power(base, exponent)
+    if exponent == 0:
+        return torch.ones_like(base)
+    if rest == 0:
+        return _whole_power(base, whole)
+    root = base.sqrt()
+    return root if whole == 0 else _whole_power(base, whole) * root
+
+
+def _whole_power(base: Tensor, whole: int) -> Tensor:
     square = base
     while whole % 2 == 0:
         square, whole = square * square, whole // 2
@@ -59,6 +88,13 @@ def power(base: Tensor, exponent: float) -> Tensor:
         if whole % 2:
             result = result * square
     return result
+
+
+def _other_power(base: Tensor, exponent: float) -> Tensor:
+    if torch.compiler.is_compiling():
+        return base.pow(exponent)
+    # In float64, where the rounding of the logarithm, times the exponent, is still far below that of float32.
+    return torch.exp(exponent * torch.log(base.double())).to(base.dtype)
 
 
 def candidate_areas(boxes: Tensor, params: AssignerParams) -> Tensor:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from yolo_loss.anchors import compute_dtype, make_anchors
+from yolo_loss.checks import MAP, check_floating, check_maps, check_pyramid, check_shape, map_list
 from yolo_loss.results import Level, Predictions
-from yolo_loss.validate import check_floating, check_shape
+from yolo_loss.validate import as_tensor
 
 # A list of raw maps, a tuple whose second entry is one of the other forms, or a dict with boxes, scores and feats.
 RawOutput = Sequence[Any] | Mapping[str, Any]
@@ -19,9 +22,9 @@ def join_predictions(preds: RawOutput, strides: Sequence[float], num_classes: in
     """Join the levels of a head's output.
 
     Args:
-        preds: L maps (B, 4R + C, H_i, W_i); or a tuple (anything, such a list), as a head in evaluation mode gives;
-            or a dict of ``boxes`` (B, 4R, A), ``scores`` (B, C, A) and ``feats``, L maps of which only the shape is
-            read, as heads since 8.4 give.
+        preds: L maps (B, 4R + C, H_i, W_i), tensors or arrays; or a tuple (anything, such a list), as a head in
+            evaluation mode gives; or a dict of ``boxes`` (B, 4R, A), ``scores`` (B, C, A) and ``feats``, L maps of
+            which only the shape is read, as heads since 8.4 give.
         strides: L strides in pixels.
         num_classes: C.
         reg_max: R.
@@ -30,13 +33,14 @@ def join_predictions(preds: RawOutput, strides: Sequence[float], num_classes: in
         The same numbers in one form; no map is copied.
 
     Raises:
-        ValueError: None of the forms, or shapes that do not belong together.
+        ValueError: None of the forms, shapes that do not belong together, or maps that are not the levels of one image
+            in the order of the strides.
     """
     if isinstance(preds, tuple) and preds and isinstance(preds[-1], Mapping | list | tuple):
         preds = preds[-1]
     if isinstance(preds, Mapping):
         return _from_dict(preds, strides, num_classes, reg_max)
-    maps = _check_maps(preds, strides, 4 * reg_max + num_classes, "4R + C")
+    maps = _check_maps(preds, strides, 4 * reg_max + num_classes, MAP)
     flat = [level.flatten(2) for level in maps]  # (B, 4R + C, A_i)
     return _with_anchors([Level(level, level) for level in flat], maps, strides, num_classes, reg_max)
 
@@ -45,8 +49,8 @@ def _from_dict(preds: Mapping[str, Any], strides: Sequence[float], num_classes: 
     missing = [key for key in ("boxes", "scores", "feats") if key not in preds]
     if missing:
         raise ValueError(f"preds is a dict without {', '.join(missing)}; it needs boxes, scores and feats")
-    feats = _check_maps(preds["feats"], strides, None, "any channels")
-    boxes, scores = preds["boxes"], preds["scores"]
+    feats = _check_maps(preds["feats"], strides, None, "(B, any channels, H, W)")
+    boxes, scores = (as_tensor(f"preds['{name}']", preds[name], np.float32) for name in ("boxes", "scores"))
     images, anchors = feats[0].shape[0], sum(level.shape[2] * level.shape[3] for level in feats)
     check_shape("preds['boxes']", boxes, (images, 4 * reg_max, anchors), "(B, 4R, A), B and A as in the feats")
     check_shape("preds['scores']", scores, (images, num_classes, anchors), "(B, C, A), B and A as in the feats")
@@ -55,18 +59,14 @@ def _from_dict(preds: Mapping[str, Any], strides: Sequence[float], num_classes: 
     return _with_anchors([Level(boxes, scores)], feats, strides, num_classes, reg_max)
 
 
-def _check_maps(maps: Any, strides: Sequence[float], channels: int | None, meaning: str) -> list[Tensor]:
-    if not isinstance(maps, Sequence) or not all(isinstance(level, Tensor) for level in maps):
-        raise ValueError(
-            f"preds is {type(maps).__name__}; give a list of maps, a tuple (y, maps), or a dict of tensors"
-        )
-    if len(maps) != len(strides):
-        raise ValueError(f"preds has {len(maps)} maps, but there are {len(strides)} strides; give one map per stride")
-    images = maps[0].shape[0]
-    for index, level in enumerate(maps):
-        check_shape(f"preds[{index}]", level, (images, channels, None, None), f"(B, {meaning}, H, W), one B")
-        check_floating(f"preds[{index}]", level)
-    return list(maps)
+def _check_maps(feats: Any, strides: Sequence[float], channels: int | None, layout: str) -> list[Tensor]:
+    named = {
+        f"feats[{level}]": as_tensor(f"feats[{level}]", feat, np.float32) for level, feat in enumerate(map_list(feats))
+    }
+    check_maps(named, strides, channels, layout)
+    if not torch.compiler.is_compiling():  # a graph takes any sizes
+        check_pyramid(named, strides)
+    return list(named.values())
 
 
 def _with_anchors(

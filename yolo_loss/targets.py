@@ -8,7 +8,7 @@ from torch import Tensor
 from yolo_loss.boxes import xywh2xyxy
 from yolo_loss.buffers import constants, moved
 from yolo_loss.results import GroundTruth
-from yolo_loss.validate import values_readable
+from yolo_loss.validate import check_batch, values_readable
 
 
 def pad_ground_truth(
@@ -22,8 +22,8 @@ def pad_ground_truth(
     """Pad to the largest count in the batch, keeping the order of arrival inside each image.
 
     Args:
-        batch_idx: (T,) int64, image of each box, in [0, B).
-        cls: (T,) int64 classes.
+        batch_idx: (T,) image of each box, whole numbers in [0, B).
+        cls: (T,) classes, whole numbers.
         bboxes_xywh: (T, 4) centre x, centre y, width, height, normalised to [0, 1] by the image size.
         batch_size: B.
         image_size: (height, width) in pixels.
@@ -34,8 +34,21 @@ def pad_ground_truth(
         above 0.
 
     Raises:
-        ValueError: An image has more boxes than ``slots``. On a GPU the kernels that follow are stopped instead.
+        ValueError: As ``check_batch``, or an image has more boxes than ``slots``. On a GPU the kernels that follow are
+            stopped instead.
     """
+    batch = {"batch_idx": batch_idx, "cls": cls, "bboxes": bboxes_xywh}
+    return _pad(*check_batch(batch, batch_size), batch_size, image_size, slots)
+
+
+def _pad(
+    batch_idx: Tensor,
+    cls: Tensor,
+    bboxes_xywh: Tensor,
+    batch_size: int,
+    image_size: tuple[int, int],
+    slots: int | None,
+) -> GroundTruth:
     height, width = image_size
     scale = constants((width, height, width, height), bboxes_xywh)
     boxes = xywh2xyxy(bboxes_xywh * scale)  # (T, 4)
@@ -60,7 +73,7 @@ def pad_where_it_lies(
     """:func:`pad_ground_truth` of a batch on any device; what lies on the CPU is padded there, which waits for no GPU.
 
     Args:
-        batch: ``batch_idx``, ``cls`` and ``bboxes_xywh``.
+        batch: ``batch_idx``, ``cls`` and ``bboxes_xywh``, as ``check_batch`` gives them.
         like: Gives device, and the boxes' type.
         image_size: (height, width) in pixels.
         images: B.
@@ -70,9 +83,7 @@ def pad_where_it_lies(
     if all(tensor.device.type == "cpu" for tensor in batch):
         here = batch[0].device
     image, label, boxes = batch
-    padded = pad_ground_truth(
-        moved(image, here), moved(label, here), moved(boxes, here, like.dtype), images, image_size, slots
-    )
+    padded = _pad(moved(image, here), moved(label, here), moved(boxes, here, like.dtype), images, image_size, slots)
     return GroundTruth(*(moved(field, like.device) for field in padded))
 
 

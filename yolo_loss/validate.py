@@ -1,101 +1,115 @@
-"""Checks at the boundary: each error names the value and the remedy.
+"""The checks of :mod:`yolo_loss.checks` for tensors.
 
 Shapes and dtypes are always checked. Values are read only where that costs no synchronisation, on the CPU, and never
-while a graph is being traced.
+while a graph is being traced; of tensors that ``torch.func.vmap`` batches there are none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-
-def check_shape(name: str, tensor: Tensor, shape: Sequence[int | None], layout: str) -> None:
-    """Compare a shape with the expected one, None standing for any size.
-
-    Raises:
-        ValueError: They differ.
-    """
-    actual = tuple(tensor.shape)
-    fits = len(actual) == len(shape) and all(
-        want is None or want == got for want, got in zip(shape, actual, strict=True)
-    )
-    if not fits:
-        expected = ", ".join("*" if want is None else str(want) for want in shape)
-        raise ValueError(f"{name} has shape {actual}, expected ({expected}): {layout}")
+from yolo_loss.checks import (
+    Array,
+    as_array,
+    batch_columns,
+    check_columns,
+    check_slots,
+    check_values,
+    dtype_name,
+)
 
 
-def check_floating(name: str, tensor: Tensor) -> None:
-    """Refuse integer tensors where numbers with a fraction are meant.
-
-    Raises:
-        ValueError: The dtype is not a floating-point one.
-    """
-    if not tensor.is_floating_point():
-        raise ValueError(f"{name} has dtype {tensor.dtype}, expected a floating-point one; convert it with .float()")
-
-
-def check_labels(name: str, labels: Tensor, num_classes: int) -> None:
-    """Refuse class indices that no class has.
+def as_tensor(name: str, value: Any, list_type: type[np.floating[Any]] | None = None, *, flags: bool = False) -> Tensor:
+    """A tensor, as it is, or made from an array or lists on the CPU.
 
     Args:
-        name: What to call the tensor in the error.
-        labels: Any shape.
-        num_classes: C; indices lie below it. Those below 0 count as 0 and pass.
+        name: What to call the value in an error.
+        value: A tensor, an array of numpy, or lists of numbers.
+        list_type: Lists become this; None: what numpy makes of them.
+        flags: Whether booleans are as good as numbers.
+
+    Returns:
+        The tensor, or a view of the array where torch can have one.
 
     Raises:
-        ValueError: A label is C or larger.
+        ValueError: Lists are irregular, or something is no number.
     """
-    if not values_readable(labels) or labels.numel() == 0:
-        return
-    largest = labels.max().item()
-    if largest >= num_classes:
-        raise ValueError(
-            f"{name} contains class {largest:g}, but num_classes is {num_classes}; classes are counted from 0 to "
-            f"{num_classes - 1}: check the labels, or build with more classes"
-        )
+    if isinstance(value, Tensor):
+        return value
+    array = as_array(name, value, list_type, flags=flags)
+    # torch knows neither foreign byte orders nor negative steps, and warns of arrays that must not be written to.
+    return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
 
 
-def check_batch(batch: Mapping[str, Tensor], batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Take the three ragged tensors out of a training batch.
+def check_batch(batch: Any, batch_size: int, num_classes: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Take the three ragged columns out of a training batch.
 
     Args:
-        batch: With ``batch_idx`` (T,) or (T, 1), ``cls`` (T,) or (T, 1), ``bboxes`` (T, 4).
+        batch: With ``batch_idx`` (T,) or (T, 1), ``cls`` (T,) or (T, 1), ``bboxes`` (T, 4), each a tensor, an array or
+            a list.
         batch_size: B.
+        num_classes: C; None when it is not known here.
 
     Returns:
         ``batch_idx`` (T,) int64, ``cls`` (T,) int64, ``bboxes`` (T, 4).
 
     Raises:
-        ValueError: A key is missing, the lengths differ, or an index points to no image.
+        ValueError: A key is missing, shapes or types are wrong, an image or a class does not exist, or a box is not
+            finite or in pixels.
     """
-    missing = [key for key in ("batch_idx", "cls", "bboxes") if key not in batch]
-    if missing:
-        raise ValueError(f"batch lacks {', '.join(missing)}; it needs batch_idx (T,), cls (T,) and bboxes (T, 4)")
-    bboxes = batch["bboxes"]
-    check_floating("batch['bboxes']", bboxes)
-    count = bboxes.shape[0]
-    check_shape("batch['bboxes']", bboxes, (count, 4), "(T, 4) normalised centre x, centre y, width, height")
-    columns = []
-    for key in ("batch_idx", "cls"):
-        column = batch[key]
-        if column.numel() != count:
-            raise ValueError(
-                f"batch['{key}'] has {column.numel()} entries, batch['bboxes'] has {count} rows; make them equal"
-            )
-        columns.append(column.reshape(-1).long())
-    images, labels = columns
-    if count and values_readable(images):
-        lowest, highest = int(images.min()), int(images.max())
-        if lowest < 0 or highest >= batch_size:
-            wrong = lowest if lowest < 0 else highest
-            raise ValueError(
-                f"batch['batch_idx'] contains {wrong}, but the predictions have {batch_size} images, "
-                f"numbered 0 to {batch_size - 1}"
-            )
-    return images, labels, bboxes
+    list_types = (None, None, np.float32)
+    columns = [
+        as_tensor(name, column, list_type)
+        for (name, column), list_type in zip(batch_columns(batch).items(), list_types, strict=True)
+    ]
+    batch_idx, cls, bboxes = columns
+    check_columns(batch_idx, cls, bboxes)
+    check_values(readable(batch_idx), readable(cls), readable(bboxes), batch_size, num_classes)
+    boxes = bboxes.reshape(-1, 4)
+    return batch_idx.reshape(-1).long(), cls.reshape(-1).long(), boxes if boxes.is_floating_point() else boxes.float()
+
+
+def check_labels(labels: Tensor, mask: Tensor, num_classes: int) -> None:
+    """Refuse padded ground truth of classes that do not exist; those below 0 count as 0 and pass.
+
+    Args:
+        labels: (B, M, 1).
+        mask: (B, M, 1), non-zero on valid slots.
+        num_classes: C.
+
+    Raises:
+        ValueError: A label is C or larger, or that of a valid slot is no whole number.
+    """
+    values, valid = readable(labels), readable(mask)
+    if values is not None and valid is not None:
+        check_slots(values, valid, num_classes, negative=True)
+
+
+def readable(tensor: Tensor) -> Array | None:
+    """The values, a view where possible, where looking at them is free; None elsewhere."""
+    if not values_readable(tensor):
+        return None
+    for read in (_view, _copy):
+        try:
+            return read(tensor)
+        except (RuntimeError, TypeError, AssertionError):  # batched by vmap, fake or sparse
+            continue
+    return None
+
+
+def _view(tensor: Tensor) -> Array:
+    # numpy has no bfloat16; float32 holds its values exactly.
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
+
+
+def _copy(tensor: Tensor) -> Array:
+    """Inside ``torch.func.grad`` and ``jvp`` tensors have values, but no memory of their own."""
+    values = np.array(tensor.tolist(), "float32" if tensor.dtype == torch.bfloat16 else dtype_name(tensor))
+    return values.reshape(tensor.shape)
 
 
 def values_readable(tensor: Tensor) -> bool:

@@ -56,7 +56,7 @@ def count_points(image_size: tuple[int, int], strides: Sequence[int]) -> int:
 
 
 def anchor_points(image_size: tuple[int, int], strides: Sequence[int]) -> Array:
-    """Centres of all cells, level by level, row by row, x fastest.
+    """:func:`points_of` an image of whole cells.
 
     Args:
         image_size: (height, width) in pixels.
@@ -68,8 +68,21 @@ def anchor_points(image_size: tuple[int, int], strides: Sequence[int]) -> Array:
     Raises:
         ValueError: The image is not made of whole cells.
     """
+    return points_of(level_sizes(image_size, strides), strides)
+
+
+def points_of(sizes: Sequence[tuple[int, int]], strides: Sequence[int]) -> Array:
+    """Centres of all cells, level by level, row by row, x fastest.
+
+    Args:
+        sizes: Cells (H_i, W_i) of each level.
+        strides: Pixels per cell, one per level.
+
+    Returns:
+        (A, 2) float32, x and y in pixels.
+    """
     levels = []
-    for (rows, columns), stride in zip(level_sizes(image_size, strides), strides, strict=True):
+    for (rows, columns), stride in zip(sizes, strides, strict=True):
         y, x = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
         levels.append((np.stack((x, y), axis=-1).reshape(-1, 2) + 0.5) * stride)
     return np.concatenate(levels).astype(np.float32)

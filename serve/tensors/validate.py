@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from export.contract import Contract, TensorSpec
 from serve.errors import BadRequestError
 from serve.tensors.datatypes import BINARY_ONLY, Array, narrows, widens, wire_name
 from serve.tensors.grid import strides_of
+from yolo_loss.checks import check_anchors, check_batch_size, check_maps, check_pyramid, check_slots
 
 AXES = {"B": "images", "A": "anchor points", "M": "ground-truth slots", "C": "classes"}
 
@@ -29,22 +31,29 @@ def check_inputs(contract: Contract, arrays: Mapping[str, Array]) -> dict[str, A
 
     Raises:
         BadRequestError: A name is missing or unknown, a type or rank is wrong, a number is too large for the model's
-            precision, a fixed axis has another size, axes of one letter disagree, the maps are of different images,
-            pictures are not made of whole cells, an anchor point lies nowhere, or a class does not exist.
+            precision, a fixed axis has another size, axes of one letter disagree, there is no image, anchor point or
+            cell of a level, the maps are not the levels of one image, pictures are not made of whole cells, an anchor
+            point lies nowhere, or a class does not exist.
     """
     _check_names(contract, arrays)
     axes: dict[str, tuple[int, str]] = {}
     inputs = {spec.name: _converted(spec, arrays[spec.name]) for spec in contract.inputs}
+    maps = {spec.name: inputs[spec.name] for spec in contract.maps}
+    strides = strides_of(contract) if maps else []
+    with _shared_words():
+        if maps:
+            check_maps(maps, strides, channels_of(contract))
     for spec in contract.inputs:
         _bind_axes(spec, inputs[spec.name], axes)
-    if contract.maps:
-        _check_levels(contract, inputs)
+    classes = axes["C"][0] if "C" in axes else contract.hyperparameters["num_classes"]
+    with _shared_words():
+        check_batch_size(len(inputs["gt_labels"]))
+        check_pyramid(maps, strides)
+        check_slots(inputs["gt_labels"], inputs["mask_gt"], classes, negative=False)
     if "images" in inputs:
         _check_images(contract, inputs["images"])
     if "anc_points" in inputs:
         _check_points(inputs["anc_points"])
-    classes = axes["C"][0] if "C" in axes else contract.hyperparameters["num_classes"]
-    _check_labels(inputs["gt_labels"], inputs["mask_gt"], classes)
     return inputs
 
 
@@ -58,6 +67,20 @@ def check_outputs(contract: Contract, names: list[str]) -> None:
     for name in names:
         if name not in known:
             raise BadRequestError(f"model {contract.name!r} has no output {name!r}; it has {', '.join(known)}")
+
+
+def channels_of(contract: Contract) -> int:
+    """4R + C of a model that takes maps."""
+    return int(contract.maps[0].axes[1])
+
+
+@contextmanager
+def _shared_words() -> Iterator[None]:
+    """Inside are checks that training and the client make as well; a request that fails one is a bad one."""
+    try:
+        yield
+    except ValueError as error:
+        raise BadRequestError(str(error)) from error
 
 
 def _check_names(contract: Contract, arrays: Mapping[str, Array]) -> None:
@@ -117,19 +140,6 @@ def _bind_axes(spec: TensorSpec, array: Array, axes: dict[str, tuple[int, str]])
             )
 
 
-def _check_levels(contract: Contract, inputs: Mapping[str, Array]) -> None:
-    """Maps times strides must give one image size."""
-    strides = strides_of(contract)
-    maps = [inputs[spec.name].shape[2:] for spec in contract.maps]
-    sizes = [(height * stride, width * stride) for (height, width), stride in zip(maps, strides, strict=True)]
-    for level, size in enumerate(sizes):
-        if size != sizes[0]:
-            raise BadRequestError(
-                f"input 'feat_{level}' is {_by(maps[level])} cells of stride {strides[level]}, an image of {_by(size)} "
-                f"pixels, but 'feat_0' is of one of {_by(sizes[0])}; send maps of one image size"
-            )
-
-
 def _check_images(contract: Contract, images: Array) -> None:
     """Sides must be whole cells of every level."""
     cell = max(strides_of(contract))
@@ -141,6 +151,8 @@ def _check_images(contract: Contract, images: Array) -> None:
 
 
 def _check_points(points: Array) -> None:
+    with _shared_words():
+        check_anchors(len(points))
     # Engines compute indices from them; those of NaN are anything.
     lost = ~(np.abs(points) <= FARTHEST).all(axis=1)
     if lost.any():
@@ -148,19 +160,4 @@ def _check_points(points: Array) -> None:
         raise BadRequestError(
             f"input 'anc_points' has {points[place].tolist()} at anchor point {place}; give finite pixels, as the grid "
             f"of the levels has them, not beyond {FARTHEST}"
-        )
-
-
-def _by(size: tuple[int, ...]) -> str:
-    return " x ".join(map(str, size))
-
-
-def _check_labels(labels: Array, mask: Array, classes: int) -> None:
-    # One that is too large is refused on padding as well: engines read at that index all the same.
-    wrong = (labels >= classes) | (mask & (labels < 0))
-    if wrong.any():
-        image, slot, _ = np.argwhere(wrong)[0]
-        raise BadRequestError(
-            f"input 'gt_labels' has class {labels[image, slot, 0]} at image {image}, slot {slot}; "
-            f"there are {classes} classes, counted from 0"
         )

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from serve.tensors.datatypes import Array
-from serve.tensors.grid import anchor_points
+from serve.tensors.grid import points_of
 from serve.v1.request import Prepared
 
 LOSS_OUTPUTS = ("loss", "loss_items", "image_sums")
@@ -28,7 +28,7 @@ def loss_reply(prepared: Prepared, outputs: dict[str, Array]) -> dict[str, Any]:
 
 def assign_reply(prepared: Prepared, outputs: dict[str, Array]) -> dict[str, Any]:
     """The body of :class:`serve.v1.schemas.AssignReply`."""
-    points = anchor_points(prepared.image_size, prepared.strides)
+    points = points_of(prepared.level_sizes, prepared.strides)
     images = []
     for image, mask in enumerate(outputs["fg_mask"]):
         chosen = np.flatnonzero(mask)  # (P,)

@@ -7,13 +7,14 @@ from typing import NamedTuple
 from serve.engine.model import Model
 from serve.engine.registry import Registry
 from serve.engine.work import check_work
-from serve.errors import BadRequestError, NotFoundError
+from serve.errors import BadRequestError
 from serve.ragged import pad_ground_truth
 from serve.tensors.datatypes import Array
-from serve.tensors.grid import anchor_points, count_points, maps_from_flat, strides_of
-from serve.tensors.validate import check_inputs, check_outputs
-from serve.v1.schemas import AssignRequest, LossRequest
+from serve.tensors.grid import anchor_points, count_points, level_sizes, maps_from_flat, strides_of
+from serve.tensors.validate import channels_of, check_inputs, check_outputs
+from serve.v1.schemas import AssignRequest, Batch, LossRequest
 from serve.v1.tensor import read_tensor
+from yolo_loss.checks import check_batch_size, check_maps, check_pyramid
 
 
 class Prepared(NamedTuple):
@@ -24,6 +25,7 @@ class Prepared(NamedTuple):
         inputs: Checked against its contract.
         image_size: (height, width) in pixels.
         strides: Pixels per cell, one per level.
+        level_sizes: Cells (H_i, W_i), one per level.
         outputs: Dense outputs that the caller wants in the reply.
     """
 
@@ -31,6 +33,7 @@ class Prepared(NamedTuple):
     inputs: dict[str, Array]
     image_size: tuple[int, int]
     strides: list[int]
+    level_sizes: list[tuple[int, int]]
     outputs: list[str]
 
 
@@ -60,13 +63,12 @@ def _prepared(registry: Registry, request: LossRequest) -> Prepared:
 
 
 def _choose(registry: Registry, kind: str, name: str | None) -> Model:
-    models = {model.contract.name: model for model in registry.of_kind(kind)}
-    if not models:
-        raise NotFoundError(f"this server has no model of kind {kind}; export one with `python -m export onnx`")
+    if name is not None:
+        registry.find(name)
+    models = {model.contract.name: model for model in registry.some(f"kind {kind}", lambda one: one.kind == kind)}
     if name is None:
         return next(iter(models.values()))
     if name not in models:
-        registry.find(name)
         raise BadRequestError(f"model {name!r} is not of kind {kind}; those are {', '.join(models)}")
     return models[name]
 
@@ -82,12 +84,10 @@ def _raw(model: Model, request: LossRequest) -> Prepared:
     parameters = model.contract.hyperparameters
     strides = strides_of(model.contract)
     if request.feats is not None and request.pred_distri is None and request.pred_scores is None:
-        if len(request.feats) != len(strides):
-            raise BadRequestError(
-                f"feats has {len(request.feats)} maps; model {model.contract.name!r} takes {len(strides)}, "
-                f"one per stride {', '.join(map(str, strides))}"
-            )
-        maps = [read_tensor(f"feats[{level}]", feat, 4) for level, feat in enumerate(request.feats)]
+        named = {f"feats[{level}]": read_tensor(f"feats[{level}]", feat, 4) for level, feat in enumerate(request.feats)}
+        check_maps(named, strides, channels_of(model.contract))
+        check_pyramid(named, strides)
+        maps = list(named.values())
         height, width = (size * strides[0] for size in maps[0].shape[2:])
     elif request.feats is None and None not in (request.pred_distri, request.pred_scores, request.imgsz):
         assert request.imgsz is not None  # noqa: S101 - for the type checker
@@ -97,7 +97,9 @@ def _raw(model: Model, request: LossRequest) -> Prepared:
     else:
         raise BadRequestError("give either feats, or all of pred_distri, pred_scores and imgsz")
     inputs = {f"feat_{level}": feat for level, feat in enumerate(maps)}
-    return _with_boxes(model, request, inputs, maps[0].shape[0], (height, width), strides, parameters["num_classes"])
+    sizes = [(rows, columns) for _, _, rows, columns in (level.shape for level in maps)]
+    job = Prepared(model, inputs, (height, width), strides, sizes, request.outputs)
+    return _with_boxes(job, request.batch, maps[0].shape[0], parameters["num_classes"])
 
 
 def _decoded(model: Model, request: AssignRequest) -> Prepared:
@@ -119,20 +121,16 @@ def _decoded(model: Model, request: AssignRequest) -> Prepared:
         "pd_bboxes": read_tensor("pd_bboxes", request.pd_bboxes, 3),
         "anc_points": anchor_points(request.imgsz, strides),
     }
-    return _with_boxes(model, request, inputs, scores.shape[0], request.imgsz, strides, scores.shape[2])
+    sizes = level_sizes(request.imgsz, strides)
+    job = Prepared(model, inputs, request.imgsz, list(strides), sizes, request.outputs)
+    return _with_boxes(job, request.batch, scores.shape[0], scores.shape[2])
 
 
-def _with_boxes(
-    model: Model,
-    request: LossRequest,
-    inputs: dict[str, Array],
-    images: int,
-    image_size: tuple[int, int],
-    strides: list[int],
-    classes: int,
-) -> Prepared:
-    batch = request.batch
-    truth = pad_ground_truth(batch.batch_idx, batch.cls, batch.bboxes, images, image_size, classes)
-    check_outputs(model.contract, request.outputs)
-    checked = check_inputs(model.contract, {**inputs, **truth._asdict()})
-    return Prepared(model, checked, image_size, strides, list(dict.fromkeys(request.outputs)))
+def _with_boxes(job: Prepared, batch: Batch, images: int, classes: int) -> Prepared:
+    """A request whose inputs are predictions alone, with the boxes added and all of it checked."""
+    contract = job.model.contract
+    check_batch_size(images)
+    truth = pad_ground_truth(batch.batch_idx, batch.cls, batch.bboxes, images, job.image_size, classes)
+    check_outputs(contract, job.outputs)
+    checked = check_inputs(contract, {**job.inputs, **truth._asdict()})
+    return job._replace(inputs=checked, outputs=list(dict.fromkeys(job.outputs)))

@@ -106,7 +106,7 @@ def test_classes_that_the_detector_has_not_are_refused(server: Live) -> None:
     inputs["gt_labels"][1, 2] = 3
     rows, blob = binary_rows(inputs)
     reply = server.infer("detector_loss", {"inputs": rows}, blob)
-    assert (reply.status, "there are 3 classes" in reply.error) == (400, True)
+    assert (reply.status, "the number of classes is 3" in reply.error) == (400, True)
 
 
 @pytest.fixture

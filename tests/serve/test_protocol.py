@@ -121,11 +121,11 @@ def test_no_ground_truth_at_all(caller: Caller, artifacts_dir: Path, binary_in: 
         assert not reply.as_numpy("fg_mask").any()
 
 
-def test_no_images_is_answered_one_way_or_the_other(live: Live) -> None:
-    """A batch of nothing is legal on the wire; the reply is a result or a clean refusal, and the server lives."""
+def test_no_images_is_refused(live: Live) -> None:
+    """A batch of nothing is legal on the wire, but graphs do not take it; the server lives."""
     rows, blob = binary_rows(loss_inputs(images=0))
     reply = live.infer("loss", {"inputs": rows}, blob)
-    assert reply.status == 200 or reply.error
+    assert (reply.status, reply.error) == (400, "the batch has 0 images; send at least one image")
     assert live.infer("loss", {"inputs": json_rows(loss_inputs(images=1))}).status == 200
 
 

@@ -71,10 +71,10 @@ def test_by_hand() -> None:
 @pytest.mark.parametrize(
     ("batch", "words"),
     [
-        (([2], [0], [[0, 0, 1, 1]]), r"batch_idx\[0\] is 2; .* below 2: the predictions are of 2 images"),
+        (([2], [0], [[0, 0, 1, 1]]), r"batch_idx\[0\] is 2, and the number of images is 2; .* from 0 to 1$"),
         (([0, -1], [0, 0], [[0, 0, 1, 1]] * 2), r"batch_idx\[1\] is -1"),
         (([0.5], [0], [[0, 0, 1, 1]]), r"batch_idx\[0\] is 0.5"),
-        (([0], [3], [[0, 0, 1, 1]]), r"cls\[0\] is 3; .* the model has 3 classes"),
+        (([0], [3], [[0, 0, 1, 1]]), r"cls\[0\] is 3, and the number of classes is 3; .* from 0 to 2, or use a"),
         (([0], [-1], [[0, 0, 1, 1]]), r"cls\[0\] is -1"),
         (([0], [np.nan], [[0, 0, 1, 1]]), r"cls\[0\] is nan"),
         (([0], [[0, 1]], [[0, 0, 1, 1]]), r"cls has shape \(1, 2\)"),

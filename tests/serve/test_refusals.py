@@ -60,12 +60,12 @@ BAD_INPUTS: dict[str, tuple[Callable[[Rows], None], str]] = {
     "bfloat16 in JSON": (edit(0, datatype="BF16"), "BF16 cannot be written in JSON"),
     "wrong rank": (edit(3, shape=[6, 1]), "needs 3 axes, [B, M, 1]"),
     "fixed axis": (edit(4, shape=[2, 3, 2], data=[0] * 12), "axis 2 must be 4"),
-    "channels": (edit(2, shape=[2, 134, 2, 1]), "axis 1 must be 67"),
-    "B disagrees": (edit(2, shape=[4, 67, 2, 1]), "axis B (images) is 4"),
+    "channels": (edit(2, shape=[2, 134, 2, 1]), "feat_2 has shape (2, 134, 2, 1), expected (2, 67, *, *)"),
+    "B disagrees": (edit(2, shape=[4, 67, 2, 1]), "(4, 67, 2, 1), expected (2, 67, *, *): (B, 4R + C, H, W), one B"),
     "M disagrees": (edit(3, shape=[2, 1, 1], data=[0, 0]), "axis M (ground-truth slots) is 3"),
-    "levels of two image sizes": (edit(2, shape=[2, 67, 4, 1]), "send maps of one image size"),
-    "class too large": (edit(3, data=[0, 1, 2, 3, 0, 0]), "class 3 at image 1, slot 0"),
-    "class negative": (edit(3, data=[0, -1, 2, 0, 0, 0]), "class -1 at image 0, slot 1"),
+    "levels of two image sizes": (edit(2, shape=[2, 67, 4, 1]), "give the maps in the order of strides 8, 16, 32"),
+    "class too large": (edit(3, data=[0, 1, 2, 3, 0, 0]), "gt_labels[1, 0] is 3, and the number of classes is 3"),
+    "class negative": (edit(3, data=[0, -1, 2, 0, 0, 0]), "gt_labels[0, 1] is -1, and the number of classes is 3"),
     "no shape": (edit(0, shape=None), "shape must be a list of whole numbers"),
     "shape of fractions": (edit(0, shape=[2.0, 67, 8, 8]), "shape must be a list of whole numbers"),
     "shape of booleans": (edit(3, shape=[True, 6, 1]), "shape must be a list of whole numbers"),
@@ -84,8 +84,9 @@ BAD_INPUTS: dict[str, tuple[Callable[[Rows], None], str]] = {
     "object as a number": (edit(3, data=[{}] * 6), "{} is not a value of INT64"),
     "fraction among integers": (edit(3, data=[0, 0, 0.5, 0, 0, 0]), "0.5 is not a value of INT64"),
     "null among integers": (edit(3, data=[None] * 6), "None is not a value of INT64"),
-    "bool among floats": (edit(4, data=[True] * 24), "True is not a value of FP32"),
-    "bool with value two": (edit(5, data=[2] * 6), "2 does not fit into BOOL"),
+    "bool among floats": (edit(4, data=[0.5] * 23 + [True]), "True is not a value of FP32 (data[23])"),
+    "bool among integers": (edit(3, data=[0, 1, True, 0, 0, 0]), "True is not a value of INT64 (data[2])"),
+    "number among bools": (edit(5, data=[True, 1, True, True, True, True]), "1 is not a value of BOOL (data[1])"),
     "integer over 64 bits": (edit(3, data=[2**64] * 6), "is not a value of INT64"),
     "float over 32 bits": (edit(4, data=[1e300] * 24), "1e+300 does not fit into FP32"),
     "data is a number": (edit(3, data=5), "not a list"),
@@ -106,9 +107,10 @@ def test_bad_inputs(live: Live, case: str) -> None:
 def test_class_of_the_assigner_comes_from_the_scores(live: Live) -> None:
     arrays = assigner_inputs(classes=5)
     arrays["gt_labels"][1, 2, 0] = 5
-    refused(live.infer("assigner", {"inputs": json_rows(arrays)}), "class 5 at image 1, slot 2; there are 5 classes")
+    words = "gt_labels[1, 2] is 5, and the number of classes is 5"
+    refused(live.infer("assigner", {"inputs": json_rows(arrays)}), words)
     arrays["mask_gt"][1, 2, 0] = False  # an engine would read there all the same
-    refused(live.infer("assigner", {"inputs": json_rows(arrays)}), "class 5 at image 1, slot 2")
+    refused(live.infer("assigner", {"inputs": json_rows(arrays)}), words)
     arrays["gt_labels"][1, 2, 0] = -1  # a common way to mark padding
     assert live.infer("assigner", {"inputs": json_rows(arrays)}).status == 200
 

@@ -211,4 +211,4 @@ def test_not_a_number_is_background(formulation: str) -> None:
 def test_strides_are_taken_as_release_8_4_passes_them() -> None:
     assert TaskAlignedAssigner(stride=[8, 16, 32]).params.min_box_side == 16.0
     assert TaskAlignedAssigner(stride=[8, 16, 32], min_box_side=4.0).params.min_box_side == 4.0
-    assert TaskAlignedAssigner(stride=[8]).params.min_box_side is None
+    assert TaskAlignedAssigner(stride=[8]).params.min_box_side == 8.0

@@ -131,5 +131,5 @@ def test_the_criterion_with_slots_that_are_given() -> None:
     assert torch.equal(got.assignment.target_gt_idx, want.assignment.target_gt_idx)
     with pytest.raises(ValueError, match="max_boxes is 1; give a larger one"):
         DetectionLoss(4, STRIDES, max_boxes=1)(feats, batch)
-    with pytest.raises(ValueError, match="max_boxes is -1, expected at least 0"):
+    with pytest.raises(ValueError, match="max_boxes is -1, expected a whole number, at least 0"):
         DetectionLoss(4, STRIDES, max_boxes=-1)

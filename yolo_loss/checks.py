@@ -1,0 +1,364 @@
+"""What is wrong with a batch, and in which words: one answer for training, the client and the service.
+
+Imports numpy only. Shapes and types are those of arrays or tensors alike. Values are arrays; ``None`` stands for those
+of a tensor that cannot be read for free, on a GPU or in a graph that is traced, and passes.
+
+Raises nothing but ``ValueError``: each text names the value and ends in the remedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+COLUMNS = ("batch_idx", "cls", "bboxes")
+BOX = "centre x, centre y, width, height as fractions of the image"
+MAP = "(B, 4R + C, H, W)"
+FLOATS = frozenset({"float16", "bfloat16", "float32", "float64"})
+NUMBERS = FLOATS | {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
+# Boxes may reach out of the image, but by more than its size they are pixels.
+LARGEST_FRACTION = 2.0
+MOST_INDEX = 2**31
+
+
+class Shaped(Protocol):
+    """An array of numpy or a tensor of torch."""
+
+    @property
+    def shape(self) -> Any:
+        """Sizes of the axes."""
+
+    @property
+    def dtype(self) -> Any:
+        """Type of the elements."""
+
+
+def describe(value: object) -> str:
+    """What a value is, for an error."""
+    kind = type(value).__name__
+    if hasattr(value, "shape"):
+        return f"a {kind} of shape {tuple(value.shape)}"
+    if isinstance(value, list | tuple) and value:
+        return f"a {kind} of {len(value)} {type(value[0]).__name__}"
+    return kind
+
+
+def dtype_name(array: Shaped) -> str:
+    """``float32`` for numpy's and for torch's type of that name."""
+    return str(getattr(array.dtype, "name", array.dtype)).removeprefix("torch.")
+
+
+def as_array(name: str, value: Any, list_type: type[np.floating[Any]] | None = None, *, flags: bool = False) -> Array:
+    """An array on the host.
+
+    Args:
+        name: What to call the value in an error.
+        value: An array, a tensor (detached; torch is not imported), or lists of numbers.
+        list_type: Lists become this; None: what numpy makes of them.
+        flags: Whether booleans are as good as numbers.
+
+    Returns:
+        A view where possible. bfloat16, of which numpy itself knows nothing, becomes float32.
+
+    Raises:
+        ValueError: Lists are irregular, or something is no number.
+    """
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = (value.float() if dtype_name(value) == "bfloat16" else value).numpy()
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is {describe(value)}, which is not regular; give one array of numbers") from error
+    if flags and array.dtype == np.bool_:
+        return array
+    check_numbers(name, array)
+    if dtype_name(array) == "bfloat16":
+        return array.astype(np.float32)
+    with np.errstate(over="ignore"):  # too large is infinite, as everywhere
+        return array.astype(list_type, copy=False) if list_type and isinstance(value, list | tuple) else array
+
+
+def check_numbers(name: str, array: Shaped) -> None:
+    """Refuse booleans, text, complex numbers and objects.
+
+    Raises:
+        ValueError: The type is none of ``NUMBERS``.
+    """
+    if dtype_name(array) not in NUMBERS:
+        raise ValueError(f"{name} has dtype {dtype_name(array)}; give real numbers, as float32 or int64")
+
+
+def check_floating(name: str, array: Shaped) -> None:
+    """Refuse integers where numbers with a fraction are meant.
+
+    Raises:
+        ValueError: The dtype is not a floating-point one.
+    """
+    if not dtype_name(array).startswith(("float", "bfloat")):
+        raise ValueError(f"{name} has dtype {dtype_name(array)}, expected a floating-point one; convert it to float32")
+
+
+def check_shape(name: str, array: Shaped, shape: Sequence[int | None], layout: str) -> None:
+    """Compare a shape with the expected one, None standing for any size.
+
+    Raises:
+        ValueError: They differ.
+    """
+    actual = tuple(array.shape)
+    fits = len(actual) == len(shape) and all(
+        want is None or want == got for want, got in zip(shape, actual, strict=True)
+    )
+    if not fits:
+        expected = ", ".join("*" if want is None else str(want) for want in shape)
+        raise ValueError(f"{name} has shape {actual}, expected ({expected}): {layout}")
+
+
+def batch_columns(batch: Any) -> dict[str, Any]:
+    """Take the three ragged columns out of a batch.
+
+    Raises:
+        ValueError: It is no dict, or lacks one.
+    """
+    form = f"batch_idx (T,), cls (T,) and bboxes (T, 4), {BOX}"
+    if not hasattr(batch, "keys"):
+        raise ValueError(f"batch is {describe(batch)}; give a dict with {form}")
+    missing = [name for name in COLUMNS if name not in batch]
+    if missing:
+        raise ValueError(f"batch lacks {', '.join(missing)}; give {form}")
+    return {name: batch[name] for name in COLUMNS}
+
+
+def check_columns(batch_idx: Shaped, cls: Shaped, bboxes: Shaped) -> None:
+    """Check shapes and types of a ragged batch: (T,) or (T, 1) twice, and (T, 4).
+
+    Raises:
+        ValueError: They do not belong together, or are no numbers.
+    """
+    for name, column in (("batch_idx", batch_idx), ("cls", cls)):
+        shape = tuple(column.shape)
+        if len(shape) != 1 and (len(shape) != 2 or shape[1] != 1):  # noqa: PLR2004
+            raise ValueError(f"{name} has shape {shape}; give (T,), one entry for every box")
+    count = batch_idx.shape[0]
+    if cls.shape[0] != count:
+        raise ValueError(f"cls has {cls.shape[0]} entries, batch_idx has {count}; give one of each for every box")
+    shape = tuple(bboxes.shape)
+    if shape != (count, 4) and (count or 0 not in shape):
+        raise ValueError(f"bboxes has shape {shape}, batch_idx has {count} entries; give ({count}, 4): {BOX}")
+    if count:
+        check_numbers("batch_idx", batch_idx)
+        check_numbers("cls", cls)
+        check_floating("bboxes", bboxes)
+
+
+def check_values(
+    batch_idx: Array | None, cls: Array | None, bboxes: Array | None, images: int, classes: int | None
+) -> None:
+    """Check the numbers of a ragged batch.
+
+    Args:
+        batch_idx: (T,) or (T, 1).
+        cls: (T,) or (T, 1).
+        bboxes: (T, 4).
+        images: B.
+        classes: C; None when it is not known here.
+
+    Raises:
+        ValueError: An image or a class does not exist, or a box is not finite or in pixels.
+    """
+    if batch_idx is not None:
+        _check_indices("batch_idx", batch_idx, images, "images")
+    if cls is not None:
+        _check_indices("cls", cls, classes, "classes")
+    if bboxes is not None:
+        _check_boxes(bboxes)
+
+
+def check_slots(labels: Array, mask: Array, classes: int, *, negative: bool) -> None:
+    """Check the classes of padded ground truth.
+
+    Args:
+        labels: (B, M, 1). One that is too large is refused on padding, too: it would be looked up all the same.
+        mask: (B, M, 1), non-zero on valid slots.
+        classes: C.
+        negative: Whether labels below 0 may stand in valid slots, where they count as 0.
+
+    Raises:
+        ValueError: A class does not exist.
+    """
+    values = _comparable(labels)
+    wrong = values >= classes
+    if not negative:
+        wrong |= (mask != 0) & (values < 0)
+    if values.dtype == np.float64:
+        wrong |= (mask != 0) & ~(np.isfinite(values) & (values == np.trunc(values)))
+    if wrong.any():
+        image, slot, _ = np.argwhere(wrong)[0]
+        raise _no_index(f"gt_labels[{image}, {slot}]", labels[image, slot, 0], classes, "classes")
+
+
+def check_batch_size(images: int) -> None:
+    """Refuse a batch without images, which exported models do not take.
+
+    Raises:
+        ValueError: B is 0.
+    """
+    if images == 0:
+        raise ValueError("the batch has 0 images; send at least one image")
+
+
+def check_padded(inputs: Mapping[str, Shaped], classes: int | None = None) -> None:
+    """Check shapes and types of an assigner's inputs.
+
+    Args:
+        inputs: The six, by name.
+        classes: C; None: any.
+
+    Raises:
+        ValueError: They do not belong together, or there is no anchor point.
+    """
+    check_shape("pd_scores", inputs["pd_scores"], (None, None, classes), "(B, A, C), C as in num_classes")
+    images, anchors, _ = inputs["pd_scores"].shape
+    check_anchors(anchors)
+    check_shape("pd_bboxes", inputs["pd_bboxes"], (images, anchors, 4), "(B, A, 4), B and A as in pd_scores")
+    check_shape("anc_points", inputs["anc_points"], (anchors, 2), "(A, 2), A as in pd_scores")
+    check_shape("gt_bboxes", inputs["gt_bboxes"], (images, None, 4), "(B, M, 4), B as in pd_scores")
+    slots = inputs["gt_bboxes"].shape[1]
+    for name in ("gt_labels", "mask_gt"):
+        check_shape(name, inputs[name], (images, slots, 1), "(B, M, 1), B and M as in gt_bboxes")
+    for name in ("pd_scores", "pd_bboxes", "gt_bboxes"):
+        check_floating(name, inputs[name])
+    check_numbers("gt_labels", inputs["gt_labels"])
+
+
+def check_anchors(anchors: int) -> None:
+    """Refuse predictions without anchor points.
+
+    Raises:
+        ValueError: A is 0.
+    """
+    if anchors == 0:
+        raise ValueError("pd_scores has 0 anchor points, and nothing can be assigned; give at least one anchor point")
+
+
+def map_list(feats: Any) -> list[Any]:
+    """Feature maps as a list.
+
+    Raises:
+        ValueError: They are something else, one tensor for example.
+    """
+    single = isinstance(feats, str | bytes | Mapping) or hasattr(feats, "shape")
+    if single or not isinstance(feats, Iterable):
+        raise ValueError(f"feats is {describe(feats)}; give a list of maps {MAP}, one per stride")
+    return list(feats)
+
+
+def check_maps(
+    maps: Mapping[str, Shaped], strides: Sequence[float], channels: int | None = None, layout: str = MAP
+) -> None:
+    """Check number, shapes and types of feature maps; not whether they are of one image.
+
+    Args:
+        maps: By the name of each in an error.
+        strides: Pixels per cell of each level.
+        channels: 4R + C; None: any.
+        layout: Axes of a map.
+
+    Raises:
+        ValueError: There are more or fewer than strides, or one does not belong to the first.
+    """
+    if len(maps) != len(strides):
+        shapes = ", ".join(str(tuple(level.shape)) for level in maps.values()) or "nothing"
+        raise ValueError(
+            f"feats has {len(maps)} maps, but there are {len(strides)} strides; give one map {layout} for each of "
+            f"strides {_listed(strides)}, not {shapes}"
+        )
+    first = next(iter(maps.values())).shape
+    images = first[0] if first else None
+    for name, level in maps.items():
+        check_shape(name, level, (images, channels, None, None), f"{layout}, one B")
+        check_floating(name, level)
+
+
+def check_pyramid(maps: Mapping[str, Shaped], strides: Sequence[float]) -> None:
+    """Check that feature maps are the levels of one image, in the order of their strides.
+
+    Networks round the sizes of odd images up or down, level by level. So sizes in pixels of two levels may differ, by
+    less than one cell of the coarser one.
+
+    Args:
+        maps: (B, channels, H_i, W_i) each, by the name of each in an error.
+        strides: Pixels per cell of each level.
+
+    Raises:
+        ValueError: A level has no cells, or two are of different images.
+    """
+    for name, level in maps.items():
+        if 0 in level.shape[2:]:
+            raise ValueError(f"{name} has shape {tuple(level.shape)}, no cells; give larger images or fewer levels")
+    levels = [
+        (name, tuple(level.shape[2:]), stride) for (name, level), stride in zip(maps.items(), strides, strict=True)
+    ]
+    for (name, cells, stride), (other, other_cells, other_stride) in combinations(levels, 2):
+        coarser = max(stride, other_stride)
+        if any(abs(a * stride - b * other_stride) >= coarser for a, b in zip(cells, other_cells, strict=True)):
+            raise ValueError(
+                f"{name} is {_pixels(cells, stride)}, but {other} is {_pixels(other_cells, other_stride)}; give the "
+                f"maps in the order of strides {_listed(strides)}, all of the same images"
+            )
+
+
+def _check_indices(name: str, values: Array, end: int | None, of: str) -> None:
+    """Whole numbers in [0, end)."""
+    if not values.size:
+        return
+    values = values.reshape(-1)
+    numbers, above = _comparable(values), MOST_INDEX if end is None else end
+    whole = numbers.dtype != np.float64 or bool((numbers == np.trunc(numbers)).all())
+    if whole and numbers.min() >= 0 and numbers.max() < above:
+        return
+    place = int(np.argmin((numbers >= 0) & (numbers < above) & (numbers == np.trunc(numbers))))
+    raise _no_index(f"{name}[{place}]", values[place], end, of)
+
+
+def _no_index(where: str, number: Any, end: int | None, of: str) -> ValueError:
+    shown = str(number).removesuffix(".0")
+    if end is None:
+        return ValueError(f"{where} is {shown}; give whole numbers, 0 or more")
+    remedy = f"whole numbers from 0 to {end - 1}" if end else "no boxes"
+    if of == "classes" and end <= float(number) < MOST_INDEX:
+        remedy += ", or use a model of more classes"
+    return ValueError(f"{where} is {shown}, and the number of {of} is {end}; give {remedy}")
+
+
+def _check_boxes(boxes: Array) -> None:
+    if not boxes.size or np.abs(boxes).max() <= LARGEST_FRACTION:  # false for NaN
+        return
+    finite = np.isfinite(boxes).all(axis=1)
+    if not finite.all():
+        place, remedy = int(np.argmin(finite)), "give four finite numbers, or leave the box out"
+    else:
+        place = int(np.argmax((np.abs(boxes) > LARGEST_FRACTION).any(axis=1)))
+        remedy = f"these are pixels, give {BOX}: divide by the image's width and height"
+    shown = ", ".join(str(number) for number in boxes[place])
+    raise ValueError(f"bboxes[{place}] is [{shown}]; {remedy}")
+
+
+def _comparable(values: Array) -> Array:
+    """Floats as float64: a class count may be beyond float16."""
+    return values.astype(np.float64) if dtype_name(values) in FLOATS else values
+
+
+def _listed(strides: Iterable[float]) -> str:
+    return ", ".join(f"{stride:g}" for stride in strides)
+
+
+def _pixels(cells: tuple[int, ...], stride: float) -> str:
+    height, width = cells
+    return f"{height} x {width} cells of stride {stride:g}, an image of {height * stride:g} x {width * stride:g} pixels"

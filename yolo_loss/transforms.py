@@ -1,0 +1,38 @@
+"""What torch differentiates or vectorises around the loss: ``torch.func``, forward mode, and plain autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from yolo_loss.results import Level, Predictions
+
+
+def transformed(tensors: Iterable[Tensor]) -> bool:
+    """Whether a transform of ``torch.func`` is active, or a tensor has a tangent of forward mode.
+
+    Neither shows in ``requires_grad``. Both need operations that have derivatives of their own.
+    """
+    return torch._C._are_functorch_transforms_active() or any(
+        forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
+    )
+
+
+def vectorized() -> bool:
+    """Whether ``torch.func.vmap`` is active, by itself or under ``jacfwd``, ``jacrev`` or ``hessian``."""
+    if not torch._C._are_functorch_transforms_active():
+        return False
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    return any(level.key() == torch._C._functorch.TransformType.Vmap for level in stack)
+
+
+def detached(predictions: Predictions) -> Predictions:
+    """The same numbers, without derivatives in backward or forward mode."""
+    levels = []
+    for distri_of, scores_of in predictions.levels:
+        distri = distri_of.detach()
+        levels.append(Level(distri, distri if scores_of is distri_of else scores_of.detach()))
+    return predictions._replace(levels=tuple(levels))
