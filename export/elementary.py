@@ -30,7 +30,8 @@ _POWERS = (8, 4, 2, 1)
 def atan(x: ir.Value) -> Any:
     """For all numbers. Complements of angles leave r up to 1, differences leave t up to tan(pi / 8)."""
     size = _op.Abs(x)
-    r = _op.Div(_op.Min(size, 1.0), _op.Max(size, 1.0))
+    # Bounds first, as in `translations.clamp`.
+    r = _op.Div(_op.Min(1.0, size), _op.Max(1.0, size))
     steep = _is(_op.Greater(r, math.tan(math.pi / 8)))
     t = _op.Div(_op.Sub(r, steep), _op.Add(_op.Mul(steep, r), 1.0))
     z = _op.Mul(t, t)
@@ -60,7 +61,7 @@ def log1p(x: ir.Value) -> Any:
 
 def softplus(x: ir.Value, *_: float) -> Any:
     """log(1 + e^x) = max(x, 0) + log(1 + e^-|x|), exact for all numbers, so that torch's threshold is not needed."""
-    return _op.Add(_op.Max(x, 0.0), _log1p_up_to_1(_op.Exp(_op.Neg(_op.Abs(x)))))
+    return _op.Add(_op.Max(0.0, x), _log1p_up_to_1(_op.Exp(_op.Neg(_op.Abs(x)))))
 
 
 def _is(condition: Any) -> Any:

@@ -35,12 +35,11 @@ class AssignerGraph(nn.Module):
         mask_gt: Tensor,
     ) -> tuple[Tensor, ...]:
         """The inputs of the assigner to its targets and their weights."""
-        ground_truth = GroundTruth(gt_labels, gt_bboxes, mask_gt)
         # Maxima over an empty axis are errors at run time, so one empty slot stands behind the real ones.
-        padded = add_empty_slot(ground_truth)
+        padded = add_empty_slot(GroundTruth(gt_labels, gt_bboxes, mask_gt))
         scores = ClassScores((Channels(pd_scores.transpose(1, 2), 0, pd_scores.shape[2]),), pd_scores.dtype)
         assignment = self.assigner.assign(scores, pd_bboxes, anc_points, padded)
-        return _targets(assignment, ground_truth, padded, pd_scores.shape[2], self.assigner.formulation)
+        return _targets(assignment, padded, pd_scores.shape[2], self.assigner.formulation)
 
 
 class LossGraph(nn.Module):
@@ -52,10 +51,9 @@ class LossGraph(nn.Module):
 
     def forward(self, feats: list[Tensor], gt_labels: Tensor, gt_bboxes: Tensor, mask_gt: Tensor) -> tuple[Tensor, ...]:
         """Raw maps and padded ground truth to the loss, its parts, and the targets."""
-        ground_truth = GroundTruth(gt_labels, gt_bboxes, mask_gt)
-        padded = add_empty_slot(ground_truth)
+        padded = add_empty_slot(GroundTruth(gt_labels, gt_bboxes, mask_gt))
         result = self.criterion.from_padded(_join(self.criterion, feats), padded)
-        return _results(self.criterion, result, ground_truth, padded)
+        return _results(self.criterion, result, padded)
 
 
 class LossGradGraph(LossGraph):
@@ -67,11 +65,10 @@ class LossGradGraph(LossGraph):
 
     def forward(self, feats: list[Tensor], gt_labels: Tensor, gt_bboxes: Tensor, mask_gt: Tensor) -> tuple[Tensor, ...]:
         """As :class:`LossGraph`, then the gradients in the maps' shapes."""
-        ground_truth = GroundTruth(gt_labels, gt_bboxes, mask_gt)
-        padded = add_empty_slot(ground_truth)
+        padded = add_empty_slot(GroundTruth(gt_labels, gt_bboxes, mask_gt))
         result, levels = self.criterion.gradients_from_padded(_join(self.criterion, feats), padded, self.derive)
         gradients = (level.view(feat.shape) for level, feat in zip(levels, feats, strict=True))
-        return *_results(self.criterion, result, ground_truth, padded), *gradients
+        return *_results(self.criterion, result, padded), *gradients
 
 
 class DetectorLossGraph(nn.Module):
@@ -95,20 +92,17 @@ def _join(criterion: DetectionLoss, feats: list[Tensor]) -> Predictions:
     return join_predictions(feats, criterion.strides, criterion.num_classes, criterion.reg_max)
 
 
-def _results(
-    criterion: DetectionLoss, result: LossResult, ground_truth: GroundTruth, padded: GroundTruth
-) -> tuple[Tensor, ...]:
+def _results(criterion: DetectionLoss, result: LossResult, padded: GroundTruth) -> tuple[Tensor, ...]:
     formulation = criterion.assigner.formulation
-    targets = _targets(result.assignment, ground_truth, padded, criterion.num_classes, formulation)
+    targets = _targets(result.assignment, padded, criterion.num_classes, formulation)
     return result.loss, result.loss_items, result.image_sums, *targets
 
 
-def _targets(
-    assignment: Assignment, ground_truth: GroundTruth, padded: GroundTruth, num_classes: int, formulation: str
-) -> tuple[Tensor, ...]:
+def _targets(assignment: Assignment, padded: GroundTruth, num_classes: int, formulation: str) -> tuple[Tensor, ...]:
     labels, boxes = labels_and_boxes(assignment, padded)
     scores = SCORES[formulation](labels, assignment.target_weights, num_classes)
     # Without ground truth the label is num_classes. M is no Python number here: the graph must not depend on it.
-    slots = torch.ones_like(ground_truth.gt_labels).sum()
-    labels = torch.where(slots == 0, num_classes, labels)
+    # Counted with the empty slot, since some runtimes sum an empty tensor wrongly.
+    images = torch.ones_like(padded.gt_labels[:, 0]).sum()
+    labels = torch.where(torch.ones_like(padded.gt_labels).sum() == images, num_classes, labels)
     return labels, boxes, scores, assignment.fg_mask, assignment.target_gt_idx, assignment.target_weights

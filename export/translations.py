@@ -15,6 +15,7 @@ from export.elementary import atan, log1p, softplus
 
 # The operators' own annotations speak of values that they compute with, not of a graph's.
 _op: Any = opset20
+_Bound = float | ir.Value | None
 
 
 def index_select(x: ir.Value, dim: int, index: ir.Value) -> Any:
@@ -28,6 +29,26 @@ def nonzero(x: ir.Value) -> Any:
         return _op.Transpose(_op.NonZero(x), perm=[1, 0])
     numbering = _op.Range(0, _op.Squeeze(_op.Shape(x)), 1)
     return _op.Unsqueeze(_op.Compress(numbering, x, axis=0), [1])
+
+
+def clamp(x: ir.Value, min: _Bound = None, max: _Bound = None) -> Any:  # noqa: A002 - torch's own names
+    """Bounds as maximum and minimum. Clip takes the largest finite number for a bound that is missing, +inf too.
+
+    The bound comes first: OpenVINO's Max and Min give the second argument where one of them is not a number.
+    """
+    if min is not None:
+        x = _op.Max(_bound(min, x), x)
+    if max is not None:
+        x = _op.Min(_bound(max, x), x)
+    return x
+
+
+def _bound(value: float | ir.Value, like: ir.Value) -> Any:
+    if isinstance(value, int):
+        value = _op.Constant(value_int=value)
+    elif isinstance(value, float):
+        value = _op.Constant(value_float=value)
+    return _op.CastLike(value, like)
 
 
 def sum_of_axes(x: ir.Value, dim: Sequence[int], keepdim: bool = False, *, dtype: int | None = None) -> Any:
@@ -67,6 +88,7 @@ def _rank(x: ir.Value) -> int:
 
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.atan.default: atan,
+    torch.ops.aten.clamp.default: clamp,
     torch.ops.aten.log1p.default: log1p,
     torch.ops.aten.softplus.default: softplus,
     torch.ops.aten.sum.dim_IntList: sum_of_axes,

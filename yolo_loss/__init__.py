@@ -45,6 +45,8 @@ __all__ = [
     "xyxy2xywh",
 ]
 
+__version__ = "0.1.0"
+
 _NAMES_OF = {
     "anchors": "decode make_anchors",
     "assigner": "PRESETS TaskAlignedAssigner",

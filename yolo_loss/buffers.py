@@ -44,7 +44,7 @@ def constants(values: Sequence[float], like: Tensor) -> Tensor:
         (N,).
     """
     if like.device.type == "cpu":
-        return torch.tensor(values, dtype=like.dtype)
+        return torch.tensor(values, dtype=like.dtype, device=like.device)
     return torch.cat([like.new_full((1,), value) for value in values])
 
 

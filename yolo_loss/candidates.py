@@ -12,7 +12,7 @@ from yolo_loss.compilation import kernel
 from yolo_loss.overlap import Measured, ciou_of_measured
 from yolo_loss.pairs import Pairs, Runs, write_out
 from yolo_loss.params import AssignerParams, power
-from yolo_loss.segments import count_true, sum_per_segment
+from yolo_loss.segments import count_true, in_graph, keep_last, places_of, sum_per_segment
 
 
 class Part(NamedTuple):
@@ -56,13 +56,21 @@ def find_candidates(part: Part, params: AssignerParams) -> Candidates:
     per_slot = sum_per_segment(part.runs.slot, part.runs.length, part.labels.shape[0] * part.labels.shape[1])
     if params.beta > 0:
         # A pair without overlap has metric 0: it is never chosen, and it wins no anchor from a pair that is.
-        overlaps = overlap > 0
+        overlaps = keep_last(overlap > 0)
         per_slot = count_true(overlaps, per_slot)
-        touching = overlaps.nonzero().squeeze(1)
+        touching = places_of(overlaps)
         overlap = overlap.index_select(0, touching)
         pairs = Pairs(*(field.index_select(0, touching) for field in pairs))
     overlap, metric = metric_of_pairs(part.scores, part.labels, pairs, overlap, params)
-    return Candidates(pairs, overlap, metric, per_slot)
+    return Candidates(filler_aside(pairs, part.predicted.x1.numel()), overlap, metric, per_slot)
+
+
+def filler_aside(pairs: Pairs, anchors: int) -> Pairs:
+    """Pairs (P,); in a graph the last one's anchor is no real one but B * A, the number of all anchors."""
+    if not in_graph():
+        return pairs
+    aside = torch.zeros_like(pairs.anchor[-1:]) + anchors
+    return pairs._replace(anchor=torch.cat((pairs.anchor[:-1], aside)))
 
 
 @kernel

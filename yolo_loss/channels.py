@@ -35,10 +35,6 @@ class Channels(NamedTuple):
         """Some of them."""
         return self._replace(first=self.first + first, size=size)
 
-    def detach(self) -> Channels:
-        """The same without the way back to what they were computed from, for which a compiler would look."""
-        return self._replace(source=self.source.detach())
-
     def of_images(self, images: slice) -> Channels:
         """The same of some images."""
         return self._replace(source=self.source[images])
@@ -149,4 +145,13 @@ class ClassScores(NamedTuple):
 
     def _probabilities(self, scores: Tensor) -> Tensor:
         scores = scores.to(self.dtype)
-        return scores.sigmoid() if self.logits else scores
+        return probability(scores) if self.logits else scores
+
+
+def probability(logits: Tensor) -> Tensor:
+    """The sigmoid of logits of any shape, in operations that every runtime rounds well.
+
+    torch's own depends on a number's place in the tensor, as powers do (see ``yolo_loss.params.power``). ONNX Runtime's
+    is a fit that says nearly the same of all logits below -18; but the assignment compares small scores, too.
+    """
+    return 1 / (1 + torch.exp(-logits))

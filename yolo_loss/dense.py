@@ -120,7 +120,8 @@ def select_topk(metric: Tensor, k: int) -> Tensor:
     Returns:
         (B, M, A) bool.
     """
-    k = torch.sym_min(k, metric.shape[-1])
+    # Python's own for numbers: torch.sym_min of two of them is refused by some compilers.
+    k = torch.sym_min(k, metric.shape[-1]) if torch.compiler.is_exporting() else min(k, metric.shape[-1])
     threshold = metric.topk(k, dim=-1, sorted=False).values.amin(dim=-1, keepdim=True)  # (B, M, 1)
     above = metric > threshold
     level = (metric == threshold) & (metric > 0)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from yolo_loss.anchors import decode
+from yolo_loss.channels import Channels
 from yolo_loss.lookup import labels_and_boxes
 from yolo_loss.results import Assignment, GroundTruth, Predictions
-from yolo_loss.terms import box_term, class_term_of_levels, dfl_term, own_class_term
+from yolo_loss.terms import box_term, dfl_term, own_class_loss, total_class_term
 
 
 def dense_sums(predictions: Predictions, ground_truth: GroundTruth, assignment: Assignment, class_loss: str) -> Tensor:
@@ -27,18 +30,28 @@ def dense_sums(predictions: Predictions, ground_truth: GroundTruth, assignment: 
     distri, logits = join_levels(predictions)
     fg_mask, _, weights = assignment
     labels, target_bboxes = labels_and_boxes(assignment, ground_truth)
-    own_logits = logits.gather(1, labels.unsqueeze(1)).squeeze(1)  # (B, A)
-    own = torch.where(fg_mask, own_class_term(own_logits, weights, class_loss), 0.0)
-    class_sum = class_term_of_levels(predictions.pred_scores, class_loss) + own.sum(dim=1)
+    class_sum = _class_sum(logits, labels, assignment, class_loss)
 
-    target_grid = target_bboxes / predictions.strides  # (B, A, 4)
+    # Background is replaced before anything is computed of it: there a derivative may be no number, which no 0 that it
+    # is multiplied by afterwards takes away.
+    target_grid = torch.where(fg_mask.unsqueeze(-1), target_bboxes / predictions.strides, 0.0)  # (B, A, 4)
+    distri = torch.where(fg_mask.unsqueeze(1), distri, 0.0)
     pred_bboxes = decode(distri, predictions.anchor_points, reg_max)  # (B, A, 4)
-    # Background boxes are replaced before the term, so that no non-finite derivative of theirs is multiplied by 0.
-    pred_bboxes = torch.where(fg_mask.unsqueeze(-1), pred_bboxes, 0.0)
-    box_sum = (torch.where(fg_mask, box_term(pred_bboxes, target_grid), 0.0) * weights).sum(dim=1)
+    box_sum = (box_term(pred_bboxes, target_grid) * weights).sum(dim=1)
     dfl = dfl_term(distri.unflatten(1, (4, reg_max)).movedim(3, 1), target_grid, predictions.anchor_points)
-    dfl_sum = (torch.where(fg_mask, dfl, 0.0) * weights).sum(dim=1)
+    dfl_sum = (dfl * weights).sum(dim=1)
     return torch.stack((box_sum, class_sum, dfl_sum, weights.sum(dim=1)), dim=1)
+
+
+def _class_sum(logits: Tensor, labels: Tensor, assignment: Assignment, class_loss: str) -> Tensor:
+    """The class term (B,) of joined logits (B, C, A), with each foreground anchor's own class apart from the others."""
+    fg_mask, _, weights = assignment
+    own = logits.gather(1, labels.unsqueeze(1)).squeeze(1)  # (B, A)
+    # A logit of -inf has no class term.
+    others = logits.scatter(1, labels.unsqueeze(1), torch.where(fg_mask, -math.inf, own).unsqueeze(1))
+    of_own = own_class_loss(torch.where(fg_mask, own, 0.0), weights, class_loss)
+    of_others = total_class_term(Channels(others, 0, others.shape[1]), class_loss)
+    return of_others + torch.where(fg_mask, of_own, 0.0).sum(dim=1)
 
 
 def join_levels(predictions: Predictions) -> tuple[Tensor, Tensor]:

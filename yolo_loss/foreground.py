@@ -9,6 +9,8 @@ from torch import Tensor
 
 from yolo_loss.results import Assignment, GroundTruth, Predictions
 from yolo_loss.rows import RowDerivatives, Rows, RowTerms
+from yolo_loss.segments import in_graph, keep_last, places_of
+from yolo_loss.terms import class_derivative, own_class_derivative
 
 Terms = TypeVar("Terms", RowTerms, RowDerivatives)
 
@@ -35,8 +37,12 @@ class Foreground(NamedTuple):
     real: Tensor | None
 
     def per_level(self, values: Tensor) -> list[Tensor]:
-        """(N, ...) cut into levels."""
-        return list(values.split([image.shape[0] for image, _ in self.of_level]))
+        """(N, ...) cut into levels. Slices, because a split of unknown sizes is a sequence in ONNX."""
+        parts, begin = [], 0
+        for image, _ in self.of_level:
+            parts.append(values.narrow(0, begin, image.shape[0]))
+            begin += image.shape[0]
+        return parts
 
     def only_real(self, terms: Terms) -> Terms:
         """Terms or derivatives, 0 on what fills the list up, also where they are no number there."""
@@ -44,6 +50,19 @@ class Foreground(NamedTuple):
             return terms
         wide = self.real.unsqueeze(1)
         return type(terms)(*(torch.where(self.real if term.dim() == 1 else wide, term, 0.0) for term in terms))
+
+    def class_derivatives(self, own_logits: Tensor, class_loss: str) -> Tensor:
+        """Derivative of the class term by each anchor's logit of its label, background's where it fills the list up.
+
+        Args:
+            own_logits: (N,) those logits.
+            class_loss: ``bce`` or ``varifocal``.
+
+        Returns:
+            (N,).
+        """
+        own = own_class_derivative(own_logits, self.weight, class_loss)
+        return own if self.real is None else torch.where(self.real, own, class_derivative(own_logits, class_loss))
 
 
 def find_foreground(
@@ -62,7 +81,7 @@ def find_foreground(
     for level in predictions.levels:
         count = level.scores_of.shape[2]
         flags = assignment.fg_mask[:, offset : offset + count].flatten()
-        found = flags.nonzero().squeeze(1) if most is None else true_first(flags)[:most]
+        found = places_of(keep_last(flags)) if most is None else true_first(flags)[:most]
         image = torch.div(found, count, rounding_mode="floor")
         within = found - image * count
         of_level.append((image, within))
@@ -77,7 +96,8 @@ def find_foreground(
     target_grid = target_grid / predictions.strides.index_select(0, anchor)
     weight = assignment.target_weights.flatten().index_select(0, place)
     point = predictions.anchor_points.index_select(0, anchor)
-    real = None if most is None else assignment.fg_mask.flatten().index_select(0, place)
+    filled = most is not None or in_graph()
+    real = assignment.fg_mask.flatten().index_select(0, place) if filled else None
     return Foreground(of_level, image, label, weight, target_grid, point, real)
 
 

@@ -17,7 +17,7 @@ from yolo_loss.lookup import labels_and_boxes
 from yolo_loss.results import Assignment, Gains, GroundTruth, Predictions
 from yolo_loss.rows import RowDerivatives, Rows
 from yolo_loss.sparse_sums import add_up
-from yolo_loss.terms import class_derivative, class_term_of_levels
+from yolo_loss.terms import class_derivative, class_term_of_levels, own_class_derivative
 
 Derive = Callable[[Rows], RowDerivatives]
 
@@ -68,7 +68,7 @@ def sparse_gradients(
     image_sums = add_up(predictions, foreground, derived.terms, class_loss)
     upstream = upstream_of(image_sums, gains)
     by_distri = derived.box_by_distri * upstream.box + derived.dfl_by_distri * upstream.dfl
-    by_own = (class_derivative(rows.own_logits, class_loss) + derived.cls_by_logit) * upstream.cls
+    by_own = foreground.class_derivatives(rows.own_logits, class_loss) * upstream.cls
 
     boxes = 4 * predictions.reg_max
     channels = torch.arange(boxes, device=by_own.device)
@@ -121,10 +121,10 @@ def dense_gradients(
     rows = derived.box_by_distri * upstream.box + derived.dfl_by_distri * upstream.dfl  # (B * A, 4R)
     # Chosen, not multiplied: a derivative of the background may be no number.
     by_distri = torch.where(foreground.unsqueeze(1), rows.view(*weights.shape, -1).transpose(1, 2), 0.0)
-    own = torch.where(foreground, derived.cls_by_logit.view(weights.shape) * upstream.cls, 0.0)
+    own = own_class_derivative(own_logits, weights, class_loss)
     classes = torch.arange(predictions.num_classes, device=labels.device)[:, None]
-    by_logits = class_derivative(logits, class_loss) * upstream.cls
-    by_logits = by_logits + torch.where(labels.unsqueeze(1) == classes, own.unsqueeze(1), 0.0)
+    assigned = (labels.unsqueeze(1) == classes) & foreground.unsqueeze(1)  # (B, C, A)
+    by_logits = torch.where(assigned, own.unsqueeze(1), class_derivative(logits, class_loss)) * upstream.cls
     return SumsAndGradients(image_sums, _cut(torch.cat((by_distri, by_logits), dim=1), predictions))
 
 

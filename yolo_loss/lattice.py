@@ -136,4 +136,4 @@ def span(series: Series, positions: Tensor, low: Tensor, high: Tensor, margin: f
     last = positions.shape[0] - 1
     first = first + (positions.index_select(0, (start + first).clamp(max=last)) - low <= margin).long()
     past = past - (high - positions.index_select(0, (start + past - 1).clamp(min=0)) <= margin).long()
-    return start + first, (past - first).clamp(min=0)
+    return (start + first).clamp(max=last), (past - first).clamp(min=0)

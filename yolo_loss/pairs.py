@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from yolo_loss.lattice import Lattice, lattice_of, span
-from yolo_loss.segments import segment_of, size_of, sum_per_segment
+from yolo_loss.segments import keep_last, lengthen_last, places_of, segment_of, size_of, sum_per_segment
 
 
 class Runs(NamedTuple):
@@ -51,15 +51,17 @@ def list_runs(points: Tensor, boxes: Tensor, valid: Tensor, eps: float) -> Runs:
         eps: A point is inside when its distance from every side is larger.
     """
     lattice = lattice_of(points)
+    # An empty box has no point inside, also where a list's filler asks for it.
+    boxes = torch.where(valid.unsqueeze(-1), boxes, 0.0)
     x1, y1, x2, y2 = (side.flatten() for side in boxes.unbind(-1))  # (B * M,) each
-    slot, block = crossings(lattice, y1, y2, valid.flatten() & (x2 > x1), eps)
+    slot, block = crossings(lattice, y1, y2, x2 > x1, eps)
     low, high = y1.index_select(0, slot), y2.index_select(0, slot)
     begin, length = span(lattice.blocks.of(block), lattice.y, low, high, eps)
-    slot, row = write_out(Runs(slot, begin, length))
+    slot, row = write_out(Runs(slot, begin, lengthen_last(length)))
     low, high = x1.index_select(0, slot), x2.index_select(0, slot)
     begin, length = span(lattice.rows.of(row), lattice.x, low, high, eps)
     image = torch.div(slot, valid.shape[1], rounding_mode="floor")
-    return Runs(slot, begin + image * points.shape[0], length)
+    return Runs(slot, begin + image * points.shape[0], lengthen_last(length))
 
 
 def crossings(lattice: Lattice, y1: Tensor, y2: Tensor, valid: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -78,7 +80,7 @@ def crossings(lattice: Lattice, y1: Tensor, y2: Tensor, valid: Tensor, eps: floa
     top = lattice.blocks.origin  # (K,)
     bottom = lattice.y.index_select(0, lattice.blocks.start + lattice.blocks.length - 1)
     reaches = (bottom - y1[:, None] > eps) & (y2[:, None] - top > eps) & valid[:, None]  # (G, K)
-    found, blocks = reaches.flatten().nonzero().squeeze(1), top.shape[0]
+    found, blocks = places_of(keep_last(reaches.flatten())), top.shape[0]
     slot = torch.div(found, blocks, rounding_mode="floor")
     return slot, found - slot * blocks
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from yolo_loss.segments import segment_of, size_of, sum_per_segment
+from yolo_loss.segments import in_graph, keep_last, places_of, segment_of, size_of, sum_per_segment
+
+LEAST_CHUNK = 64
+# Up to this k a chunk is so short that every segment may have one.
+SMALL_K = LEAST_CHUNK // 4
 
 
 def select_topk(values: Tensor, segment: Tensor, count: Tensor, k: int) -> Tensor:
@@ -21,7 +25,7 @@ def select_topk(values: Tensor, segment: Tensor, count: Tensor, k: int) -> Tenso
         (N,) int64 places in ``values``, ascending; N <= G * k.
     """
     own = kth_largest(values, segment, count, k).index_select(0, segment)
-    reached = ((values >= own) & (values > 0)).nonzero().squeeze(1)
+    reached = places_of(keep_last((values >= own) & (values > 0)))
     # What lies on the threshold is counted off in order: top-k routines do not agree on which of several they give.
     group = segment.index_select(0, reached)
     above = values.index_select(0, reached) > own.index_select(0, reached)
@@ -30,19 +34,36 @@ def select_topk(values: Tensor, segment: Tensor, count: Tensor, k: int) -> Tenso
     before = level.cumsum(0) - level  # values on a threshold before this one, in all segments
     earlier = sum_per_segment(group, level, count.shape[0])
     rank = before - (earlier.cumsum(0) - earlier).index_select(0, group)
-    kept = (above | (rank < room.index_select(0, group))).nonzero().squeeze(1)
+    kept = places_of(above | (rank < room.index_select(0, group)))
     return reached.index_select(0, kept)
 
 
 def kth_largest(values: Tensor, segment: Tensor, count: Tensor, k: int) -> Tensor:
-    """The k-th largest value of each segment, 0 where it has fewer than k.
-
-    Segments are cut into chunks. Of each chunk only the k largest go on; among these is a segment's k-th largest.
+    """The k-th largest value of each segment, 0 where it has fewer than k, or k when k is large.
 
     Returns:
         (G,) in the values' dtype.
     """
-    chunk = max(64, 4 * k)
+    if k <= SMALL_K:
+        return _kth_largest(values, segment, count, k)
+    # Room for k values in each segment may be far more than there are values: only segments that have more get it.
+    long = keep_last(count > k)
+    chosen = places_of(long)
+    thresholds = values.new_zeros(count.shape[0])
+    if not in_graph() and not chosen.shape[0]:
+        return thresholds
+    inside = places_of(long.index_select(0, segment))
+    number = (long.cumsum(0) - 1).index_select(0, segment.index_select(0, inside))
+    kth = _kth_largest(values.index_select(0, inside), number, count.index_select(0, chosen), k)
+    return thresholds.index_copy(0, chosen, kth)
+
+
+def _kth_largest(values: Tensor, segment: Tensor, count: Tensor, k: int) -> Tensor:
+    """The k-th largest value of each segment, 0 where it has fewer than k.
+
+    Segments are cut into chunks. Of each chunk only the k largest go on; among these is a segment's k-th largest.
+    """
+    chunk = max(LEAST_CHUNK, 4 * k)
     chunks = (count + chunk - 1) // chunk  # (G,)
     place, total = _places(segment, count, chunks, chunk)
     padded = values.new_zeros(total * chunk).index_copy(0, place, values)

@@ -49,7 +49,6 @@ class RowDerivatives(NamedTuple):
         dfl: (N,) term.
         box_by_distri: (N, 4R).
         dfl_by_distri: (N, 4R).
-        cls_by_logit: (N,).
     """
 
     box: Tensor
@@ -57,7 +56,6 @@ class RowDerivatives(NamedTuple):
     dfl: Tensor
     box_by_distri: Tensor
     dfl_by_distri: Tensor
-    cls_by_logit: Tensor
 
     @property
     def terms(self) -> RowTerms:
@@ -74,13 +72,12 @@ def row_terms(rows: Rows, reg_max: int, class_loss: str) -> RowTerms:
 
 
 def row_derivatives(rows: Rows, reg_max: int, class_loss: str) -> RowDerivatives:
-    """The terms of each row and their derivatives by the row's own logits, all detached."""
+    """The terms of each row and their derivatives by the row's distributions, all detached."""
     with torch.enable_grad():
-        distri, own_logits = (tensor.detach().requires_grad_() for tensor in (rows.distri, rows.own_logits))
-        terms = row_terms(rows._replace(distri=distri, own_logits=own_logits), reg_max, class_loss)
+        distri = rows.distri.detach().requires_grad_()
+        terms = row_terms(rows._replace(distri=distri), reg_max, class_loss)
         (by_box,) = torch.autograd.grad(terms.box.sum(), distri, retain_graph=True)
         # With R = 1 the third term is a constant.
         by_dfl = torch.autograd.grad(terms.dfl.sum(), distri)[0] if reg_max > 1 else torch.zeros_like(distri)
-        (by_class,) = torch.autograd.grad(terms.cls.sum(), own_logits)
     box, cls, dfl = (term.detach() for term in terms)
-    return RowDerivatives(box, cls, dfl, by_box, by_dfl, by_class)
+    return RowDerivatives(box, cls, dfl, by_box, by_dfl)

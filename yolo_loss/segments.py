@@ -1,4 +1,10 @@
-"""Lists of segments of different lengths, one behind the other."""
+"""Lists of segments of different lengths, one behind the other.
+
+**In a graph no list is ever empty.** Runtimes crash on operators over empty lists, or give them a wrong shape (ONNX
+Runtime's TopK before 1.31, ReduceSum before 1.32). So while a graph is exported, the last entry of every list is a
+filler: an entry of the empty slot that is appended to the ground truth, without any effect. The functions
+:func:`keep_last` and :func:`lengthen_last` put it there; elsewhere they do nothing.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +45,33 @@ def size_of(count: Tensor) -> int:
     torch._check(size >= 0)
     torch._check(size < _LARGEST_SIZE)
     return size
+
+
+def in_graph() -> bool:
+    """A graph is being exported, whose lists end with a filler."""
+    return torch.compiler.is_exporting()
+
+
+def keep_last(flags: Tensor) -> Tensor:
+    """Flags (N,) bool, N >= 1; in a graph the last one is set, so that the filler is kept."""
+    return torch.cat((flags[:-1], torch.ones_like(flags[-1:]))) if in_graph() else flags
+
+
+def lengthen_last(length: Tensor) -> Tensor:
+    """Lengths (G,) of segments, G >= 1; in a graph the last one is one longer, which makes room for the filler."""
+    return torch.cat((length[:-1], length[-1:] + 1)) if in_graph() else length
+
+
+def places_of(flags: Tensor) -> Tensor:
+    """Places of the flags that are set, ascending.
+
+    Args:
+        flags: (N,) bool.
+
+    Returns:
+        (number of flags set,) int64.
+    """
+    return flags.nonzero().squeeze(1)
 
 
 def sum_per_segment(segment: Tensor, values: Tensor, segments: int) -> Tensor:

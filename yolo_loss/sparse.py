@@ -19,7 +19,7 @@ from yolo_loss.params import AssignerParams, candidate_areas
 from yolo_loss.portions import join, one_portion, portions
 from yolo_loss.ragged_topk import select_topk
 from yolo_loss.results import Assignment, GroundTruth
-from yolo_loss.segments import sum_per_segment
+from yolo_loss.segments import keep_last, places_of, sum_per_segment
 
 # Pairs in one portion: some twenty lists of this length fit a processor's second and third cache.
 PAIRS_AT_ONCE = 2**17
@@ -55,7 +55,7 @@ def split(whole: Part) -> list[Part]:
     if one_portion(whole.labels.device):
         return [whole]
     chosen = portions(pairs_of_images(runs, images, slots).tolist(), PAIRS_AT_ONCE)
-    edges = torch.searchsorted(runs.slot, torch.tensor([part.stop * slots for part in chosen])).tolist()
+    edges = torch.searchsorted(runs.slot, runs.slot.new_tensor([part.stop * slots for part in chosen])).tolist()
     parts, begin = [], 0
     for part, end in zip(chosen, edges, strict=True):
         slot, first, length = (field[begin:end] for field in runs)
@@ -73,7 +73,8 @@ def assign_part(part: Part, params: AssignerParams) -> Assignment:
     candidates = find_candidates(part, params)
     pairs, metric = candidates.pairs, candidates.metric
     chosen = select_topk(metric, pairs.slot, candidates.per_slot, params.topk)
-    assigned = one_owner(candidates, chosen, images * anchors)
+    # One place more, for the anchor of a graph's filler.
+    assigned = one_owner(candidates, chosen, images * anchors + 1)
     if params.topk2 is not None:
         own, slot = metric.index_select(0, assigned), pairs.slot.index_select(0, assigned)
         count = sum_per_segment(slot, torch.ones_like(slot), images * slots)
@@ -88,23 +89,23 @@ def one_owner(candidates: Candidates, chosen: Tensor, anchors: int) -> Tensor:
     Args:
         candidates: (P,) each.
         chosen: (N,) places in ``candidates``.
-        anchors: B * A.
+        anchors: How many there may be, B * A or more.
 
     Returns:
-        Places of the assigned pairs, ascending, each anchor at most once.
+        Places of the assigned pairs, ascending, each anchor at most once; in a graph the filler twice.
     """
     overlap, all_anchors = candidates.overlap, candidates.pairs.anchor
     wanted = all_anchors.index_select(0, chosen)
     contested = sum_per_segment(wanted, torch.ones_like(wanted), anchors) > 1  # (B * A,)
-    rivals = contested.index_select(0, all_anchors).nonzero().squeeze(1)
+    rivals = places_of(keep_last(contested.index_select(0, all_anchors)))
     anchor, own = all_anchors.index_select(0, rivals), overlap.index_select(0, rivals)
     largest = overlap.new_full((anchors,), -1.0).scatter_reduce(0, anchor, own, "amax")
-    leading = (own == largest.index_select(0, anchor)).nonzero().squeeze(1)
+    leading = places_of(own == largest.index_select(0, anchor))
     # Pairs are ordered by slot, so the smallest place is the smallest slot.
     place, nobody = rivals.index_select(0, leading), overlap.shape[0]
     winner = place.new_full((anchors,), nobody).scatter_reduce(0, anchor.index_select(0, leading), place, "amin")
-    alone = (~contested.index_select(0, wanted)).nonzero().squeeze(1)
-    won = (winner < nobody).nonzero().squeeze(1)
+    alone = places_of(~contested.index_select(0, wanted))
+    won = places_of(winner < nobody)
     return torch.cat((chosen.index_select(0, alone), winner.index_select(0, won))).sort().values
 
 
@@ -129,8 +130,9 @@ def soft_scores(candidates: Candidates, assigned: Tensor, shape: tuple[int, int,
     max_overlap = nothing.scatter_reduce(0, slot, overlap, "amax").index_select(0, slot)
     weight = metric * max_overlap / (max_metric + eps)
 
-    background = anchor.new_zeros(images * anchors)
+    total = images * anchors
+    background = anchor.new_zeros(total + 1)
     owner = background.index_put((anchor,), slot - torch.div(slot, slots, rounding_mode="floor") * slots)
-    weights = weight.new_zeros(images * anchors).index_put((anchor,), weight)
+    weights = weight.new_zeros(total + 1).index_put((anchor,), weight)
     foreground = background.bool().index_put((anchor,), torch.ones_like(anchor, dtype=torch.bool))
-    return Assignment(foreground.view(images, anchors), owner.view(images, anchors), weights.view(images, anchors))
+    return Assignment(*(field[:total].view(images, anchors) for field in (foreground, owner, weights)))

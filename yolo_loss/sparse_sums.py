@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from yolo_loss.buffers import constants, lazy_zeros_like
+from yolo_loss.buffers import lazy_zeros_like
 from yolo_loss.foreground import Foreground, find_foreground, foreground_rows
 from yolo_loss.results import Assignment, GroundTruth, Level, Predictions
 from yolo_loss.rows import RowTerms, row_derivatives, row_terms
 from yolo_loss.terms import class_term_of_levels, write_class_derivative
+from yolo_loss.transforms import detached, transformed
 
 
 def sparse_sums(
@@ -37,13 +37,18 @@ def sparse_sums(
         most: The foreground has no more anchors, and no GPU is asked how many; None: it is.
 
     Returns:
-        (B, 4): box, cls, dfl and target-score sums. Differentiable once.
+        (B, 4): box, cls, dfl and target-score sums, differentiable in every way that torch has but ``vmap``.
     """
     foreground = find_foreground(predictions, ground_truth, assignment, most)
-    if torch.is_grad_enabled() and any(source.requires_grad for level in predictions.levels for source in level):
-        sources = [source for level in predictions.levels for source in level]
+    sources = [source for level in predictions.levels for source in level]
+    if torch.is_grad_enabled() and any(source.requires_grad for source in sources) and not transformed(sources):
         sums: Tensor = _SparseSums.apply(predictions, foreground, class_loss, *sources)  # type: ignore[no-untyped-call]
         return sums
+    return _plain_sums(predictions, foreground, class_loss)
+
+
+def _plain_sums(predictions: Predictions, foreground: Foreground, class_loss: str) -> Tensor:
+    """The sums in operations that all have derivatives of their own."""
     terms = row_terms(foreground_rows(predictions, foreground), predictions.reg_max, class_loss)
     return add_up(predictions, foreground, foreground.only_real(terms), class_loss)
 
@@ -51,11 +56,10 @@ def sparse_sums(
 def add_up(predictions: Predictions, foreground: Foreground, terms: RowTerms, class_loss: str) -> Tensor:
     """Sums per image (B, 4) of the foreground's terms and of the class term's part that all anchors have."""
     columns = torch.stack((*terms, foreground.weight), dim=1)  # (N, 4)
-    images = predictions.levels[0].scores_of.shape[0]
-    sums = columns.new_zeros((images, 4)).index_add(0, foreground.image, columns)
-    everywhere = class_term_of_levels([level.detach() for level in predictions.pred_scores], class_loss)
-    only_class = constants((0.0, 1.0, 0.0, 0.0), sums)
-    return sums + everywhere.to(sums.dtype)[:, None] * only_class
+    everywhere = class_term_of_levels(predictions.pred_scores, class_loss).to(columns.dtype)  # (B,)
+    nothing = torch.zeros_like(everywhere)
+    # Stacked, not multiplied by 0 and 1: a class term that is no number stays in its column.
+    return torch.stack((nothing, everywhere, nothing, nothing), dim=1).index_add(0, foreground.image, columns)
 
 
 class _SparseSums(torch.autograd.Function):
@@ -63,17 +67,19 @@ class _SparseSums(torch.autograd.Function):
     def forward(
         ctx: Any, predictions: Predictions, foreground: Foreground, class_loss: str, *sources: Tensor
     ) -> Tensor:
-        derived = row_derivatives(foreground_rows(predictions, foreground), predictions.reg_max, class_loss)
-        derived = foreground.only_real(derived)
+        rows = foreground_rows(predictions, foreground)
+        derived = foreground.only_real(row_derivatives(rows, predictions.reg_max, class_loss))
+        by_class = foreground.class_derivatives(rows.own_logits, class_loss)
         ctx.predictions, ctx.foreground, ctx.class_loss = predictions, foreground, class_loss
         # The sources are saved for autograd to notice when somebody overwrites them in between.
-        ctx.save_for_backward(derived.box_by_distri, derived.dfl_by_distri, derived.cls_by_logit, *sources)
-        return add_up(predictions, foreground, derived.terms, class_loss)
+        ctx.save_for_backward(derived.box_by_distri, derived.dfl_by_distri, by_class, *sources)
+        return add_up(detached(predictions), foreground, derived.terms, class_loss)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> Any:
         by_box, by_dfl, by_class, *_ = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return None, None, None, *_differentiable_gradients(ctx, upstream)
         of_row = upstream[ctx.foreground.image]  # (N, 4)
         rows = by_box * of_row[:, 0:1] + by_dfl * of_row[:, 2:3]
         own = by_class * of_row[:, 1]
@@ -88,6 +94,20 @@ class _SparseSums(torch.autograd.Function):
             needs = needed[len(gradients) : len(gradients) + 2]
             gradients += [part if need else None for part, need in zip(pair, needs, strict=True)]
         return None, None, None, *gradients
+
+
+def _differentiable_gradients(ctx: Any, upstream: Tensor) -> list[Tensor | None]:
+    """The gradients for ``create_graph=True``: they are to be differentiated again."""
+    predictions: Predictions = ctx.predictions
+    levels = [[level.distri_of] if level.distri_of is level.scores_of else list(level) for level in predictions.levels]
+    needed = [source for level in levels for source in level if source.requires_grad]
+    sums = _plain_sums(predictions, ctx.foreground, ctx.class_loss)
+    found = iter(torch.autograd.grad(sums, needed, upstream, create_graph=True))
+    gradients: list[Tensor | None] = []
+    for level in levels:
+        own = [next(found) if source.requires_grad else None for source in level]
+        gradients += own if len(own) > 1 else [*own, None]
+    return gradients
 
 
 def _level_gradients(
@@ -106,5 +126,5 @@ def _level_gradients(
     image, anchor = place
     channels = torch.arange(boxes, device=anchor.device)
     distri[image[:, None], channels, anchor[:, None]] = rows.to(distri.dtype)
-    scores[image, label, anchor] += own.to(scores.dtype)  # an anchor is listed once, so no place occurs twice
+    scores[image, label, anchor] = own.to(scores.dtype)
     return (whole, None) if same else (distri, whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -50,7 +51,9 @@ def dfl_term(distri: Tensor, target_bboxes: Tensor, anchor_points: Tensor) -> Te
     distance = bbox2dist(anchor_points, target_bboxes, reg_max).unsqueeze(-1)  # (..., 4, 1)
     bins = torch.arange(reg_max, dtype=distri.dtype, device=distri.device)
     two_hot = (1.0 - (distance - bins).abs()).clamp(min=0.0)  # (..., 4, R)
-    return -(two_hot * distri.log_softmax(dim=-1)).sum(dim=-1).mean(dim=-1)
+    # Selected, not multiplied by 0: the logarithm of a bin beside the target may be infinite.
+    log_probabilities = torch.where(two_hot > 0, distri.log_softmax(dim=-1), 0.0)
+    return -(two_hot * log_probabilities).sum(dim=-1).mean(dim=-1)
 
 
 def total_class_term(logits: Channels, class_loss: str) -> Tensor:
@@ -83,8 +86,8 @@ def class_term_of_levels(levels: Sequence[Channels], class_loss: str) -> Tensor:
     return torch.stack([total_class_term(level, class_loss) for level in levels]).sum(dim=0)
 
 
-def own_class_term(own_logits: Tensor, weights: Tensor, class_loss: str) -> Tensor:
-    """What the assigned class's target adds to ``total_class_term``.
+def own_class_loss(own_logits: Tensor, weights: Tensor, class_loss: str) -> Tensor:
+    """The class term of the assigned class, whose target is the soft score.
 
     Args:
         own_logits: (...) logits of the assigned classes.
@@ -92,11 +95,36 @@ def own_class_term(own_logits: Tensor, weights: Tensor, class_loss: str) -> Tens
         class_loss: ``bce`` or ``varifocal``.
 
     Returns:
-        (...).
+        (...); +inf where a logit is infinite and its target is not.
     """
+    # Not softplus(x) - w x, which is inf - inf for an infinite logit.
+    entropy = (1 - weights) * softplus(own_logits) + weights * softplus(-own_logits)
+    return weights * entropy if class_loss == "varifocal" else entropy
+
+
+def own_class_derivative(own_logits: Tensor, weights: Tensor, class_loss: str) -> Tensor:
+    """Derivative of ``own_class_loss`` by each logit; arguments and shape as there."""
+    residual = own_logits.sigmoid() - weights
+    return weights * residual if class_loss == "varifocal" else residual
+
+
+def own_class_term(own_logits: Tensor, weights: Tensor, class_loss: str) -> Tensor:
+    """What the assigned class's target adds to ``total_class_term``, which has counted it as background.
+
+    Args:
+        own_logits: (...) logits of the assigned classes.
+        weights: (...) soft scores.
+        class_loss: ``bce`` or ``varifocal``.
+
+    Returns:
+        (...); 0 for a logit of +inf, with which the total is infinite already.
+    """
+    infinite = own_logits == math.inf
+    x = torch.where(infinite, 0.0, own_logits)
     if class_loss == "varifocal":
-        return weights * (softplus(own_logits) - own_logits * weights) - _negative_focal(own_logits)
-    return -own_logits * weights
+        added = weights * (softplus(x) - x * weights) - _negative_focal(x)
+        return torch.where(infinite, 0.0, added)
+    return -x * weights
 
 
 def class_derivative(logits: Tensor, class_loss: str) -> Tensor:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,13 +83,19 @@ def assign_triton(
     metrics, most_metric, most_overlap = (boxes.new_zeros((images, size)) for size in (anchors, slots, slots))
     k = min(params.topk, anchors)
     room = 1 << max(k - 1, 0).bit_length()
-    choose[(images * slots,)](*inputs, count, chooser, *sizes, k=k, room=room, **numbers)
     grid = ((anchors + BLOCK - 1) // BLOCK, images)
-    settle[grid](*inputs, count, chooser, owner, metrics, most_metric, most_overlap, *sizes, **numbers)
+    with _current(pd_bboxes.device):
+        choose[(images * slots,)](*inputs, count, chooser, *sizes, k=k, room=room, **numbers)
+        settle[grid](*inputs, count, chooser, owner, metrics, most_metric, most_overlap, *sizes, **numbers)
     index = owner.long()
     weights = metrics * most_overlap.gather(1, index) / (most_metric.gather(1, index) + params.eps)
     foreground = count > 0
     return Assignment(foreground, index, torch.where(foreground, weights, 0.0))
+
+
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    """Inside, the tensors' device is the current one, on which Triton launches its kernels."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _levels(scores: ClassScores) -> tuple[list[Tensor], list[int], tuple[int, int]]:

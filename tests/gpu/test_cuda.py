@@ -19,11 +19,13 @@ from export.contract import ContractError, load_contract
 from export.engine_build import BuildError
 from export.engine_contract import RUNTIMES
 from export.profiles import parse_profile
+from export.samples import Case, pyramid, sample_assigner_inputs
 from serve.engine.runners.base import Runner, RunnerError
 from serve.engine.runners.device import HOST, Device
 from serve.engine.runners.onnx_runtime import OnnxRuntimeRunner
 from serve.engine.runners.trial import tiny_inputs
 from tests.gpu.conftest import needs_gpu
+from yolo_loss import TaskAlignedAssigner
 from yolo_loss.triton_assign import available
 
 pytestmark = needs_gpu
@@ -163,3 +165,18 @@ def test_engines_of_the_server(dense_dir: Path, tmp_path: Path, runtime: str, ki
     except (RunnerError, ContractError, BuildError, ValueError) as error:
         pytest.skip(str(error))
     check_runner(runner, path)
+
+
+@pytest.mark.parametrize("formulation", ["auto", "sparse", "dense", "triton"])
+def test_the_tensors_device_is_used_and_not_the_current_one(formulation: str) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("there is one GPU")
+    if formulation == "triton" and not available():
+        pytest.skip("triton is not installed")
+    inputs = sample_assigner_inputs(Case(2, 20, pyramid(320, 320, (8, 16, 32)), 3), (8, 16, 32), seed=0)
+    assigner = TaskAlignedAssigner(10, 3, 0.5, 6.0, formulation=formulation)
+    want = assigner(*inputs)
+    with torch.cuda.device(0):
+        got = assigner(*(tensor.to("cuda:1") for tensor in inputs))
+    assert all(field.device.index == 1 for field in got)
+    assert torch.equal(got.target_gt_idx.cpu(), want.target_gt_idx)

@@ -132,7 +132,9 @@ def test_gradcheck(monkeypatch: pytest.MonkeyPatch, class_loss: str, reg_max: in
         total: Tensor = evaluate(criterion, (list(levels), ground_truth)).loss
         return total
 
-    assert torch.autograd.gradcheck(loss, [feat.requires_grad_() for feat in feats])
+    leaves = [feat.requires_grad_() for feat in feats]
+    assert torch.autograd.gradcheck(loss, leaves)
+    assert torch.autograd.gradgradcheck(loss, leaves, fast_mode=True)
 
 
 def test_float32_gradients_are_those_of_float64() -> None:

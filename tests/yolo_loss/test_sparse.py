@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from export.samples import Case, pyramid, sample_assigner_inputs
-from yolo_loss import TaskAlignedAssigner, make_anchors, sparse
+from yolo_loss import GroundTruth, TaskAlignedAssigner, make_anchors, sparse
 from yolo_loss.assigner import FORMULATIONS
+from yolo_loss.channels import probability
 from yolo_loss.lattice import find_lattice
 from yolo_loss.pairs import list_runs, pairs_of_images, write_out
+from yolo_loss.params import power
 from yolo_loss.ragged_topk import select_topk
 from yolo_loss.segments import count_true, segment_of
 
@@ -91,7 +96,7 @@ def test_pairs_are_those_of_brute_force(points: Tensor, eps: float) -> None:
 
 
 @given(st.lists(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]) | st.floats(0, 1, width=32), max_size=150), min_size=1),
-       st.integers(1, 20))  # fmt: skip
+       st.integers(1, 60) | st.just(10**5))  # fmt: skip
 def test_ragged_topk_is_that_of_sorting(segments: list[list[float]], k: int) -> None:
     count = torch.tensor([len(segment) for segment in segments])
     owner = torch.tensor([i for i, segment in enumerate(segments) for _ in segment], dtype=torch.int64)
@@ -140,15 +145,80 @@ def test_portions_change_nothing(monkeypatch: pytest.MonkeyPatch, limit: int) ->
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("options", [{}, {"topk2": 2}, {"min_box_side": 20.0, "topk": 3}, {"alpha": 0.0, "beta": 0.0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"topk2": 2},
+        {"min_box_side": 20.0, "topk": 3},
+        {"alpha": 0.0, "beta": 0.0},
+        {"beta": 16.5},
+        {"beta": 33.0},
+        {"alpha": 0.7, "beta": 5.5},
+    ],
+)
 def test_equals_the_dense_formulation_to_the_bit(seed: int, options: dict[str, float]) -> None:
     # alpha = beta = 0 makes every candidate's metric 1: nothing but ties.
     inputs = sample_assigner_inputs(Case(3, 60, pyramid(160, 256, STRIDES), 4, weak=seed == 3), STRIDES, seed)
-    numbers = {"topk": 10, "alpha": 0.5, "beta": 6.0, **options}
+    numbers: dict[str, Any] = {"topk": 10, "alpha": 0.5, "beta": 6.0, **options}
     dense, sparse = (
-        TaskAlignedAssigner(num_classes=4, formulation=name, **numbers)(*inputs)  # type: ignore[arg-type]
-        for name in ("dense", "sparse")
+        TaskAlignedAssigner(num_classes=4, formulation=name, **numbers)(*inputs) for name in ("dense", "sparse")
     )
     assert dense.fg_mask.any()
     for one, other in zip(dense, sparse, strict=True):
         assert torch.equal(one, other)
+    # Nor does anything depend on the images beside.
+    for image in range(3):
+        own = (tensor if tensor.dim() == 2 else tensor[image : image + 1] for tensor in inputs)
+        alone = TaskAlignedAssigner(num_classes=4, **numbers)(*own)
+        for one, other in zip(alone, sparse, strict=True):
+            assert torch.equal(one[0], other[image])
+
+
+@pytest.mark.parametrize("exponent", [0.3, 0.5, 0.7, 1.0, 2.5, 5.5, 6.0, 16.5, 40.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_powers_do_not_depend_on_the_place(exponent: float, dtype: torch.dtype) -> None:
+    base = torch.rand(1001, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    base[:3] = torch.tensor((0.0, 1.0, 1e-30), dtype=dtype)
+    whole = power(base, exponent)
+    assert torch.equal(whole, torch.cat([power(one, exponent) for one in base.split(1)]))
+    assert torch.equal(whole, torch.cat([power(some, exponent) for some in base.split(7)]))
+    # Smallest numbers are rounded to whole multiples of the smallest of all.
+    rtol, tiny = max(8 * torch.finfo(dtype).eps, 1e-13), torch.finfo(dtype).tiny
+    torch.testing.assert_close(whole.double(), base.double().pow(exponent), rtol=rtol, atol=tiny)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_probabilities_do_not_depend_on_the_place(dtype: torch.dtype) -> None:
+    logits = torch.randn(1001, generator=torch.Generator().manual_seed(0), dtype=dtype) * 8
+    logits[:4] = torch.tensor((-200.0, 200.0, -torch.inf, torch.inf), dtype=dtype)
+    whole = probability(logits)
+    assert torch.equal(whole, torch.cat([probability(one) for one in logits.split(1)]))
+    torch.testing.assert_close(whole, logits.sigmoid(), rtol=4 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).tiny)
+
+
+class _Largest(TorchDispatchMode):
+    """Notes the largest tensor that an operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.entries = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, Tensor):
+                self.entries = max(self.entries, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize("k", [10, 16, 17, 64, 1000, 10**5])
+def test_large_k_takes_no_more_memory_than_there_are_candidates(k: int) -> None:
+    inputs = sample_assigner_inputs(Case(1, 400, pyramid(320, 320, STRIDES), 2), STRIDES, seed=0)
+    ground_truth = GroundTruth(*inputs[3:])
+    pairs = int(list_runs(inputs[2], ground_truth.gt_bboxes, ground_truth.mask_gt.squeeze(-1), 1e-9).length.sum())
+    with _Largest() as largest:
+        TaskAlignedAssigner(k, 2, 0.5, 6.0, formulation="sparse")(*inputs)
+    assert largest.entries <= 5 * pairs + 400 * 64
