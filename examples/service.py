@@ -7,12 +7,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
 from export.contract import ContractError, find_contracts
+from yolo_loss import __version__
 
 READY_TRIES = 120
 
@@ -43,7 +43,7 @@ def _up_to_date(folder: Path, num_classes: int, model: str) -> bool:
         return False
     return any(
         contract.name == model
-        and contract.versions["yolo-assigner"] == version("yolo-assigner")
+        and contract.versions["yolo-assigner"] == __version__
         and contract.hyperparameters["num_classes"] == num_classes
         for contract in contracts
     )

@@ -26,6 +26,7 @@ from export.samples import Case, pyramid, sample_assigner_inputs, sample_detecto
 from export.specs import input_specs, map_specs, output_specs
 from export.translations import TRANSLATIONS
 from models.head import STRIDES
+from yolo_loss import __version__
 
 OPSET = 20
 # Tracing derives bounds of products from it, which must fit 64 bits; the graph itself takes larger axes.
@@ -169,5 +170,6 @@ def _skip_idle_transposes(graph: ir.Graph) -> None:
 
 
 def _versions() -> dict[str, str]:
-    packages = ("yolo-assigner", "torch", "onnx", "onnxscript")
-    return {**{package: version(package) for package in packages}, "opset": str(OPSET)}
+    # Our own is not asked of the installation: a checkout exports without one.
+    libraries = {package: version(package) for package in ("torch", "onnx", "onnxscript")}
+    return {"yolo-assigner": __version__, **libraries, "opset": str(OPSET)}

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Sequence
 from typing import Any
 
 from export.contract import TensorSpec
 from serve.engine.catalogue import VERSION, Known
 from serve.tensors.datatypes import wire_name
+from yolo_loss import __version__
 
 EXTENSIONS = ("binary_tensor_data",)
 
 
 def server_metadata(extensions: Sequence[str] = ()) -> dict[str, Any]:
     """Row 4: name, version and the extensions that can be used."""
-    try:
-        version = importlib.metadata.version("yolo-assigner")
-    except importlib.metadata.PackageNotFoundError:  # run from a folder, not installed
-        version = "0"
-    return {"name": "yolo-assigner", "version": version, "extensions": [*EXTENSIONS, *extensions]}
+    return {"name": "yolo-assigner", "version": __version__, "extensions": [*EXTENSIONS, *extensions]}
 
 
 def model_metadata(model: Known) -> dict[str, Any]:
