@@ -22,6 +22,8 @@ from serve.tensors.grid import strides_of
 PER_PAIR = {"dense": 32.0, "sparse": 120.0}
 PER_CELL = 1.0  # of the sparse tables of B x M x A / 64 rows of 10, when one box has all points and the others few
 PER_CROSSING = 12.0  # of the sparse comparison of boxes with blocks of rows
+PER_CHOSEN = 12.0  # of the dense lists of each ground truth's topk best
+PER_TOPK = 64.0  # of the sparse list that has room for topk pairs whatever boxes there are
 MOST_PER_CELL = PER_PAIR["sparse"] + PER_CELL + PER_CROSSING
 BOXES_AT_ONCE = 2**16
 
@@ -69,8 +71,10 @@ def check_work(contract: Contract, inputs: Mapping[str, Array], limit: int) -> N
 def most_work(contract: Contract, inputs: Mapping[str, Array]) -> int:
     """Bytes that are enough whatever boxes there are, also when slots are padded to the next power of two less one."""
     images, slots, anchors = _sizes(contract, inputs)
-    per_cell = PER_PAIR["dense"] if contract.formulation == "dense" else MOST_PER_CELL
-    return math.ceil(images * (1 << slots.bit_length()) * anchors * per_cell)
+    slots = 1 << slots.bit_length()
+    if contract.formulation == "dense":
+        return _dense_bytes(contract, images * slots, anchors)
+    return math.ceil(images * slots * anchors * MOST_PER_CELL + _topk(contract) * PER_TOPK)
 
 
 def work_of(contract: Contract, inputs: Mapping[str, Array]) -> Work:
@@ -78,7 +82,7 @@ def work_of(contract: Contract, inputs: Mapping[str, Array]) -> Work:
     images, slots, anchors = _sizes(contract, inputs)
     cells: int = images * (slots + 1) * anchors
     if contract.formulation == "dense":
-        return Work(images, slots, anchors, cells, math.ceil(cells * PER_PAIR["dense"]))
+        return Work(images, slots, anchors, cells, _dense_bytes(contract, images * (slots + 1), anchors))
     where = _where(contract, inputs)
     boxes, mask = inputs["gt_bboxes"].reshape(-1, 4), inputs["mask_gt"].reshape(-1)
     pairs = runs = 0
@@ -90,7 +94,16 @@ def work_of(contract: Contract, inputs: Mapping[str, Array]) -> Work:
     crossings: int = images * (slots + 1) * where.rows
     # Runs of points are listed first, then written out as pairs.
     nbytes = max(pairs, runs) * PER_PAIR["sparse"] + cells * PER_CELL + crossings * PER_CROSSING
-    return Work(images, slots, anchors, pairs, math.ceil(nbytes))
+    return Work(images, slots, anchors, pairs, math.ceil(nbytes + _topk(contract) * PER_TOPK))
+
+
+def _dense_bytes(contract: Contract, rows: int, anchors: int) -> int:
+    """Memory for so many rows of B x M, each with all anchor points."""
+    return math.ceil(rows * (anchors * PER_PAIR["dense"] + min(_topk(contract), anchors) * PER_CHOSEN))
+
+
+def _topk(contract: Contract) -> int:
+    return int(contract.hyperparameters["topk"])
 
 
 def _sizes(contract: Contract, inputs: Mapping[str, Array]) -> tuple[int, int, int]:

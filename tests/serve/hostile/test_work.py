@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis.strategies import booleans, floats, integers, lists, sampled_from, tuples
 
 from export.contract import find_contracts
+from export.hyperparameters import Hyperparameters
+from export.onnx_export import export_onnx
 from serve.engine.work import check_work, most_work, work_of
 from serve.engine.work_points import Grid, Points
 from serve.errors import TooLargeError
@@ -105,3 +111,42 @@ def test_a_dense_model_counts_all_pairs(dense_dir: Path) -> None:
     with pytest.raises(TooLargeError, match="pairs to compare"):
         check_work(contract, inputs, WORK_LIMIT)
     check_work(contract, inputs, GIB)
+
+
+MEASURE = """
+import resource, sys
+import numpy as np, onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+inputs = dict(np.load(sys.argv[2]))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+session.run(["fg_mask"], inputs)
+print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system counts in other units")
+def test_a_large_topk_is_counted(tmp_path: Path) -> None:
+    """Four hundred small boxes have few candidates, whatever topk allows."""
+    path, contract = export_onnx("assigner", Hyperparameters(num_classes=3, topk=100_000), tmp_path)
+    inputs = assigner_inputs(images=1, slots=400, side=640)
+    low = np.random.default_rng(0).uniform(0, 500, (1, 400, 2))
+    inputs["gt_bboxes"] = np.concatenate((low, low + 60), axis=2).astype(np.float32)
+    inputs["mask_gt"][:] = True
+    kept: dict[str, Any] = dict(inputs)
+    np.savez(tmp_path / "inputs.npz", **kept)
+    command = [sys.executable, "-c", MEASURE, str(path), str(tmp_path / "inputs.npz")]
+    taken = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    estimate = work_of(contract, inputs).nbytes
+    assert taken < 1.5 * estimate
+    assert estimate < 32 * 2**20
+
+
+def test_a_large_topk_of_a_dense_model_is_counted(dense_dir: Path) -> None:
+    (contract,) = (contract for _, contract in find_contracts(dense_dir) if contract.name == "loss")
+    inputs = bomb("loss", 300)
+    usual = work_of(contract, inputs).nbytes
+    many = dataclasses.replace(contract, hyperparameters={**contract.hyperparameters, "topk": 10**9})
+    # Never more than there are anchor points.
+    assert work_of(many, inputs).nbytes == usual + 301 * (84 - 10) * 12
