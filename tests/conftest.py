@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 
-from export.hyperparameters import Hyperparameters
-from export.onnx_export import export_onnx
-from tests.detectors import lively_detector
+from tests.exports import NUM_CLASSES, exported
 
-NUM_CLASSES = 3
+__all__ = ["KINDS", "NUM_CLASSES", "export_detector", "export_kinds"]
+
 KINDS = ("assigner", "loss", "loss_grad")
 
 
@@ -41,15 +40,11 @@ def dense_detector_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def export_detector(folder: Path, formulation: str) -> Path:
     """Export a detector of random but lively weights."""
-    weights = folder / "weights.safetensors"
-    safetensors.torch.save_file(lively_detector(NUM_CLASSES).state_dict(), weights)
-    numbers = Hyperparameters(num_classes=NUM_CLASSES, scale="n")
-    export_onnx("detector_loss", numbers, folder, formulation=formulation, weights=weights)
-    return folder
+    return shutil.copytree(exported("detector_loss", formulation), folder, dirs_exist_ok=True)
 
 
 def export_kinds(folder: Path, formulation: str) -> Path:
     """Export one model of each kind."""
     for kind in KINDS:
-        export_onnx(kind, Hyperparameters(num_classes=NUM_CLASSES), folder, formulation=formulation)
+        shutil.copytree(exported(kind, formulation), folder, dirs_exist_ok=True)
     return folder

@@ -1,0 +1,71 @@
+"""Exported models for the tests, made once for each state of the sources: an export takes tens of seconds.
+
+They are kept outside the tree, in ``$XDG_CACHE_HOME/yolo-assigner`` or ``~/.cache/yolo-assigner``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+import safetensors.torch
+from filelock import FileLock
+
+from export.hyperparameters import Hyperparameters
+from export.onnx_export import export_onnx
+from tests.detectors import lively_detector
+
+ROOT = Path(__file__).parents[1]
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yolo-assigner"
+NUM_CLASSES = 3
+# States of the sources whose models are kept.
+KEPT = 4
+
+
+def exported(kind: str, formulation: str) -> Path:
+    """The folder of one model of 3 classes under its kind's name, and of a detector's weights; not to be written to.
+
+    Args:
+        kind: One of ``export.contract.KINDS``.
+        formulation: How its assignment is computed.
+    """
+    state = CACHE / "exports" / _fingerprint()
+    folder = state / f"{kind}-{formulation}"
+    state.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            with tempfile.TemporaryDirectory(dir=state) as made:
+                _export(kind, formulation, Path(made))
+                shutil.copytree(made, f"{folder}.part", dirs_exist_ok=True)
+            Path(f"{folder}.part").rename(folder)  # whole or not at all
+    os.utime(state)
+    _drop_old(state.parent)
+    return folder
+
+
+def _export(kind: str, formulation: str, folder: Path) -> None:
+    weights = None
+    if kind == "detector_loss":
+        weights = folder / "weights.safetensors"
+        safetensors.torch.save_file(lively_detector(NUM_CLASSES).state_dict(), weights)
+    numbers = Hyperparameters(num_classes=NUM_CLASSES, scale="n" if weights else None)
+    export_onnx(kind, numbers, folder, formulation=formulation, weights=weights)
+
+
+def _fingerprint() -> str:
+    """Of all that an export is made from."""
+    digest = hashlib.sha256()
+    files = [path for package in ("yolo_loss", "models", "export") for path in (ROOT / package).rglob("*.py")]
+    for path in sorted([*files, Path(__file__), ROOT / "tests" / "detectors.py"]):
+        digest.update(path.read_bytes())
+    digest.update("".join(f"{name} {version(name)} " for name in ("torch", "onnx", "onnxscript", "numpy")).encode())
+    return digest.hexdigest()[:16]
+
+
+def _drop_old(folder: Path) -> None:
+    for old in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
