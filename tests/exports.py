@@ -33,7 +33,7 @@ def exported(kind: str, formulation: str) -> Path:
         kind: One of ``export.contract.KINDS``.
         formulation: How its assignment is computed.
     """
-    state = CACHE / "exports" / _fingerprint()
+    state = CACHE / "exports" / FINGERPRINT
     folder = state / f"{kind}-{formulation}"
     state.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
@@ -64,6 +64,10 @@ def _fingerprint() -> str:
         digest.update(path.read_bytes())
     digest.update("".join(f"{name} {version(name)} " for name in ("torch", "onnx", "onnxscript", "numpy")).encode())
     return digest.hexdigest()[:16]
+
+
+# Taken when the sources are loaded: they may change while tests run.
+FINGERPRINT = _fingerprint()
 
 
 def _drop_old(folder: Path) -> None:
