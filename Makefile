@@ -8,10 +8,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu lint format parity bench train image-check clean
+.PHONY: help setup demo test test-gpu test-runtimes lint format parity bench train image-check clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
 $(READY): pyproject.toml constraints.txt
 	@echo "== setting up $(VENV) (first use takes some minutes: torch, onnx, onnxruntime)"
@@ -30,6 +30,14 @@ test: $(READY)  ## run every test
 # No addopts: with --strict-config pytest ends where pytest-timeout is missing.
 test-gpu: $(READY)  ## run the tests that need a GPU
 	$(BIN)/python -m pytest -o addopts= -m gpu -rs -W default tests/gpu
+
+# Of `python -m tests.runtimes`: all runtimes and kinds, and no page, unless named.
+RUNTIMES ?=
+KINDS ?=
+TABLE ?=
+test-runtimes: $(READY)  ## run the exported models in other runtimes
+	$(BIN)/python -W ignore -m tests.runtimes $(if $(RUNTIMES),--runtimes $(RUNTIMES)) \
+		$(if $(KINDS),--kinds $(KINDS)) $(if $(TABLE),--table $(TABLE))
 
 lint: $(READY)  ## linters and types
 	$(BIN)/ruff check .

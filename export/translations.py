@@ -51,6 +51,22 @@ def _bound(value: float | ir.Value, like: ir.Value) -> Any:
     return _op.CastLike(value, like)
 
 
+def divide(x: ir.Value, y: int | ir.Value, rounding_mode: str | None = None) -> Any:
+    """Quotients of whole numbers that are not negative, without their fractions.
+
+    The exporter's own way divides float32 numbers: wrong from 2^24 on, and in OpenVINO, which multiplies by the
+    reciprocal, also for small ones.
+    """
+    if rounding_mode != "floor" or x.dtype != ir.DataType.INT64:
+        raise ValueError(f"a quotient of {x.dtype} in mode {rounding_mode} has no translation; add one to divide")
+    return _op.Div(x, _op.CastLike(_op.Constant(value_int=y) if isinstance(y, int) else y, x))
+
+
+def floor_divide(x: ir.Value, y: int | ir.Value) -> Any:
+    """``x // y``, as :func:`divide`."""
+    return divide(x, y, "floor")
+
+
 def sum_of_axes(x: ir.Value, dim: Sequence[int], keepdim: bool = False, *, dtype: int | None = None) -> Any:
     """Sums of floats over all axes but the first are products with ones, a product an image.
 
@@ -89,6 +105,9 @@ def _rank(x: ir.Value) -> int:
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.atan.default: atan,
     torch.ops.aten.clamp.default: clamp,
+    torch.ops.aten.div.Tensor_mode: divide,
+    torch.ops.aten.div.Scalar_mode: divide,
+    torch.ops.aten.floor_divide.default: floor_divide,
     torch.ops.aten.log1p.default: log1p,
     torch.ops.aten.softplus.default: softplus,
     torch.ops.aten.sum.dim_IntList: sum_of_axes,
