@@ -33,6 +33,8 @@ class RecordedDerivatives(nn.Module):
         example = Rows(*(torch.rand((RECORDED_ROWS, *width), generator=generator) for width in widths))
         # The operations of a backward pass have no translation of their own: they are written as forward ones.
         decompositions: dict[Any, Any] = torch.export.default_decompositions().materialize()
+        # It has a translation of its own; decomposed it is the logarithm of numbers that ours is not made for.
+        decompositions.pop(torch.ops.aten.softplus.default, None)
         recorded: fx.GraphModule = make_fx(derive, decompositions, tracing_mode="symbolic")(*example)
         self.operations = recorded
 

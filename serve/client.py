@@ -29,6 +29,7 @@ from yolo_loss.checks import (
     check_batch_size,
     check_maps,
     check_padded,
+    check_points,
     check_pyramid,
     check_slots,
     map_list,
@@ -190,6 +191,7 @@ class AssignerClient:
         check_padded(given)
         images, _, classes = given["pd_scores"].shape
         check_batch_size(images)
+        check_points(given["anc_points"])
         check_slots(given["gt_labels"], given["mask_gt"], classes, negative=False)
         types: dict[str, Any] = {"pd_scores": self._scores_type, "gt_labels": np.int64, "mask_gt": np.bool_}
         with np.errstate(invalid="ignore"):  # labels of padding may be anything

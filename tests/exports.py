@@ -26,20 +26,21 @@ NUM_CLASSES = 3
 KEPT = 4
 
 
-def exported(kind: str, formulation: str) -> Path:
+def exported(kind: str, formulation: str, class_loss: str = "bce") -> Path:
     """The folder of one model of 3 classes under its kind's name, and of a detector's weights; not to be written to.
 
     Args:
         kind: One of ``export.contract.KINDS``.
         formulation: How its assignment is computed.
+        class_loss: ``bce`` or ``varifocal``.
     """
     state = CACHE / "exports" / FINGERPRINT
-    folder = state / f"{kind}-{formulation}"
+    folder = state / f"{kind}-{formulation}-{class_loss}"
     state.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             with tempfile.TemporaryDirectory(dir=state) as made:
-                _export(kind, formulation, Path(made))
+                _export(kind, formulation, class_loss, Path(made))
                 shutil.copytree(made, f"{folder}.part", dirs_exist_ok=True)
             Path(f"{folder}.part").rename(folder)  # whole or not at all
     os.utime(state)
@@ -47,12 +48,12 @@ def exported(kind: str, formulation: str) -> Path:
     return folder
 
 
-def _export(kind: str, formulation: str, folder: Path) -> None:
+def _export(kind: str, formulation: str, class_loss: str, folder: Path) -> None:
     weights = None
     if kind == "detector_loss":
         weights = folder / "weights.safetensors"
         safetensors.torch.save_file(lively_detector(NUM_CLASSES).state_dict(), weights)
-    numbers = Hyperparameters(num_classes=NUM_CLASSES, scale="n" if weights else None)
+    numbers = Hyperparameters(num_classes=NUM_CLASSES, scale="n" if weights else None, class_loss=class_loss)
     export_onnx(kind, numbers, folder, formulation=formulation, weights=weights)
 
 

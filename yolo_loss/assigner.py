@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from yolo_loss.anchors import compute_dtype
 from yolo_loss.channels import Channels, ClassScores
-from yolo_loss.checks import Array, check_padded
+from yolo_loss.checks import Array, check_padded, check_points
 from yolo_loss.compilation import kernels_compiled, uncompiled
 from yolo_loss.dense import assign_dense
 from yolo_loss.lookup import look_up_targets
@@ -21,7 +21,7 @@ from yolo_loss.results import Assignment, AssignmentResult, GroundTruth
 from yolo_loss.sparse import assign_sparse
 from yolo_loss.transforms import vectorized
 from yolo_loss.triton_assign import assign_triton, available
-from yolo_loss.validate import as_tensor, check_labels
+from yolo_loss.validate import as_tensor, check_labels, readable
 
 FORMULATIONS = {"dense": assign_dense, "sparse": assign_sparse}
 # Up to so many (ground truth, anchor) pairs, candidates or not, looking at all of them is faster than listing some.
@@ -192,6 +192,7 @@ class TaskAlignedAssigner(nn.Module):
 
     def _formulation(self, pairs: int, device: torch.device) -> str:
         """The formulation that computes so many pairs."""
+        one_of("formulation", self.formulation, (*FORMULATIONS, "triton", "auto"))
         if vectorized():
             if self.formulation in ("sparse", "triton"):
                 raise ValueError(
@@ -213,6 +214,9 @@ class TaskAlignedAssigner(nn.Module):
         }
         classes = whole_number("num_classes", self.num_classes)
         check_padded(tensors, classes)
+        points = readable(tensors["anc_points"])
+        if points is not None:
+            check_points(points)
         check_labels(tensors["gt_labels"], tensors["mask_gt"], classes)
         return list(tensors.values())
 

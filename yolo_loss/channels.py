@@ -81,6 +81,9 @@ def in_memory_order(source: Tensor) -> tuple[Tensor, Sequence[int]]:
     _, channels, anchors = source.shape
     if source.is_contiguous():
         return source.flatten(), (channels * anchors, anchors, 1)
+    if any(step == 0 and size > 1 for size, step in zip(source.shape, source.stride(), strict=True)):
+        # Numbers that stand for several would get the mean of their derivatives.
+        return in_memory_order(source.contiguous())
     if source.transpose(1, 2).is_contiguous():
         return source.transpose(1, 2).flatten(), (channels * anchors, 1, channels)
     length = 1 + sum((size - 1) * step for size, step in zip(source.shape, source.stride(), strict=True))

@@ -25,6 +25,7 @@ NUMBERS = FLOATS | {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 
 # Boxes may reach out of the image, but by more than its size they are pixels.
 LARGEST_FRACTION = 2.0
 MOST_INDEX = 2**31
+FARTHEST = 2**30  # pixels
 
 
 class Shaped(Protocol):
@@ -245,6 +246,21 @@ def check_anchors(anchors: int) -> None:
     """
     if anchors == 0:
         raise ValueError("pd_scores has 0 anchor points, and nothing can be assigned; give at least one anchor point")
+
+
+def check_points(points: Array) -> None:
+    """Check anchor points (A, 2): indices are computed from them.
+
+    Raises:
+        ValueError: One is not finite, or farther than ``FARTHEST``.
+    """
+    lost = ~(np.abs(points) <= FARTHEST).all(axis=1)
+    if lost.any():
+        place = int(np.argmax(lost))
+        raise ValueError(
+            f"anc_points[{place}] is {points[place].tolist()}; give finite pixels, as the grid of the levels has them, "
+            f"not beyond {FARTHEST}"
+        )
 
 
 def map_list(feats: Any) -> list[Any]:

@@ -180,6 +180,7 @@ class DetectionLoss(nn.Module):
     @torch.no_grad()
     def _assign(self, predictions: Predictions, ground_truth: GroundTruth) -> tuple[GroundTruth, Assignment]:
         """Ground truth of at least one slot, and its assignment."""
+        one_of("class_loss", self.class_loss, CLASS_LOSSES)
         if ground_truth.gt_labels.shape[1] == 0:
             ground_truth = add_empty_slot(ground_truth)
         # Detached, since no_grad does not stop derivatives in forward mode.

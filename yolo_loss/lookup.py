@@ -7,6 +7,7 @@ from torch import Tensor
 
 from yolo_loss.buffers import lazy_zeros
 from yolo_loss.results import Assignment, AssignmentResult, GroundTruth
+from yolo_loss.transforms import vectorized
 
 
 def look_up_targets(assignment: Assignment, ground_truth: GroundTruth, num_classes: int) -> AssignmentResult:
@@ -28,7 +29,9 @@ def look_up_targets(assignment: Assignment, ground_truth: GroundTruth, num_class
         boxes = weights.new_zeros((*weights.shape, 4))
         return AssignmentResult(labels, boxes, scores, assignment.fg_mask, assignment.target_gt_idx)
     labels, boxes = labels_and_boxes(assignment, ground_truth)
-    if scores.device.type == "cpu":
+    if vectorized():
+        scores = torch.zeros_like(scores).scatter(2, labels.unsqueeze(-1), weights.unsqueeze(-1))
+    elif scores.device.type == "cpu":
         # The foreground alone: writing the background's zeros would touch every page.
         image, anchor = assignment.fg_mask.nonzero().unbind(1)
         scores[image, anchor, labels[image, anchor]] = weights[image, anchor]

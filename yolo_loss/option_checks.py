@@ -10,17 +10,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 GAINS = ("box", "cls", "dfl")
+MOST = 2**31 - 1
 
 
 def whole_number(name: str, value: Any, least: int = 1) -> int:
     """An integer; 10.0 is one, also as a number of numpy or a tensor of one element.
 
     Raises:
-        ValueError: It is no whole number, or too small.
+        ValueError: It is no whole number, too small, or beyond all that can be counted.
     """
     number = _plain(value)
     if not _is_finite(number) or number != int(number) or number < least:
         raise ValueError(f"{name} is {value!r}, expected a whole number, at least {least}")
+    if number > MOST:
+        raise ValueError(f"{name} is {value!r}, expected at most {MOST}")
     return int(number)
 
 

@@ -17,7 +17,7 @@ from yolo_loss.foreground import Foreground, find_foreground, foreground_rows
 from yolo_loss.results import Assignment, GroundTruth, Level, Predictions
 from yolo_loss.rows import RowTerms, row_derivatives, row_terms
 from yolo_loss.terms import class_term_of_levels, write_class_derivative
-from yolo_loss.transforms import detached, transformed
+from yolo_loss.transforms import batched, detached, transformed
 
 
 def sparse_sums(
@@ -78,7 +78,7 @@ class _SparseSums(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
         by_box, by_dfl, by_class, *_ = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or batched(upstream):
             return None, None, None, *_differentiable_gradients(ctx, upstream)
         of_row = upstream[ctx.foreground.image]  # (N, 4)
         rows = by_box * of_row[:, 0:1] + by_dfl * of_row[:, 2:3]
@@ -96,8 +96,9 @@ class _SparseSums(torch.autograd.Function):
         return None, None, None, *gradients
 
 
+@torch.enable_grad()
 def _differentiable_gradients(ctx: Any, upstream: Tensor) -> list[Tensor | None]:
-    """The gradients for ``create_graph=True``: they are to be differentiated again."""
+    """The gradients for ``create_graph=True``, which are to be differentiated again, and for several at once."""
     predictions: Predictions = ctx.predictions
     levels = [[level.distri_of] if level.distri_of is level.scores_of else list(level) for level in predictions.levels]
     needed = [source for level in levels for source in level if source.requires_grad]

@@ -95,10 +95,11 @@ def own_class_loss(own_logits: Tensor, weights: Tensor, class_loss: str) -> Tens
         class_loss: ``bce`` or ``varifocal``.
 
     Returns:
-        (...); +inf where a logit is infinite and its target is not.
+        (...); +inf for a logit of +inf, also with a target of 1: no runtime would subtract that much exactly.
     """
     # Not softplus(x) - w x, which is inf - inf for an infinite logit.
     entropy = (1 - weights) * softplus(own_logits) + weights * softplus(-own_logits)
+    entropy = torch.where((own_logits == math.inf) & (weights >= 1), math.inf, entropy)
     return weights * entropy if class_loss == "varifocal" else entropy
 
 

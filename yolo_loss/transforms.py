@@ -29,6 +29,11 @@ def vectorized() -> bool:
     return any(level.key() == torch._C._functorch.TransformType.Vmap for level in stack)
 
 
+def batched(gradient: Tensor) -> bool:
+    """Whether a gradient stands for several at once, as with ``is_grads_batched=True``."""
+    return vectorized() or torch._C._functorch.is_legacy_batchedtensor(gradient)
+
+
 def detached(predictions: Predictions) -> Predictions:
     """The same numbers, without derivatives in backward or forward mode."""
     levels = []

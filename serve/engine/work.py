@@ -103,7 +103,8 @@ def _dense_bytes(contract: Contract, rows: int, anchors: int) -> int:
 
 
 def _topk(contract: Contract) -> int:
-    return int(contract.hyperparameters["topk"])
+    """Most pairs that a ground truth may have room for, first or in the end."""
+    return max(int(contract.hyperparameters[name] or 0) for name in ("topk", "topk2"))
 
 
 def _sizes(contract: Contract, inputs: Mapping[str, Array]) -> tuple[int, int, int]:

@@ -11,11 +11,9 @@ from export.contract import Contract, TensorSpec
 from serve.errors import BadRequestError
 from serve.tensors.datatypes import BINARY_ONLY, Array, narrows, widens, wire_name
 from serve.tensors.grid import strides_of
-from yolo_loss.checks import check_anchors, check_batch_size, check_maps, check_pyramid, check_slots
+from yolo_loss.checks import check_anchors, check_batch_size, check_maps, check_points, check_pyramid, check_slots
 
 AXES = {"B": "images", "A": "anchor points", "M": "ground-truth slots", "C": "classes"}
-
-FARTHEST = 2**30  # pixels
 
 
 def check_inputs(contract: Contract, arrays: Mapping[str, Array]) -> dict[str, Array]:
@@ -153,11 +151,4 @@ def _check_images(contract: Contract, images: Array) -> None:
 def _check_points(points: Array) -> None:
     with _shared_words():
         check_anchors(len(points))
-    # Engines compute indices from them; those of NaN are anything.
-    lost = ~(np.abs(points) <= FARTHEST).all(axis=1)
-    if lost.any():
-        place = int(np.argmax(lost))
-        raise BadRequestError(
-            f"input 'anc_points' has {points[place].tolist()} at anchor point {place}; give finite pixels, as the grid "
-            f"of the levels has them, not beyond {FARTHEST}"
-        )
+        check_points(points)

@@ -18,6 +18,7 @@ from serve.errors import BadRequestError
 from serve.ragged import pad_ground_truth
 from serve.tensors.datatypes import Array
 from serve.tensors.validate import check_inputs
+from tests.exports import exported
 from tests.hostile_batches import NUM_CLASSES, SPOILERS, STRIDES, HostileBatch, hostile_batch
 from yolo_loss import DetectionLoss
 
@@ -31,8 +32,9 @@ Model = tuple[Contract, Runnable]
 
 @pytest.fixture(scope="module")
 def models(artifacts_dir: Path, dense_dir: Path) -> list[Model]:
-    """``loss`` and ``loss_grad`` of both kinds."""
-    found = [pair for folder in (artifacts_dir, dense_dir) for pair in find_contracts(folder)]
+    """``loss`` and ``loss_grad``, sparse and dense, and ``loss_grad`` of the other class loss."""
+    others = [exported("loss_grad", formulation, "varifocal") for formulation in ("sparse", "dense")]
+    found = [pair for folder in (artifacts_dir, dense_dir, *others) for pair in find_contracts(folder)]
     return [(contract, Runnable(path, contract.inputs)) for path, contract in found if contract.maps]
 
 
@@ -107,15 +109,15 @@ def test_same_verdict_and_numbers(models: list[Model], begin: int) -> None:
         if any(said):
             assert_one_verdict(said, label)
             continue
-        for class_loss in ("bce", "varifocal"):
-            want = by_torch(hostile, "sparse", class_loss)
+        wanted = {class_loss: by_torch(hostile, "sparse", class_loss) for class_loss in ("bce", "varifocal")}
+        for class_loss, want in wanted.items():
             for formulation in ("auto", "dense"):
                 got = by_torch(hostile, formulation, class_loss)
                 assert_same(got, want, f"{label}, {formulation}, {class_loss}")
                 for name in ("fg_mask", "target_gt_idx", "target_weights"):
                     assert np.array_equal(got[name], want[name]), label
-        want = by_torch(hostile, "sparse")
         for contract, model in models:
+            want = wanted[contract.hyperparameters["class_loss"]]
             inputs: Any = [torch.from_numpy(array) for array in request_of(hostile, contract).values()]
             names = [spec.name for spec in contract.outputs if spec.name in want]
             assert_same(model(inputs, names), want, f"{label}, {contract.name} {contract.formulation}")

@@ -164,3 +164,20 @@ def test_an_overflow_in_half_precision_leaves_the_weights_alone(formulation: str
     assert layer.weight.grad is not None
     assert torch.isfinite(layer.weight.grad).all()
     assert layer.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("class_loss", ["bce", "varifocal"])
+@pytest.mark.parametrize("formulation", ["auto", "sparse", "dense"])
+def test_an_infinite_logit_of_a_target_of_1(formulation: str, class_loss: str) -> None:
+    """A perfect box of a certain class: the sum of all is infinite, whatever the target is."""
+    maps = [torch.zeros(1, 7, size, size) for size in (4, 2, 1)]
+    maps[0][0, :4, 1, 1] = 1.0
+    maps[0][0, 4, 1, 1] = math.inf
+    truth = GroundTruth(torch.zeros(1, 1, 1).long(), torch.tensor([[[4.0, 4, 20, 20]]]), torch.ones(1, 1, 1).bool())
+    leaves = [level.requires_grad_() for level in maps]
+    criterion = DetectionLoss(3, STRIDES, 1, topk=1, formulation=formulation, class_loss=class_loss)
+    result = criterion.from_padded(join_predictions(leaves, STRIDES, 3, 1), truth)
+    assert result.assignment.target_weights.max() == 1
+    assert result.image_sums[0, CLS] == math.inf
+    for gradient in torch.autograd.grad(result.loss, leaves):
+        assert torch.isfinite(gradient).all()

@@ -188,3 +188,26 @@ def test_the_numbers_of_a_detector() -> None:
 def test_the_checks_load_no_torch() -> None:
     code = "import sys, yolo_loss.checks, yolo_loss.option_checks; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["formulation", "class_loss"])
+def test_words_set_later_are_checked_at_the_call(name: str) -> None:
+    criterion = DetectionLoss(80, STRIDES)
+    setattr(criterion.assigner if name == "formulation" else criterion, name, "other")
+    maps = [torch.zeros(1, 144, *grid) for grid in ((4, 4), (2, 2), (1, 1))]
+    batch = {"batch_idx": torch.zeros(1), "cls": torch.zeros(1), "bboxes": torch.full((1, 4), 0.5)}
+    assert refusal(criterion, maps, batch).startswith(f"{name} is 'other', expected one of ")
+
+
+def test_counts_beyond_all_that_can_be_counted() -> None:
+    assert refusal(TaskAlignedAssigner, 10**30) == f"topk is {10**30}, expected at most {2**31 - 1}"
+
+
+@pytest.mark.parametrize("value", [NAN, INFINITY, -INFINITY, 1e30])
+def test_points_that_lie_nowhere(value: float) -> None:
+    scores, boxes, points, *truth = INPUTS
+    points = points.clone()
+    points[3, 1] = value
+    text = refusal(TaskAlignedAssigner(num_classes=80), scores, boxes, points, *truth)
+    assert text.startswith("anc_points[3] is [")
+    assert "give finite pixels" in text

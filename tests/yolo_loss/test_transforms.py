@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from export.samples import Case, pyramid, ragged_batch, sample_loss_inputs
-from yolo_loss import DetectionLoss, GroundTruth
+from export.samples import Case, pyramid, ragged_batch, sample_assigner_inputs, sample_loss_inputs
+from yolo_loss import DetectionLoss, GroundTruth, TaskAlignedAssigner
 
 STRIDES = (8.0, 16.0, 32.0)
 # So many pairs that `auto` is sparse.
@@ -125,3 +125,35 @@ def test_compiled_kernels_step_back_for_transforms() -> None:
     got = torch.func.jvp(lambda *feats: criterion(list(feats), batch)[0], maps, directions)[1]
     want = product(plain_gradients(loss_of("auto", batch), maps), directions)
     torch.testing.assert_close(got, want, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+def test_several_gradients_at_once(formulation: str) -> None:
+    maps, _, batch = sample()
+    leaves = [feat.clone().requires_grad_() for feat in maps]
+    loss = loss_of(formulation, batch)(*leaves)
+    scales = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    both = torch.autograd.grad(loss, leaves, scales, is_grads_batched=True, retain_graph=True)
+    for several, one in zip(both, torch.autograd.grad(loss, leaves), strict=True):
+        torch.testing.assert_close(several, torch.stack((one, -2 * one)), rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+def test_maps_of_images_that_share_their_memory(formulation: str) -> None:
+    maps, _, batch = sample()
+    shared = tuple(feat[:1].expand(2, -1, -1, -1) for feat in maps)
+    loss = loss_of(formulation, batch)
+    got = torch.func.grad(loss, argnums=(0, 1, 2))(*shared)
+    for one, other in zip(got, plain_gradients(loss, tuple(feat.contiguous() for feat in shared)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("formulation", ["auto", "dense"])
+def test_vmap_of_the_assigner(formulation: str) -> None:
+    scores, *rest = sample_assigner_inputs(CASE, STRIDES, seed=0)
+    assigner = TaskAlignedAssigner(10, 3, 0.5, 6.0, formulation=formulation)
+    several = torch.stack((scores, scores.flip(0), scores * 0.5))
+    results = torch.func.vmap(lambda own: tuple(assigner(own, *rest)))(several)
+    for place in range(3):
+        for one, other in zip(results, assigner(several[place], *rest), strict=True):
+            assert torch.equal(one[place], other)
