@@ -112,7 +112,7 @@ def region(connection: Connection, arrays: dict[str, Array]) -> Iterator[tuple[P
 
 def _post(path: str, document: Any) -> Payload:
     text = json.dumps(document).encode()
-    head = f"POST /v2/{path} HTTP/1.1\r\nhost: bench\r\ncontent-length: {len(text)}\r\n\r\n"
+    head = f"POST /v2/{path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(text)}\r\n\r\n"
     return Payload(head.encode(), [memoryview(text)])
 
 

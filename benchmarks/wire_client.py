@@ -146,7 +146,7 @@ def _payload(rows: list[dict[str, Any]], blobs: Sequence[memoryview] = ()) -> Pa
     ).encode()
     length = len(text) + sum(blob.nbytes for blob in blobs)
     said = f"inference-header-content-length: {len(text)}\r\n" if blobs else ""
-    head = f"POST /v2/models/loss/infer HTTP/1.1\r\nhost: bench\r\ncontent-length: {length}\r\n{said}\r\n"
+    head = f"POST /v2/models/loss/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n{said}\r\n"
     return Payload(head.encode(), [memoryview(text), *blobs])
 
 

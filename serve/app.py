@@ -20,6 +20,7 @@ from serve.http.compression import CompressReplies
 from serve.http.keys import KeyGuard
 from serve.http.linger import Linger
 from serve.http.observe import Observer
+from serve.http.origins import CrossOrigin, OriginGuard
 from serve.http.replies import error_reply, reply
 from serve.openapi import document_requests
 from serve.options import AppOptions
@@ -86,6 +87,9 @@ def _wrap(app: FastAPI, options: AppOptions) -> None:
     """What every request passes before it is routed; the last one added comes first."""
     app.add_middleware(AdmissionGate, admission=options.admission, unknown_size=options.max_request_bytes)
     app.add_middleware(KeyGuard, keys=options.keys)
+    if options.origins.pages:
+        app.add_middleware(CrossOrigin, pages=options.origins.pages)
+    app.add_middleware(OriginGuard, origins=options.origins)
     if options.compress_replies:
         app.add_middleware(CompressReplies)
     app.add_middleware(Linger)

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from serve.app import create_app
 from serve.compute.service import Service
 from serve.compute.setup import Setup, service_of
-from serve.configuration import describe, read_settings
+from serve.configuration import Configuration, describe, read_settings
 from serve.engine.job_queue import BatchLimits
 from serve.engine.runners.choice import RunnerOptions
 from serve.engine.runners.device import parse_device
@@ -27,6 +27,9 @@ from serve.http.keys import Keys, load_keys
 from serve.http.lifecycle import Server
 from serve.http.logs import configure_logs
 from serve.http.metrics import serve_metrics
+from serve.http.origins import origins_of
+from serve.http.room import Room
+from serve.http.streams import free_streams
 from serve.options import AppOptions
 from serve.settings import Settings
 from serve.tls import check_certificate
@@ -49,19 +52,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0 after a clean stop, 2 when the settings, the models or the address cannot be used.
     """
+    dropped = free_streams()
     try:
         configuration = read_settings(arguments, os.environ)
         if configuration.show:
             print(describe(configuration))
             return 0
         configure_logs(configuration.settings.log_level, configuration.settings.log_format)
-        return _run(configuration.settings)
+        return _run(configuration, dropped)
     except (ValueError, OSError) as error:
         print(f"serve: {error}", file=sys.stderr)
         return UNUSABLE
 
 
-def _run(settings: Settings) -> int:
+def _run(configuration: Configuration, dropped: Callable[[], int]) -> int:
+    settings = configuration.settings
     service = _service(settings)
     if settings.ssl_certfile is not None and settings.ssl_keyfile is not None:
         check_certificate(settings.ssl_certfile, settings.ssl_keyfile, _password(settings))
@@ -73,9 +78,10 @@ def _run(settings: Settings) -> int:
 
     switch_quickly()
     keep_large_blocks()
-    allow_descriptors()
     options = _options(settings, fail)
+    options.metrics.watch_count("log_records_dropped", "Lines of the log that nobody read in time.", dropped)
     listener = _listen(settings.host, settings.port)
+    logger.info("limits: %s", configuration.limits)
     server = Server(_config(create_app(service, options), settings), options.admission, settings.lame_duck_seconds)
     if settings.metrics_port is not None:
         shown, _ = serve_metrics(options.metrics, settings.metrics_host, settings.metrics_port)
@@ -99,6 +105,7 @@ def _options(settings: Settings, fail: Callable[[BaseException], None]) -> AppOp
         request_timeout=settings.request_timeout or None,
         admission=Admission(settings.max_requests, settings.max_total_bytes),
         keys=keys,
+        origins=origins_of(settings, bool(keys.inference)),
         on_loaded=settle,
         on_load_failure=fail,
     )
@@ -140,15 +147,26 @@ def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         app,
         log_level=settings.log_level,
         log_config=None,
+        proxy_headers=bool(settings.trusted_proxy),
+        forwarded_allow_ips=list(settings.trusted_proxy),
         access_log=False,  # the application writes its own, with identifiers
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(int(settings.drain_seconds), 1),
-        http=protocol(settings.client_timeout or None),
+        http=protocol(settings.client_timeout or None, _room(settings)),
         ws="none",
         ssl_certfile=settings.ssl_certfile,
         ssl_keyfile=settings.ssl_keyfile,
         ssl_keyfile_password=_password(settings),
     )
+
+
+def _room(settings: Settings) -> Room:
+    """For connections. The other half of the descriptors is for shared memory and what libraries open."""
+    descriptors = allow_descriptors()
+    most = min(settings.max_connections, max(descriptors // 2, 1))
+    if most < settings.max_connections:
+        logger.warning("%d connections at most, of %d descriptors; raise `ulimit -n` for more", most, descriptors)
+    return Room(most)
 
 
 def _password(settings: Settings) -> str | None:

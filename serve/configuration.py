@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
-from serve.settings import Settings
+from serve.engine.system import Memory, memory_limit
+from serve.settings import PARTS, Settings, defaults_for
 
 PREFIX = "YOLO_ASSIGNER_"
 SECRETS = ("api_keys", "admin_keys", "ssl_keyfile_password")
@@ -26,20 +27,34 @@ class Configuration(NamedTuple):
         settings: The values.
         sources: By setting: ``flag``, a variable of the environment, or a file; the others are defaults.
         show: The caller wants them printed and nothing served.
+        memory: What some defaults follow.
     """
 
     settings: Settings
     sources: dict[str, str]
     show: bool
+    memory: Memory
+
+    def source(self, name: str) -> str:
+        """What gave a setting."""
+        return self.sources.get(name, f"default for {self.memory}" if name in PARTS else "default")
+
+    @property
+    def limits(self) -> str:
+        """The settings that follow the memory where they are not given, with what gave them."""
+        return "; ".join(f"{name} = {getattr(self.settings, name)} ({self.source(name)})" for name in PARTS)
 
 
-def read_settings(arguments: Sequence[str] | None, environment: Mapping[str, str]) -> Configuration:
+def read_settings(
+    arguments: Sequence[str] | None, environment: Mapping[str, str], memory: Memory | None = None
+) -> Configuration:
     """Collect the settings.
 
     Args:
         arguments: Command line without the program; the process's own when None.
         environment: Variables named ``YOLO_ASSIGNER_`` and the setting in capitals; ``YOLO_ASSIGNER_CONFIG`` names a
             TOML file, as ``--config`` does.
+        memory: What the server may have; what the system says when None.
 
     Raises:
         ValueError: A value cannot be used; the text says where it came from.
@@ -56,19 +71,19 @@ def read_settings(arguments: Sequence[str] | None, environment: Mapping[str, str
         **{name: names[name] for name in variables},
         **{name: f"--{name.replace('_', '-')}" for name in flags},
     }
+    memory = memory or memory_limit()
     try:
-        settings = Settings(**{**file, **variables, **flags})
+        settings = Settings(**{**defaults_for(memory.nbytes), **file, **variables, **flags})
     except ValidationError as error:
         raise ValueError(_explain(error, sources)) from error
-    return Configuration(settings, sources, show)
+    return Configuration(settings, sources, show, memory)
 
 
 def describe(configuration: Configuration) -> str:
     """The settings as TOML that can be used as a file, secrets hidden, each with its source."""
     lines = []
     for name, value in configuration.settings:
-        source = configuration.sources.get(name, "default")
-        lines.append(f"{'# ' if value is None else ''}{name} = {_toml(value)}  # {source}")
+        lines.append(f"{'# ' if value is None else ''}{name} = {_toml(value)}  # {configuration.source(name)}")
     return "\n".join(lines)
 
 
@@ -120,10 +135,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
     flag = f"--{name.replace('_', '-')}"
-    default = "" if field.is_required() or field.default is None else f" (default: {field.default})"
+    default = "" if field.is_required() or field.default in (None, ()) else f" (default: {field.default})"
+    if name in PARTS:
+        default = f" (default: {field.default}, or 1/{PARTS[name]} of the memory if that is less)"
     text = f"{field.description}{default}"
     if field.annotation is bool:
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
         return
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-    parser.add_argument(flag, metavar=str(extra.get("metavar", name.rpartition("_")[2].upper())), help=text)
+    metavar = str(extra.get("metavar", name.rpartition("_")[2].upper()))
+    several = field.annotation == tuple[str, ...]
+    parser.add_argument(flag, action="append" if several else "store", metavar=metavar, help=text)

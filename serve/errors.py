@@ -31,7 +31,7 @@ class UnauthorizedError(ServeError):
 
 
 class ForbiddenError(ServeError):
-    """The key is not good for this."""
+    """The key is not good for this, or the request names a host or a web page's origin that is not allowed."""
 
     status = 403
 

@@ -29,7 +29,7 @@ from serve.v2.schemas import (
 REASONS = {
     400: "It breaks the protocol, or does not fit the model",
     401: "No key",
-    403: "A key that is not good for this",
+    403: "A key that is not good for this, a Host that is not the server's, or a web page that may not call",
     404: "No such model, version, region or path",
     405: "Another verb is wanted",
     408: "It came too slowly",
@@ -77,8 +77,8 @@ def _regions(kind: str, reply: Any, request: Any) -> dict[str, Route]:
 
 
 ROUTES = {
-    "get /v2/health/live": Route(Live, ()),
-    "get /v2/health/ready": Route(Ready, (503,)),
+    "get /v2/health/live": Route(Live, (403,)),
+    "get /v2/health/ready": Route(Ready, (403, 503)),
     "get /v2": Route(ServerMetadata, KEYS),
     "get /v2/models/{name}/ready": Route(ModelReady, (*NAMED, 503)),
     "get /v2/models/stats": Route(Statistics, KEYS),

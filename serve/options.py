@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from serve.http.admission import Admission
 from serve.http.keys import Keys
 from serve.http.metrics import Metrics
+from serve.http.origins import Origins
 from serve.settings import MIB
 
 
@@ -23,6 +24,7 @@ class AppOptions:
         request_timeout: Seconds that a request may wait for its model; None: for ever.
         admission: How much may be under way.
         keys: Who may call.
+        origins: Which names of the server, and web pages of which origins, requests may name.
         metrics: Where requests are counted.
         on_loaded: Told when all models are there.
         on_load_failure: Told when no model can be loaded; the server then never gets ready.
@@ -35,6 +37,7 @@ class AppOptions:
     request_timeout: float | None = None
     admission: Admission = field(default_factory=lambda: Admission(64, 1024 * MIB))
     keys: Keys = field(default_factory=Keys)
+    origins: Origins = field(default_factory=Origins)
     metrics: Metrics = field(default_factory=Metrics)
     on_loaded: Callable[[], None] | None = None
     on_load_failure: Callable[[BaseException], None] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -13,6 +14,12 @@ from serve.engine.runners.choice import ENGINES
 from serve.engine.runners.device import parse_device
 
 MIB = 2**20
+# Where memory is short, these defaults are such a part of it. What a request needs at most is 8 times its body, or 50
+# times its JSON, and its work. The process that answers has only bodies and replies, less than half of the memory.
+PARTS = {"max_request_bytes": 16, "max_json_bytes": 64, "max_work_bytes": 4, "max_total_bytes": 8}
+LEAST_MEMORY = 256 * MIB  # defaults are never lower than for so much
+HOST_NAME = re.compile(r"[\w*.-]+", re.ASCII)
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([\w.-]+|\[[0-9a-f:.]+\])(:\d+)?", re.ASCII | re.IGNORECASE)
 Count = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(ge=0)]
@@ -51,6 +58,9 @@ class Settings(BaseModel):
     max_json_bytes: Count = setting(64 * MIB, "largest JSON of a request, without binary tensors", "BYTES")
     max_work_bytes: Count = setting(4096 * MIB, "memory that a request may need beside its tensors", "BYTES")
     max_requests: Count = setting(64, "requests at one time; more are told to come again", "N")
+    max_connections: Count = setting(
+        1000, "connections at one time, in no more than half of the descriptors; beyond it unused ones are closed", "N"
+    )
     max_total_bytes: Count = setting(1024 * MIB, "bodies of all requests at one time", "BYTES")
     request_timeout: Seconds = setting(0.0, "seconds that a request may wait for its model, 0 for ever", "SECONDS")
     compress_replies: bool = setting(False, "gzip for callers that accept it; costs more time than fast lines save")
@@ -65,6 +75,15 @@ class Settings(BaseModel):
     api_keys: tuple[SecretStr, ...] = setting((), "keys for inference; not as a flag, which other users could see")
     admin_keys: tuple[SecretStr, ...] = setting((), "keys for administration; not as a flag")
     insecure: bool = setting(False, "listen beyond loopback without keys")
+    allowed_host: tuple[str, ...] = setting(
+        (), "name that callers may call the server by, as *.example.com; may be given several times", "NAME"
+    )
+    cors_origin: tuple[str, ...] = setting(
+        (), "whose web pages may call, as https://example.com; may be given several times", "ORIGIN"
+    )
+    trusted_proxy: tuple[str, ...] = setting(
+        (), "address or network whose X-Forwarded-For is believed; may be given several times", "ADDRESS"
+    )
     ssl_certfile: Path | None = setting(None, "certificate, for TLS", "FILE")
     ssl_keyfile: Path | None = setting(None, "its private key", "FILE")
     ssl_keyfile_password: SecretStr | None = setting(None, "of the private key; not as a flag")
@@ -74,11 +93,37 @@ class Settings(BaseModel):
     log_level: Literal["critical", "error", "warning", "info", "debug"] = setting("info", "least level that is logged")
     log_format: Literal["text", "json"] = setting("text", "text for people, json for collectors")
 
-    @field_validator("api_keys", "admin_keys", mode="before")
+    @field_validator("api_keys", "admin_keys", "allowed_host", "cors_origin", "trusted_proxy", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        """From the environment keys come with commas between them."""
+        """From the environment several values come with commas between them."""
         return [key for key in value.split(",") if key] if isinstance(value, str) else value
+
+    @field_validator("allowed_host")
+    @classmethod
+    def _names_alone(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if not HOST_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no host name; write it without scheme and port, * for any characters")
+        return tuple(name.lower() for name in names)
+
+    @field_validator("trusted_proxy")
+    @classmethod
+    def _addresses_alone(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in proxies:
+            try:
+                ipaddress.ip_network(proxy)
+            except ValueError as error:
+                raise ValueError(f"{error}; give an address, as 10.0.0.7, or a network, as 10.0.0.0/8") from error
+        return proxies
+
+    @field_validator("cors_origin")
+    @classmethod
+    def _as_browsers_send_it(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no origin; write it as browsers send it: https://example.com:8443")
+        return tuple(origin.lower() for origin in origins)
 
     @field_validator("engine")
     @classmethod
@@ -128,6 +173,19 @@ class Settings(BaseModel):
         if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
             raise ValueError("ssl_certfile and ssl_keyfile go together; give both")
         return self
+
+
+def defaults_for(memory: int) -> dict[str, int]:
+    """The limits that follow the memory, where they are not given.
+
+    Args:
+        memory: Bytes that the server may have.
+
+    Returns:
+        By setting, bytes.
+    """
+    least = max(memory, LEAST_MEMORY)
+    return {name: min(Settings.model_fields[name].default, least // part) for name, part in PARTS.items()}
 
 
 def is_loopback(host: str) -> bool:

@@ -27,7 +27,16 @@ from benchmarks.hostile.neighbour import Neighbour
 from benchmarks.hostile.report import Report
 from benchmarks.hostile.requests import MODELS, NUM_CLASSES, Request
 from benchmarks.hostile.shared import PREFIX, objects, shared
-from benchmarks.hostile.slow import Slow, ask, dripping_bodies, slow_bodies, slow_heads, slow_readers
+from benchmarks.hostile.slow import (
+    Slow,
+    ask,
+    dripping_bodies,
+    sent_ahead,
+    sent_ahead_unread,
+    slow_bodies,
+    slow_heads,
+    slow_readers,
+)
 from benchmarks.hostile.targets import good_requests, large_reply
 from benchmarks.hostile.wire import NoReplyError, Wire
 from benchmarks.served import Served, serving
@@ -86,6 +95,8 @@ def slowly(port: int) -> list[Slow]:
         dripping_bodies(port, good, PLACES, TIMEOUT),
         slow_heads(port, good, 200, TIMEOUT),
         slow_readers(port, large_reply(), 4, TIMEOUT),
+        sent_ahead(port, 4, 5000),
+        sent_ahead_unread(port, 4, TIMEOUT),
     ]
 
 

@@ -25,7 +25,7 @@ def attack(rng: random.Random) -> Attack:
 def _without_length(request: Request, *lines: str) -> bytes:
     own = "".join(f"{name}: {value}\r\n" for name, value in request.headers)
     extra = "".join(f"{line}\r\n" for line in lines)
-    return f"POST {request.path} HTTP/1.1\r\nHost: h\r\n{own}{extra}\r\n".encode()
+    return f"POST {request.path} HTTP/1.1\r\nHost: localhost\r\n{own}{extra}\r\n".encode()
 
 
 def _smuggled(name: str, request: Request, rng: random.Random) -> Attack:
@@ -98,7 +98,7 @@ def _flood(name: str, request: Request, rng: random.Random) -> Attack:
 
 
 def _foreign(name: str, request: Request, rng: random.Random) -> Attack:
-    get, end = b"GET ", b" HTTP/1.1\r\nHost: h\r\n\r\n"
+    get, end = b"GET ", b" HTTP/1.1\r\nHost: localhost\r\n\r\n"
     paths = b"http://[", b"/\xff", b"/%00%0d%0a%ff", b"/v2/models/%2e%2e/%00", b"/v2/" + b"a/" * 2000, b"*", b"", b"/ x"
     foreign = (
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
@@ -108,11 +108,11 @@ def _foreign(name: str, request: Request, rng: random.Random) -> Attack:
         rng.randbytes(300) + b"\r\n\r\n",
         b"\r\n" * 9 + b"x\r\n\r\n",
         b"*1\r\n$4\r\nPING\r\n",
-        b"CONNECT h:1 HTTP/1.1\r\nHost: h\r\n\r\n",
+        b"CONNECT h:1 HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"BREW / HTTP/1.1\r\n\r\n",
-        b"OPTIONS * HTTP/1.1\r\nHost: h\r\n\r\n",
+        b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET /v9 HTTP/1.1\r\nHost: [\r\n\r\n",
-        b"GET /v9 HTTP/1.1\r\nHost: h\r\nx\0y: z\r\n\r\n",
+        b"GET /v9 HTTP/1.1\r\nHost: localhost\r\nx\0y: z\r\n\r\n",
         *(get + path + end for path in paths),
     )
     return Attack(name, [rng.choice(foreign)], request)

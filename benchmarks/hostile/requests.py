@@ -44,7 +44,7 @@ class Request(NamedTuple):
         """
         lines = "".join(f"{name}: {value}\r\n" for name, value in self.headers)
         length = len(self.body) if length is None else length
-        return f"POST {self.path} HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n{lines}{extra}\r\n".encode(
+        return f"POST {self.path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n{lines}{extra}\r\n".encode(
             "latin-1"
         )
 

@@ -10,6 +10,9 @@ from benchmarks.hostile.requests import Request
 from benchmarks.hostile.wire import NoReplyError, Reply, Wire
 
 LARGE = 2**20
+LIVE, LARGE_GET = (
+    b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path for path in (b"/v2/health/live", b"/openapi.json")
+)
 
 
 class Slow(NamedTuple):
@@ -97,6 +100,47 @@ def slow_readers(port: int, large: Request, callers: int, timeout: float) -> Slo
         held = time.monotonic() - began
     fault = None if set(statuses) == {0} else f"{_counted(statuses)}: some got all of a reply that they did not take"
     return Slow("replies that nobody takes", callers, _counted(statuses), held, fault)
+
+
+def sent_ahead(port: int, callers: int, requests: int) -> Slow:
+    """Callers that send all their requests before they read the first reply: every one is answered."""
+    began = time.monotonic()
+    with ExitStack() as stack:
+        wires = [stack.enter_context(Wire(port)) for _ in range(callers)]
+        for wire in wires:
+            wire.write([LIVE * requests])
+        statuses = [_status(wire) for wire in wires for _ in range(requests)]
+    fault = None if set(statuses) == {200} else f"answers {_counted(statuses)}"
+    return Slow("requests sent ahead", callers, _counted(statuses), time.monotonic() - began, fault)
+
+
+def sent_ahead_unread(port: int, callers: int, timeout: float) -> Slow:
+    """The same without an end and without reading: they are cut off, and others are served meanwhile."""
+    began, slowest = time.monotonic(), 0.0
+    with ExitStack() as stack:
+        wires = [stack.enter_context(Wire(port, timeout=0.05, room=2**12)) for _ in range(callers)]
+        left = wires.copy()
+        while left and time.monotonic() - began < 10 * timeout + 10:
+            left = [wire for wire in left if _takes_more(wire)]
+            asked = time.monotonic()
+            with Wire(port) as other:
+                other.write([LIVE])
+                status = _status(other)
+            slowest = max(slowest, time.monotonic() - asked)
+    fault = f"{len(left)} were not cut off" if left else None
+    if status != 200 or slowest > 1.0:
+        fault = f"status {status} for others, after {slowest:.1f} s"
+    return Slow("requests sent ahead, unread", callers, {"0": callers - len(left)}, time.monotonic() - began, fault)
+
+
+def _takes_more(wire: Wire) -> bool:
+    try:
+        wire.socket.send(LARGE_GET * 2000)
+    except TimeoutError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def ask(port: int, request: Request) -> Reply:

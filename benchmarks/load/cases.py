@@ -162,7 +162,7 @@ def payload_of(case: Case, number: int, places: Mapping[str, int] | None = None,
 
 def head_of(model: str, length: int, more: str = "") -> bytes:
     """Line and headers of an infer request."""
-    line = f"POST /v2/models/{model}/infer HTTP/1.1\r\nhost: load\r\ncontent-length: {length}\r\n"
+    line = f"POST /v2/models/{model}/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n"
     return f"{line}{more}\r\n".encode()
 
 

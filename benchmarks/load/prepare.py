@@ -150,6 +150,6 @@ def _alone(connection: wire_client.Connection, payload: Payload) -> bytes:
 def _register(connection: wire_client.Connection, name: str, memory: mmap.mmap) -> None:
     document: dict[str, Any] = {"key": f"/{PREFIX}{name}", "byte_size": len(memory)}
     text = json.dumps(document).encode()
-    head = f"POST /v2/systemsharedmemory/region/{name}/register HTTP/1.1\r\nhost: load\r\n"
+    head = f"POST /v2/systemsharedmemory/region/{name}/register HTTP/1.1\r\nhost: localhost\r\n"
     head += f"content-length: {len(text)}\r\n\r\n"
     connection.send(wire_client.Payload(head.encode(), [memoryview(text)]))

@@ -1,25 +1,33 @@
 """Connections of callers who send badly, slowly or without end, and of those who do not take their replies.
 
 uvicorn has a time limit for idle connections alone, none once a byte has come, and no limit of what stands before or
-beside a body. What is refused here never gets to the application.
+beside a body, of requests that are sent before earlier ones are answered, or of connections. What is refused here never
+gets to the application.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from serve.errors import BusyError
 from serve.http.pace import SLOWEST
+from serve.http.room import MOST_HELD, Room
 from serve.http.timers import Timer, WriteWatch
 from serve.tensors.encode import dump_json
 
 MOST_HEAD = 2**16  # bytes of a request's head; likewise of trailers, and of what stands between two pieces of a body
 MOST_HEADERS = 256
-BAD, SLOW, LARGE, UNSUPPORTED = 400, 408, 431, 501
+BAD, SLOW, LARGE, UNSUPPORTED, BUSY = 400, 408, 431, 501, 503
+# Heads end so, and so do bodies in chunks: what ends with the first one begins no more than one request.
+EMPTY_LINE = re.compile(rb"\n\r?\n")
+NOTHING = memoryview(b"")
 # What is overridden or used below and is no public part of uvicorn.
 NEEDED = (
     *(
@@ -37,20 +45,40 @@ if missing := [name for name in NEEDED if not hasattr(HttpToolsProtocol, name)]:
     )
 
 
-def protocol(client_timeout: float | None) -> type[asyncio.Protocol]:
+def protocol(client_timeout: float | None, room: Room) -> type[asyncio.Protocol]:
     """The class for uvicorn's setting ``http``.
 
     Args:
         client_timeout: Seconds in which a head must have come, and without progress while the rest of a refused body is
             dropped or a reply is sent; None: for ever.
+        room: For all connections together.
     """
-    return type("Guarded", (GuardedProtocol,), {"client_timeout": client_timeout})
+    return type("Guarded", (GuardedProtocol,), {"client_timeout": client_timeout, "room": room})
+
+
+class _Flow(FlowControl):
+    """Reads nothing while a request waits for the reply to an earlier one, whatever uvicorn and applications ask for.
+
+    Args:
+        transport: To read from.
+        stopped: Whether nothing may be read.
+    """
+
+    def __init__(self, transport: asyncio.Transport, stopped: Callable[[], bool]) -> None:
+        super().__init__(transport)
+        self._stopped = stopped
+
+    def resume_reading(self) -> None:
+        """If it may be."""
+        if not self._stopped():
+            super().resume_reading()
 
 
 class GuardedProtocol(HttpToolsProtocol):
     """One connection."""
 
     client_timeout: float | None = None
+    room = Room()
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -58,6 +86,9 @@ class GuardedProtocol(HttpToolsProtocol):
         self._refusal: tuple[int, str] | None = None
         self._beside_body = 0  # bytes in a row that were no body and completed nothing
         self._got_body = False
+        self._body_left = 0  # bytes of a body whose length was said
+        self._held = NOTHING  # came behind a request that waits for the reply to an earlier one
+        self._deaf = False  # what comes now is dropped
         self._dropped, self._dropped_since = 0, 0.0
         self._running: Any = None  # whose reply is being made; the cycle of uvicorn is the last one that came
         self._reading = Timer()
@@ -66,6 +97,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A caller that then says nothing is an idle one."""
         super().connection_made(transport)
+        self.flow = _Flow(transport, lambda: self._deaf or bool(self.pipeline))
+        self.room.enter(transport)
         self._watch_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -73,6 +106,12 @@ class GuardedProtocol(HttpToolsProtocol):
         self._reading.stop()
         self._writing.end()
         self._unset_keepalive_if_required()
+        self._hold(NOTHING)
+        self.room.leave(self.transport)
+        if self._running is not None and not self._running.response_complete:
+            # uvicorn tells the last request that came, of those that wait for earlier ones.
+            self._running.disconnected = True
+            self._running.message_event.set()
         super().connection_lost(exc)
 
     # What the parser finds.
@@ -94,8 +133,13 @@ class GuardedProtocol(HttpToolsProtocol):
         """The end of a head."""
         self._in_head = False
         self._refusal = _head_fault(self.headers, self.parser.get_http_version())
+        if self._refusal is None and not self._busy and self.room.full_beside(self.transport):
+            self._refusal = BUSY, f"{self.room.most} connections have requests under way; try again in a moment"
         if self._refusal is not None:
             raise ValueError(self._refusal)  # which stops the parser
+        self._body_left = next((int(value) for name, value in self.headers if name == b"content-length"), 0)
+        if not self.flow.write_paused:
+            self._writing.end()
         super().on_headers_complete()
         if not self.pipeline:
             self._running = self.cycle
@@ -103,11 +147,13 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """A piece of a body."""
         self._got_body = True
+        self._body_left = max(0, self._body_left - len(body))
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The end of a request."""
         self._in_message = False
+        self._body_left = 0
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -118,19 +164,44 @@ class GuardedProtocol(HttpToolsProtocol):
         self._dropped, self._dropped_since = 0, self.loop.time()
         if self.transport.is_closing():
             self._writing.begin_closing(self.transport)
+        self._parse(self._held)
         self._watch_reading()
 
     # What comes and goes.
 
     def data_received(self, data: bytes) -> None:
         """Some bytes of requests."""
+        self._parse(memoryview(bytes(self._held) + data if self._held else data))
+        self._watch_reading()
+
+    def _parse(self, data: memoryview) -> None:
+        """Parse up to the second request that has no whole reply, and hold the rest back.
+
+        A request takes hundreds of times its bytes once it is parsed.
+        """
+        while data and not (self.pipeline or self._deaf or self.transport.is_closing()):
+            end = self._body_left
+            if not end:
+                line = EMPTY_LINE.search(data)
+                end = line.end() if line else len(data)
+            self._parse_piece(data[:end])
+            data = data[end:]
+        self._hold(data if self.pipeline and not self._deaf else NOTHING)
+
+    def _hold(self, data: memoryview) -> None:
+        """Keep what is to be parsed later; of all connections no more than there is room for."""
+        self.room.held += _size(data) - _size(self._held)
+        self._held = data
+        if data and self.room.held > MOST_HELD:
+            self._refuse(BUSY, "too many requests were sent before earlier ones were answered")
+
+    def _parse_piece(self, data: memoryview) -> None:
         went_on, self._got_body = self._in_message, False
-        super().data_received(data)
+        super().data_received(data)  # type: ignore[arg-type]  # the parser takes any buffer
         self._beside_body = self._beside_body + len(data) if went_on and not self._got_body else 0
         if self._in_message and self._beside_body > MOST_HEAD:
             self._refuse(LARGE, f"the request has more than {MOST_HEAD} bytes beside its body; send shorter headers")
         self._dropped += len(data)
-        self._watch_reading()
 
     @property
     def _busy(self) -> bool:
@@ -140,6 +211,10 @@ class GuardedProtocol(HttpToolsProtocol):
     def _watch_reading(self) -> None:
         """Set the timer that fits what is awaited."""
         patience, now = self.client_timeout, self.loop.time()
+        if self._busy or self.transport.is_closing():
+            self.room.works(self.transport)
+        else:
+            self.room.waits(self.transport)
         if self._in_head and not self._busy and not self.transport.is_closing():
             if patience is not None and not self._reading.running:
                 self._reading.start(now + patience, self._too_slow)
@@ -148,6 +223,8 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._busy or self.transport.is_closing():
             return  # the application watches the bodies that it reads
         if not self._in_message:
+            if self.transport.get_write_buffer_size() and not self._writing.running:
+                self._writing.begin(self.transport)
             if self.timeout_keep_alive_task is None:
                 self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self._close)
         elif patience is not None:
@@ -193,6 +270,8 @@ class GuardedProtocol(HttpToolsProtocol):
         if whole is not None:
             # What is wrong comes after requests that are whole: they get their replies first.
             whole.keep_alive = False
+            self._deaf = True
+            self._hold(NOTHING)
             self.flow.pause_reading()
             return
         if not (self._busy and self.cycle.response_started):
@@ -238,5 +317,12 @@ def _head_fault(headers: Sequence[tuple[bytes, bytes]], version: str) -> tuple[i
 def _answer(status: int, text: str, default: Sequence[tuple[bytes, bytes]]) -> bytes:
     body = dump_json({"error": text})
     length = str(len(body)).encode()
-    own = (b"content-type", b"application/json"), (b"content-length", length), (b"connection", b"close")
+    own = [(b"content-type", b"application/json"), (b"content-length", length), (b"connection", b"close")]
+    if status == BUSY:
+        own += [(name.encode(), value.encode()) for name, value in BusyError.headers.items()]
     return b"".join([STATUS_LINE[status], *(b"%s: %s\r\n" % header for header in (*default, *own)), b"\r\n", body])
+
+
+def _size(data: memoryview) -> int:
+    """Bytes of memory that are kept for a part of what was read at once."""
+    return memoryview(data.obj).nbytes if data else 0

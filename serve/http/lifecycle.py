@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import select
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
 import uvicorn
@@ -46,7 +48,10 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """What a signal does. Called between any two operations of the main thread."""
         if self._admission.closing:
-            os.write(2, b"serve: ended by a second signal\n")
+            # At once, also when standard error is not read any more or is closed.
+            with suppress(OSError):
+                if select.select((), (2,), (), 0)[1]:
+                    os.write(2, b"serve: ended by a second signal\n")
             os._exit(128 + sig)
         self.stop(f"{signal.Signals(sig).name}; serving {self._lame_duck_seconds:g} s more, then draining")
 

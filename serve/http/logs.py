@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from pythonjsonlogger.json import JsonFormatter
 
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
+TIME = "%Y-%m-%dT%H:%M:%S%z"
 FIELDS = "%(levelname)s %(name)s %(request_id)s %(message)s"
 
 
@@ -24,7 +25,9 @@ def configure_logs(level: str, form: str) -> None:
         names = {"levelname": "level", "name": "logger"}
         handler.setFormatter(JsonFormatter(FIELDS, rename_fields=names, timestamp=True))
     else:
-        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s [%(request_id)s]: %(message)s"))
+        handler.setFormatter(
+            logging.Formatter("%(asctime)s %(levelname)s %(name)s [%(request_id)s]: %(message)s", TIME)
+        )
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import (
@@ -16,6 +16,8 @@ from prometheus_client import (
     ProcessCollector,
     start_http_server,
 )
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 PREFIX = "yolo_assigner"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -23,7 +25,7 @@ IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
 REASONS = {
     400: "bad_request",
     401: "no_key",
-    403: "wrong_key",
+    403: "forbidden",
     404: "not_found",
     405: "wrong_verb",
     408: "too_slow",
@@ -64,6 +66,10 @@ class Metrics:
         """A gauge that is read when somebody looks."""
         Gauge(f"{PREFIX}_{name}", text, registry=self.registry).set_function(read)
 
+    def watch_count(self, name: str, text: str, read: Callable[[], float]) -> None:
+        """A counter that is read when somebody looks."""
+        self.registry.register(_Count(f"{PREFIX}_{name}", text, read))
+
     def watch_process(self, pid: Callable[[], int | None]) -> None:
         """Memory, processor time and open files of another process; nothing while there is none."""
         ProcessCollector(f"{PREFIX}_engine", lambda: pid() or "none", registry=self.registry)
@@ -91,6 +97,17 @@ class Metrics:
 
     def _histogram(self, name: str, text: str, label: str, buckets: Sequence[float]) -> Histogram:
         return Histogram(f"{PREFIX}_{name}", text, [label], buckets=buckets, registry=self.registry)
+
+
+class _Count(Collector):
+    """A counter that is kept elsewhere."""
+
+    def __init__(self, name: str, text: str, read: Callable[[], float]) -> None:
+        self._name, self._text, self._read = name, text, read
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        """What it is now."""
+        yield CounterMetricFamily(self._name, self._text, self._read())
 
 
 def serve_metrics(metrics: Metrics, host: str, port: int) -> tuple[WSGIServer, threading.Thread]:

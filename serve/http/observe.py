@@ -91,9 +91,19 @@ def _log(scope: Scope, seen: _Seen, seconds: float, route: str) -> None:
         fields = {
             "method": scope["method"],
             "path": quote(scope["path"], safe=SHOWN),
+            "peer": _peer(scope),
             "status": seen.status,
             "received": seen.received,
             "sent": seen.sent,
             "milliseconds": round(1000 * seconds, 2),
         }
-        logger.log(level, "%(method)s %(path)s %(status)s in %(milliseconds)s ms", fields, extra=fields)
+        logger.log(level, "%(method)s %(path)s %(status)s in %(milliseconds)s ms from %(peer)s", fields, extra=fields)
+
+
+def _peer(scope: Scope) -> str:
+    """Address and port of the caller; ``-`` where there is none, as of a Unix socket."""
+    host, port = scope.get("client") or ("", 0)
+    if not host:
+        return "-"
+    shown = quote(host, safe=":")  # a proxy may pass on anything
+    return f"[{shown}]:{port}" if ":" in shown else f"{shown}:{port}"

@@ -44,10 +44,15 @@ class WriteWatch:
         self._cut_off = cut_off
         self._timer = Timer()
 
+    @property
+    def running(self) -> bool:
+        """Somebody is watched."""
+        return self._timer.running
+
     def begin(self, transport: asyncio.Transport) -> None:
-        """Much waits to be taken."""
+        """Something waits to be taken."""
         if self._patience is not None:
-            most = transport.get_write_buffer_size() - SLOWEST * self._patience
+            most = max(0, transport.get_write_buffer_size() - SLOWEST * self._patience)
             self._timer.start(self._then(self._patience), lambda: self._look(transport, most))
 
     def begin_closing(self, transport: asyncio.Transport) -> None:
@@ -60,10 +65,13 @@ class WriteWatch:
         self._timer.stop()
 
     def _look(self, transport: asyncio.Transport, most: float) -> None:
-        if transport.get_write_buffer_size() > most:
+        left = transport.get_write_buffer_size()
+        if left > most:
             self._cut_off()
-        else:
+        elif left:
             self.begin(transport)
+        else:
+            self.end()
 
     @staticmethod
     def _then(seconds: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -165,8 +166,10 @@ class RemoteService:
             process.kill()
             if process.loading is None:
                 raise
-            why = ending(await asyncio.shield(process.ended))
-            self.catalogue.fail(process.loading, CRASHED.format(why))
+            code = await asyncio.shield(process.ended)
+            if self._loaded_once and code == -signal.SIGKILL:
+                raise  # memory is short, for what others have of it: this model has been loaded before
+            self.catalogue.fail(process.loading, CRASHED.format(ending(code)))
             if not self.catalogue.usable:
                 raise
             return False

@@ -5,25 +5,45 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
+from typing import IO
+
+from serve.engine.system import end_before_others
 
 # Where this program is not to import from the folder that it is started in, neither is that one.
 COMMAND = (sys.executable, *(["-P"] if sys.flags.safe_path else []), "-m", "serve.worker")
 STOPPING = {signal.SIGTERM, signal.SIGINT}
+LINE = 2**16  # most bytes of what it says that are passed on at a time
 
 
 def start(command: Sequence[str], descriptor: int) -> subprocess.Popen[bytes]:
-    """Start the process. Signals for all processes of a group do not reach it before it ignores them."""
+    """Start the process. Signals for all processes of a group do not reach it before it ignores them.
+
+    Where memory is short, the system ends this process, which is started again, and not the one that answers.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
-        return subprocess.Popen(  # noqa: S603 - this program itself
+        process = subprocess.Popen(  # noqa: S603 - this program itself
             [*command, str(descriptor)],
             pass_fds=(descriptor,),
             stdin=subprocess.DEVNULL,
-            stdout=sys.stderr.fileno(),  # ours says where we listen
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    end_before_others(process.pid)
+    assert process.stdout is not None  # noqa: S101 - it is a pipe
+    threading.Thread(target=_pass_on, args=(process.stdout,), name="engines-log", daemon=True).start()
+    return process
+
+
+def _pass_on(log: IO[bytes]) -> None:
+    """Write what the process says to standard error. It never waits for our reader, nor does its native code."""
+    with log:
+        while line := log.readline(LINE):
+            sys.stderr.write(line.decode(errors="backslashreplace"))
 
 
 def ending(code: int) -> str:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,9 +79,9 @@ class Live(NamedTuple):
         return self.send("POST", f"/v2/models/{model}/infer", text + (blob or b""), sent)
 
 
-def start(*arguments: str | Path) -> Live:
-    """Start ``python -m serve`` on a free port and wait until it is ready."""
-    command = [sys.executable, "-m", "serve", "--port", "0", "--threads", "1", *map(str, arguments)]
+def start(*arguments: str | Path, through: Sequence[str] = ()) -> Live:
+    """Start ``python -m serve``, by another program if one is given, on a free port and wait until it is ready."""
+    command = [*through, sys.executable, "-m", "serve", "--port", "0", "--threads", "1", *map(str, arguments)]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
     )

@@ -111,7 +111,7 @@ class Wire:
     def head(self, path: str, **headers: object) -> None:
         """Write a request up to its body; underscores in names of headers stand for hyphens."""
         lines = [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
-        self.socket.sendall("\r\n".join([f"POST {path} HTTP/1.1", "Host: test", *lines, "", ""]).encode())
+        self.socket.sendall("\r\n".join([f"POST {path} HTTP/1.1", "Host: localhost", *lines, "", ""]).encode())
 
     def reply(self) -> tuple[int, dict[str, str], Any]:
         """Read one reply: status, headers, body."""
@@ -185,7 +185,7 @@ def test_heads_that_are_refused(live: Live, version: str, lines: list[str], stat
 
 
 @pytest.mark.parametrize(
-    ("version", "lines"), [("1.0", []), ("1.1", ["Host:"]), ("1.1", ["Host: a", "Transfer-Encoding: Chunked"])]
+    ("version", "lines"), [("1.0", []), ("1.1", ["Host:"]), ("1.1", ["Host: localhost", "Transfer-Encoding: Chunked"])]
 )
 def test_heads_that_are_served(live: Live, version: str, lines: list[str]) -> None:
     with Wire(live) as wire:
@@ -196,7 +196,7 @@ def test_heads_that_are_served(live: Live, version: str, lines: list[str]) -> No
 
 def test_a_refused_head_comes_after_the_replies_to_those_before(live: Live) -> None:
     with Wire(live) as wire:
-        wire.socket.sendall(b"GET /v2 HTTP/1.1\r\nHost: a\r\n\r\nGET /v2 HTTP/1.1\r\n\r\n")
+        wire.socket.sendall(b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\nGET /v2 HTTP/1.1\r\n\r\n")
         status, headers, _ = wire.reply()
         assert (status, headers["connection"]) == (200, "close")
         assert wire.reader.read() == b""

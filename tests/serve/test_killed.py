@@ -66,7 +66,7 @@ class Supervised(NamedTuple):
         """A large request that an engine has begun with."""
         rows, blob = binary_rows(LARGE)
         text = json.dumps({"inputs": rows}).encode()
-        head = f"POST /v2/models/loss/infer HTTP/1.1\r\nhost: x\r\ncontent-length: {len(text) + len(blob)}\r\n"
+        head = f"POST /v2/models/loss/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(text) + len(blob)}\r\n"
         head += f"inference-header-content-length: {len(text)}\r\n\r\n"
         worker = self.worker()
         with socket.create_connection((self.live.host, self.live.port), timeout=60) as connection:

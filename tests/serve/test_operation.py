@@ -78,7 +78,7 @@ def test_a_large_body_without_a_key_is_answered_and_not_cut_off(guarded: Live) -
     with socket.create_connection((guarded.host, guarded.port), timeout=30) as connection:
         for _ in range(2):
             size = 32 * 2**20
-            head = f"POST {INFER} HTTP/1.1\r\nhost: x\r\ncontent-length: {size}\r\n\r\n"
+            head = f"POST {INFER} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {size}\r\n\r\n"
             connection.sendall(head.encode())
             connection.sendall(bytes(size))
             reply = connection.recv(2**16)
@@ -202,7 +202,7 @@ def test_a_request_under_way_is_finished_before_the_end(artifacts_dir: Path) -> 
     live = start("--artifacts", artifacts_dir)
     rows, blob = binary_rows(loss_inputs())
     text = json.dumps({"inputs": rows}).encode()
-    head = f"POST {INFER} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(text) + len(blob)}\r\n"
+    head = f"POST {INFER} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(text) + len(blob)}\r\n"
     head += f"inference-header-content-length: {len(text)}\r\n\r\n"
     with socket.create_connection((live.host, live.port), timeout=30) as connection:
         connection.sendall(head.encode() + text)
@@ -220,7 +220,7 @@ def test_too_many_at_one_time(artifacts_dir: Path) -> None:
     live = start("--artifacts", artifacts_dir, "--max-requests", "1")
     rows, blob = binary_rows(loss_inputs())
     with socket.create_connection((live.host, live.port)) as connection:
-        connection.sendall(f"POST {INFER} HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n".encode())
+        connection.sendall(f"POST {INFER} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n".encode())
         deadline = time.monotonic() + 10
         while (reply := live.infer("loss", {"inputs": rows}, blob)).status == 200:
             assert time.monotonic() < deadline

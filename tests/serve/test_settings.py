@@ -18,7 +18,7 @@ def test_flags_before_environment_before_file(tmp_path: Path) -> None:
     path.write_text('artifacts = "from file"\nport = 1\nthreads = 1\nmax_requests = 1\n')
     environment = {"YOLO_ASSIGNER_PORT": "2", "YOLO_ASSIGNER_THREADS": "2", "PORT": "9"}
     words = ["--config", str(path), "--port", "3"]
-    settings, sources, show = read_settings(words, environment)
+    settings, sources, show, _ = read_settings(words, environment)
     assert (settings.port, settings.threads, settings.max_requests) == (3, 2, 1)
     assert (settings.artifacts, settings.log_level) == (Path("from file"), "info")
     assert sources == {
@@ -38,9 +38,10 @@ def test_every_setting_can_come_from_everywhere(tmp_path: Path) -> None:
         "artifacts": "a", "host": "::1", "port": "1", "engine": "torch", "device": "cuda:1", "threads": "2",
         "engine_process": "true", "engine_timeout": "3.5",
         "max_request_bytes": "3", "max_json_bytes": "2", "max_work_bytes": "1", "max_requests": "4",
-        "max_total_bytes": "5", "request_timeout": "6.5", "client_timeout": "9.5",
+        "max_total_bytes": "5", "max_connections": "7", "request_timeout": "6.5", "client_timeout": "9.5",
         "batch_images": "6", "batch_wait": "0.25", "compress_replies": "true",
         "lame_duck_seconds": "7.5", "drain_seconds": "8.5", "shared_memory": "/p", "cuda_shared_memory": "true",
+        "allowed_host": "n", "cors_origin": "https://o", "trusted_proxy": "10.0.0.0/8",
         "api_key_file": "f", "admin_key_file": "g", "insecure": "true", "ssl_certfile": "c",
         "ssl_keyfile": "k", "metrics_host": "h",
         "metrics_port": "9", "log_level": "debug", "log_format": "json",
@@ -83,6 +84,7 @@ def test_what_is_shown_can_be_read_again_and_has_no_secret() -> None:
         (["--artifacts", "a"], {"YOLO_ASSIGNER_THREADS": "-1"}, "threads (YOLO_ASSIGNER_THREADS): "),
         (["--artifacts", "a", "--engine", "magic"], {}, "there is no engine 'magic'; choose one of auto"),
         (["--artifacts", "a", "--device", "gpu"], {}, "write cpu, cuda or cuda:N"),
+        (["--artifacts", "a", "--trusted-proxy", "front"], {}, "give an address, as 10.0.0.7, or a network"),
         (["--artifacts", "a", "--log-level", "loud"], {}, "log_level (--log-level): "),
         (["--artifacts", "a", "--host", "0.0.0.0"], {}, "give api_key_file, or say insecure"),  # noqa: S104
         (["--artifacts", "a", "--ssl-keyfile", "k"], {}, "ssl_certfile and ssl_keyfile go together"),

@@ -159,7 +159,7 @@ def test_an_authority_that_nobody_named(secure: Secure, files: Files) -> None:
 
 def test_plain_http_on_the_port_of_tls_and_the_other_way_round(secure: Secure, files: Files, live: Live) -> None:
     with socket.create_connection(("127.0.0.1", secure.live.port), timeout=30) as connection:
-        connection.sendall(b"GET /v2/health/ready HTTP/1.1\r\nhost: x\r\n\r\n")
+        connection.sendall(b"GET /v2/health/ready HTTP/1.1\r\nhost: localhost\r\n\r\n")
         try:
             reply = connection.recv(100)
         except ConnectionResetError:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import time
 
-from benchmarks.hostile.slow import Slow, dripping_bodies, slow_bodies, slow_heads, slow_readers
+from benchmarks.hostile.slow import (
+    Slow,
+    dripping_bodies,
+    sent_ahead,
+    sent_ahead_unread,
+    slow_bodies,
+    slow_heads,
+    slow_readers,
+)
 from benchmarks.hostile.targets import good_requests, large_reply
 from benchmarks.hostile.wire import Wire
 from tests.serve.conftest import Live
@@ -27,6 +35,11 @@ def test_bodies_that_drip(strict: Live) -> None:
 
 def test_heads_that_stop(strict: Live) -> None:
     fine(slow_heads(strict.port, GOOD, 20, PATIENCE))
+
+
+def test_requests_that_are_sent_ahead(strict: Live) -> None:
+    fine(sent_ahead(strict.port, 2, 2000))
+    fine(sent_ahead_unread(strict.port, 2, PATIENCE))
 
 
 def test_replies_that_nobody_takes(strict: Live) -> None:
@@ -69,9 +82,9 @@ def test_a_head_that_stops_behind_a_good_request(strict: Live) -> None:
 def test_what_breaks_off_behind_whole_requests_does_not_take_their_replies(strict: Live) -> None:
     """They are still computed when it comes, and get their replies before the end."""
     whole = GOOD.head() + GOOD.body
-    broken = b"POST /v2/models/loss/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
+    broken = b"POST /v2/models/loss/infer HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
     for count in (1, 2, 3):
         with Wire(strict.port) as wire:
             wire.write([whole * count + broken])
-            assert [wire.reply().status for _ in range(count)] == [200] * count
+            assert [wire.reply().status for _ in range(count + 1)] == [200] * count + [400]
             assert wire.ended()

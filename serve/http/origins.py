@@ -1,0 +1,138 @@
+"""Web pages as callers: which names the server answers to, and whose pages may call it.
+
+A page can have its user's browser send requests to whatever that user reaches, a server on loopback above all. Two
+headers give it away, which scripts cannot change: Origin, and Host where the name of the page was made to resolve to
+the server's address (DNS rebinding), so that browsers take both for one origin.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+from fastapi import Response
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serve.errors import ForbiddenError, ServeError
+from serve.http.replies import JSON_LENGTH, reply, send_error
+from serve.settings import Settings, is_loopback
+
+HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?")
+SENT = ("Authorization", "Content-Encoding", JSON_LENGTH, "X-Request-Id")  # headers, beside those of any page
+SHOWN = (JSON_LENGTH, "X-Request-Id", "Retry-After")
+
+
+class Origins(NamedTuple):
+    """Which hosts and origins requests may name. Programs name no origin, and may name no host.
+
+    Attributes:
+        names: Of the server, beside its addresses; ``*`` stands for any characters. None: it answers to every name.
+        dotless: It also answers to names without a dot, which Docker and Kubernetes give and no public DNS has.
+        pages: Origins that may call, beside the server's own.
+    """
+
+    names: tuple[str, ...] | None = None
+    dotless: bool = False
+    pages: tuple[str, ...] = ()
+
+    def allow(self, headers: Headers) -> None:
+        """Check the headers of a request.
+
+        Raises:
+            ForbiddenError: Its Host is no name of the server, or it comes from a page that may not call.
+        """
+        host = headers.get("host", "").lower()
+        if host and not self._answers_to(host):
+            raise ForbiddenError(
+                f"this server does not answer to the name {host!r}; use its address, or start it with "
+                "--allowed-host and the name without a port"
+            )
+        for origin in headers.getlist("origin"):
+            # The scheme is not compared: behind a proxy that ends TLS it differs for the server's own pages.
+            own = host and origin.lower().partition("://")[2] == host
+            if not own and origin not in self.pages:
+                raise ForbiddenError(
+                    f"web pages of {origin!r} may not call this server; to let them, start it with --cors-origin and "
+                    "that origin"
+                )
+
+    def _answers_to(self, host: str) -> bool:
+        if self.names is None:
+            return True
+        parts = HOST.fullmatch(host)
+        if parts is None:
+            return False
+        name = parts[1].removesuffix(".")
+        if any(fnmatchcase(name, pattern) for pattern in self.names) or (self.dotless and "." not in name):
+            return True
+        try:
+            ipaddress.ip_address(name.strip("[]"))  # no DNS is asked for it, so that none can lie
+        except ValueError:
+            return False
+        return True
+
+
+def origins_of(settings: Settings, has_keys: bool) -> Origins:
+    """What the settings allow.
+
+    Args:
+        settings: ``host``, ``allowed_host`` and ``cors_origin`` are read.
+        has_keys: Inference needs a key, which pages do not have; then every name is good unless some are given.
+    """
+    if has_keys and not settings.allowed_host:
+        return Origins(pages=settings.cors_origin)
+    names = ("localhost", settings.host.lower(), *settings.allowed_host)
+    if is_loopback(settings.host):
+        return Origins(names, pages=settings.cors_origin)
+    return Origins((*names, socket.gethostname().lower()), dotless=True, pages=settings.cors_origin)
+
+
+class OriginGuard:
+    """Refuses requests of web pages that may not call.
+
+    Args:
+        app: What is guarded.
+        origins: Who may.
+    """
+
+    def __init__(self, app: ASGIApp, origins: Origins) -> None:
+        self._app = app
+        self._origins = origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through or answer it."""
+        if scope["type"] == "http":
+            try:
+                self._origins.allow(Headers(scope=scope))
+            except ServeError as error:
+                await send_error(error, scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+class CrossOrigin(CORSMiddleware):
+    """Tells browsers that the pages of some origins may call and what they may read.
+
+    Args:
+        app: What is called.
+        pages: The origins.
+    """
+
+    def __init__(self, app: ASGIApp, pages: Sequence[str]) -> None:
+        # A page of a public site that calls a private address asks for that as well.
+        super().__init__(app, pages, ("GET", "HEAD", "POST"), SENT, expose_headers=SHOWN, allow_private_network=True)
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Answer a browser that asks before it calls; refusals in the form of all errors."""
+        response = super().preflight_response(request_headers)
+        if response.status_code < 400:  # noqa: PLR2004
+            return response
+        allowed = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
+        text = f"{bytes(response.body).decode()}; pages may use GET, HEAD and POST with the headers {', '.join(SENT)}"
+        return reply({"error": text}, response.status_code, allowed)
