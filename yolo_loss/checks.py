@@ -254,7 +254,7 @@ def check_points(points: Array) -> None:
     Raises:
         ValueError: One is not finite, or farther than ``FARTHEST``.
     """
-    lost = ~(np.abs(points) <= FARTHEST).all(axis=1)
+    lost = ~(np.abs(_comparable(points)) <= FARTHEST).all(axis=1)
     if lost.any():
         place = int(np.argmax(lost))
         raise ValueError(
@@ -367,7 +367,7 @@ def _check_boxes(boxes: Array) -> None:
 
 
 def _comparable(values: Array) -> Array:
-    """Floats as float64: a class count may be beyond float16."""
+    """Floats as float64: a class count or a bound may be beyond float16."""
     return values.astype(np.float64) if dtype_name(values) in FLOATS else values
 
 
