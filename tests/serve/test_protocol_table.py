@@ -90,7 +90,7 @@ def test_row_6_the_reasons_of_refusals(caller: Caller) -> None:
     refused(501, "'br'", headers={"Content-Encoding": "br"})
     refused(400, "Inference-Header-Content-Length", binary_in=False, headers={"Inference-Header-Content-Length": "-1"})
     arrays["gt_labels"][0, 0, 0] = 3
-    refused(400, "class 3 at image 0, slot 0")
+    refused(400, "gt_labels[0, 0] is 3, and the number of classes is 3")
     arrays = loss_inputs(images=16, side=256)
     refused(413, "--max-request-bytes")
     arrays = loss_inputs()

@@ -152,7 +152,7 @@ def test_a_gpu_that_fails_in_the_middle(gpu: FakeCuda) -> None:
         ({"raw_handle": {"b64": "AAAA"}}, "raw_handle is no handle of 64 bytes"),
         ({"raw_handle": {"b64": "no base64"}}, "raw_handle is no handle of 64 bytes"),
         ({"raw_handle": {"b64": base64.b64encode(bytes(64)).decode()}}, "cudaIpcOpenMemHandle failed"),
-        ({"raw_handle": None, "key": "/k"}, "raw_handle is no handle of 64 bytes"),
+        ({"raw_handle": None, "key": "/k"}, "raw_handle is missing"),
     ],
 )
 def test_what_cannot_be_registered(gpu: FakeCuda, change: dict[str, Any], message: str) -> None:

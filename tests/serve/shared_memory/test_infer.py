@@ -128,10 +128,9 @@ def test_narrow_floats_are_widened(shm: Live, dtype: Any) -> None:
         np.testing.assert_array_equal(reply.as_numpy("image_sums"), expected["image_sums"])
 
 
-@pytest.mark.parametrize(("images", "slots"), [(2, 0), (0, 3)])
-def test_tensors_without_values(shm: Live, images: int, slots: int) -> None:
+def test_tensors_without_values(shm: Live) -> None:
     """They lie nowhere, but their place must still be inside a region; its very end is."""
-    arrays = loss_inputs(images=images, slots=slots)
+    arrays = loss_inputs(slots=0)
     with client_memory(shm, "r", SIZE) as handle, InferenceServerClient(shm.url) as client:
         inputs = placed_inputs(handle, "r", arrays)
         expected = over_the_socket(shm, "loss", arrays, ["loss"])["loss"]
@@ -139,7 +138,7 @@ def test_tensors_without_values(shm: Live, images: int, slots: int) -> None:
         for offset, status in ((SIZE, 200), (SIZE + 1, 400)):
             inputs[4].set_shared_memory("r", 0, offset)
             document = {"inputs": [tensor._get_tensor() for tensor in inputs]}
-            assert shm.infer("loss", document).status == (status if arrays["gt_bboxes"].size == 0 else 400)
+            assert shm.infer("loss", document).status == status
 
 
 def test_two_regions_of_one_object(shm: Live) -> None:
