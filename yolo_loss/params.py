@@ -67,13 +67,14 @@ def power(base: Tensor, exponent: float) -> Tensor:
     Returns:
         Of the base's shape.
     """
-    whole, rest = int(exponent), exponent % 1
-    if whole > _LARGEST_PRODUCT or rest not in (0, 0.5):
-        return _other_power(base, exponent)
+    whole = int(exponent)
+    # Compared, not computed with: a compiler takes a number that is only computed with for one that may change.
+    if whole == exponent and 1 <= whole <= _LARGEST_PRODUCT:
+        return _whole_power(base, whole)
     if exponent == 0:
         return torch.ones_like(base)
-    if rest == 0:
-        return _whole_power(base, whole)
+    if whole + 0.5 != exponent or whole > _LARGEST_PRODUCT:
+        return _other_power(base, exponent)
     root = base.sqrt()
     return root if whole == 0 else _whole_power(base, whole) * root
 
