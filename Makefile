@@ -24,8 +24,10 @@ setup: $(READY)  ## create .venv with everything for development
 demo: $(READY)  ## export, serve, send the real sample, draw the picture
 	$(BIN)/python -m examples.demo
 
+# Processes that run tests; each has what it computes with torch in one thread.
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 test: $(READY)  ## run every test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist worksteal
 
 # No addopts: with --strict-config pytest ends where pytest-timeout is missing.
 test-gpu: $(READY)  ## run the tests that need a GPU

@@ -8,10 +8,13 @@ import signal
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from multiprocessing.process import BaseProcess
+from contextlib import contextmanager
+from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
-from typing import NamedTuple
+from types import FrameType
+from typing import Any, NamedTuple
 
 from export.build_plan import OnnxTarget, Target
 from export.engine_contract import ENGINE_FOLDER
@@ -39,45 +42,66 @@ class Worker:
 
     def __init__(self) -> None:
         self._pool: ProcessPoolExecutor | None = None
-        self._others: list[BaseProcess] = []
-        self._process: BaseProcess | None = None
+        self._context = _Context()
 
     def submit(self, target: Target, folder: Path, state: Path) -> Future[Result]:
-        """Begin a build; the future fails with ``BrokenProcessPool`` when the process dies."""
+        """Begin a build; the future fails with ``BrokenProcessPool`` when the process dies. For the main thread."""
         if self._pool is None:
-            # A fork would copy the locks that threads hold.
-            context = multiprocessing.get_context("spawn")
-            self._others = multiprocessing.active_children()
-            self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=_begin)
-        future = self._pool.submit(build, target, folder, state)
-        if self._process is None:
-            (self._process,) = self._started()
-        return future
+            self._context = _Context()
+            self._pool = ProcessPoolExecutor(1, mp_context=self._context, initializer=_begin)
+        with _uninterrupted():
+            return self._pool.submit(build, target, folder, state)
 
     def close(self, *, at_once: bool = False) -> str:
         """End the process; the next build gets a new one.
 
         Args:
-            at_once: In the middle of a build, too, and with it all others that were started since.
+            at_once: In the middle of a build, too.
 
         Returns:
             How it ended, for example ``SIGKILL`` or ``exit code 1``; empty when there was none.
         """
         if self._pool is None:
             return ""
-        # An interrupt may have come while it was started.
-        for started in self._started() if at_once else ():
-            started.terminate()
+        process = self._context.started
+        if process is not None and at_once:
+            process.terminate()
         self._pool.shutdown(wait=True, cancel_futures=True)
-        process, self._pool, self._process = self._process, None, None
+        self._pool = None
         if process is None:
             return ""
         process.join()
         code = process.exitcode or 0
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
-    def _started(self) -> list[BaseProcess]:
-        return [process for process in multiprocessing.active_children() if process not in self._others]
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back: a pool that is interrupted while it starts its process can neither be used nor closed."""
+    came: list[tuple[int, FrameType | None]] = []
+    before = signal.signal(signal.SIGINT, lambda *arguments: came.append(arguments))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came and callable(before):
+        before(*came[0])
+
+
+class _Context(SpawnContext):
+    """Starts processes anew, for a fork would copy the locks that threads hold, and remembers the one it started.
+
+    ``multiprocessing.active_children`` does not list a process that has ended before it is asked.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started: SpawnProcess | None = None
+
+    def Process(self, *arguments: Any, **named: Any) -> SpawnProcess:  # type: ignore[override]
+        """Make a process, which the pool starts."""
+        self.started = SpawnProcess(*arguments, **named)
+        return self.started
 
 
 def build(target: Target, folder: Path, state: Path) -> Result:

@@ -9,15 +9,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from export import cli
 from export.build_config import load_config
-from export.build_plan import plan_targets
+from export.build_plan import OnnxTarget, plan_targets
 from export.build_state import STATE_FOLDER, open_repository
+from export.build_worker import Worker
 from export.contract import find_contracts
+from export.hyperparameters import Hyperparameters
 from serve.engine.registry import open_artifacts
 from serve.engine.runners.choice import RunnerOptions
 
@@ -211,7 +216,14 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path, capsys: pytest.
 def workers_of(pid: int) -> list[int]:
     """Processes that build for a run."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
-    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [int(child) for child in children if b"spawn_main" in command_of(child)]
+
+
+def command_of(pid: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it has ended meanwhile
+        return b""
 
 
 def is_running(pid: int) -> bool:
@@ -265,6 +277,27 @@ def test_a_killed_worker_spoils_only_its_own_build(started: subprocess.Popen[str
     assert f"{ENGINE} built in" in output
     assert "Traceback" not in errors
     assert not list(repository.rglob("*.tmp"))
+
+
+@linux
+def test_a_worker_that_dies_at_once_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anybody has looked which processes were started."""
+    submit = ProcessPoolExecutor.submit
+
+    def submit_and_kill(*arguments: Any) -> Future[Any]:
+        future = submit(*arguments)
+        (process,) = workers_of(os.getpid())
+        os.kill(process, signal.SIGKILL)
+        wait_until(lambda: not is_running(process))
+        return future
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", submit_and_kill)
+    worker = Worker()
+    future = worker.submit(
+        OnnxTarget("assigner", "assigner", Hyperparameters(), "sparse", "fp32", None), tmp_path, tmp_path
+    )
+    assert isinstance(future.exception(timeout=60), BrokenProcessPool)
+    assert worker.close() == "SIGKILL"
 
 
 @linux

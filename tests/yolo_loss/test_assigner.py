@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from export.contract import load_contract
 from export.hyperparameters import Hyperparameters
 from export.onnx_export import export_onnx
 from export.samples import Case, pyramid, sample_assigner_inputs
 from tests import oracle
+from tests.exports import exported
 from yolo_loss import TaskAlignedAssigner
 from yolo_loss.assigner import FORMULATIONS
 
@@ -65,14 +65,9 @@ def formulation(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def assigners(artifacts_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def assigners() -> dict[str, Path]:
     """The exported assigner of each formulation."""
-    made = load_contract(artifacts_dir / "assigner.json").formulation
-    folder = tmp_path_factory.mktemp("assigners")
-    paths = {made: artifacts_dir / "assigner.onnx"}
-    for other in FORMULATIONS.keys() - {made}:
-        paths[other], _ = export_onnx("assigner", Hyperparameters(num_classes=3), folder, name=other, formulation=other)
-    return paths
+    return {formulation: exported("assigner", formulation) / "assigner.onnx" for formulation in FORMULATIONS}
 
 
 def expected(inputs: tuple[Tensor, ...], real: type, **options: Any) -> oracle.Targets:
