@@ -12,11 +12,12 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from serve.compute.service import Service
-from serve.engine.catalogue import log_failure
+from serve.engine.catalogue import Known, log_failure
 from serve.errors import ClientGoneError, ServeError
 from serve.http.admission import AdmissionGate
 from serve.http.body import BodyReader
 from serve.http.compression import CompressReplies
+from serve.http.docs_page import add_docs_page
 from serve.http.keys import KeyGuard
 from serve.http.linger import Linger
 from serve.http.observe import Observer
@@ -64,6 +65,8 @@ def create_app(service: Service, options: AppOptions | None = None) -> FastAPI:
         description=ABOUT,
         lifespan=lifespan,
         redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
     )
     bodies = BodyReader(options.max_request_bytes, options.max_json_bytes, options.client_timeout, pool=service.memory)
     app.include_router(health_routes(service, options))
@@ -74,6 +77,7 @@ def create_app(service: Service, options: AppOptions | None = None) -> FastAPI:
     app.include_router(unsupported_routes())
     add_people_routes(app, service, bodies, options)
     document_requests(app, service.catalogue)
+    add_docs_page(app)
     app.add_exception_handler(ServeError, _refused)
     app.add_exception_handler(HTTPException, _not_routed)
     app.add_exception_handler(ClientGoneError, _gone)
@@ -99,20 +103,26 @@ def _wrap(app: FastAPI, options: AppOptions) -> None:
 def _watch(service: Service, options: AppOptions) -> None:
     """Let the metrics see what goes on."""
     metrics, admission, catalogue = options.metrics, options.admission, service.catalogue
-    models = catalogue.models.values()
     metrics.describe({"version": server_metadata()["version"]})
     metrics.watch("requests_under_way", "Requests from headers to reply.", lambda: admission.requests)
     metrics.watch("bytes_under_way", "Bytes of their bodies.", lambda: admission.bytes)
-    metrics.watch("models_ready", "Models that can be used.", lambda: sum(model.ready for model in models))
+    metrics.watch(
+        "models_ready", "Models that can be used.", lambda: sum(model.ready for model in catalogue.models.values())
+    )
     metrics.watch("models_failed", "Models that cannot be loaded.", lambda: len(catalogue.failures))
     metrics.watch(
-        "queued_requests", "Requests in or before an engine.", lambda: sum(model.stats.queued for model in models)
+        "queued_requests",
+        "Requests in or before an engine.",
+        lambda: sum(model.stats.queued for model in catalogue.models.values()),
     )
     metrics.watch("engine_restarts", "Times that the engines' process was started again.", lambda: service.restarts)
     metrics.watch_process(lambda: service.pid)
-    for model in models:
+
+    def count(model: Known) -> None:
         name = model.contract.name
         model.stats.on_called, model.stats.on_waited = partial(metrics.called, name), partial(metrics.waited, name)
+
+    catalogue.watch(count)
 
 
 async def _load(service: Service, options: AppOptions) -> None:

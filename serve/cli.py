@@ -23,7 +23,7 @@ from serve.engine.system import allow_descriptors, keep_large_blocks
 from serve.engine.threads import settle, switch_quickly
 from serve.http.admission import Admission
 from serve.http.connection import protocol
-from serve.http.keys import Keys, load_keys
+from serve.http.keys import Keys, KeySource
 from serve.http.lifecycle import Server
 from serve.http.logs import configure_logs
 from serve.http.metrics import serve_metrics
@@ -31,8 +31,10 @@ from serve.http.origins import origins_of
 from serve.http.room import Room
 from serve.http.streams import free_streams
 from serve.options import AppOptions
+from serve.reload import Reloader
 from serve.settings import Settings
-from serve.tls import check_certificate
+from serve.tls import check_certificate, reload_certificate
+from serve.versions import OURS, SERVER_HEADER
 from serve.worker.remote import RemoteService
 
 KEEP_ALIVE_SECONDS = 120  # longer than proxies hold a connection, 75 s and less: the proxy closes it, never we
@@ -82,7 +84,9 @@ def _run(configuration: Configuration, dropped: Callable[[], int]) -> int:
     options.metrics.watch_count("log_records_dropped", "Lines of the log that nobody read in time.", dropped)
     listener = _listen(settings.host, settings.port)
     logger.info("limits: %s", configuration.limits)
-    server = Server(_config(create_app(service, options), settings), options.admission, settings.lame_duck_seconds)
+    config = _config(create_app(service, options), settings)
+    reloader = Reloader(service, _reloaded(options, settings, config))
+    server = Server(config, options.admission, settings.lame_duck_seconds, reloader.start)
     if settings.metrics_port is not None:
         shown, _ = serve_metrics(options.metrics, settings.metrics_host, settings.metrics_port)
         logger.info("metrics on http://%s:%d/metrics", settings.metrics_host, shown.server_port)
@@ -94,9 +98,9 @@ def _run(configuration: Configuration, dropped: Callable[[], int]) -> int:
 
 def _options(settings: Settings, fail: Callable[[BaseException], None]) -> AppOptions:
     """The parts of the application that the settings ask for."""
-    secrets = ([key.get_secret_value() for key in keys] for keys in (settings.api_keys, settings.admin_keys))
+    secrets = (tuple(key.get_secret_value() for key in keys) for keys in (settings.api_keys, settings.admin_keys))
     files = (settings.api_key_file, settings.admin_key_file)
-    keys = Keys(*(load_keys(file, others) for file, others in zip(files, secrets, strict=True)))
+    keys = Keys(*(KeySource(file, others) for file, others in zip(files, secrets, strict=True)))
     return AppOptions(
         max_request_bytes=settings.max_request_bytes,
         max_json_bytes=settings.max_json_bytes,
@@ -105,10 +109,21 @@ def _options(settings: Settings, fail: Callable[[BaseException], None]) -> AppOp
         request_timeout=settings.request_timeout or None,
         admission=Admission(settings.max_requests, settings.max_total_bytes),
         keys=keys,
-        origins=origins_of(settings, bool(keys.inference)),
+        origins=origins_of(settings, keys.needed),
         on_loaded=settle,
         on_load_failure=fail,
     )
+
+
+def _reloaded(options: AppOptions, settings: Settings, config: uvicorn.Config) -> dict[str, Callable[[], None]]:
+    """What reads files again beside the models."""
+    files: dict[str, Callable[[], None]] = {}
+    if settings.api_key_file is not None or settings.admin_key_file is not None:
+        files["keys"] = options.keys.reload
+    certificate, key = settings.ssl_certfile, settings.ssl_keyfile
+    if certificate is not None and key is not None:
+        files["certificate"] = lambda: reload_certificate(config.ssl, certificate, key, _password(settings))
+    return files
 
 
 def _service(settings: Settings) -> Service:
@@ -154,6 +169,7 @@ def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         timeout_graceful_shutdown=max(int(settings.drain_seconds), 1),
         http=protocol(settings.client_timeout or None, _room(settings)),
         ws="none",
+        headers=[(SERVER_HEADER, OURS)],
         ssl_certfile=settings.ssl_certfile,
         ssl_keyfile=settings.ssl_keyfile,
         ssl_keyfile_password=_password(settings),

@@ -23,6 +23,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from serve.ragged import pad_ground_truth
 from serve.results import Array, AssignmentResult, LossAndGradients, LossResult
 from serve.targets import COMPACT, complete_targets
+from serve.versions import CLIENT_HEADER, OURS, SERVER_HEADER, check_server
 from yolo_loss.checks import (
     as_array,
     batch_columns,
@@ -54,8 +55,25 @@ class ServerError(RuntimeError):
         self.status = status
 
 
+class _Connection(InferenceServerClient):  # type: ignore[misc]  # it has no types
+    """The protocol's client, which shows no headers of replies."""
+
+    def _post(self, *arguments: Any, **named: Any) -> Any:
+        reply = super()._post(*arguments, **named)
+        said = reply.get(SERVER_HEADER)
+        try:
+            check_server(None if said is None else str(said))
+        except ValueError as error:
+            reply.release()
+            raise ServerError(str(error), reply.status_code) from error
+        return reply
+
+
 class AssignerClient:
     """A connection to a server. Use one per thread.
+
+    Client and server tell each other their versions; a server that says nothing, as other servers of the same
+    protocol, is taken as it is.
 
     Args:
         url: ``host:port``, with or without ``http://``, or ``https://host:port`` for TLS.
@@ -83,10 +101,8 @@ class AssignerClient:
         self._url, address = url.rstrip("/"), url.removeprefix("http://").removeprefix("https://").rstrip("/")
         self._scores_type = np.dtype(np.float16 if half else np.float32)
         self._strides = stride_list("strides", strides)
-        self._headers = {"Authorization": f"Bearer {key}"} if key else None
-        self._http = InferenceServerClient(
-            address, connection_timeout=timeout, network_timeout=timeout, **_tls(url, ca_file)
-        )
+        self._headers = {CLIENT_HEADER: OURS} | ({"Authorization": f"Bearer {key}"} if key else {})
+        self._http = _Connection(address, connection_timeout=timeout, network_timeout=timeout, **_tls(url, ca_file))
 
     def __enter__(self) -> Self:
         return self
@@ -220,7 +236,7 @@ class AssignerClient:
             inputs.append(tensor.set_data_from_numpy(array))
         wanted = [InferRequestedOutput(name, binary_data=True) for name in outputs]
         try:
-            reply = self._http.infer(model, inputs, outputs=wanted, headers=self._headers)
+            reply = self._http.infer(model, inputs, outputs=wanted, headers=dict(self._headers))
         except InferenceServerException as error:
             status = error.status()
             text = str(error.message())

@@ -55,6 +55,16 @@ class TooLargeError(ServeError):
     status = 413
 
 
+class TooManyAttemptsError(ServeError):
+    """Wrong keys keep coming; until that ends, keys from the same address are not looked at."""
+
+    status = 429
+    headers: ClassVar[dict[str, str]] = {"Retry-After": "10"}
+
+    def __init__(self) -> None:
+        super().__init__("too many requests with wrong keys; wait 10 s and send the right one")
+
+
 class InferenceError(ServeError):
     """The engine failed on an input that passed every check."""
 
@@ -76,6 +86,12 @@ class NotReadyError(ServeError):
 
 class ModelFailedError(ServeError):
     """The model could not be loaded; waiting does not help, so callers are not asked to come again."""
+
+    status = 503
+
+
+class StuckError(ServeError):
+    """The engines' process cannot be started; a restart of the server is left to try."""
 
     status = 503
 

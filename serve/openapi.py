@@ -41,7 +41,11 @@ def document_requests(app: FastAPI, catalogue: Catalogue[Known]) -> None:
         assert app.openapi_schema is not None  # noqa: S101 - build() keeps what it made
         return app.openapi_schema
 
+    def forget(_: Known) -> None:
+        app.openapi_schema = None
+
     app.openapi = complete  # type: ignore[method-assign]
+    catalogue.watch(forget)  # examples are made for the models of now
 
 
 def _complete(document: dict[str, Any], catalogue: Catalogue[Known]) -> None:

@@ -34,12 +34,13 @@ REASONS = {
     405: "Another verb is wanted",
     408: "It came too slowly",
     413: "It, or what it asks for, is over a limit of the server",
+    429: "Too many requests with wrong keys came from the same address",
     500: "The engine failed",
     501: "Something that this server does not do, or that is switched off",
     503: "A model cannot be loaded or is not loaded yet, too much is under way, or the server is about to stop",
     504: "Its time was over before its model got to it",
 }
-KEYS = (401, 403)
+KEYS = (401, 403, 429)
 NAMED = (*KEYS, 404, 405)  # whatever stands in a path may lead elsewhere
 BODY = (400, 408, 413, 501)
 COMPUTED = (*KEYS, *BODY, 404, 500, 503, 504)
@@ -77,7 +78,7 @@ def _regions(kind: str, reply: Any, request: Any) -> dict[str, Route]:
 
 
 ROUTES = {
-    "get /v2/health/live": Route(Live, (403,)),
+    "get /v2/health/live": Route(Live, (403, 503)),
     "get /v2/health/ready": Route(Ready, (403, 503)),
     "get /v2": Route(ServerMetadata, KEYS),
     "get /v2/models/{name}/ready": Route(ModelReady, (*NAMED, 503)),
@@ -87,6 +88,7 @@ ROUTES = {
     "get /v2/models/{name}/config": Route(ModelConfig, (*NAMED, 503)),
     "post /v2/models/{name}/infer": Route(InferReply, (*COMPUTED, 405), InferRequest, binary=True),
     "post /v2/repository/index": Route(list[ModelState], (*KEYS, *BODY), IndexRequest, required=False),
+    "post /v2/repository/models/{name}/load": Route(ModelState, (*NAMED, *BODY, 500, 503), Nothing, required=False),
     **_regions("system", list[Region], RegionRequest),
     **_regions("cuda", list[CudaRegion], CudaRegionRequest),
     "post /v1/loss": Route(LossReply, COMPUTED, LossRequest),

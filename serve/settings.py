@@ -70,8 +70,8 @@ class Settings(BaseModel):
     shared_memory: str | None = setting(None, "take tensors from shared memory whose names begin so", "PREFIX")
     cuda_shared_memory: bool = setting(False, "take tensors from memory of GPUs that callers share by CUDA's handles")
 
-    api_key_file: Path | None = setting(None, "keys for inference, one a line", "FILE")
-    admin_key_file: Path | None = setting(None, "keys for administration, one a line", "FILE")
+    api_key_file: Path | None = setting(None, "keys for inference, one a line, as KEY or NAME: KEY", "FILE")
+    admin_key_file: Path | None = setting(None, "keys for administration, likewise", "FILE")
     api_keys: tuple[SecretStr, ...] = setting((), "keys for inference; not as a flag, which other users could see")
     admin_keys: tuple[SecretStr, ...] = setting((), "keys for administration; not as a flag")
     insecure: bool = setting(False, "listen beyond loopback without keys")

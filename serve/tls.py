@@ -36,6 +36,23 @@ def check_certificate(certificate: Path, key: Path, password: str | None) -> Non
         raise ValueError(f"{error.filename} cannot be read for TLS ({error.strerror}); give PEM files") from None
 
 
+def reload_certificate(context: ssl.SSLContext | None, certificate: Path, key: Path, password: str | None) -> None:
+    """Have a server's context use the files as they are now, for connections from now on.
+
+    Args:
+        context: The server's; None: it does not serve yet, and will read the files itself.
+        certificate: As for :func:`check_certificate`, as are the others.
+        key: Of the private key.
+        password: Of the key.
+
+    Raises:
+        ValueError: They cannot be used; the context keeps the pair that it has.
+    """
+    check_certificate(certificate, key, password)
+    if context is not None:
+        context.load_cert_chain(certificate, key, lambda: password or "")
+
+
 def _reason(error: ssl.SSLError, encrypted: bool, password: str | None) -> str:
     variable = "YOLO_ASSIGNER_SSL_KEYFILE_PASSWORD"
     if encrypted and password is None:

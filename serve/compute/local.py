@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,15 +11,17 @@ from serve.compute.infer import infer
 from serve.compute.people import assign, loss, reduce
 from serve.compute.regions import run_region_call
 from serve.compute.service import Call, Verb
-from serve.engine.catalogue import check_loaded
+from serve.engine.catalogue import check_loaded, not_loaded, reason_of
 from serve.engine.model import Model
 from serve.engine.registry import Registry
+from serve.errors import ServeError
 from serve.settings import MIB
 from serve.shared.region import Kind
 from serve.shared.regions import Regions
 from serve.tensors.buffers import BufferPool
 from serve.tensors.encode import EncodedResponse
 
+logger = logging.getLogger("serve")
 EXTENSIONS = {Kind.SYSTEM: "system_shared_memory", Kind.CUDA: "cuda_shared_memory"}
 
 
@@ -55,6 +58,7 @@ class LocalService:
         self.extensions: Sequence[str] = [EXTENSIONS[kind] for kind in regions.kinds] if regions is not None else []
         self.regions = regions
         self._max_work_bytes = max_work_bytes
+        self._reloading = asyncio.Lock()  # one at a time: each needs the memory of two models
         self._registrar = ThreadPoolExecutor(1, thread_name_prefix="regions")
 
     async def load(self, on_change: Callable[[Model], Awaitable[None]] | None = None) -> None:
@@ -68,7 +72,8 @@ class LocalService:
         """
         if self.regions is not None:
             await asyncio.to_thread(self.regions.load)
-        await self.catalogue.load(on_change)
+        async with self._reloading:
+            await self.catalogue.load(on_change)
 
     def check(self, name: str | None = None) -> None:
         """See that a model, or all of them, can be used.
@@ -90,6 +95,44 @@ class LocalService:
         Raises:
             ServeError: The request is refused or failed; the text says why.
         """
+        if call.verb == Verb.LOAD:
+            await self.reload(call.target or "")
+            return EncodedResponse([b"{}"], None)
+        with self.catalogue.call():
+            return await self._run(call, body, on_begun)
+
+    async def reload(self, name: str) -> None:
+        """Exchange a model for what its files are now.
+
+        Raises:
+            NotFoundError: There is no such model among the artifacts.
+            BadRequestError: It cannot be loaded; the one in use stays.
+        """
+        async with self._reloading:
+            try:
+                await self.catalogue.reload(name)
+            except ServeError:
+                raise
+            except Exception as error:
+                logger.debug("its traceback", exc_info=True)
+                raise not_loaded(self.catalogue, name, reason_of(error)) from error
+
+    def names(self) -> set[str]:
+        """All models that can be reloaded."""
+        return self.catalogue.names()
+
+    def check_alive(self) -> None:
+        """The engines are in this process, which ends with them."""
+
+    def check_ready(self) -> None:
+        """See whether requests can be answered now.
+
+        Raises:
+            NotReadyError: Models are being loaded.
+        """
+        check_loaded(self.catalogue)
+
+    async def _run(self, call: Call, body: memoryview, on_begun: Callable[[], None] | None) -> EncodedResponse:
         registry, work = self.catalogue, self._max_work_bytes
         match call.verb:
             case Verb.INFER:

@@ -25,6 +25,7 @@ class Verb(StrEnum):
     CUDA_STATUS = "CUDA region status"
     CUDA_REGISTER = "CUDA region register"
     CUDA_UNREGISTER = "CUDA region unregister"
+    LOAD = "load"
 
 
 class Call(NamedTuple):
@@ -89,6 +90,31 @@ class Service(Protocol):
 
         Raises:
             Exception: No model can be loaded.
+        """
+
+    async def reload(self, name: str) -> None:
+        """Load a model's files as they are now, and exchange them for those in use, between two requests.
+
+        Raises:
+            NotFoundError: There is no such model among the artifacts.
+            BadRequestError: It cannot be loaded; the one in use stays.
+        """
+
+    def names(self) -> set[str]:
+        """All models that can be reloaded: those that are known and those that are new among the artifacts."""
+
+    def check_alive(self) -> None:
+        """See whether waiting can help.
+
+        Raises:
+            StuckError: Nothing has been computed for long, and only a restart of this process is left to try.
+        """
+
+    def check_ready(self) -> None:
+        """See whether requests can be answered now.
+
+        Raises:
+            NotReadyError: Models are still being loaded, or no engine is up.
         """
 
     def check(self, name: str | None = None) -> None:

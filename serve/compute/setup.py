@@ -22,14 +22,14 @@ class Setup(NamedTuple):
         runners: What is to run them.
         limits: How far requests are put together.
         max_work_bytes: Most memory that a request may need while it is computed.
-                engine_timeout: Seconds that one call of an engine may take, 0 for ever.
+        engine_timeout: Seconds that one call of an engine may take, 0 for ever.
         shared_memory: What names of callers' shared memory begin with; None: switched off.
         cuda_shared_memory: Whether it may be on GPUs.
         max_request_bytes: Most bytes of the inputs of a request in shared memory.
         max_total_bytes: Most bytes of those of all requests.
         log_level: Least level that is logged.
         log_format: text or json.
-        models: Names and SHA-256 of the models that callers have been told of; None: any.
+        models: Names of the models that callers have been told of; None: any.
         failures: Names of models that are not to be loaded, each with the reason.
         regions: Those that an earlier process had; None: none.
     """
@@ -45,7 +45,7 @@ class Setup(NamedTuple):
     max_total_bytes: int
     log_level: str
     log_format: str
-    models: tuple[tuple[str, str], ...] | None = None
+    models: tuple[str, ...] | None = None
     failures: tuple[tuple[str, str], ...] = ()
     regions: bytes | None = None
 

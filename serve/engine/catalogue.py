@@ -9,9 +9,10 @@ from typing import Generic, Protocol, TypeVar
 from export.contract import Contract
 from serve.engine.job_queue import BatchLimits
 from serve.engine.stats import ModelStats
-from serve.errors import ModelFailedError, NotFoundError, NotReadyError
+from serve.errors import BadRequestError, ModelFailedError, NotFoundError, NotReadyError
 
 VERSION = "1"
+RELOAD = "POST /v2/repository/models/NAME/load, or SIGHUP for all"
 logger = logging.getLogger("serve")
 
 
@@ -52,13 +53,32 @@ class Catalogue(Generic[AnyModel_co]):
         failures: As the attribute.
 
     Attributes:
-        models: Those whose contract can be used, also when they cannot be loaded.
-        failures: Names of models that cannot be loaded, each with the reason. They are not tried again.
+        models: Those whose contract can be used, also when they cannot be loaded; replaced and never changed, so that
+            other threads may read it.
+        failures: Names of models that cannot be loaded, each with the reason. They are tried again when they are
+            reloaded.
     """
 
     def __init__(self, models: Sequence[AnyModel_co], failures: Mapping[str, str] | None = None) -> None:
         self.models = {model.contract.name: model for model in models}
         self.failures = dict(failures or {})
+        self._watchers: list[Callable[[AnyModel_co], None]] = []
+
+    def watch(self, told: Callable[[AnyModel_co], None]) -> None:
+        """Call a function with every model, now and when one is exchanged or added."""
+        self._watchers.append(told)
+        for model in self.models.values():
+            told(model)
+
+    def put(self, model: AnyModel_co) -> None:  # type: ignore[misc]  # a catalogue is written by its owner alone
+        """Exchange the model of a name, or add one. Statistics go on."""
+        name = model.contract.name
+        if name in self.models:
+            model.stats = self.models[name].stats
+        self.models = dict(sorted({**self.models, name: model}.items()))
+        self.failures = {other: reason for other, reason in self.failures.items() if other != name}
+        for told in self._watchers:
+            told(model)
 
     @property
     def usable(self) -> list[AnyModel_co]:
@@ -73,7 +93,7 @@ class Catalogue(Generic[AnyModel_co]):
 
     def fail(self, name: str, reason: str) -> None:
         """Give a model up, the others stay."""
-        self.failures[name] = reason
+        self.failures = {**self.failures, name: reason}
         log_failure(name, reason)
 
     def find(self, name: str, version: str | None = None) -> AnyModel_co:
@@ -85,7 +105,7 @@ class Catalogue(Generic[AnyModel_co]):
         """
         if name in self.failures:
             raise ModelFailedError(
-                f"model {name!r} cannot be loaded: {self.failures[name]}; once it is mended, restart the server"
+                f"model {name!r} cannot be loaded: {self.failures[name]}; once it is mended, reload it: {RELOAD}"
             )
         model = self.models.get(name)
         if model is None:
@@ -137,8 +157,13 @@ def reason_of(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
+def not_loaded(catalogue: Catalogue[Known], name: str, reason: str) -> BadRequestError:
+    """The error of a model that could not be reloaded."""
+    usable = name in catalogue.models and name not in catalogue.failures
+    rest = "the one that was loaded before stays in use" if usable else "it stays out of use"
+    return BadRequestError(f"model {name!r} cannot be loaded: {reason}; {rest}")
+
+
 def log_failure(name: str, reason: str) -> None:
     """Tell the operator of a model that cannot be loaded."""
-    logger.error(
-        "model %s cannot be loaded and is left out: %s; mend or remove it, then restart the server", name, reason
-    )
+    logger.error("model %s cannot be loaded and is left out: %s; mend it, then reload it: %s", name, reason, RELOAD)

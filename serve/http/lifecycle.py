@@ -31,10 +31,18 @@ class Server(uvicorn.Server):
         config: Its ``timeout_graceful_shutdown`` is the drain time.
         admission: Told to close connections, and later to let nobody in.
         lame_duck_seconds: How long it still serves.
+        on_hangup: Called in the event loop's thread for every SIGHUP.
     """
 
-    def __init__(self, config: uvicorn.Config, admission: Admission, lame_duck_seconds: float) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        admission: Admission,
+        lame_duck_seconds: float,
+        on_hangup: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__(config)
+        self._on_hangup = on_hangup
         self._admission = admission
         self._lame_duck_seconds = lame_duck_seconds
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -43,6 +51,7 @@ class Server(uvicorn.Server):
         """Serve until stopped."""
         self._loop = asyncio.get_running_loop()
         self._loop.set_default_executor(helpers())
+        self._loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         await super().serve(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002

@@ -30,6 +30,7 @@ REASONS = {
     405: "wrong_verb",
     408: "too_slow",
     413: "too_large",
+    429: "wrong_keys",
     500: "engine",
     501: "unsupported",
     503: "busy",

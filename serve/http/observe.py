@@ -26,6 +26,8 @@ ROUTES = (
 )
 SHOWN = "/:@!$&'()*+,;=~"  # of a path as it is; line feeds could look like other entries of the log
 FAILED, REFUSED = 500, 400
+NO_KEY = "-"  # none was needed, or the request was refused for its key
+FORM = "%(method)s %(path)s %(status)s in %(milliseconds)s ms from %(peer)s"
 logger = logging.getLogger("serve.access")
 
 
@@ -88,16 +90,19 @@ def _log(scope: Scope, seen: _Seen, seconds: float, route: str) -> None:
     if route == "health":
         level = logging.DEBUG  # asked every second or so, and no is an ordinary answer
     if logger.isEnabledFor(level):
+        key = scope.get("state", {}).get("key_name", NO_KEY)
         fields = {
             "method": scope["method"],
             "path": quote(scope["path"], safe=SHOWN),
             "peer": _peer(scope),
+            "key": key,
             "status": seen.status,
             "received": seen.received,
             "sent": seen.sent,
             "milliseconds": round(1000 * seconds, 2),
         }
-        logger.log(level, "%(method)s %(path)s %(status)s in %(milliseconds)s ms from %(peer)s", fields, extra=fields)
+        form = FORM if key == NO_KEY else f"{FORM} with key %(key)s"
+        logger.log(level, form, fields, extra=fields)
 
 
 def _peer(scope: Scope) -> str:

@@ -1,7 +1,8 @@
-"""The protocol on HTTP: rows 7 and 9, the configuration of a model and the list of all."""
+"""The protocol on HTTP: rows 7 and 9, the configuration of a model and the list of all; and how one is reloaded."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -9,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from export.contract import TensorSpec
 from serve.compute.service import Service
 from serve.engine.catalogue import VERSION, Catalogue, Known
-from serve.errors import BadRequestError
+from serve.errors import BadRequestError, UnsupportedError
 from serve.http.body import BodyReader
 from serve.http.replies import reply
 from serve.options import AppOptions
@@ -39,6 +40,17 @@ def repository_routes(service: Service, options: AppOptions) -> APIRouter:
             raise BadRequestError(f"ready is {ready!r}; write true or false")
         entries = index_entries(service.catalogue)
         return reply([entry for entry in entries if entry["state"] == READY or not ready])
+
+    @router.post(
+        "/repository/models/{name}/load", summary="Load a model's files anew; the one in use stays if they fail"
+    )
+    async def load(name: str, request: Request) -> Response:
+        body = await bodies.read(request.scope, request.receive)
+        if len(body) and parse_object(body).get("parameters"):
+            raise UnsupportedError("files and configurations are not taken from requests; put them into --artifacts")
+        # It goes on when its caller hangs up: half of it would be of no use.
+        await asyncio.shield(asyncio.ensure_future(service.reload(name)))
+        return reply(next(entry for entry in index_entries(service.catalogue) if entry["name"] == name))
 
     return router
 

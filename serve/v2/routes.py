@@ -14,6 +14,7 @@ from serve.http.gone import unless_gone
 from serve.http.replies import JSON_LENGTH, ReplyInParts, reply
 from serve.options import AppOptions
 from serve.v2.metadata import model_metadata, server_metadata
+from serve.versions import CLIENT_HEADER, check_client
 
 
 async def _version(request: Request) -> str | None:
@@ -30,9 +31,10 @@ def health_routes(service: Service, options: AppOptions) -> APIRouter:
 
     # The lower route is added first and answers both verbs; the upper one describes them: OpenAPI has a reply's body
     # in every entry, and HEAD has none.
-    @router.get("/health/live", summary="The process answers; HEAD like GET")
+    @router.get("/health/live", summary="The process is of use, or will be; HEAD like GET")
     @router.api_route("/health/live", methods=["GET", "HEAD"], include_in_schema=False)
     async def live() -> Response:
+        service.check_alive()
         return reply({"live": True})
 
     @router.get("/health/ready", summary="Models can be used; 503 while loading or stopping; HEAD like GET")
@@ -40,7 +42,7 @@ def health_routes(service: Service, options: AppOptions) -> APIRouter:
     async def ready() -> Response:
         if options.admission.closing:
             raise BusyError("this server is about to stop; send requests to another one")
-        check_loaded(catalogue)
+        service.check_ready()
         return reply({"ready": True})
 
     @router.get("", summary="Name, version and extensions of the server")
@@ -78,6 +80,7 @@ def infer_routes(service: Service, bodies: BodyReader, options: AppOptions) -> A
     @router.post("/models/{name}/versions/{version}/infer", summary="Run one version")
     @router.post("/models/{name}/infer", summary="Run one model")
     async def infer(request: Request, name: str, version: Version) -> Response:
+        check_client(request.headers.get(CLIENT_HEADER))
         catalogue.find(name, version)
         service.check(name)
         json_length = header_number(request.headers, JSON_LENGTH)

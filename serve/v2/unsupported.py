@@ -8,12 +8,11 @@ from fastapi import APIRouter, Response
 
 from serve.errors import UnsupportedError
 
-LOADING = "models cannot be loaded or unloaded here; change the files in --artifacts and start the server again"
+UNLOADING = "models cannot be unloaded; remove the files from --artifacts and start the server again"
 TRACING = "tracing is not available; --log-level debug shows every request"
 LOGGING = "logging cannot be changed here; start the server with another --log-level"
 ROUTES = {
-    "POST /repository/models/{name}/load": LOADING,
-    "POST /repository/models/{name}/unload": LOADING,
+    "POST /repository/models/{name}/unload": UNLOADING,
     "GET /trace/setting": TRACING,
     "POST /trace/setting": TRACING,
     "GET /models/{name}/trace/setting": TRACING,

@@ -33,6 +33,7 @@ from serve.worker.messages import (
     BodyFree,
     Cancel,
     Counted,
+    Extensions,
     LoadFailed,
     ModelState,
     Refusal,
@@ -78,19 +79,19 @@ class Host:
         try:
             service = self._service = build(setup)
             if setup.models is not None:
-                service.catalogue.keep(dict(setup.models), dict(setup.failures))
+                service.catalogue.keep(setup.models, dict(setup.failures))
             if service.regions is not None and setup.regions is not None:
                 service.regions.restore(pickle.loads(setup.regions))  # noqa: S301 - an earlier process of ours wrote it
-            for name, model in service.catalogue.models.items():
-                model.stats = cast("ModelStats", _Forwarded(partial(self._count, name)))
             for name, reason in service.catalogue.failures.items():
                 self._channel.send(ModelState(name, failure=reason))
+            service.catalogue.watch(self._known)
+            self._channel.send(Extensions(tuple(service.extensions)))
             await service.load(self._changed)
         except Exception as error:
             logger.debug("models cannot be loaded", exc_info=True)
             self._channel.send(LoadFailed(reason_of(error)))
             return False
-        self._channel.send(AllLoaded(tuple(service.extensions)))
+        self._channel.send(AllLoaded())
         return True
 
     async def watch(self, most_seconds: float) -> None:
@@ -102,11 +103,10 @@ class Host:
         if not most_seconds:
             await asyncio.Event().wait()
         assert self._service is not None  # noqa: S101 - it has been loaded
-        models = self._service.catalogue.models.values()
         while True:
             self._channel.send(Alive())
             await asyncio.sleep(min(max(most_seconds / 4, 0.05), 1.0))
-            for model in models:
+            for model in self._service.catalogue.models.values():
                 seconds = model.seconds_of_call()
                 if seconds > most_seconds:
                     logger.error(
@@ -128,11 +128,21 @@ class Host:
     def _count(self, name: str, method: str, *values: int) -> None:
         self._channel.send(Counted(name, method, values))
 
+    def _known(self, model: Model) -> None:
+        """There is a model, before it is loaded; or it has just come in use by a reload."""
+        if not isinstance(model.stats, _Forwarded):
+            model.stats = cast("ModelStats", _Forwarded(partial(self._count, model.contract.name)))
+        if model.ready:
+            self._say(model)
+
+    def _say(self, model: Model) -> None:
+        assert self._service is not None  # noqa: S101 - the model is one of its own
+        contract = model.contract
+        failure = self._service.catalogue.failures.get(contract.name)
+        self._channel.send(ModelState(contract.name, contract, model.ready, failure, model.platform, model.merges))
+
     async def _changed(self, model: Model) -> None:
-        assert self._service is not None  # noqa: S101 - it is being loaded
-        name = model.contract.name
-        failure = self._service.catalogue.failures.get(name)
-        self._channel.send(ModelState(name, model.ready, failure, model.platform, model.merges))
+        self._say(model)
         await self._channel.flushed()  # what comes next may end this process at once
 
     def _gone(self, number: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from export.contract import Contract
 from serve.compute.service import Call
 from serve.errors import ServeError
 
@@ -95,6 +96,7 @@ class ModelState(NamedTuple):
 
     Attributes:
         name: The model's.
+        contract: As its file has it now; None: it cannot be read.
         ready: It can be used.
         failure: Why it cannot be loaded; None: it has not failed.
         platform: What runs it, by Triton's names.
@@ -102,16 +104,21 @@ class ModelState(NamedTuple):
     """
 
     name: str
+    contract: Contract | None = None
     ready: bool = False
     failure: str | None = None
     platform: str = ""
     merges: bool = False
 
 
+class Extensions(NamedTuple):
+    """The protocol's extensions; said before any model is ready, for callers may ask as soon as one is."""
+
+    names: tuple[str, ...]
+
+
 class AllLoaded(NamedTuple):
     """All models are ready or have failed."""
-
-    extensions: tuple[str, ...]
 
 
 class LoadFailed(NamedTuple):

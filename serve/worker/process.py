@@ -22,6 +22,7 @@ from serve.worker.messages import (
     BodyFree,
     Cancel,
     Counted,
+    Extensions,
     LoadFailed,
     ModelState,
     Refusal,
@@ -54,12 +55,14 @@ class Told(NamedTuple):
     """What is to be told.
 
     Attributes:
+        extensions: Which extensions of the protocol it has.
         changed: A model is loaded now, is ready or has failed.
         counted: Something is to be counted.
         regions: Others are registered.
         ended: The process is gone.
     """
 
+    extensions: Callable[[Extensions], None]
     changed: Callable[[ModelState], None]
     counted: Callable[[Counted], None]
     regions: Callable[[RegionsChanged], None]
@@ -76,8 +79,8 @@ class WorkerProcess:
         command: How it is started; the number of its socket's descriptor follows.
 
     Attributes:
-        ready: Done with the protocol's extensions once all models are ready or have failed; fails with a
-            :class:`ValueError` when none is ready or the process ends before.
+        ready: Done once all models are ready or have failed; fails with a :class:`ValueError` when none is ready or
+            the process ends before.
         loading: Name of the model that is being loaded; None: there is none.
         ended: Done with the exit code when the process is gone.
         heard: When it last said anything, by ``time.monotonic``.
@@ -86,7 +89,7 @@ class WorkerProcess:
     def __init__(self, setup: Setup, memory: SharedPool, told: Told, command: Sequence[str] = COMMAND) -> None:
         loop = asyncio.get_running_loop()
         self.loading: str | None = None
-        self.ready: asyncio.Future[tuple[str, ...]] = loop.create_future()
+        self.ready: asyncio.Future[None] = loop.create_future()
         self.ended: asyncio.Future[int] = loop.create_future()
         self._told = told
         self._numbers = count()
@@ -164,13 +167,15 @@ class WorkerProcess:
                 self._take_of_call(message)
             case Counted():
                 self._told.counted(message)
+            case Extensions():
+                self._told.extensions(message)
             case RegionsChanged():
                 self._told.regions(message)
             case ModelState():
                 self.loading = None if message.ready or message.failure is not None else message.name
                 self._told.changed(message)
             case AllLoaded():
-                self.ready.set_result(message.extensions)
+                self.ready.set_result(None)
             case LoadFailed():
                 self.loading = None
                 self.ready.set_exception(ValueError(message.reason))

@@ -12,11 +12,12 @@ from contextlib import suppress
 from export.contract import Contract
 from serve.compute.service import Call, Verb
 from serve.compute.setup import Setup
-from serve.engine.catalogue import Catalogue, check_loaded
-from serve.errors import BusyError, NotReadyError
+from serve.engine.catalogue import Catalogue, check_loaded, not_loaded, reason_of
+from serve.engine.registry import find_model, names_in
+from serve.errors import BusyError, InferenceError, NotReadyError, StuckError
 from serve.tensors.encode import EncodedResponse
 from serve.worker.ask import ask, deadline_of, ended_meanwhile, too_late
-from serve.worker.messages import Counted, ModelState, RegionsChanged
+from serve.worker.messages import Counted, Extensions, ModelState, RegionsChanged
 from serve.worker.process import ProcessEndedError, Told, WorkerProcess
 from serve.worker.remote_model import RemoteModel
 from serve.worker.segments import SharedPool
@@ -29,6 +30,8 @@ LEAST_PAUSE, MOST_PAUSE = 1.0, 30.0  # before the next ones
 CRASHED = (
     "the engines' process ended ({}) while it was loaded; export it again, or install another version of its runtime"
 )
+# Without engines; whoever watches liveness then restarts the server, and learns more from how it starts.
+HOPEFUL_SECONDS = 120.0
 logger = logging.getLogger("serve")
 
 
@@ -53,7 +56,9 @@ class RemoteService:
         self.memory = SharedPool(setup.keep_bytes, self._segment_gone)
         self.extensions: Sequence[str] = ()
         self.restarts = 0
-        self._setup = setup._replace(models=tuple((contract.name, contract.sha256) for contract in contracts))
+        self._setup = setup
+        self._reloading = asyncio.Lock()  # one at a time: each needs the memory of two models
+        self._down_since: float | None = None  # by time.monotonic, once models have been loaded
         self._command = command
         self._process: WorkerProcess | None = None
         self._up = asyncio.Event()
@@ -74,6 +79,54 @@ class RemoteService:
         """
         await self._start()
         self._supervisor = asyncio.create_task(self._supervise())
+
+    async def reload(self, name: str) -> None:
+        """Exchange a model for what its files are now.
+
+        They are loaded in a process of their own first: files that end the process that loads them end that one.
+
+        Raises:
+            NotFoundError: There is no such model among the artifacts.
+            BadRequestError: It cannot be loaded; the one in use stays.
+            ServeError: The engines' process ended meanwhile.
+        """
+        async with self._reloading:
+            if not self._loaded_once:
+                await self._restarted(None)  # the last model may be ready a moment before all are known to be
+            if not self._loaded_once:
+                raise NotReadyError("models are being loaded for the first time; try again in a moment")
+            try:
+                await asyncio.to_thread(find_model, self._setup.artifacts, name)
+                await self._rehearse(name)
+            except (ValueError, OSError) as error:
+                raise not_loaded(self.catalogue, name, reason_of(error)) from error
+            try:
+                await self._run(Call(Verb.LOAD, name), memoryview(b""), None)
+            except ProcessEndedError as error:
+                raise InferenceError(f"the engines' process ended while it loaded model {name!r}; try again") from error
+
+    def names(self) -> set[str]:
+        """All models that can be reloaded: those that are known and those that are new among the artifacts."""
+        return {*self.catalogue.models, *self.catalogue.failures, *names_in(self._setup.artifacts)}
+
+    def check_alive(self) -> None:
+        """See whether waiting can help.
+
+        Raises:
+            StuckError: The process has been down for long.
+        """
+        if self._down_since is not None and (seconds := time.monotonic() - self._down_since) > HOPEFUL_SECONDS:
+            raise StuckError(f"the engines' process could not be started for {seconds:.0f} s; restart the server")
+
+    def check_ready(self) -> None:
+        """See whether requests can be answered now.
+
+        Raises:
+            NotReadyError: Models are being loaded, or the process is not up.
+        """
+        check_loaded(self.catalogue)
+        if not self._up.is_set():
+            raise NotReadyError("models are being loaded; try again in a moment")
 
     def check(self, name: str | None = None) -> None:
         """See that a model, or all of them, can be used, or will be soon: while the process is started again.
@@ -122,7 +175,8 @@ class RemoteService:
             raise BusyError("this server is about to stop; send the request to another one")
         if self._loaded_once and not self._up.is_set():
             await self._restarted(deadline)
-        check_loaded(self.catalogue, call.target if call.verb == Verb.INFER else None)
+        if call.verb != Verb.LOAD:
+            check_loaded(self.catalogue, call.target if call.verb == Verb.INFER else None)
         assert self._process is not None  # noqa: S101 - it has loaded models
         return await ask(self._process, call, body, deadline)
 
@@ -157,11 +211,12 @@ class RemoteService:
         Returns:
             False when it ended while it loaded a model, and others are left.
         """
-        setup = self._setup._replace(failures=tuple(self.catalogue.failures.items()))
-        told = Told(self._model_changed, self._counted, self._regions_changed, self._down)
+        failures = tuple(self.catalogue.failures.items())
+        setup = self._setup._replace(models=tuple(self.catalogue.models), failures=failures)
+        told = Told(self._set_extensions, self._model_changed, self._counted, self._regions_changed, self._down)
         process = self._process = WorkerProcess(setup, self.memory, told, self._command)
         try:
-            self.extensions = await asyncio.shield(process.ready)
+            await asyncio.shield(process.ready)
         except ValueError:
             process.kill()
             if process.loading is None:
@@ -178,8 +233,25 @@ class RemoteService:
             raise
         if not process.ended.done():
             self._up.set()
-            self._loaded_once = True
+            self._loaded_once, self._down_since = True, None
         return True
+
+    async def _rehearse(self, name: str) -> None:
+        """Load one model in a process that then ends.
+
+        Raises:
+            ValueError: It cannot be loaded.
+        """
+        setup = self._setup._replace(
+            models=(name,), failures=(), shared_memory=None, cuda_shared_memory=False, regions=None
+        )
+        told = Told(_ignore, _ignore, _ignore, _ignore, lambda: None)
+        process = WorkerProcess(setup, self.memory, told, self._command)
+        try:
+            await asyncio.shield(process.ready)
+        finally:
+            process.kill()
+            await asyncio.shield(process.ended)
 
     async def _supervise(self) -> None:
         """Start the process again whenever it ends."""
@@ -213,16 +285,29 @@ class RemoteService:
 
     def _down(self) -> None:
         self._up.clear()
+        if self._loaded_once and self._down_since is None:
+            self._down_since = time.monotonic()
         for model in self.catalogue.models.values():
             model.ready = False
             model.stats.queued = 0
 
     def _model_changed(self, state: ModelState) -> None:
         if state.failure is not None:
-            self.catalogue.failures[state.name] = state.failure  # the process has logged it
+            # The process has logged it.
+            self.catalogue.failures = {**self.catalogue.failures, state.name: state.failure}
             return
-        model = self.catalogue.models[state.name]
+        model = self.catalogue.models.get(state.name)
+        if state.contract is not None and (model is None or model.contract != state.contract or self._is_mended(state)):
+            model = RemoteModel(state.contract, self._setup.limits)
+            self.catalogue.put(model)
+        assert model is not None  # noqa: S101 - one without a contract has failed
         model.ready, model.platform, model.merges = state.ready, state.platform, state.merges
+
+    def _is_mended(self, state: ModelState) -> bool:
+        return state.ready and state.name in self.catalogue.failures
+
+    def _set_extensions(self, extensions: Extensions) -> None:
+        self.extensions = extensions.names
 
     def _counted(self, counted: Counted) -> None:
         getattr(self.catalogue.models[counted.model].stats, counted.method)(*counted.values)
@@ -234,3 +319,7 @@ class RemoteService:
     def _regions_changed(self, changed: RegionsChanged) -> None:
         """The next process is to know the regions of this one."""
         self._setup = self._setup._replace(regions=changed.state)
+
+
+def _ignore(_: object) -> None:
+    """What a rehearsal says is of no interest but for its end."""

@@ -88,7 +88,7 @@ def test_a_server_with_damaged_models(folder: Path, engines: str, capfd: pytest.
     for name, (_, reason) in listed.items():
         said = [line for line in log.splitlines() if f"model {name} cannot be loaded" in line]
         assert len(said) == (name != "loss")
-        assert all("ERROR" in line and reason in line and "restart the server" in line for line in said)
+        assert all("ERROR" in line and reason in line and "reload it: POST /v2" in line for line in said)
 
 
 def check_the_healthy_one(live: Live) -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 
-from serve.http.keys import Keys
+from serve.http.keys import Keys, KeySource
 from serve.http.metrics import Metrics
 from tests.serve.test_app import Started, SumRunner, until_ready
 
-KEY = b"a-key-of-thirty-two-characters-0"
+KEY = "a-key-of-thirty-two-characters-0"
 
 
 def test_head_says_what_get_says() -> None:
     async def check() -> None:
         runner, metrics = SumRunner(), Metrics()
-        async with Started(runner, keys=Keys((KEY,)), metrics=metrics) as client:
+        async with Started(runner, keys=Keys(KeySource(others=(KEY,))), metrics=metrics) as client:
 
             async def asked(path: str) -> int:
                 get = await client.get(path)
@@ -31,7 +31,7 @@ def test_head_says_what_get_says() -> None:
             assert await asked("/v2/health/ready") == 200
             labels = {"route": "health", "status": "503"}
             assert (metrics.registry.get_sample_value("yolo_assigner_requests_total", labels) or 0) >= 2
-            document = (await client.get("/openapi.json", headers={"Authorization": f"Bearer {KEY.decode()}"})).json()
+            document = (await client.get("/openapi.json", headers={"Authorization": f"Bearer {KEY}"})).json()
             assert [list(document["paths"][f"/v2/health/{name}"]) for name in ("live", "ready")] == [["get"]] * 2
 
     asyncio.run(check())

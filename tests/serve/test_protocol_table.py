@@ -133,6 +133,13 @@ def test_row_9_index(caller: Caller, live: Live) -> None:
     assert live.send("GET", "/v2/repository/index").status == 405
 
 
+def test_models_are_loaded_again(caller: Caller) -> None:
+    """What changes is tested in ``test_reload.py``."""
+    caller("load_model", "loss")
+    assert caller("is_model_ready", "loss")
+    fails(caller, 404, "there is no nobody.json", "load_model", "nobody")
+
+
 def test_row_10_while_it_is_switched_off(caller: Caller) -> None:
     for method, *values in (
         ("get_system_shared_memory_status",),
@@ -145,7 +152,6 @@ def test_row_10_while_it_is_switched_off(caller: Caller) -> None:
 @pytest.mark.parametrize(
     ("method", "values"),
     [
-        ("load_model", ["loss"]),
         ("unload_model", ["loss"]),
         ("get_trace_settings", []),
         ("get_trace_settings", ["loss"]),

@@ -12,17 +12,26 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from export.contract import file_hash
 from serve.compute.service import Verb, call_now
 from serve.compute.setup import Setup
 from serve.engine.job_queue import BatchLimits
 from serve.engine.runners.choice import RunnerOptions
-from serve.errors import BadRequestError, BusyError, InferenceError, ModelFailedError, NotReadyError, TooLateError
+from serve.errors import (
+    BadRequestError,
+    BusyError,
+    InferenceError,
+    ModelFailedError,
+    NotReadyError,
+    StuckError,
+    TooLateError,
+)
 from serve.tensors.encode import EncodedResponse
 from serve.worker import remote
 from serve.worker.process import CallFailedError
@@ -297,14 +306,103 @@ def test_a_model_that_cannot_be_loaded_again_leaves_the_others(tmp_path: Path, f
     scenario(tmp_path, play, names=ABC)
 
 
-def test_a_model_that_is_another_now_leaves_the_others(tmp_path: Path) -> None:
+def write_models(folder: Path, names: Sequence[str] = ABC) -> None:
+    """Contracts of toys, which must be there to be loaded again."""
+    for name in names:
+        (folder / f"{name}.onnx").write_bytes(b"a toy")
+        contract = replace(CONTRACT, name=name, file=f"{name}.onnx", sha256=file_hash(folder / f"{name}.onnx"))
+        (folder / f"{name}.json").write_text(json.dumps(asdict(contract)))
+
+
+@pytest.mark.parametrize("file", REASONS)
+def test_a_model_that_cannot_be_reloaded_stays_as_it_was(tmp_path: Path, file: str) -> None:
+    """Also when whoever loads it ends: that is another process than the one in use."""
+    write_models(tmp_path)
+    reason = {CANNOT_LOAD: "the toy is broken", DIES_LOADING: "process ended while models were loaded (signal 11)"}[
+        file
+    ]
+
     async def play(toy: Toy) -> None:
-        toy.service._setup = toy.service._setup._replace(models=(("a", ""), ("b", "another"), ("c", "")))
-        with pytest.raises(InferenceError):
-            await toy.ask(mark=DIE, model="b")
-        await serves_all_but_b(toy, "its file is no more the one with which the server began")
+        pid = toy.service.pid
+        (tmp_path / file).write_text("b")
+        with pytest.raises(BadRequestError, match=re.escape(reason)) as caught:
+            await toy.service.reload("b")
+        assert "the one that was loaded before stays in use" in str(caught.value)
+        for name in ABC:
+            await expected(toy, model=name)
+        (tmp_path / file).unlink()
+        await toy.service.reload("b")
+        await expected(toy, model="b")
+        assert (toy.service.pid, toy.service.restarts, toy.service.catalogue.failures) == (pid, 0, {})
 
     scenario(tmp_path, play, names=ABC)
+
+
+@pytest.mark.parametrize("file", REASONS)
+def test_a_model_that_failed_is_reloaded(tmp_path: Path, file: str) -> None:
+    write_models(tmp_path)
+    (tmp_path / file).write_text("b")
+
+    async def play(toy: Toy) -> None:
+        await serves_all_but_b(toy, REASONS[file])
+        with pytest.raises(BadRequestError, match="it stays out of use"):
+            await toy.service.reload("b")
+        (tmp_path / file).unlink()
+        await toy.service.reload("b")
+        for name in ABC:
+            await expected(toy, model=name)
+        with pytest.raises(InferenceError):
+            await toy.ask(mark=DIE, model="c")
+        await expected(toy, model="b")  # the next process has it, too
+
+    scenario(tmp_path, play, names=ABC)
+
+
+def test_requests_under_way_are_answered_by_the_model_they_began_with(tmp_path: Path) -> None:
+    write_models(tmp_path)
+
+    async def play(toy: Toy) -> None:
+        under_way = [toy.ask(mark=SLOW, model="b") for _ in range(3)]
+        await asyncio.sleep(0.1)
+        await toy.service.reload("b")
+        assert not any(task.done() for task in under_way[1:])
+        await expected(toy, model="b")
+        await asyncio.gather(*under_way)
+        assert toy.service.catalogue.models["b"].stats.inference_count == 4  # statistics go on
+        assert toy.service.catalogue.models["b"].stats.queued == 0
+
+    scenario(tmp_path, play, names=ABC)
+
+
+def test_nobody_is_reloaded_before_all_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "RESTART_SECONDS", 0.1)
+
+    async def run() -> None:
+        toy = Toy(tmp_path, names=ABC)
+        with pytest.raises(NotReadyError, match="first time"):
+            await toy.service.reload("b")
+
+    asyncio.run(run())
+
+
+def test_a_server_without_engines_for_long_is_not_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "HOPEFUL_SECONDS", 1.0)
+    monkeypatch.setattr(remote, "LEAST_PAUSE", 0.1)
+
+    async def play(toy: Toy) -> None:
+        toy.service.check_alive()
+        (tmp_path / CANNOT_LOAD).touch()
+        with pytest.raises(InferenceError):
+            await toy.ask(mark=DIE)
+        toy.service.check_alive()
+        await asyncio.sleep(1.2)
+        with pytest.raises(StuckError, match="could not be started for 1 s; restart the server"):
+            toy.service.check_alive()
+        (tmp_path / CANNOT_LOAD).unlink()
+        await expected(toy)
+        toy.service.check_alive()
+
+    scenario(tmp_path, play)
 
 
 def test_models_that_all_end_the_process_end_it_once_each(tmp_path: Path) -> None:
@@ -455,17 +553,6 @@ def test_an_engine_that_holds_the_interpreter_is_ended(tmp_path: Path, monkeypat
         await expected(toy)
 
     scenario(tmp_path, play, engine_timeout=1.0)
-
-
-def test_other_models_than_the_server_began_with(tmp_path: Path) -> None:
-    async def run() -> None:
-        toy = Toy(tmp_path)
-        toy.service._setup = toy.service._setup._replace(models=(("toy", "another"),))
-        with pytest.raises(ValueError, match="no more the one with which the server began"):
-            await toy.service.load()
-        toy.service.close()
-
-    asyncio.run(run())
 
 
 def test_a_closed_service_answers(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from export.contract import TensorSpec
 from serve.compute.local import LocalService
@@ -75,9 +76,23 @@ class Toy:
 
 def build(setup: Setup) -> LocalService:
     """The service with the toys that the setup names."""
-    contracts = [replace(CONTRACT, name=name) for name, _ in setup.models or ()]
-    models = [Model(one, Toy(setup.artifacts, one.name), setup.limits) for one in contracts]
-    return LocalService(Registry(models), regions_of(setup), setup.max_work_bytes, setup.keep_bytes)
+    source = Toys(setup)
+    registry = Registry([source.open(name) for name in setup.models or ()], source=source)
+    return LocalService(registry, regions_of(setup), setup.max_work_bytes, setup.keep_bytes)
+
+
+class Toys(NamedTuple):
+    """Toys of any name."""
+
+    setup: Setup
+
+    def names(self) -> set[str]:
+        """Of those that the setup names."""
+        return set(self.setup.models or ())
+
+    def open(self, name: str) -> Model:
+        """Make one."""
+        return Model(replace(CONTRACT, name=name), Toy(self.setup.artifacts, name), self.setup.limits)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,255 @@
+"""Models, certificates and keys that are exchanged while the server runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.client import HTTPSConnection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import trustme
+
+from tests.exports import exported
+from tests.serve.conftest import ROOT, Live, binary_rows, loss_inputs, start, stop, worker_of
+from tests.serve.test_failed_models import edit, index, no_graph
+from tests.serve.test_tls import command
+
+LOAD = "/v2/repository/models/{}/load"
+OUTPUTS = {"outputs": [{"name": "loss"}]}
+CALLERS, EXCHANGES = 3, 6
+MODEL = "loss_grad"
+
+
+def put(folder: Path, class_loss: str, kind: str = MODEL) -> None:
+    """Exchange the files of a model on the disk. Its class losses give other numbers."""
+    for file in exported(kind, "sparse", class_loss).glob(f"{kind}.*"):
+        shutil.copy(file, folder / f"{file.name}.new")
+        (folder / f"{file.name}.new").replace(folder / file.name)
+
+
+def loss_of(live: Live) -> float:
+    rows, blob = binary_rows(loss_inputs())
+    reply = live.infer(MODEL, {"inputs": rows, **OUTPUTS}, blob)
+    assert reply.status == 200, reply.error
+    return float(np.array(reply.json["outputs"][0]["data"]).sum())
+
+
+@pytest.fixture(params=["--engine-process", "--no-engine-process"])
+def live(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Live]:
+    """A server of its own folder with one model, ``loss_grad``."""
+    put(tmp_path, "bce")
+    server = start("--artifacts", tmp_path, request.param)
+    yield server
+    assert stop(server) == 0
+
+
+def eventually(condition: Callable[[], Any], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def versions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+    """The loss that each version gives, by a server that never had another."""
+    values = {}
+    for class_loss in ("bce", "varifocal"):
+        folder = tmp_path_factory.mktemp(class_loss)
+        put(folder, class_loss)
+        server = start("--artifacts", folder)
+        values[class_loss] = loss_of(server)
+        assert stop(server) == 0
+    assert abs(values["bce"] - values["varifocal"]) > 1
+    return values
+
+
+def test_every_request_is_answered_by_one_version(live: Live, tmp_path: Path, versions: dict[str, float]) -> None:
+    answers: list[float] = []
+    over = threading.Event()
+
+    def call() -> None:
+        while not over.is_set():
+            answers.append(loss_of(live))
+
+    callers = [threading.Thread(target=call) for _ in range(CALLERS)]
+    for caller in callers:
+        caller.start()
+    try:
+        for number in range(EXCHANGES):
+            class_loss = ("varifocal", "bce")[number % 2]
+            put(tmp_path, class_loss)
+            reply = live.send("POST", LOAD.format(MODEL))
+            assert (reply.status, reply.json["state"]) == (200, "READY")
+            assert loss_of(live) == versions[class_loss]
+    finally:
+        over.set()
+        for caller in callers:
+            caller.join()
+    assert set(answers) == set(versions.values())
+    assert live.send("GET", "/v2/models/loss_grad/stats").json["model_stats"][0]["inference_count"] >= len(answers)
+
+
+@pytest.mark.parametrize("damage", ["contract", "hash", "graph", "gone"])
+def test_damaged_files_change_nothing(live: Live, tmp_path: Path, damage: str, versions: dict[str, float]) -> None:
+    match damage:
+        case "contract":
+            (tmp_path / "loss_grad.json").write_text("{")
+        case "hash":
+            (tmp_path / "loss_grad.onnx").write_bytes(b"half of it")
+        case "graph":
+            no_graph(tmp_path)
+        case "gone":
+            (tmp_path / "loss_grad.onnx").unlink()
+    reply = live.send("POST", LOAD.format(MODEL), {})
+    assert reply.status == 400
+    assert "model 'loss_grad' cannot be loaded: " in reply.error
+    assert "the one that was loaded before stays in use" in reply.error
+    assert index(live) == {MODEL: ("READY", "")}
+    assert loss_of(live) == versions["bce"]
+    put(tmp_path, "varifocal")
+    assert live.send("POST", LOAD.format(MODEL)).status == 200
+    assert loss_of(live) == versions["varifocal"]
+
+
+def test_other_names_and_what_requests_bring_along(live: Live, tmp_path: Path) -> None:
+    reply = live.send("POST", LOAD.format("nothing"))
+    assert (reply.status, "there is no nothing.json in" in reply.error) == (404, True)
+    reply = live.send("POST", LOAD.format(MODEL), {"parameters": {"config": "{}"}})
+    assert (reply.status, "put them into --artifacts" in reply.error) == (501, True)
+    assert live.send("POST", LOAD.format(MODEL), {"parameters": {}}).status == 200
+    # A model that was not there before.
+    put(tmp_path, "bce", "assigner")
+    assert live.send("GET", "/v2/models/assigner/ready").status == 404
+    assert live.send("POST", LOAD.format("assigner")).json["state"] == "READY"
+    assert live.send("GET", "/v2/models/assigner/ready").status == 200
+    assert list(index(live)) == ["assigner", MODEL]
+    assert "assigner" in str(live.send("GET", "/openapi.json").json["paths"]["/v2/models/{name}/infer"])
+
+
+def test_sighup_reloads_all_that_can_be(live: Live, tmp_path: Path, versions: dict[str, float]) -> None:
+    put(tmp_path, "varifocal")
+    (tmp_path / "assigner.json").write_text("{")  # it comes first
+    live.process.send_signal(signal.SIGHUP)
+    eventually(lambda: loss_of(live) == versions["varifocal"])
+    assert list(index(live)) == [MODEL]
+    put(tmp_path, "bce", "assigner")
+    live.process.send_signal(signal.SIGHUP)
+    eventually(lambda: live.send("GET", "/v2/models/assigner/ready").status == 200)
+
+
+def test_what_is_not_reloaded_is_logged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    put(tmp_path, "bce")
+    live = start("--artifacts", tmp_path)
+    try:
+        (tmp_path / "assigner.json").write_text("{")
+        live.process.send_signal(signal.SIGHUP)
+        log = ""
+
+        def is_done() -> bool:
+            nonlocal log
+            log += capfd.readouterr().err
+            return "reloading is done" in log
+
+        eventually(is_done)
+        assert "model assigner not reloaded: model 'assigner' cannot be loaded" in log
+        assert "model loss_grad is reloaded" in log
+    finally:
+        assert stop(live) == 0
+
+
+def test_artifacts_exchanged_under_engines_that_die(tmp_path: Path, versions: dict[str, float]) -> None:
+    """The next process takes the files that are there, and mends by itself what was half copied."""
+    put(tmp_path, "bce")
+    put(tmp_path, "bce", "assigner")
+    live = start("--artifacts", tmp_path)
+    try:
+        put(tmp_path, "varifocal")
+        edit(tmp_path / "assigner.json", sha256="")
+        os.kill(worker_of(live), signal.SIGKILL)
+        eventually(lambda: live.send("GET", "/v2/models/loss_grad/ready").status == 200)
+        assert loss_of(live) == versions["varifocal"]
+        assert index(live)["assigner"][0] == "UNAVAILABLE"
+        for name in (MODEL, "assigner"):
+            edit(tmp_path / f"{name}.json", sha256="")
+        os.kill(worker_of(live), signal.SIGKILL)
+        eventually(lambda: live.send("GET", "/v2/health/ready").status == 503)
+        put(tmp_path, "bce")
+        put(tmp_path, "bce", "assigner")
+        eventually(lambda: live.send("GET", "/v2/health/ready").status == 200)
+        assert loss_of(live) == versions["bce"]
+    finally:
+        assert stop(live) == 0
+
+
+def test_sighup_reloads_the_certificate(tmp_path: Path, artifacts_dir: Path) -> None:
+    authority = trustme.CA()
+    trusted = ssl.create_default_context()
+    authority.configure_trust(trusted)
+
+    def write(name: str) -> None:
+        pair = authority.issue_cert("127.0.0.1", name)
+        (tmp_path / "key.pem").write_bytes(pair.private_key_pem.bytes())
+        (tmp_path / "chain.pem").write_bytes(b"".join(part.bytes() for part in pair.cert_chain_pems))
+
+    def names() -> set[str]:
+        connection = HTTPSConnection(secure.host, secure.port, context=trusted)
+        connection.connect()
+        found: Any = connection.sock.getpeercert()
+        connection.close()
+        return {value for kind, value in found["subjectAltName"] if kind == "DNS"}
+
+    write("one.example")
+    secure = start_secure(artifacts_dir, tmp_path)
+    try:
+        assert names() == {"one.example"}
+        write("two.example")
+        (tmp_path / "key.pem").rename(tmp_path / "aside.pem")
+        secure.process.send_signal(signal.SIGHUP)
+        time.sleep(0.5)
+        assert names() == {"one.example"}  # half of a pair
+        (tmp_path / "aside.pem").rename(tmp_path / "key.pem")
+        secure.process.send_signal(signal.SIGHUP)
+        eventually(lambda: names() == {"two.example"})
+    finally:
+        assert stop(secure) == 0
+
+
+def start_secure(artifacts: Path, folder: Path) -> Live:
+    process = subprocess.Popen(
+        command(artifacts, folder / "chain.pem", folder / "key.pem"), stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert process.stdout is not None
+    host, port = process.stdout.readline().removeprefix("serving on https://").strip().rsplit(":", 1)
+    return Live(host, int(port), process)
+
+
+def test_sighup_reloads_keys(tmp_path: Path, artifacts_dir: Path) -> None:
+    keys = tmp_path / "keys.txt"
+    keys.write_text("first-key-of-a-test\n")
+    live = start("--artifacts", artifacts_dir, "--api-key-file", keys)
+
+    def status(key: str) -> int:
+        return live.send("GET", "/v2", headers={"Authorization": f"Bearer {key}"}).status
+
+    try:
+        assert status("first-key-of-a-test") == 200
+        keys.write_text("\n")
+        live.process.send_signal(signal.SIGHUP)
+        time.sleep(0.5)
+        assert status("first-key-of-a-test") == 200  # a file without keys does not open the server
+        keys.write_text("second-key-of-a-test\n")
+        live.process.send_signal(signal.SIGHUP)
+        eventually(lambda: status("first-key-of-a-test") == 403)
+        assert status("second-key-of-a-test") == 200
+    finally:
+        assert stop(live) == 0
