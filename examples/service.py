@@ -17,13 +17,16 @@ from yolo_loss import __version__
 READY_TRIES = 120
 
 
-def export_once(folder: Path, num_classes: int, models: Sequence[str] = ("assigner", "loss")) -> None:
+def export_once(
+    folder: Path, num_classes: int, models: Sequence[str] = ("assigner", "loss"), options: Sequence[str] = ()
+) -> None:
     """Export models, unless the folder has them from this release.
 
     Args:
         folder: Where to.
         num_classes: C.
         models: Their kinds, under which they are also served.
+        options: Further words for ``python -m export onnx``, always the same for a folder.
 
     Raises:
         CalledProcessError: The export failed; its reason is on standard error.
@@ -33,7 +36,7 @@ def export_once(folder: Path, num_classes: int, models: Sequence[str] = ("assign
         print(f"{folder} is up to date")
     for model in missing:
         words = ("onnx", "--model", model, "--num-classes", str(num_classes), "--out", str(folder))
-        subprocess.run([sys.executable, "-m", "export", *words], check=True)
+        subprocess.run([sys.executable, "-m", "export", *words, *options], check=True)
 
 
 def _up_to_date(folder: Path, num_classes: int, model: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ def read_versioned(path: Path, newest: int, remedy: str) -> dict[str, Any]:
         ContractError: It is not JSON, has no version, or a newer one.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(_regular(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ContractError(f"{path} cannot be read as a contract ({error}); {remedy}") from error
     version = data.get("contract_version") if isinstance(data, dict) else None
@@ -157,9 +158,24 @@ def load_contract(path: Path) -> Contract:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as stream:
+    """SHA-256 of a file's bytes, in hexadecimal.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with _regular(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _regular(path: Path) -> Path:
+    """The path of a file, which is not opened if it is none: a FIFO would be waited for, a device may never end.
+
+    Raises:
+        OSError: It is missing or no regular file.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError("it is no regular file")
+    return path
 
 
 def find_contracts(folder: Path) -> list[tuple[Path, Contract]]:
@@ -210,7 +226,7 @@ def _checked(path: Path) -> tuple[Path, Contract]:
     if contract.name != path.stem:  # two contracts of one name would be one model
         raise ContractError(f"{path} describes model {contract.name!r}; rename it to {contract.name}.json")
     model = path.parent / contract.file
-    if not model.is_file():
+    if not model.exists():
         raise ContractError(f"{path} describes {contract.file}, which is not beside it; export the model again")
     try:
         found = file_hash(model)

@@ -13,8 +13,8 @@ from starlette.exceptions import HTTPException
 
 from serve.compute.service import Service
 from serve.engine.catalogue import Known, log_failure
-from serve.errors import ClientGoneError, ServeError
-from serve.http.admission import AdmissionGate
+from serve.errors import ClientGoneError, ServeError, exhausted
+from serve.http.admission import Admission, AdmissionGate
 from serve.http.body import BodyReader
 from serve.http.compression import CompressReplies
 from serve.http.docs_page import add_docs_page
@@ -81,6 +81,8 @@ def create_app(service: Service, options: AppOptions | None = None) -> FastAPI:
     app.add_exception_handler(ServeError, _refused)
     app.add_exception_handler(HTTPException, _not_routed)
     app.add_exception_handler(ClientGoneError, _gone)
+    for shortage in (OSError, MemoryError):
+        app.add_exception_handler(shortage, _exhausted)
     app.add_exception_handler(Exception, _failed)
     _wrap(app, options)
     _watch(service, options)
@@ -106,6 +108,7 @@ def _watch(service: Service, options: AppOptions) -> None:
     metrics.describe({"version": server_metadata()["version"]})
     metrics.watch("requests_under_way", "Requests from headers to reply.", lambda: admission.requests)
     metrics.watch("bytes_under_way", "Bytes of their bodies.", lambda: admission.bytes)
+    metrics.watch("ready", "1 while /v2/health/ready is 200, else 0.", lambda: _is_ready(service, admission))
     metrics.watch(
         "models_ready", "Models that can be used.", lambda: sum(model.ready for model in catalogue.models.values())
     )
@@ -115,7 +118,9 @@ def _watch(service: Service, options: AppOptions) -> None:
         "Requests in or before an engine.",
         lambda: sum(model.stats.queued for model in catalogue.models.values()),
     )
-    metrics.watch("engine_restarts", "Times that the engines' process was started again.", lambda: service.restarts)
+    metrics.watch_count(
+        "engine_restarts", "Times that the engines' process was started again.", lambda: service.restarts
+    )
     metrics.watch_process(lambda: service.pid)
 
     def count(model: Known) -> None:
@@ -123,6 +128,14 @@ def _watch(service: Service, options: AppOptions) -> None:
         model.stats.on_called, model.stats.on_waited = partial(metrics.called, name), partial(metrics.waited, name)
 
     catalogue.watch(count)
+
+
+def _is_ready(service: Service, admission: Admission) -> bool:
+    try:
+        service.check_ready()
+    except ServeError:
+        return False
+    return not admission.closing
 
 
 async def _load(service: Service, options: AppOptions) -> None:
@@ -140,15 +153,23 @@ async def _load(service: Service, options: AppOptions) -> None:
             options.on_load_failure(error)
 
 
-async def _refused(_: Request, error: Exception) -> Response:
+async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServeError)  # noqa: S101 - the handler is registered for it alone
-    return error_reply(error)
+    return error_reply(error, request.scope)
 
 
 async def _not_routed(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101
     text = f"{request.method} {request.url.path}: {error.detail}; the paths are listed at /docs"
     return reply({"error": text}, error.status_code, error.headers)
+
+
+async def _exhausted(request: Request, error: Exception) -> Response:
+    busy = exhausted(error)
+    if busy is None:
+        raise error
+    logger.warning("a request is refused: %s", error)
+    return error_reply(busy, request.scope)
 
 
 async def _gone(_: Request, __: Exception) -> Response:

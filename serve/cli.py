@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 
 import uvicorn
 from fastapi import FastAPI
@@ -28,8 +28,10 @@ from serve.http.lifecycle import Server
 from serve.http.logs import configure_logs
 from serve.http.metrics import serve_metrics
 from serve.http.origins import origins_of
+from serve.http.refusals import Refusals
 from serve.http.room import Room
 from serve.http.streams import free_streams
+from serve.listening import Listener, listen
 from serve.options import AppOptions
 from serve.reload import Reloader
 from serve.settings import Settings
@@ -38,9 +40,6 @@ from serve.versions import OURS, SERVER_HEADER
 from serve.worker.remote import RemoteService
 
 KEEP_ALIVE_SECONDS = 120  # longer than proxies hold a connection, 75 s and less: the proxy closes it, never we
-# Connections that one turn of the event loop accepts. uvloop takes one from each listener, so that after a burst of
-# callers the next one would wait for as many turns.
-ACCEPTED = 16
 UNUSABLE = 2
 logger = logging.getLogger("serve")
 
@@ -82,15 +81,18 @@ def _run(configuration: Configuration, dropped: Callable[[], int]) -> int:
     keep_large_blocks()
     options = _options(settings, fail)
     options.metrics.watch_count("log_records_dropped", "Lines of the log that nobody read in time.", dropped)
-    listener = _listen(settings.host, settings.port)
-    logger.info("limits: %s", configuration.limits)
-    config = _config(create_app(service, options), settings)
-    reloader = Reloader(service, _reloaded(options, settings, config))
-    server = Server(config, options.admission, settings.lame_duck_seconds, reloader.start)
-    if settings.metrics_port is not None:
-        shown, _ = serve_metrics(options.metrics, settings.metrics_host, settings.metrics_port)
-        logger.info("metrics on http://%s:%d/metrics", settings.metrics_host, shown.server_port)
-    _serve(server, listener, "https" if settings.ssl_certfile else "http")
+    options.metrics.watch("memory_limit_bytes", "What all processes may have.", lambda: configuration.memory.nbytes)
+    with closing(listen(settings)) as listener:
+        logger.info("limits: %s", configuration.limits)
+        config = _config(create_app(service, options), settings, Refusals(options.metrics))
+        reloader = Reloader(service, _reloaded(options, settings, config))
+        server = Server(
+            config, options.admission, settings.lame_duck_seconds, reloader.start, on_closing=listener.remove_file
+        )
+        if settings.metrics_port is not None:
+            shown, _ = serve_metrics(options.metrics, settings.metrics_host, settings.metrics_port)
+            logger.info("metrics on http://%s:%d/metrics", settings.metrics_host, shown.server_port)
+        _serve(server, listener, "https" if settings.ssl_certfile else "http")
     if failures:
         print(f"serve: a model cannot be loaded: {failures[0]}", file=sys.stderr)
     return UNUSABLE if failures else 0
@@ -149,15 +151,7 @@ def _service(settings: Settings) -> Service:
     return RemoteService([model.contract for model in local.catalogue.models.values()], setup)
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
-        raise OSError(f"cannot listen on {host} port {port} ({error}); choose another --host or --port") from error
-
-
-def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+def _config(app: FastAPI, settings: Settings, refusals: Refusals) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         log_level=settings.log_level,
@@ -167,7 +161,7 @@ def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         access_log=False,  # the application writes its own, with identifiers
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(int(settings.drain_seconds), 1),
-        http=protocol(settings.client_timeout or None, _room(settings)),
+        http=protocol(settings.client_timeout or None, _room(settings), refusals),
         ws="none",
         headers=[(SERVER_HEADER, OURS)],
         ssl_certfile=settings.ssl_certfile,
@@ -190,16 +184,9 @@ def _password(settings: Settings) -> str | None:
     return password.get_secret_value() if password else None
 
 
-def _serve(server: Server, listener: socket.socket, scheme: str) -> None:
-    host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
+def _serve(server: Server, listener: Listener, scheme: str) -> None:
     # uvicorn listens for signals once it runs; whoever reads the line below may send one before.
     for sign in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sign, server.handle_exit)
-    print(f"serving on {scheme}://{shown}:{port}", flush=True)
-    listeners = [listener, *(listener.dup() for _ in range(ACCEPTED - 1))]
-    try:
-        server.run(sockets=listeners)
-    finally:
-        for one in listeners:
-            one.close()
+    print(f"serving on {listener.shown(scheme)}", flush=True)
+    server.run(sockets=listener.sockets)

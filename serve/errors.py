@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import ClassVar
 
 
@@ -11,10 +12,12 @@ class ServeError(Exception):
     Attributes:
         status: HTTP status of the reply.
         headers: Extra headers of the reply.
+        reason: What the metrics call it; None: as its status is called there.
     """
 
     status: ClassVar[int] = 500
     headers: ClassVar[dict[str, str]] = {}
+    reason: ClassVar[str | None] = None
 
 
 class BadRequestError(ServeError):
@@ -81,6 +84,7 @@ class NotReadyError(ServeError):
     """Loading or warming up; the same request will be served soon."""
 
     status = 503
+    reason = "not_ready"
     headers: ClassVar[dict[str, str]] = {"Retry-After": "1"}
 
 
@@ -88,12 +92,14 @@ class ModelFailedError(ServeError):
     """The model could not be loaded; waiting does not help, so callers are not asked to come again."""
 
     status = 503
+    reason = "model_failed"
 
 
 class StuckError(ServeError):
     """The engines' process cannot be started; a restart of the server is left to try."""
 
     status = 503
+    reason = "stuck"
 
 
 class BusyError(ServeError):
@@ -107,6 +113,18 @@ class TooLateError(ServeError):
     """The request's time was over before its model got to it."""
 
     status = 504
+
+
+def exhausted(error: BaseException) -> BusyError | None:
+    """The answer to a request for which the system had no file descriptor or no memory left; None for other errors."""
+    code = errno.ENOMEM if isinstance(error, MemoryError) else error.errno if isinstance(error, OSError) else None
+    if code == errno.ENOMEM:
+        return BusyError("the server has no memory left for this request; try again in a moment, or send fewer images")
+    if code in (errno.EMFILE, errno.ENFILE):
+        return BusyError(
+            "the server has no file descriptors left for this request; try again in a moment, or raise `ulimit -n`"
+        )
+    return None
 
 
 class ClientGoneError(Exception):

@@ -18,6 +18,7 @@ MIB = 2**20
 # times its JSON, and its work. The process that answers has only bodies and replies, less than half of the memory.
 PARTS = {"max_request_bytes": 16, "max_json_bytes": 64, "max_work_bytes": 4, "max_total_bytes": 8}
 LEAST_MEMORY = 256 * MIB  # defaults are never lower than for so much
+UNIX = "unix"  # stands for callers of the Unix socket, which have no address
 HOST_NAME = re.compile(r"[\w*.-]+", re.ASCII)
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([\w.-]+|\[[0-9a-f:.]+\])(:\d+)?", re.ASCII | re.IGNORECASE)
 Count = Annotated[int, Field(ge=1)]
@@ -36,8 +37,9 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     artifacts: Path = setting(..., "where `python -m export` wrote", "DIR")
-    host: str = setting("127.0.0.1", "address to listen on")
+    host: str = setting("127.0.0.1", "address to listen on; :: for all of IPv6 and IPv4")
     port: Port = setting(8000, "0 chooses a free one", "N")
+    unix_socket: Path | None = setting(None, "Unix socket to listen on, in place of host and port", "FILE")
 
     engine: str = setting("auto", f"what runs the models, one of {', '.join(ENGINES)}; auto: the fastest that loads")
     device: str | None = setting(None, "cpu, cuda or cuda:N; a GPU if one can be used, when not given")
@@ -82,7 +84,7 @@ class Settings(BaseModel):
         (), "whose web pages may call, as https://example.com; may be given several times", "ORIGIN"
     )
     trusted_proxy: tuple[str, ...] = setting(
-        (), "address or network whose X-Forwarded-For is believed; may be given several times", "ADDRESS"
+        (), f"address, network or {UNIX}, whose X-Forwarded-For is believed; may be given several times", "ADDRESS"
     )
     ssl_certfile: Path | None = setting(None, "certificate, for TLS", "FILE")
     ssl_keyfile: Path | None = setting(None, "its private key", "FILE")
@@ -112,9 +114,13 @@ class Settings(BaseModel):
     def _addresses_alone(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
         for proxy in proxies:
             try:
-                ipaddress.ip_network(proxy)
+                if proxy != UNIX:
+                    ipaddress.ip_network(proxy)
             except ValueError as error:
-                raise ValueError(f"{error}; give an address, as 10.0.0.7, or a network, as 10.0.0.0/8") from error
+                raise ValueError(
+                    f"{error}; give an address, as 10.0.0.7, a network, as 10.0.0.0/8, or {UNIX} for callers of the "
+                    "Unix socket"
+                ) from error
         return proxies
 
     @field_validator("cors_origin")
@@ -139,10 +145,15 @@ class Settings(BaseModel):
             parse_device(device)
         return device
 
+    @property
+    def local(self) -> bool:
+        """Whether only this machine reaches the server."""
+        return self.unix_socket is not None or is_loopback(self.host)
+
     @model_validator(mode="after")
     def _keys_beyond_loopback(self) -> Self:
         has_keys = bool(self.api_keys or self.api_key_file)
-        if not (is_loopback(self.host) or has_keys or self.insecure):
+        if not (self.local or has_keys or self.insecure):
             raise ValueError(
                 f"host {self.host} can be reached by others and there are no keys; give api_key_file, or say insecure "
                 "where every caller is trusted"

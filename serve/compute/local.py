@@ -14,7 +14,7 @@ from serve.compute.service import Call, Verb
 from serve.engine.catalogue import check_loaded, not_loaded, reason_of
 from serve.engine.model import Model
 from serve.engine.registry import Registry
-from serve.errors import ServeError
+from serve.errors import ServeError, exhausted
 from serve.settings import MIB
 from serve.shared.region import Kind
 from serve.shared.regions import Regions
@@ -115,7 +115,7 @@ class LocalService:
                 raise
             except Exception as error:
                 logger.debug("its traceback", exc_info=True)
-                raise not_loaded(self.catalogue, name, reason_of(error)) from error
+                raise exhausted(error) or not_loaded(self.catalogue, name, reason_of(error)) from error
 
     def names(self) -> set[str]:
         """All models that can be reloaded."""

@@ -15,6 +15,7 @@ from typing import NamedTuple
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 LARGE, KEPT = 2**25, 2**26  # bytes: what glibc itself comes to at most
 MOST_OOM_SCORE = 1000  # proc_pid_oom_score_adj(5): worth as much as all the memory that is short
+SPARE_DESCRIPTORS = 32  # or an eighth of all if that is less
 LIMIT_FILES = {"cgroup2": "memory.max", "cgroup": "memory.limit_in_bytes"}  # by the type of the file system
 
 
@@ -58,6 +59,19 @@ def allow_descriptors() -> int:
         if now != resource.RLIM_INFINITY:
             return now
     return sys.maxsize
+
+
+def is_spare(descriptor: int) -> bool:
+    """Whether a new descriptor is one of the last, which are for what is closed soon: refusals and objects read once.
+
+    The system hands out the lowest free number.
+    """
+    if sys.platform != "linux":
+        return False
+    import resource
+
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return most != resource.RLIM_INFINITY and descriptor >= most - min(SPARE_DESCRIPTORS, most // 8)
 
 
 def end_before_others(pid: int) -> None:

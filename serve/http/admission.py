@@ -12,6 +12,7 @@ from serve.http.body import header_number
 from serve.http.held import HELD, Held
 from serve.http.replies import send_error
 
+UNCOUNTED_BYTES = 2**16  # of a reply: the HTTP server writes on while no more than these wait to be taken
 HEAVY = re.compile(r"/v1/\w+|/v2/models/[^/]+(/versions/[^/]+)?/infer")
 
 
@@ -24,7 +25,7 @@ class Admission:
 
     Attributes:
         requests: Under way now.
-        bytes: Of their bodies.
+        bytes: Of their bodies, or of their replies once these are sent.
         closing: The server is about to stop: replies close their connections.
         draining: It stops: nothing more is let in.
     """
@@ -73,6 +74,15 @@ class Admission:
             )
         self.bytes += wanted - size
 
+    def recount(self, size: int, wanted: int) -> None:
+        """A request that is under way has its reply, which is counted in place of its body.
+
+        Args:
+            size: Bytes that it has had until now.
+            wanted: Bytes of its reply. There may be no room for them, but they are there.
+        """
+        self.bytes += wanted - size
+
     def leave(self, size: int) -> None:
         """A request that was let in has ended, one way or another."""
         self.requests -= 1
@@ -110,7 +120,7 @@ class AdmissionGate:
             await send_error(error, scope, receive, closing)
             return
         try:
-            await self._app({**scope, HELD: held}, receive, self._closing(send))
+            await self._app({**scope, HELD: held}, receive, _until_taken(held, self._closing(send)))
         finally:
             held.leave()
 
@@ -123,3 +133,22 @@ class AdmissionGate:
             await send(message)
 
         return send_closing
+
+
+def _until_taken(held: Held, send: Send) -> Send:
+    """Count a reply in place of its request's body, and return from its end only when the caller has taken nearly all.
+
+    The HTTP server waits for that before each part of a reply, but not after the last one.
+    """
+
+    async def send_and_wait(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            length = header_number(Headers(raw=message.get("headers", [])), "content-length")
+            if length is not None:
+                held.become_reply(length)
+        elif len(message.get("body", b"")) > UNCOUNTED_BYTES and not message.get("more_body", False):
+            await send({**message, "more_body": True})
+            message = {"type": "http.response.body", "body": b""}
+        await send(message)
+
+    return send_and_wait

@@ -8,18 +8,20 @@ gets to the application.
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serve.errors import BusyError
 from serve.http.pace import SLOWEST
+from serve.http.refusals import Refusals, identifier_of
 from serve.http.room import MOST_HELD, Room
 from serve.http.timers import Timer, WriteWatch
+from serve.listening import caller_of
 from serve.tensors.encode import dump_json
 
 MOST_HEAD = 2**16  # bytes of a request's head; likewise of trailers, and of what stands between two pieces of a body
@@ -28,32 +30,29 @@ BAD, SLOW, LARGE, UNSUPPORTED, BUSY = 400, 408, 431, 501, 503
 # Heads end so, and so do bodies in chunks: what ends with the first one begins no more than one request.
 EMPTY_LINE = re.compile(rb"\n\r?\n")
 NOTHING = memoryview(b"")
+NOT_HTTP = "Invalid HTTP request received. It is not HTTP/1.1, or its lengths contradict each other"
 # What is overridden or used below and is no public part of uvicorn.
 NEEDED = (
-    *(
-        "_unsupported_upgrade_warning",
-        "_unset_keepalive_if_required",
-        "send_400_response",
-        "timeout_keep_alive_handler",
-    ),
+    *("_unset_keepalive_if_required", "timeout_keep_alive_handler"),
     *("on_message_begin", "on_header", "on_headers_complete", "on_body", "on_message_complete", "on_response_complete"),
 )
-logger = logging.getLogger("serve")
 if missing := [name for name in NEEDED if not hasattr(HttpToolsProtocol, name)]:
     raise ImportError(
         f"this uvicorn has no {', '.join(missing)}, which guard connections; install the one of constraints.txt"
     )
 
 
-def protocol(client_timeout: float | None, room: Room) -> type[asyncio.Protocol]:
+def protocol(client_timeout: float | None, room: Room, refusals: Refusals) -> type[asyncio.Protocol]:
     """The class for uvicorn's setting ``http``.
 
     Args:
         client_timeout: Seconds in which a head must have come, and without progress while the rest of a refused body is
             dropped or a reply is sent; None: for ever.
         room: For all connections together.
+        refusals: Told of every refusal.
     """
-    return type("Guarded", (GuardedProtocol,), {"client_timeout": client_timeout, "room": room})
+    shared = {"client_timeout": client_timeout, "room": room, "refusals": refusals}
+    return type("Guarded", (GuardedProtocol,), shared)
 
 
 class _Flow(FlowControl):
@@ -78,7 +77,8 @@ class GuardedProtocol(HttpToolsProtocol):
     """One connection."""
 
     client_timeout: float | None = None
-    room = Room()
+    room: Room
+    refusals: Refusals
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -97,6 +97,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A caller that then says nothing is an idle one."""
         super().connection_made(transport)
+        self.client = caller_of(self.client, self.server)
         self.flow = _Flow(transport, lambda: self._deaf or bool(self.pipeline))
         self.room.enter(transport)
         self._watch_reading()
@@ -133,8 +134,8 @@ class GuardedProtocol(HttpToolsProtocol):
         """The end of a head."""
         self._in_head = False
         self._refusal = _head_fault(self.headers, self.parser.get_http_version())
-        if self._refusal is None and not self._busy and self.room.full_beside(self.transport):
-            self._refusal = BUSY, f"{self.room.most} connections have requests under way; try again in a moment"
+        if self._refusal is None and not self._busy and (full := self.room.why_full(self.transport)):
+            self._refusal = BUSY, full
         if self._refusal is not None:
             raise ValueError(self._refusal)  # which stops the parser
         self._body_left = next((int(value) for name, value in self.headers if name == b"content-length"), 0)
@@ -197,7 +198,15 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _parse_piece(self, data: memoryview) -> None:
         went_on, self._got_body = self._in_message, False
-        super().data_received(data)  # type: ignore[arg-type]  # the parser takes any buffer
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            # The parser takes nothing that follows for HTTP, so this is the last request.
+            self.cycle.keep_alive = False
+            self.flow.pause_reading()
+        except httptools.HttpParserError:
+            self._refuse(*(self._refusal or (BAD, NOT_HTTP)))
         self._beside_body = self._beside_body + len(data) if went_on and not self._got_body else 0
         if self._in_message and self._beside_body > MOST_HEAD:
             self._refuse(LARGE, f"the request has more than {MOST_HEAD} bytes beside its body; send shorter headers")
@@ -247,26 +256,17 @@ class GuardedProtocol(HttpToolsProtocol):
             self._writing.begin_closing(self.transport)
 
     def _cut_off(self) -> None:
-        logger.info("a caller that does not take its reply is cut off")
+        self.refusals.log_cut_off(self.client)
         self.transport.abort()
 
     # How it ends.
 
-    def _unsupported_upgrade_warning(self) -> None:
-        """A wish for another protocol: the parser takes nothing that follows for HTTP, so this is the last request."""
-        self.cycle.keep_alive = False
-        self.flow.pause_reading()
-
-    def send_400_response(self, msg: str) -> None:
-        """The parser gave up."""
-        status, text = self._refusal or (BAD, f"{msg} It is not HTTP/1.1, or its lengths contradict each other")
-        self._refuse(status, text)
-
     def _refuse(self, status: int, text: str) -> None:
         """Answer in the form of all errors, and close."""
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._deaf:
             return
         whole = self._last_whole()
+        identifier = self._record(status, text, counted=whole is not None or not self._busy)
         if whole is not None:
             # What is wrong comes after requests that are whole: they get their replies first.
             whole.keep_alive = False
@@ -275,8 +275,24 @@ class GuardedProtocol(HttpToolsProtocol):
             self.flow.pause_reading()
             return
         if not (self._busy and self.cycle.response_started):
-            self.transport.write(_answer(status, text, self.server_state.default_headers))
+            headers = [*self.server_state.default_headers, (b"x-request-id", identifier.encode())]
+            self.transport.write(_answer(status, text, headers))
         self._close()
+
+    def _record(self, status: int, text: str, *, counted: bool) -> str:
+        """Log a refusal, and count it unless the application has the request and counts it.
+
+        Returns:
+            Identifier of what is refused.
+        """
+        if counted:
+            self.refusals.count(status)
+            identifier = identifier_of(self.headers if self._in_message else ())
+        else:
+            state: dict[str, Any] = self.cycle.scope["state"]
+            identifier = state.get("request_id") or identifier_of(self.headers)
+        self.refusals.log(self.client, identifier, status, text)
+        return identifier
 
     def _last_whole(self) -> Any:
         """The last request that has come whole and has no whole reply; one behind it that has not is dropped."""
@@ -314,13 +330,13 @@ def _head_fault(headers: Sequence[tuple[bytes, bytes]], version: str) -> tuple[i
     return None
 
 
-def _answer(status: int, text: str, default: Sequence[tuple[bytes, bytes]]) -> bytes:
+def _answer(status: int, text: str, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
     body = dump_json({"error": text})
     length = str(len(body)).encode()
     own = [(b"content-type", b"application/json"), (b"content-length", length), (b"connection", b"close")]
     if status == BUSY:
         own += [(name.encode(), value.encode()) for name, value in BusyError.headers.items()]
-    return b"".join([STATUS_LINE[status], *(b"%s: %s\r\n" % header for header in (*default, *own)), b"\r\n", body])
+    return b"".join([STATUS_LINE[status], *(b"%s: %s\r\n" % header for header in (*headers, *own)), b"\r\n", body])
 
 
 def _size(data: memoryview) -> int:

@@ -19,6 +19,9 @@ class Room(Protocol):
     def resize(self, size: int, wanted: int) -> None:
         """Let it have more or fewer bytes, or raise."""
 
+    def recount(self, size: int, wanted: int) -> None:
+        """It has a reply of so many bytes in place of its body."""
+
     def leave(self, size: int) -> None:
         """It has ended."""
 
@@ -45,6 +48,11 @@ class Held:
             BusyError: There is no room for them.
         """
         self._room.resize(self._size, size)
+        self._size = size
+
+    def become_reply(self, size: int) -> None:
+        """Hold the bytes of the reply from now on, in place of the body's."""
+        self._room.recount(self._size, size)
         self._size = size
 
     def leave(self) -> None:

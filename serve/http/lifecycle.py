@@ -32,6 +32,7 @@ class Server(uvicorn.Server):
         admission: Told to close connections, and later to let nobody in.
         lame_duck_seconds: How long it still serves.
         on_hangup: Called in the event loop's thread for every SIGHUP.
+        on_closing: Called before the sockets are closed.
     """
 
     def __init__(
@@ -40,9 +41,11 @@ class Server(uvicorn.Server):
         admission: Admission,
         lame_duck_seconds: float,
         on_hangup: Callable[[], None] = lambda: None,
+        on_closing: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(config)
         self._on_hangup = on_hangup
+        self._on_closing = on_closing
         self._admission = admission
         self._lame_duck_seconds = lame_duck_seconds
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -52,7 +55,17 @@ class Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         self._loop.set_default_executor(helpers())
         self._loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
-        await super().serve(sockets)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # one that came before may have waited
+        try:
+            await super().serve(sockets)
+        finally:
+            # With the loop the handler goes, and the process would end by the signal, not with its exit code.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept nothing more, and wait for requests under way."""
+        self._on_closing()
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """What a signal does. Called between any two operations of the main thread."""

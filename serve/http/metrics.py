@@ -31,6 +31,7 @@ REASONS = {
     408: "too_slow",
     413: "too_large",
     429: "wrong_keys",
+    431: "large_head",
     500: "engine",
     501: "unsupported",
     503: "busy",
@@ -75,14 +76,31 @@ class Metrics:
         """Memory, processor time and open files of another process; nothing while there is none."""
         ProcessCollector(f"{PREFIX}_engine", lambda: pid() or "none", registry=self.registry)
 
-    def answered(self, route: str, status: int, received: int, sent: int, seconds: float) -> None:
-        """A request has got its reply."""
-        self._requests.labels(route, str(status)).inc()
+    def answered(
+        self, route: str, status: int, received: int, sent: int, seconds: float, reason: str | None = None
+    ) -> None:
+        """A request has got its reply.
+
+        Args:
+            route: One of few names, never what a caller sent.
+            status: HTTP status.
+            received: Bytes of the request's body.
+            sent: Bytes of the reply's body.
+            seconds: From the headers to the end of the reply.
+            reason: Why it was refused or failed, where several reasons have its status.
+        """
         self._received.inc(received)
         self._sent.inc(sent)
         self._seconds.labels(route).observe(seconds)
         if status >= min(REASONS):
-            self._failures.labels(route, REASONS.get(status, "other")).inc()
+            self.refused(route, status, reason)
+        else:
+            self._requests.labels(route, str(status)).inc()
+
+    def refused(self, route: str, status: int, reason: str | None = None) -> None:
+        """A request was refused or failed."""
+        self._requests.labels(route, str(status)).inc()
+        self._failures.labels(route, reason or REASONS.get(status, "other")).inc()
 
     def waited(self, model: str, nanoseconds: int) -> None:
         """A request has waited so long for its engine."""

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.http.logs import request_id
 from serve.http.metrics import Metrics
+from serve.settings import UNIX
 
 GOOD_ID = re.compile(r"[\x21-\x7e]{1,128}")
 # Names of models are not among the labels: a caller could make up any number of them.
@@ -55,7 +56,8 @@ class Observer:
         finally:
             seconds = time.perf_counter() - seen.started
             route = next((name for name, pattern in ROUTES if pattern.fullmatch(scope["path"])), "other")
-            self._metrics.answered(route, seen.status, seen.received, seen.sent, seconds)
+            reason = scope.get("state", {}).get("reason")
+            self._metrics.answered(route, seen.status, seen.received, seen.sent, seconds, reason)
             _log(scope, seen, seconds, route)
             request_id.reset(token)
 
@@ -66,6 +68,7 @@ class _Seen:
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         given = Headers(scope=scope).get("x-request-id", "")
         self.id = given if GOOD_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = self.id  # the connection may refuse the rest of its body
         self.started = time.perf_counter()
         self.status, self.received, self.sent = FAILED, 0, 0
         self._receive, self._send, self._method = receive, send, scope["method"]
@@ -94,7 +97,7 @@ def _log(scope: Scope, seen: _Seen, seconds: float, route: str) -> None:
         fields = {
             "method": scope["method"],
             "path": quote(scope["path"], safe=SHOWN),
-            "peer": _peer(scope),
+            "peer": shown_peer(scope.get("client")),
             "key": key,
             "status": seen.status,
             "received": seen.received,
@@ -105,10 +108,10 @@ def _log(scope: Scope, seen: _Seen, seconds: float, route: str) -> None:
         logger.log(level, form, fields, extra=fields)
 
 
-def _peer(scope: Scope) -> str:
-    """Address and port of the caller; ``-`` where there is none, as of a Unix socket."""
-    host, port = scope.get("client") or ("", 0)
-    if not host:
-        return "-"
+def shown_peer(client: tuple[str, int] | None) -> str:
+    """Address and port of the caller; ``unix`` for one of the Unix socket, ``-`` where there is none."""
+    host, port = client or ("", 0)
+    if host in ("", UNIX):
+        return host or "-"
     shown = quote(host, safe=":")  # a proxy may pass on anything
     return f"[{shown}]:{port}" if ":" in shown else f"{shown}:{port}"

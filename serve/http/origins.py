@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.errors import ForbiddenError, ServeError
 from serve.http.replies import JSON_LENGTH, reply, send_error
-from serve.settings import Settings, is_loopback
+from serve.settings import Settings
 
 HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?")
 SENT = ("Authorization", "Content-Encoding", JSON_LENGTH, "X-Request-Id")  # headers, beside those of any page
@@ -82,13 +82,16 @@ def origins_of(settings: Settings, has_keys: bool) -> Origins:
     """What the settings allow.
 
     Args:
-        settings: ``host``, ``allowed_host`` and ``cors_origin`` are read.
+        settings: ``host``, ``unix_socket``, ``allowed_host`` and ``cors_origin`` are read.
         has_keys: Inference needs a key, which pages do not have; then every name is good unless some are given.
     """
     if has_keys and not settings.allowed_host:
         return Origins(pages=settings.cors_origin)
+    if settings.unix_socket is not None:
+        # No browser calls it. A proxy before it may pass on what one asked for; programs name it as they like.
+        return Origins(("localhost", *settings.allowed_host), dotless=True, pages=settings.cors_origin)
     names = ("localhost", settings.host.lower(), *settings.allowed_host)
-    if is_loopback(settings.host):
+    if settings.local:
         return Origins(names, pages=settings.cors_origin)
     return Origins((*names, socket.gethostname().lower()), dotless=True, pages=settings.cors_origin)
 

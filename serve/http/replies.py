@@ -43,11 +43,12 @@ def reply(value: Any, status: int = 200, headers: Mapping[str, str] | None = Non
     return Response(dump_json(value), status, headers, media_type="application/json")
 
 
-def error_reply(error: ServeError) -> Response:
-    """What the caller is told."""
+def error_reply(error: ServeError, scope: Scope) -> Response:
+    """What the caller is told. What the metrics call the error is left in the scope's state, as ``reason``."""
+    scope.setdefault("state", {})["reason"] = error.reason
     return reply({"error": str(error)}, error.status, error.headers)
 
 
 async def send_error(error: ServeError, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer with an error where no framework does."""
-    await error_reply(error)(scope, receive, send)
+    await error_reply(error, scope)(scope, receive, send)

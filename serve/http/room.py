@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from serve.engine.system import is_spare
+
 MOST_HELD = 2**26  # bytes of all connections that were read and wait behind requests without replies
 MOST_CONNECTIONS = 1000
 
@@ -24,6 +26,7 @@ class Room:
         self.held = 0
         self._waiting: dict[asyncio.Transport, None] = {}  # in the order in which their waits began
         self._working: set[asyncio.Transport] = set()
+        self._crowding: set[asyncio.Transport] = set()  # have one of the last descriptors
 
     def enter(self, transport: asyncio.Transport) -> None:
         """A new connection, in place of the one that has waited longest for a request if there are too many.
@@ -31,10 +34,13 @@ class Room:
         A client has to expect the end of a connection that it does not use, and takes another; a new one that is turned
         away has none. Heads that do not come to an end keep nobody out this way, either.
         """
-        if self._waiting and len(self._waiting) + len(self._working) >= self.most:
+        crowding = is_spare(transport.get_extra_info("socket").fileno())
+        if self._waiting and (crowding or len(self._waiting) + len(self._working) >= self.most):
             longest = next(iter(self._waiting))
             del self._waiting[longest]
             longest.abort()  # what is not taken of replies until now is not waited for
+        elif crowding:
+            self._crowding.add(transport)
         self.waits(transport)
 
     def waits(self, transport: asyncio.Transport) -> None:
@@ -51,7 +57,12 @@ class Room:
         """A connection is gone."""
         self._waiting.pop(transport, None)
         self._working.discard(transport)
+        self._crowding.discard(transport)
 
-    def full_beside(self, transport: asyncio.Transport) -> bool:
-        """As many others have requests under way as there may be connections."""
-        return len(self._working) - (transport in self._working) >= self.most
+    def why_full(self, transport: asyncio.Transport) -> str | None:
+        """Why a new request on a connection is refused; None when there is room for it."""
+        if transport in self._crowding:
+            return "there are no file descriptors left for connections; try again in a moment, or raise `ulimit -n`"
+        if len(self._working) - (transport in self._working) >= self.most:
+            return f"{self.most} connections have requests under way; try again in a moment"
+        return None

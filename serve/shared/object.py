@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from stat import S_ISREG
 
-from serve.errors import BadRequestError
+from serve.errors import BadRequestError, exhausted
 
 DIRECTORY = Path("/dev/shm")  # noqa: S108 - where Linux keeps these objects; nothing is made there
 PREFIX_FORM = re.compile(r"/?([A-Za-z0-9_][A-Za-z0-9_.-]*)")
@@ -118,6 +118,7 @@ def opened(key: str) -> Iterator[SharedObject]:
 
     Raises:
         BadRequestError: There is none, or this process may not read and write it.
+        BusyError: This process has no descriptor left.
     """
     try:
         # A link would lead out of the folder, and a pipe would keep the caller waiting.
@@ -125,6 +126,8 @@ def opened(key: str) -> Iterator[SharedObject]:
     except FileNotFoundError as error:
         raise BadRequestError(f"there is no shared memory object {key!r}; create it first") from error
     except OSError as error:
+        if busy := exhausted(error):
+            raise busy from error
         raise BadRequestError(f"object {key!r} cannot be opened for reading and writing ({error.strerror})") from error
     try:
         yield SharedObject(key, descriptor)

@@ -19,7 +19,7 @@ from serve.compute.setup import Setup
 from serve.engine.catalogue import reason_of
 from serve.engine.model import Model
 from serve.engine.stats import ModelStats
-from serve.errors import ServeError
+from serve.errors import BusyError, ServeError, exhausted
 from serve.http.logs import request_id
 from serve.tensors.datatypes import Array
 from serve.tensors.encode import EncodedResponse
@@ -40,6 +40,7 @@ from serve.worker.messages import (
     RegionsChanged,
     ReplyFree,
     SegmentGone,
+    SegmentLost,
     SegmentMade,
 )
 from serve.worker.segments import INLINE_BYTES, MappedSegments, Marks, SharedPool
@@ -151,22 +152,32 @@ class Host:
     def _take(self, message: Any, descriptor: int | None) -> None:
         match message:
             case Begin():
-                task = asyncio.create_task(self._answer(message, self._body(message)))
-                self._tasks[message.id] = task
-                task.add_done_callback(lambda _: self._tasks.pop(message.id))
+                self._begin(message)
             case Cancel():
                 if message.id in self._tasks:
                     self._tasks[message.id].cancel()
             case ReplyFree():
                 self._lender.give_back(message.id)
             case SegmentMade():
-                assert descriptor is not None  # noqa: S101 - it came along
-                self._bodies.add(message.number, message.size, descriptor)
+                if not self._bodies.add(message.number, message.size, descriptor):
+                    self._channel.send(SegmentLost(message.number))
+            case SegmentLost():
+                self._lender.announce_again(message.number)
             case SegmentGone():
                 self._bodies.drop(message.number)
             case Setup():
                 self._marks = Marks(descriptor)
                 self._on_setup(message)
+
+    def _begin(self, begin: Begin) -> None:
+        try:
+            body = self._body(begin)
+        except BusyError as error:
+            self._channel.send(BodyFree(begin.id))
+            self._channel.send(Refusal(begin.id, error))
+            return
+        task = self._tasks[begin.id] = asyncio.create_task(self._answer(begin, body))
+        task.add_done_callback(lambda _: self._tasks.pop(begin.id))
 
     async def _answer(self, begin: Begin, body: memoryview) -> None:
         request_id.set(begin.request_id)
@@ -179,9 +190,13 @@ class Host:
             self._channel.send(await self._reply(begin.id, encoded))
         except ServeError as error:
             self._channel.send(Refusal(begin.id, error))
-        except Exception:
-            logger.exception("%s failed", begin.call.verb)
-            self._channel.send(Refusal(begin.id, None))
+        except Exception as error:
+            busy = exhausted(error)
+            if busy is None:
+                logger.exception("%s failed", begin.call.verb)
+            else:
+                logger.warning("%s is refused: %s", begin.call.verb, error)
+            self._channel.send(Refusal(begin.id, busy))
 
     def _body(self, begin: Begin) -> memoryview:
         if isinstance(begin.body, bytes):

@@ -49,6 +49,10 @@ class Lender:
         """There is no other side any more."""
         self._lent.clear()
 
+    def announce_again(self, segment: int) -> None:
+        """The other side could not map a segment; it is sent again when it is lent the next time."""
+        self._announced.discard(segment)
+
     def forget(self, segment: int) -> None:
         """A segment is gone; from any thread."""
         self._announced.discard(segment)

@@ -91,6 +91,12 @@ class SegmentGone(NamedTuple):
     number: int
 
 
+class SegmentLost(NamedTuple):
+    """The receiver could not map this segment; it has to be sent again before it is used."""
+
+    number: int
+
+
 class ModelState(NamedTuple):
     """What has become of a model. One that is neither ready nor failed is being loaded from now on.
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from serve.compute.service import Call
 from serve.compute.setup import Setup
+from serve.errors import BusyError
 from serve.http.logs import request_id
 from serve.tensors.encode import EncodedResponse
 from serve.worker.channel import Channel
@@ -29,6 +30,7 @@ from serve.worker.messages import (
     RegionsChanged,
     ReplyFree,
     SegmentGone,
+    SegmentLost,
     SegmentMade,
 )
 from serve.worker.segments import MARKS, MappedSegments, Marks, SharedPool
@@ -179,11 +181,8 @@ class WorkerProcess:
             case LoadFailed():
                 self.loading = None
                 self.ready.set_exception(ValueError(message.reason))
-            case SegmentMade():
-                assert descriptor is not None  # noqa: S101 - it came along
-                self._replies.add(message.number, message.size, descriptor)
-            case SegmentGone():
-                self._replies.drop(message.number)
+            case SegmentMade() | SegmentLost() | SegmentGone():
+                self._take_of_segment(message, descriptor)
 
     def _take_of_call(self, message: Answer | Refusal | BodyFree) -> None:
         match message:
@@ -194,11 +193,26 @@ class WorkerProcess:
             case BodyFree():
                 self._bodies.give_back(message.id)
 
+    def _take_of_segment(self, message: SegmentMade | SegmentLost | SegmentGone, descriptor: int | None) -> None:
+        match message:
+            case SegmentMade():
+                if not self._replies.add(message.number, message.size, descriptor):
+                    self._channel.send(SegmentLost(message.number))
+            case SegmentLost():
+                self._bodies.announce_again(message.number)
+            case SegmentGone():
+                self._replies.drop(message.number)
+
     def _answered(self, answer: Answer) -> None:
         if isinstance(answer.body, bytes):
             body: bytes | memoryview = answer.body
         else:
-            body = self._replies.view(answer.body, lambda: self._channel.send_soon(ReplyFree(answer.id)))
+            try:
+                body = self._replies.view(answer.body, lambda: self._channel.send_soon(ReplyFree(answer.id)))
+            except BusyError as error:
+                self._channel.send(ReplyFree(answer.id))
+                self._fail(answer.id, error)
+                return
         waiting = self._calls.get(answer.id)
         if waiting is not None and not waiting.done():
             waiting.set_result(EncodedResponse([body], answer.header_length))

@@ -14,7 +14,7 @@ from serve.compute.service import Call, Verb
 from serve.compute.setup import Setup
 from serve.engine.catalogue import Catalogue, check_loaded, not_loaded, reason_of
 from serve.engine.registry import find_model, names_in
-from serve.errors import BusyError, InferenceError, NotReadyError, StuckError
+from serve.errors import BusyError, InferenceError, NotReadyError, StuckError, exhausted
 from serve.tensors.encode import EncodedResponse
 from serve.worker.ask import ask, deadline_of, ended_meanwhile, too_late
 from serve.worker.messages import Counted, Extensions, ModelState, RegionsChanged
@@ -99,7 +99,7 @@ class RemoteService:
                 await asyncio.to_thread(find_model, self._setup.artifacts, name)
                 await self._rehearse(name)
             except (ValueError, OSError) as error:
-                raise not_loaded(self.catalogue, name, reason_of(error)) from error
+                raise exhausted(error) or not_loaded(self.catalogue, name, reason_of(error)) from error
             try:
                 await self._run(Call(Verb.LOAD, name), memoryview(b""), None)
             except ProcessEndedError as error:

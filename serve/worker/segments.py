@@ -6,6 +6,7 @@ that holds it, however that ends.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import weakref
@@ -15,6 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from serve.engine.system import is_spare
+from serve.errors import BusyError, exhausted
 from serve.tensors.buffers import BufferPool
 from serve.tensors.datatypes import Array
 from serve.worker.messages import Span
@@ -79,6 +82,8 @@ class SharedPool(BufferPool):
         number = next(self._numbers)
         descriptor = os.memfd_create("yolo-assigner", os.MFD_CLOEXEC)
         try:
+            if is_spare(descriptor):
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             os.ftruncate(descriptor, size)
             buffer = np.frombuffer(mmap.mmap(descriptor, size), np.uint8)
         except BaseException:
@@ -125,12 +130,28 @@ class MappedSegments:
     def __init__(self) -> None:
         self._buffers: dict[int, Array] = {}
 
-    def add(self, number: int, size: int, descriptor: int) -> None:
-        """Map one; its descriptor is closed."""
+    def add(self, number: int, size: int, descriptor: int | None) -> bool:
+        """Map one; its descriptor is closed.
+
+        Args:
+            number: What both sides call it.
+            size: Bytes.
+            descriptor: Of its file; None: this process had none left when it came.
+
+        Returns:
+            False when there are no descriptors or no memory for it.
+        """
+        if descriptor is None:
+            return False
         try:
             self._buffers[number] = np.frombuffer(mmap.mmap(descriptor, size), np.uint8)
+        except OSError as error:
+            if exhausted(error) is None:
+                raise
+            return False
         finally:
             os.close(descriptor)
+        return True
 
     def drop(self, number: int) -> None:
         """Unmap one, as soon as its last view is gone."""
@@ -142,7 +163,15 @@ class MappedSegments:
         Args:
             span: Which.
             on_gone: Told when nothing refers to it any more; in any thread.
+
+        Raises:
+            BusyError: The segment could not be mapped.
         """
+        if span.segment not in self._buffers:
+            raise BusyError(
+                "the server has no file descriptors or no memory left for this request; try again in a moment, or "
+                "raise `ulimit -n`"
+            )
         part = self._buffers[span.segment][span.start : span.start + span.size]
         when_gone(part, on_gone)
         return part.data

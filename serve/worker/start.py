@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,17 +10,19 @@ import threading
 from collections.abc import Sequence
 from typing import IO
 
+from serve.configuration import PREFIX
 from serve.engine.system import end_before_others
 
 # Where this program is not to import from the folder that it is started in, neither is that one.
 COMMAND = (sys.executable, *(["-P"] if sys.flags.safe_path else []), "-m", "serve.worker")
-STOPPING = {signal.SIGTERM, signal.SIGINT}
+STOPPING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 LINE = 2**16  # most bytes of what it says that are passed on at a time
 
 
 def start(command: Sequence[str], descriptor: int) -> subprocess.Popen[bytes]:
     """Start the process. Signals for all processes of a group do not reach it before it ignores them.
 
+    It gets no setting from the environment, keys and passwords among them; what it needs is sent to it.
     Where memory is short, the system ends this process, which is started again, and not the one that answers.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
@@ -30,6 +33,7 @@ def start(command: Sequence[str], descriptor: int) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            env={name: value for name, value in os.environ.items() if not name.startswith(PREFIX)},
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -13,10 +13,8 @@ from pathlib import Path
 import pytest
 
 from deploy.engines import Machine, has_engine
-from deploy.entrypoint import health
 from export.contract import load_contract
 from export.engine_contract import load_engine_contract
-from tests.serve.conftest import start, stop
 
 SMALL = "--runtime tensorrt-rtx --quiet --profile B=1 M=8 imgsz=64"
 
@@ -67,14 +65,6 @@ def test_an_unknown_command_is_named_with_the_known_ones(tmp_path: Path) -> None
     assert done.returncode == 2
     assert "build-engine cannot be run" in done.stderr
     assert "build-engines" in done.stderr
-
-
-def test_health_says_whether_the_service_is_ready(artifacts_dir: Path) -> None:
-    live = start("--artifacts", artifacts_dir)
-    assert health(live.port) == 0
-    assert run(artifacts_dir, "health", YOLO_ASSIGNER_PORT=str(live.port)).returncode == 0
-    assert stop(live) == 0
-    assert health(live.port) == 1
 
 
 def test_engines_are_built_beside_the_models(dense: Path) -> None:

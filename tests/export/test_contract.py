@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -60,6 +62,34 @@ def test_what_cannot_be_used_does_not_hide_the_rest(folder: Path) -> None:
     assert [contract.name for _, contract in found] == ["loss_grad"]
     assert list(damaged) == ["assigner", "loss"]
     assert "which is not beside it" in str(damaged["loss"])
+
+
+def no_file(path: Path, kind: str) -> None:
+    """Put something else in a file's place."""
+    path.unlink()
+    match kind:
+        case "FIFO":
+            os.mkfifo(path)
+        case "device":
+            path.symlink_to("/dev/zero")
+        case "socket":
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(str(path))
+        case "folder":
+            path.mkdir()
+
+
+@pytest.mark.timeout(30)  # whoever opens a FIFO waits for ever
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no FIFO, device or socket among its files")
+@pytest.mark.parametrize("kind", ["FIFO", "device", "socket", "folder"])
+def test_what_is_no_regular_file_is_not_opened(folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)  # paths of sockets are short
+    no_file(Path("assigner.json"), kind)
+    no_file(Path("loss.onnx"), kind)
+    found, damaged = scan_contracts(Path())
+    assert [contract.name for _, contract in found] == ["loss_grad"]
+    assert "assigner.json cannot be read as a contract (it is no regular file)" in str(damaged["assigner"])
+    assert "loss.onnx cannot be read (it is no regular file)" in str(damaged["loss"])
 
 
 def test_empty_folder(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -16,11 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from benchmarks.control_group import memory_group
 from serve.tensors.datatypes import Array, wire_name
 from tests.serve.callers import LIBRARIES, Caller, calling
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 4 * 2**20  # bytes of a body
+GROUP_BYTES = 600 * 2**20
 
 
 class Reply(NamedTuple):
@@ -123,6 +126,17 @@ def live(artifacts_dir: Path) -> Iterator[Live]:
     server = start("--artifacts", artifacts_dir, "--max-request-bytes", str(LIMIT))
     yield server
     assert stop(server) == 0
+
+
+@pytest.fixture
+def group() -> Iterator[Path]:
+    """A control group of 600 MiB of memory without swap, empty and gone at the end."""
+    with contextlib.ExitStack() as stack:
+        try:
+            made = stack.enter_context(memory_group(GROUP_BYTES))
+        except OSError as error:
+            pytest.skip(str(error))
+        yield made
 
 
 @pytest.fixture(params=LIBRARIES)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import resource
 import socket
 import subprocess
@@ -20,7 +22,12 @@ from starlette.types import Receive, Scope, Send
 from benchmarks.hostile.requests import Request
 from benchmarks.hostile.targets import good_requests
 from benchmarks.hostile.wire import NoReplyError, Wire
+from serve.http.admission import Admission, AdmissionGate
 from serve.http.connection import protocol
+from serve.http.logs import request_id
+from serve.http.metrics import Metrics
+from serve.http.observe import Observer
+from serve.http.refusals import LINES_A_SECOND, Refusals
 from serve.http.room import MOST_HELD, Room
 from tests.serve.conftest import ROOT, Live, start, stop
 
@@ -113,19 +120,26 @@ def test_thousands_of_requests_in_one_piece(few: Live) -> None:
 
 
 @contextmanager
-def small_server(reply: bytes, room: Room) -> Iterator[int]:
+def small_server(
+    reply: bytes, room: Room, metrics: Metrics | None = None, admission: Admission | None = None
+) -> Iterator[int]:
     """A server in this process that gives one reply and keeps little of it in the system; its port."""
+    metrics, admission = metrics or Metrics(), admission or Admission(100, MIB)
 
-    async def app(scope: Scope, _: Receive, send: Send) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http"
         await asyncio.sleep(0.01)
+        while (await receive()).get("more_body"):
+            pass
         headers = [(b"content-length", str(len(reply)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": reply})
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**12)
-        config = uvicorn.Config(app, log_config=None, lifespan="off", http=protocol(PATIENCE, room))
+        guarded = protocol(PATIENCE, room, Refusals(metrics))
+        observed = Observer(AdmissionGate(app, admission, MIB), metrics)
+        config = uvicorn.Config(observed, log_config=None, lifespan="off", http=guarded)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=[[listener]])
         thread.start()
@@ -154,6 +168,25 @@ def test_a_small_reply_that_nobody_takes_is_not_kept() -> None:
         time.sleep(2.5 * PATIENCE)
         with pytest.raises(NoReplyError):
             wire.reply()
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_reply_keeps_its_place_until_it_is_taken_or_cut_off(reads: bool) -> None:
+    reply, admission = bytes(MIB), Admission(2, 4 * MIB)
+    request = b"POST /v1/loss HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n" + bytes(9)
+    with small_server(reply, Room(), admission=admission) as port, Wire(port, room=2**12) as wire:
+        wire.write([request])
+        time.sleep(0.4 * PATIENCE)
+        assert (admission.requests, admission.bytes) == (1, len(reply))
+        if reads:
+            assert wire.reply().body == reply
+        end = time.monotonic() + 3 * PATIENCE
+        while admission.requests and time.monotonic() < end:
+            time.sleep(0.01)
+        assert (admission.requests, admission.bytes) == (0, 0)
+        if reads:
+            wire.write([request])
+            assert wire.reply().body == reply
 
 
 def test_who_does_not_read_is_cut_off(few: Live) -> None:
@@ -188,6 +221,98 @@ def test_more_connections_than_there_may_be_are_answered_503(few: Live) -> None:
         assert refused.error == f"{MOST} connections have requests under way; try again in a moment"
         assert {wire.reply().status for wire in wires} == {408}
     assert few.send("GET", "/v2/health/live").status == 200
+
+
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture) -> Iterator[list[tuple[str, str]]]:
+    """Request id and text of every line of the access log, as they come."""
+    lines: list[tuple[str, str]] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        lines.append((request_id.get(), record.getMessage()))
+        return True
+
+    caplog.set_level(logging.INFO, "serve.access")
+    logger = logging.getLogger("serve.access")
+    logger.addFilter(keep)
+    yield lines
+    logger.removeFilter(keep)
+
+
+def counted(metrics: Metrics, route: str) -> dict[str, float]:
+    """Failures of a route by their reason."""
+    samples = [sample for family in metrics.registry.collect() for sample in family.samples]
+    failures = [sample for sample in samples if sample.name == "yolo_assigner_failures_total"]
+    return {sample.labels["reason"]: sample.value for sample in failures if sample.labels["route"] == route}
+
+
+HEAD = b"GET / HTTP/1.1\r\nX-Request-Id: mine\r\n"
+REFUSED = {
+    "no HTTP": (b"nonsense\r\n\r\n", 400, "bad_request"),
+    "no Host": (HEAD + b"\r\n", 400, "bad_request"),
+    "many headers": (HEAD + b"A: b\r\n" * 300, 431, "large_head"),
+    "long header": (HEAD + b"A: " + b"b" * 2**17 + b"\r\n\r\n", 431, "large_head"),
+    "coding": (HEAD + b"Host: a\r\nTransfer-Encoding: br\r\n\r\n", 501, "unsupported"),
+    "slow": (HEAD + b"A: b", 408, "too_slow"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_at_the_connection_is_counted_and_logged_with_its_id(
+    name: str, logged: list[tuple[str, str]]
+) -> None:
+    sent, status, reason = REFUSED[name]
+    metrics = Metrics()
+    with small_server(b"", Room(), metrics) as port, Wire(port) as wire:
+        wire.write([sent[: len(HEAD)], 0.1, sent[len(HEAD) :]])
+        reply = wire.reply()
+        peer = f"127.0.0.1:{wire.socket.getsockname()[1]}"
+        assert wire.ended()
+    identifier = reply.headers["x-request-id"]
+    assert (reply.status, identifier == "mine") == (status, sent.startswith(HEAD))
+    text = json.loads(reply.body)["error"]
+    assert logged == [(identifier, f"{status} at the connection from {peer}: {text}")]
+    assert counted(metrics, "connection") == {reason: 1}
+
+
+def test_a_body_that_breaks_off_is_counted_once_and_keeps_its_id(logged: list[tuple[str, str]]) -> None:
+    """The application has the request by then and counts it."""
+    metrics = Metrics()
+    with small_server(b"", Room(), metrics) as port, Wire(port) as wire:
+        wire.write([b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", 0.1, b"nonsense\r\n"])
+        reply = wire.reply()
+        assert reply.status == 400
+        assert wire.ended()
+    (refused,) = [identifier for identifier, text in logged if "at the connection" in text]
+    assert refused == reply.headers["x-request-id"]
+    assert counted(metrics, "connection") == {}
+
+
+def test_what_is_refused_behind_whole_requests_is_counted(logged: list[tuple[str, str]]) -> None:
+    metrics = Metrics()
+    with small_server(b"", Room(), metrics) as port, Wire(port) as wire:
+        wire.write([LIVE + b"nonsense\r\n\r\n"])
+        assert wire.reply().status == 200
+        assert wire.ended()
+    assert counted(metrics, "connection") == {"bad_request": 1}
+    assert [text[:21] for _, text in logged] == ["400 at the connection"]
+
+
+def test_many_refusals_are_counted_and_few_of_them_logged(logged: list[tuple[str, str]]) -> None:
+    metrics, count = Metrics(), 10 * LINES_A_SECOND
+    with small_server(b"", Room(), metrics) as port:
+        began = time.monotonic()
+        for _ in range(count):
+            with Wire(port) as wire:
+                wire.write([b"nonsense\r\n\r\n"])
+                assert wire.reply().status == 400
+        seconds = int(time.monotonic() - began) + 1
+        time.sleep(1.2)
+    said = [int(text.split()[0]) for _, text in logged if "more connections were refused" in text]
+    lines = len(logged) - len(said)
+    assert LINES_A_SECOND <= lines <= LINES_A_SECOND * (seconds + 1)
+    assert lines + sum(said) == count == counted(metrics, "connection")["bad_request"]
+    assert said
 
 
 def test_no_more_connections_than_half_of_the_descriptors(artifacts_dir: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -82,6 +83,9 @@ def test_a_server_with_damaged_models(folder: Path, engines: str, capfd: pytest.
         counted = samples(port)
         assert counted["yolo_assigner_models_failed", ()] == 2
         assert counted["yolo_assigner_models_ready", ()] == 1
+        reasons = {labels[0]: value for (name, labels), value in counted.items() if name.endswith("failures_total")}
+        assert reasons["reason", "model_failed"] > 0
+        assert ("reason", "busy") not in reasons
     finally:
         assert stop(live) == 0
     log = capfd.readouterr().err
@@ -118,6 +122,8 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "deep JSON": lambda folder: (folder / "assigner.json").write_text("[" * 100_000),
     "no contract": lambda folder: (folder / "assigner.json").write_text("[1]"),
     "a broken link": lambda folder: relink(folder / "assigner.json"),
+    "a FIFO for a contract": lambda folder: make_fifo(folder / "assigner.json"),
+    "a FIFO for a model": lambda folder: make_fifo(folder / "assigner.onnx"),
     "file is no text": lambda folder: edit(folder / "assigner.json", file=5),
     "hyperparameters are no object": lambda folder: edit(folder / "assigner.json", hyperparameters=[]),
     "strides are no numbers": lambda folder: edit(folder / "assigner.json", hyperparameters={"strides": ["8"]}),
@@ -134,6 +140,11 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 def relink(path: Path) -> None:
     path.unlink()
     path.symlink_to("nowhere")
+
+
+def make_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
 
 
 async def load(folder: Path) -> tuple[list[str], dict[str, str]]:

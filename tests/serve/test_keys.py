@@ -24,7 +24,7 @@ from tests.serve.test_logs import serving
 OLD, NEW, ADMIN = "old-key-0123456789", "new-key-0123456789", "admin-key-0123456789"
 KEYS = Keys(KeySource(others=(OLD, NEW)), KeySource(others=(ADMIN,)))
 INFER, ADMINISTER = "/v2/models/loss/infer", "/v2/systemsharedmemory/region/x/register"
-PATIENCE = 10.0  # seconds for what takes milliseconds
+PATIENCE = 60.0  # seconds for what takes milliseconds
 
 
 def with_key(key: str, kind: str = "Bearer") -> Headers:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.control_group import inside
 from serve.configuration import describe, read_settings
 from serve.engine.system import Memory, memory_limit
 from serve.settings import PARTS, Settings
@@ -144,44 +145,6 @@ def serving(*words: str | Path, through: Sequence[str] = ()) -> Iterator[Live]:
         assert stop(live) == 0
     finally:
         live.process.kill()
-
-
-@pytest.fixture
-def group() -> Iterator[Path]:
-    """A control group of 600 MiB without swap, empty and gone at the end."""
-    made = make_group(600 * MIB)
-    if made is None:
-        pytest.skip("no control group of memory can be made here; it takes root and a writable /sys/fs/cgroup")
-    yield made
-    deadline = time.monotonic() + 10
-    while (made / "cgroup.procs").read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    made.rmdir()
-
-
-def make_group(nbytes: int) -> Path | None:
-    """Version 2 or version 1; None when the system does not let us."""
-    for parent, name, swap in (
-        (Path("/sys/fs/cgroup"), "memory.max", ("memory.swap.max", 0)),
-        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", ("memory.memsw.limit_in_bytes", nbytes)),
-    ):
-        folder = parent / f"yolo-assigner-test-{os.getpid()}"
-        with contextlib.suppress(OSError):
-            folder.mkdir()
-            if (folder / name).exists() and (folder / "cgroup.procs").exists():
-                (folder / name).write_text(str(nbytes))
-                if (folder / swap[0]).exists():
-                    (folder / swap[0]).write_text(str(swap[1]))
-                return folder
-        with contextlib.suppress(OSError):
-            folder.rmdir()
-    return None
-
-
-def inside(group: Path) -> list[str]:
-    """A program that runs another one in a group."""
-    return ["sh", "-c", 'echo $$ > "$0"; exec "$@"', str(group / "cgroup.procs")]
 
 
 def wait_until_ready(live: Live) -> None:

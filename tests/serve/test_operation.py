@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,10 +20,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from serve.client import AssignerClient, ServerError
-from tests.serve.conftest import ROOT, Live, binary_rows, ended, json_rows, loss_inputs, start, stop
+from tests.serve.conftest import ROOT, Live, binary_rows, ended, json_rows, loss_inputs, start, stop, worker_of
 
 KEY, ADMIN = "inference-key-of-a-test", "administration-key-of-a-test"
 INFER = "/v2/models/loss/infer"
+METRIC = re.compile(r"(?:(rate|increase)\()?\b((?:yolo_assigner|process)_\w+)")
 
 
 def free_port() -> int:
@@ -86,10 +89,14 @@ def test_a_large_body_without_a_key_is_answered_and_not_cut_off(guarded: Live) -
             assert b"wants a key" in reply
 
 
-def samples(port: int) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+def metrics_text(port: int) -> str:
     with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
-        families = text_string_to_metric_families(response.read().decode())
-        return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
+        return str(response.read().decode())
+
+
+def samples(port: int) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    families = text_string_to_metric_families(metrics_text(port))
+    return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
 
 
 def test_metrics_count_what_happens(guarded: Live, metrics_port: int) -> None:
@@ -116,19 +123,38 @@ def test_metrics_count_what_happens(guarded: Live, metrics_port: int) -> None:
     assert not [name for name, labels in after if any(KEY in value for _, value in labels)]
 
 
-def test_every_metric_of_the_dashboard_exists(guarded: Live, metrics_port: int) -> None:
+def test_restarts_of_the_engines_are_counted(guarded: Live, metrics_port: int) -> None:
+    name = "yolo_assigner_engine_restarts"
+    before = samples(metrics_port)[f"{name}_total", ()]
+    os.kill(worker_of(guarded), signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while samples(metrics_port)[f"{name}_total", ()] == before or guarded.send("GET", "/v2/health/ready").status != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert samples(metrics_port)[f"{name}_total", ()] == before + 1
+    types = {family.name: family.type for family in text_string_to_metric_families(metrics_text(metrics_port))}
+    assert types[name] == "counter"
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed; it comes with Prometheus")
+def test_metrics_are_named_as_prometheus_advises(guarded: Live, metrics_port: int) -> None:
     assert guarded.send("GET", "/v2/health/ready").status == 200
-    text = (ROOT / "deploy" / "grafana" / "yolo-assigner.json").read_text()
-    known = {name for name, _ in samples(metrics_port)} | {"yolo_assigner_failures_total"}
-    panels = json.loads(text)["panels"]
-    used = {word for panel in panels for target in panel["targets"] for word in words_of(target["expr"])}
+    text = metrics_text(metrics_port)
+    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("path", ["grafana/yolo-assigner.json", "prometheus-alerts.yml"])
+def test_every_metric_that_is_watched_exists(path: str, guarded: Live, metrics_port: int) -> None:
+    """And a rate is of what is counted, everything else of what is not."""
+    assert guarded.send("GET", "/v2/health/ready").status == 200
+    types = {family.name: family.type for family in text_string_to_metric_families(metrics_text(metrics_port))}
+    used = METRIC.findall((ROOT / "deploy" / path).read_text())
     assert len(used) > 8
-    assert used <= known, used - known
-
-
-def words_of(expression: str) -> set[str]:
-    cleaned = "".join(letter if letter.isalnum() or letter == "_" else " " for letter in expression)
-    return {word for word in cleaned.split() if word.startswith(("yolo_assigner_", "process_"))}
+    for function, name in used:
+        stem = name.removesuffix("_total").removesuffix("_bucket")
+        assert stem in types, name
+        assert (types[stem] in ("counter", "histogram")) == (function in ("rate", "increase")), name
 
 
 def test_statistics(live: Live) -> None:
@@ -174,12 +200,15 @@ def test_request_identifiers_and_json_logs(artifacts_dir: Path) -> None:
 
 
 def test_a_lame_duck_still_serves(artifacts_dir: Path) -> None:
-    live = start("--artifacts", artifacts_dir, "--lame-duck-seconds", "2")
+    port = free_port()
+    live = start("--artifacts", artifacts_dir, "--lame-duck-seconds", "2", "--metrics-port", str(port))
     rows, blob = binary_rows(loss_inputs())
+    assert samples(port)["yolo_assigner_ready", ()] == 1
     began = time.monotonic()
     live.process.send_signal(signal.SIGTERM)
     refused = live.send("GET", "/v2/health/ready")
     assert (refused.status, "about to stop" in refused.error) == (503, True)
+    assert samples(port)["yolo_assigner_ready", ()] == 0
     served = live.infer("loss", {"inputs": rows}, blob)
     assert served.status == 200
     assert served.headers["Connection"] == "close"
@@ -213,6 +242,22 @@ def test_a_request_under_way_is_finished_before_the_end(artifacts_dir: Path) -> 
         reply = connection.recv(2**16)
     assert reply.startswith(b"HTTP/1.1 200"), reply[:200]
     assert ended(live) == 0
+
+
+def test_the_process_of_the_engines_gets_no_secret(artifacts_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = {"API_KEYS": KEY, "ADMIN_KEYS": ADMIN, "SSL_KEYFILE_PASSWORD": "password-of-a-test"}
+    for name, secret in secrets.items():
+        monkeypatch.setenv(f"YOLO_ASSIGNER_{name}", secret)
+    live = start("--artifacts", artifacts_dir)
+    folder = Path(f"/proc/{worker_of(live)}")
+    rows, blob = binary_rows(loss_inputs())
+    assert live.infer("loss", {"inputs": rows}, blob, **bearer(KEY)).status == 200
+    try:
+        seen = (folder / "environ").read_bytes() + (folder / "cmdline").read_bytes()
+    finally:
+        assert stop(live) == 0
+    assert b"PATH=" in seen
+    assert not [name for name, secret in secrets.items() if secret.encode() in seen]
 
 
 def test_too_many_at_one_time(artifacts_dir: Path) -> None:

@@ -35,8 +35,8 @@ def test_flags_before_environment_before_file(tmp_path: Path) -> None:
 def test_every_setting_can_come_from_everywhere(tmp_path: Path) -> None:
     """But for secrets, which are no flags: other users of the machine see those."""
     values = {
-        "artifacts": "a", "host": "::1", "port": "1", "engine": "torch", "device": "cuda:1", "threads": "2",
-        "engine_process": "true", "engine_timeout": "3.5",
+        "artifacts": "a", "host": "::1", "port": "1", "unix_socket": "u", "engine": "torch", "device": "cuda:1",
+        "threads": "2", "engine_process": "true", "engine_timeout": "3.5",
         "max_request_bytes": "3", "max_json_bytes": "2", "max_work_bytes": "1", "max_requests": "4",
         "max_total_bytes": "5", "max_connections": "7", "request_timeout": "6.5", "client_timeout": "9.5",
         "batch_images": "6", "batch_wait": "0.25", "compress_replies": "true",
@@ -84,7 +84,11 @@ def test_what_is_shown_can_be_read_again_and_has_no_secret() -> None:
         (["--artifacts", "a"], {"YOLO_ASSIGNER_THREADS": "-1"}, "threads (YOLO_ASSIGNER_THREADS): "),
         (["--artifacts", "a", "--engine", "magic"], {}, "there is no engine 'magic'; choose one of auto"),
         (["--artifacts", "a", "--device", "gpu"], {}, "write cpu, cuda or cuda:N"),
-        (["--artifacts", "a", "--trusted-proxy", "front"], {}, "give an address, as 10.0.0.7, or a network"),
+        (
+            ["--artifacts", "a", "--trusted-proxy", "front"],
+            {},
+            "give an address, as 10.0.0.7, a network, as 10.0.0.0/8, or unix",
+        ),
         (["--artifacts", "a", "--log-level", "loud"], {}, "log_level (--log-level): "),
         (["--artifacts", "a", "--host", "0.0.0.0"], {}, "give api_key_file, or say insecure"),  # noqa: S104
         (["--artifacts", "a", "--ssl-keyfile", "k"], {}, "ssl_certfile and ssl_keyfile go together"),
@@ -130,3 +134,13 @@ def test_beyond_loopback_with_a_key_or_on_purpose() -> None:
     assert read_settings([*words, "--insecure"], {}).settings.insecure
     assert read_settings(words, {"YOLO_ASSIGNER_API_KEYS": KEY}).settings.api_keys
     assert read_settings([*words, "--api-key-file", "k"], {}).settings.api_key_file == Path("k")
+    assert read_settings([*words, "--unix-socket", "s"], {}).settings.local
+
+
+def test_proxies_by_address_network_or_socket(tmp_path: Path) -> None:
+    words = ["--artifacts", "a", "--trusted-proxy", "10.0.0.7", "--trusted-proxy", "unix"]
+    assert read_settings(words, {}).settings.trusted_proxy == ("10.0.0.7", "unix")
+    path = tmp_path / "serve.toml"
+    path.write_text('artifacts = "a"\nunix_socket = "/run/serve.sock"\ntrusted_proxy = ["unix", "10.0.0.0/8"]\n')
+    settings = read_settings(["--config", str(path)], {}).settings
+    assert (settings.unix_socket, settings.trusted_proxy) == (Path("/run/serve.sock"), ("unix", "10.0.0.0/8"))

@@ -1,9 +1,13 @@
-"""Callers that hardly do anything hold neither places nor connections for long."""
+"""Callers that hardly do anything hold neither places nor connections for long, nor does a log that nobody reads."""
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
+import pytest
+
+from benchmarks.hostile.judge import Judge
 from benchmarks.hostile.slow import (
     Slow,
     dripping_bodies,
@@ -13,6 +17,7 @@ from benchmarks.hostile.slow import (
     slow_heads,
     slow_readers,
 )
+from benchmarks.hostile.surroundings import SHORT, Short, short_memory, unread_log
 from benchmarks.hostile.targets import good_requests, large_reply
 from benchmarks.hostile.wire import Wire
 from tests.serve.conftest import Live
@@ -40,6 +45,15 @@ def test_heads_that_stop(strict: Live) -> None:
 def test_requests_that_are_sent_ahead(strict: Live) -> None:
     fine(sent_ahead(strict.port, 2, 2000))
     fine(sent_ahead_unread(strict.port, 2, PATIENCE))
+
+
+def test_a_log_that_nobody_reads(artifacts_dir: Path) -> None:
+    fine(unread_log(artifacts_dir, 700))
+
+
+@pytest.mark.parametrize("short", SHORT, ids=lambda short: short.what)
+def test_memory_that_is_short(artifacts_dir: Path, judge: Judge, group: Path, short: Short) -> None:
+    fine(short_memory(artifacts_dir, judge, group, short, callers=4))
 
 
 def test_replies_that_nobody_takes(strict: Live) -> None:

@@ -1,0 +1,151 @@
+"""What the server listens on: an address and port, or a Unix socket."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import ipaddress
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from serve.settings import UNIX, Settings
+
+# Connections that one turn of the event loop accepts. uvloop takes one from each socket, so that after a burst of
+# callers the next one would wait for as many turns.
+ACCEPTED = 16
+BACKLOG = 2048
+SOCKET_MODE = 0o666  # who may connect is decided by the folder, as with most servers: not all systems ask the file
+
+
+class Listener:
+    """An open socket to accept connections from.
+
+    Args:
+        opened: Bound and listening.
+        path: The file of a Unix socket, which is removed in the end.
+
+    Attributes:
+        sockets: The socket and duplicates of it.
+    """
+
+    def __init__(self, opened: socket.socket, path: Path | None = None) -> None:
+        self.sockets = [opened, *(opened.dup() for _ in range(ACCEPTED - 1))]
+        self._path = path
+        self._file = _identity(path) if path else None
+
+    def shown(self, scheme: str) -> str:
+        """For people: where callers find it."""
+        if self._path is not None:
+            return f"unix:{self._path}"
+        host, port = self.sockets[0].getsockname()[:2]
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+    def remove_file(self) -> None:
+        """Remove the file of a Unix socket, unless another server has put its own in that place.
+
+        Call it before the sockets are closed: until then no other server replaces the file, and none can have the same
+        identity.
+        """
+        if self._path is not None and self._file is not None:
+            with suppress(OSError):
+                if _identity(self._path) == self._file:
+                    self._path.unlink()
+        self._file = None
+
+    def close(self) -> None:
+        """Accept nothing more. May be called again."""
+        self.remove_file()
+        for one in self.sockets:
+            one.close()
+
+
+def listen(settings: Settings) -> Listener:
+    """Open what the settings say.
+
+    Args:
+        settings: ``unix_socket`` is read, or ``host`` and ``port``. The host ``::`` is all addresses of IPv6 and IPv4.
+
+    Raises:
+        OSError: It cannot be had; the text names it and says what to do.
+    """
+    if settings.unix_socket is not None:
+        return _listen_unix(settings.unix_socket)
+    host, port = settings.host, settings.port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+    try:
+        return Listener(socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both))
+    except (OSError, OverflowError) as error:
+        raise OSError(f"cannot listen on {host} port {port} ({error}); choose another --host or --port") from error
+
+
+def caller_of(address: tuple[str, int] | None, own: tuple[str, int | None] | None) -> tuple[str, int] | None:
+    """Who has connected, as settings and proxies write it.
+
+    Args:
+        address: Of the other end; a socket for both families has IPv4 as ``::ffff:192.0.2.1``. None: there is none.
+        own: Of this end; a Unix socket has no port.
+    """
+    if own is not None and own[1] is None:
+        return UNIX, 0
+    if address is None:
+        return None
+    host, port = address
+    with suppress(ValueError):
+        host = str(getattr(ipaddress.ip_address(host), "ipv4_mapped", None) or host)
+    return host, port
+
+
+def _listen_unix(path: Path) -> Listener:
+    opened = socket.socket(socket.AF_UNIX)
+    try:
+        with _alone(path.parent):
+            _remove_stale(path)
+            opened.bind(str(path))
+            path.chmod(SOCKET_MODE)
+            opened.listen(BACKLOG)
+            return Listener(opened, path)
+    except OSError as error:
+        opened.close()
+        raise OSError(f"cannot listen on the Unix socket {path} ({error}); choose another --unix-socket") from error
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """No other server replaces a socket in a folder at the same time."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove the socket that a server has left which was killed.
+
+    Raises:
+        OSError: There is something else.
+    """
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise OSError("there is a file that is no socket")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.setblocking(False)  # a server that is behind does not accept at once, and is one all the same
+        result = caller.connect_ex(str(path))
+    if result in (0, errno.EAGAIN):
+        raise OSError("a server is listening there")
+    if result != errno.ECONNREFUSED:
+        raise OSError(result, os.strerror(result))
+    path.unlink()
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = path.lstat()
+    return found.st_dev, found.st_ino
