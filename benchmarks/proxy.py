@@ -1,8 +1,8 @@
-"""A small reverse proxy over several servers, as plain as can be: ``python -m benchmarks.proxy PORT PORT ...``.
+"""A small reverse proxy over several servers, as plain as can be: ``python -m benchmarks.proxy PORT SERVER_PORT ...``.
 
 It asks each server every tenth of a second whether it is ready, and sends requests to those that are, in turn. One for
 which no connection could be made goes to the next server; one that has been sent is never sent again. It stands in for
-haproxy or nginx where these are not installed. Prints the port that it listens on.
+haproxy or nginx where these are not installed.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ class Proxy:
     """Sends requests on.
 
     Args:
+        port: On which it listens, on 127.0.0.1.
         ports: Of the servers, on 127.0.0.1.
     """
 
-    def __init__(self, ports: Sequence[int]) -> None:
+    def __init__(self, port: int, ports: Sequence[int]) -> None:
+        self._port = port
         self._up = dict.fromkeys(ports, False)
         self._turns = itertools.cycle(ports)
 
@@ -38,10 +40,9 @@ class Proxy:
         application.router.add_route("*", "/{path:.*}", self._forward)
         runner = web.AppRunner(application, access_log=None, auto_decompress=False)
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        await web.TCPSite(runner, "127.0.0.1", self._port).start()
         async with aiohttp.ClientSession(auto_decompress=False) as self._session:
             probes = [asyncio.create_task(self._probe(port)) for port in self._up]
-            print(runner.addresses[0][1], flush=True)
             await asyncio.gather(*probes)
 
     async def _probe(self, port: int) -> None:
@@ -84,5 +85,7 @@ def _kept(headers: Mapping[str, str]) -> CIMultiDict[str]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks.proxy", description=__doc__)
-    parser.add_argument("ports", nargs="+", type=int, metavar="PORT")
-    asyncio.run(Proxy(parser.parse_args().ports).run())
+    parser.add_argument("port", type=int, metavar="PORT")
+    parser.add_argument("servers", nargs="+", type=int, metavar="SERVER_PORT")
+    options = parser.parse_args()
+    asyncio.run(Proxy(options.port, options.servers).run())

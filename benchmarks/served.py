@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -87,19 +87,23 @@ def _is_ready(port: int) -> bool:
         connection.close()
 
 
-def start(artifacts: Path, *words: str, port: int = 0) -> Served:
+def start(
+    artifacts: Path, *words: str, port: int = 0, through: Sequence[str] = (), errors: int | None = None
+) -> Served:
     """Start a server and wait until it listens; its models may still be loading.
 
     Args:
         artifacts: Folder with exported models.
         words: More of its command line.
         port: 0 takes a free one.
+        through: Beginning of a command that becomes the server.
+        errors: Descriptor of its standard error; None: that of this process.
 
     Raises:
         RuntimeError: It did not start; its reason is on standard error.
     """
     command = [sys.executable, "-m", "serve", "--artifacts", str(artifacts), "--port", str(port), *words]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*through, *command], stdout=subprocess.PIPE, stderr=errors, text=True)
     line = process.stdout.readline() if process.stdout else ""
     if not line.startswith(SCHEME):
         raise RuntimeError(f"the server did not start; it said {line!r}")
@@ -107,9 +111,9 @@ def start(artifacts: Path, *words: str, port: int = 0) -> Served:
 
 
 @contextmanager
-def serving(artifacts: Path, *words: str) -> Iterator[Served]:
-    """A server that is ready, and is gone in the end."""
-    server = start(artifacts, *words)
+def serving(artifacts: Path, *words: str, through: Sequence[str] = (), errors: int | None = None) -> Iterator[Served]:
+    """A server that is ready, and is gone in the end. Arguments as for :func:`start`."""
+    server = start(artifacts, *words, through=through, errors=errors)
     try:
         server.wait_until_ready()
         yield server

@@ -3,7 +3,8 @@
 ``python -m benchmarks.hostile``. Every answer of 200 is compared to the bit with ONNX Runtime without a server, and a
 neighbour on a connection of its own asks the same good requests all the while. What was answered wrongly is kept in a
 file, ``--replay FILE`` sends it again. Before that, callers that do next to nothing; after it, what fits and what does
-not fit the OpenAPI document, by schemathesis. Exit code 1: something was wrong. Linux only.
+not fit the OpenAPI document, by schemathesis. Then servers of their own: one whose log nobody reads, and two in a
+control group of 600 MiB, where one can be made. Exit code 1: something was wrong. Linux only.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import json
 import random
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from tqdm import trange
 
+from benchmarks.control_group import memory_group
 from benchmarks.hostile.attack import carry_out
 from benchmarks.hostile.cases import KINDS
 from benchmarks.hostile.document import fuzz_document
@@ -37,6 +40,7 @@ from benchmarks.hostile.slow import (
     slow_heads,
     slow_readers,
 )
+from benchmarks.hostile.surroundings import GROUP_BYTES, SHORT, short_memory, unread_log
 from benchmarks.hostile.targets import good_requests, large_reply
 from benchmarks.hostile.wire import NoReplyError, Wire
 from benchmarks.served import Served, serving
@@ -46,8 +50,10 @@ MIB = 2**20
 ARTIFACTS = Path("out/hostile")
 RESULTS = Path(__file__).parents[1] / "results" / "hostile.json"
 PLACES, TIMEOUT = 16, 2.0
+UNREAD = 5000  # refused requests whose log lines nobody reads, of 2 KB each
+CALLERS = 6  # where memory is short
 WORDS = (
-    *("--threads", "1", "--max-requests", str(PLACES), "--client-timeout", str(TIMEOUT), "--log-level", "critical"),
+    *("--threads", "1", "--max-requests", str(PLACES), "--client-timeout", str(TIMEOUT), "--log-level", "error"),
     *("--max-request-bytes", str(4 * MIB), "--max-work-bytes", str(64 * MIB), "--shared-memory", PREFIX),
 )
 WARM_UP = 200  # bombs at the beginning: what engines and allocators keep of their largest task, they have then taken
@@ -74,6 +80,7 @@ def main() -> int:
     report = Report(options.seed)
     judge = Judge(options.artifacts)
     with serving(options.artifacts, *WORDS) as server:
+        check_good(server.port, judge)
         for slow in slowly(server.port):
             report.slow(slow)
         with objects(server.port) as judge.regions, Neighbour(server.port, judge) as neighbour:
@@ -82,9 +89,23 @@ def main() -> int:
         report.document(fuzz_document(server.port, options.examples, options.seed, notes))
         report.end(server)
         report.ended_with(server.stop())
+    report.slow(unread_log(options.artifacts, UNREAD))
+    with_short_memory(options.artifacts, judge, report)
     options.out.write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
     print(report.table())
     return 1 if report.faults else 0
+
+
+def check_good(port: int, judge: Judge) -> None:
+    """See that good requests are answered at all, as they are not when a model could not be loaded.
+
+    Raises:
+        RuntimeError: One is not.
+    """
+    for request in good_requests():
+        reply = ask(port, request)
+        if (fault := judge.fault(request, reply)) is not None or reply.status != 200:
+            raise RuntimeError(f"{request.path} before anything hostile: {fault or reply.body[:500]!r}")
 
 
 def slowly(port: int) -> list[Slow]:
@@ -98,6 +119,18 @@ def slowly(port: int) -> list[Slow]:
         sent_ahead(port, 4, 5000),
         sent_ahead_unread(port, 4, TIMEOUT),
     ]
+
+
+def with_short_memory(artifacts: Path, judge: Judge, report: Report) -> None:
+    """Servers in a control group, one after the other."""
+    with ExitStack() as stack:
+        try:
+            group = stack.enter_context(memory_group(GROUP_BYTES))
+        except OSError as error:
+            report.left_out(str(error))
+            return
+        for short in SHORT:
+            report.slow(short_memory(artifacts, judge, group, short, CALLERS))
 
 
 def assault(server: Served, judge: Judge, report: Report, requests: int, folder: Path) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from benchmarks.hostile.bombs import bombs, encoding, typed
-from benchmarks.hostile.requests import Draft, Request, draft, good, halved, inputs_of
+from benchmarks.hostile.bombs import LARGE, bombs, encoding, typed
+from benchmarks.hostile.requests import MODELS, Draft, Request, draft, good, halved, inputs_of
 from benchmarks.hostile.tree import mutate_tree
 from serve.tensors.datatypes import Array
 
@@ -141,6 +142,21 @@ def lengths(rng: random.Random) -> Request:
     return start.request(length=lie)
 
 
+def loads(rng: random.Random) -> Request:
+    """Models that are to be loaded again. Some are, which takes a second each, so there are to be few of these."""
+    names = ("nobody", "%2e%2e", "..%2floss", "loss%00", "Loss", "x" * 3000, "\xff")
+    name = rng.choice(MODELS) if rng.random() < 0.5 else rng.choice(names)
+    tree: dict[str, Any] = {}
+    if rng.random() < 0.5:
+        tree = {"parameters": {"config": "{}", "file:1/model": "AAAA"}}
+        mutate_tree(tree, rng)
+    body = json.dumps(tree).encode()
+    if rng.random() < 0.2:
+        body = rng.choice((b"", b"[]", b"null", b"{", b"\xff", b" " * LARGE, body + body))
+    verb = rng.choice(("load", "load", "load", "unload"))
+    return Request(f"/v2/repository/models/{name}/{verb}", (), body)
+
+
 KINDS: dict[str, tuple[Callable[[random.Random], Request], float]] = {
     "values": (values, 4.0),
     "shapes": (shapes, 4.0),
@@ -150,5 +166,6 @@ KINDS: dict[str, tuple[Callable[[random.Random], Request], float]] = {
     "lengths": (lengths, 2.0),
     "encoding": (encoding, 1.5),
     "typed": (typed, 2.0),
+    "loads": (loads, 0.3),
     "bombs": (bombs, 0.15),
 }

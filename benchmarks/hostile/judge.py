@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from serve.tensors.decode import decode_request
 from serve.tensors.place import SharedTensor
 from serve.tensors.validate import check_inputs
 
-REFUSALS = {400, 404, 405, 408, 413, 431, 501, 503}  # and never 500; 504 needs a deadline, which nothing here sets
+# Never 500; 504 needs a deadline, which nothing here sets. 403 is for names that are not the server's.
+REFUSALS = {400, 403, 404, 405, 408, 413, 431, 501, 503}
 WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 
 
@@ -76,9 +77,9 @@ class Judge:
         return np.frombuffer(data, tensor.dtype).reshape(tensor.shape)
 
 
-def refusal_fault(reply: Reply) -> str | None:
-    """What is wrong with an answer that is no result."""
-    if reply.status not in REFUSALS:
+def refusal_fault(reply: Reply, allowed: Set[int] = REFUSALS) -> str | None:
+    """What is wrong with an answer that is no result, whose status is to be one of those that are allowed."""
+    if reply.status not in allowed:
         return f"status {reply.status}: {reply.body[:200]!r}"
     try:
         document = _strictly(reply.body)

@@ -37,6 +37,7 @@ class Report:
         self._memory: list[float] = []
         self._neighbour: dict[str, float] = {}
         self._document: dict[str, int] = {}
+        self._left_out: list[str] = []
 
     def add(self, kind: str, number: int, statuses: list[int], seconds: float, fault: str | None) -> None:
         """One mutated request, or what stood for one on a connection. Status 0: no answer, where that is right."""
@@ -51,6 +52,10 @@ class Report:
         self._slow.append(slow)
         if slow.fault is not None:
             self.faults.append(f"{slow.what}: {slow.fault}")
+
+    def left_out(self, reason: str) -> None:
+        """What could not be done on this machine."""
+        self._left_out.append(reason)
 
     def begin(self, server: Served) -> None:
         """The server after the warm-up."""
@@ -108,6 +113,7 @@ class Report:
             "neighbour": self._neighbour,
             "server": {name: round(value, 1) for name, value in self._server.items()},
             "memory_mib": self._memory,
+            "left_out": self._left_out,
             "faults": self.faults,
         }
 
@@ -122,4 +128,5 @@ class Report:
         lines.append(
             f"OpenAPI document: {self._document}; neighbour: {self._neighbour}; server: {self.as_json()['server']}"
         )
+        lines += [f"not done: {reason}" for reason in self._left_out]
         return "\n".join([*lines, f"{len(self.faults)} faults", *self.faults[:50]])

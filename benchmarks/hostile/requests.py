@@ -85,11 +85,14 @@ class Draft(NamedTuple):
         return Request(f"/v2/models/{self.model}/infer", tuple(headers), body)
 
 
-def inputs_of(model: str, rng: random.Random, images: int | None = None, slots: int | None = None) -> dict[str, Array]:
-    """Good inputs of one image or a few, of 32 or 64 pixels."""
+def inputs_of(
+    model: str, rng: random.Random, images: int | None = None, slots: int | None = None, side: int | None = None
+) -> dict[str, Array]:
+    """Good inputs, of one image or a few of 32 or 64 pixels where nothing else is given."""
     numbers = np.random.default_rng(rng.getrandbits(32))
     images = rng.randint(1, 2) if images is None else images
-    slots, side = rng.randint(0, 3) if slots is None else slots, rng.choice((32, 64))
+    slots = rng.randint(0, 3) if slots is None else slots
+    side = rng.choice((32, 64)) if side is None else side
     low = numbers.uniform(0, side / 2, (images, slots, 2))
     truth: dict[str, Array] = {
         "gt_labels": numbers.integers(0, NUM_CLASSES, (images, slots, 1)),

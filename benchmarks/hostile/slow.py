@@ -50,8 +50,8 @@ def slow_bodies(port: int, good: Request, places: int, timeout: float) -> Slow:
     if reply.status != 200 or held > timeout + 2:
         fault = f"served again after {held:.1f} s with status {reply.status}"
     if set(statuses) != {408} or not refused:
-        fault = f"answers {_counted(statuses)} and {refused} refusals"
-    return Slow("bodies that stop", places, _counted(statuses), held, fault)
+        fault = f"answers {counted(statuses)} and {refused} refusals"
+    return Slow("bodies that stop", places, counted(statuses), held, fault)
 
 
 def dripping_bodies(port: int, good: Request, places: int, timeout: float) -> Slow:
@@ -68,7 +68,7 @@ def dripping_bodies(port: int, good: Request, places: int, timeout: float) -> Sl
         held = time.monotonic() - began
         statuses = [_status(wire) for wire in wires]
     fault = None if reply.status == 200 and held < 2 * timeout + 2 else f"status {reply.status} after {held:.1f} s"
-    return Slow("bodies that drip", places, _counted(statuses), held, fault)
+    return Slow("bodies that drip", places, counted(statuses), held, fault)
 
 
 def slow_heads(port: int, good: Request, callers: int, timeout: float) -> Slow:
@@ -84,8 +84,8 @@ def slow_heads(port: int, good: Request, callers: int, timeout: float) -> Slow:
         held = time.monotonic() - began
     fault = None
     if reply.status != 200 or set(statuses) != {408} or held > timeout + 2:
-        fault = f"status {reply.status}, answers {_counted(statuses)}, rid of after {held:.1f} s"
-    return Slow("heads that stop", callers, _counted(statuses), held, fault)
+        fault = f"status {reply.status}, answers {counted(statuses)}, rid of after {held:.1f} s"
+    return Slow("heads that stop", callers, counted(statuses), held, fault)
 
 
 def slow_readers(port: int, large: Request, callers: int, timeout: float) -> Slow:
@@ -98,8 +98,8 @@ def slow_readers(port: int, large: Request, callers: int, timeout: float) -> Slo
         time.sleep(2 * timeout + 1)
         statuses = [0 if _cut_off(wire) else 200 for wire in wires]
         held = time.monotonic() - began
-    fault = None if set(statuses) == {0} else f"{_counted(statuses)}: some got all of a reply that they did not take"
-    return Slow("replies that nobody takes", callers, _counted(statuses), held, fault)
+    fault = None if set(statuses) == {0} else f"{counted(statuses)}: some got all of a reply that they did not take"
+    return Slow("replies that nobody takes", callers, counted(statuses), held, fault)
 
 
 def sent_ahead(port: int, callers: int, requests: int) -> Slow:
@@ -110,8 +110,8 @@ def sent_ahead(port: int, callers: int, requests: int) -> Slow:
         for wire in wires:
             wire.write([LIVE * requests])
         statuses = [_status(wire) for wire in wires for _ in range(requests)]
-    fault = None if set(statuses) == {200} else f"answers {_counted(statuses)}"
-    return Slow("requests sent ahead", callers, _counted(statuses), time.monotonic() - began, fault)
+    fault = None if set(statuses) == {200} else f"answers {counted(statuses)}"
+    return Slow("requests sent ahead", callers, counted(statuses), time.monotonic() - began, fault)
 
 
 def sent_ahead_unread(port: int, callers: int, timeout: float) -> Slow:
@@ -143,9 +143,9 @@ def _takes_more(wire: Wire) -> bool:
     return True
 
 
-def ask(port: int, request: Request) -> Reply:
-    """One request on a connection of its own."""
-    with Wire(port) as wire:
+def ask(port: int, request: Request, timeout: float = 30.0) -> Reply:
+    """One request on a connection of its own. Arguments as for :class:`Wire`."""
+    with Wire(port, timeout) as wire:
         wire.write([request.head() + request.body])
         return wire.reply()
 
@@ -165,5 +165,6 @@ def _status(wire: Wire) -> int:
         return 0
 
 
-def _counted(statuses: list[int]) -> dict[str, int]:
+def counted(statuses: list[int]) -> dict[str, int]:
+    """How often each status came."""
     return {str(status): statuses.count(status) for status in sorted(set(statuses))}

@@ -7,7 +7,7 @@ import mmap
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -49,6 +49,8 @@ class Plan(NamedTuple):
         regions: Shared memory by region.
         running: Whether clients go on.
         plain: Clients do nothing but ask and wait, and no answer but a result is good.
+        resend: A request on a connection that was used before, and ends before the first byte of a reply, is sent once
+            more on a new one, as HTTP libraries do.
     """
 
     port: int
@@ -57,6 +59,7 @@ class Plan(NamedTuple):
     regions: Mapping[str, mmap.mmap]
     running: Callable[[], bool]
     plain: bool = False
+    resend: bool = False
 
 
 @dataclass
@@ -69,6 +72,7 @@ class Tally:
         refusals: Status, and seconds from the headers sent to those of the reply.
         wrong: Answers that are not those that were given alone.
         lost: Requests without an answer.
+        resent: How many requests were sent twice.
     """
 
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -76,6 +80,7 @@ class Tally:
     refusals: list[tuple[int, float]] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
+    resent: int = 0
 
     def add(self, other: Tally) -> None:
         """Count what others saw too."""
@@ -84,13 +89,22 @@ class Tally:
         self.refusals += other.refusals
         self.wrong += other.wrong
         self.lost += other.lost
+        self.resent += other.resent
 
 
 class Answer(NamedTuple):
-    """A reply."""
+    """A reply.
+
+    Attributes:
+        status: Of HTTP.
+        body: All of it.
+        began: When its request was begun, by the monotonic clock that all processes have.
+        seconds: From then to the reply's headers.
+    """
 
     status: int
     body: bytes
+    began: float
     seconds: float
 
 
@@ -163,9 +177,14 @@ class Client:
             await asyncio.sleep(self._random.uniform(0.01, 0.1))  # then again, as it was told
         elif answer.status != 200:
             self._tally.wrong.append(f"{prepared.case.name}: {answer.status} {answer.body[:200]!r}")
-        elif answer.body.replace(self._owner.encode(), OWNER.encode()) != prepared.reply:
-            self._tally.wrong.append(f"{prepared.case.name}: another result than alone")
+        elif (fault := self.fault(prepared, answer)) is not None:
+            self._tally.wrong.append(f"{prepared.case.name}: {fault}")
         return answer.status == 200
+
+    def fault(self, prepared: Prepared, answer: Answer) -> str | None:
+        """What is wrong with a result; None: nothing."""
+        same = answer.body.replace(self._owner.encode(), OWNER.encode()) == prepared.reply
+        return None if same else "another result than alone"
 
     async def _too_large(self) -> None:
         """The whole body goes out: the server has to read on after its reply, and the connection stays good."""
@@ -197,6 +216,17 @@ class Client:
         return self._streams
 
     async def _exchange(self, payload: Payload) -> Answer:
+        again = self._plan.resend and self._streams is not None
+        try:
+            return await self._exchange_once(payload)
+        except (ConnectionError, asyncio.IncompleteReadError) as error:
+            if not again or (isinstance(error, asyncio.IncompleteReadError) and error.partial):
+                raise
+        self.close()
+        self._tally.resent += 1
+        return await self._exchange_once(payload)
+
+    async def _exchange_once(self, payload: Payload) -> Answer:
         reader, writer = await self._connected()
         began = time.perf_counter()
         sending = asyncio.create_task(_send(writer, payload))
@@ -210,7 +240,12 @@ class Client:
             sending.cancel()
         if b"connection: close" in head:
             self.close()
-        return Answer(int(head[9:12]), body, seconds)
+        return Answer(int(head[9:12]), body, began, seconds)
+
+
+async def run_all(clients: Iterable[Client]) -> None:
+    """Run clients beside each other until their plan ends."""
+    await asyncio.gather(*(client.run() for client in clients))
 
 
 async def _send(writer: asyncio.StreamWriter, payload: Payload) -> None:

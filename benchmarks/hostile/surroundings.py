@@ -1,0 +1,172 @@
+"""Servers whose surroundings are hostile: nobody reads what they write, or memory is short. Linux only."""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.control_group import inside
+from benchmarks.hostile.judge import Judge, refusal_fault
+from benchmarks.hostile.requests import Request, draft, inputs_of
+from benchmarks.hostile.slow import LIVE, Slow, ask, counted
+from benchmarks.hostile.targets import good_requests
+from benchmarks.hostile.wire import NoReplyError, Reply, Wire
+from benchmarks.process_tree import processes
+from benchmarks.served import Served, serving
+from serve.settings import PARTS, Settings
+
+MIB = 2**20
+PATH_BYTES = 2000  # of a refused path, all of which is logged
+LONGEST = 2.0  # seconds that a health check may take while a log is not read
+STOP_SECONDS = 10.0
+GROUP_BYTES = 600 * MIB
+PATIENCE = 120.0  # seconds for an answer when memory is short
+# As on a machine that has enough. Where they are not given, they follow the memory of the group.
+LARGE_LIMITS = tuple(f"--{name.replace('_', '-')}={Settings.model_fields[name].default}" for name in PARTS)
+
+
+class Short(NamedTuple):
+    """What is to happen where memory is short.
+
+    Attributes:
+        what: For people.
+        words: Of the command line.
+        images: Of 640 pixels in each large request, of 2.25 MB each.
+        refusals: Statuses that callers may get in place of an answer.
+        must: What at least one caller of a large request gets.
+        ends: Whether the engines' process is ended by it.
+    """
+
+    what: str
+    words: tuple[str, ...]
+    images: int
+    refusals: frozenset[int]
+    must: int
+    ends: bool
+
+
+SHORT = (
+    Short("memory too short for the limits", LARGE_LIMITS, 32, frozenset({500, 503}), 500, True),
+    Short("limits that follow the memory", (), 16, frozenset({503}), 200, False),
+)
+
+
+def unread_log(artifacts: Path, requests: int) -> Slow:
+    """Refuse so many requests that what is logged of them fills all pipes and queues, and then stop in time."""
+    began = time.monotonic()
+    with _unread() as errors, serving(artifacts, "--threads", "1", errors=errors) as server:
+        statuses, slowest = _refused(server.port, requests)
+        stalled = not select.select((), (errors,), (), 0)[1]
+        reply = _answer(server.port, good_requests()[0])
+        fault = _stop_fault(server)
+    if set(statuses) != {404} or reply is None or reply.status != 200 or slowest > LONGEST:
+        good = 0 if reply is None else reply.status
+        fault = f"answers {counted(statuses)}, {good} for a good request, health check of {slowest:.1f} s"
+    elif not stalled:
+        fault = "the pipe has room left: this has shown nothing; send more requests"
+    return Slow("log that nobody reads", 1, counted(statuses), time.monotonic() - began, fault)
+
+
+@contextmanager
+def _unread() -> Iterator[int]:
+    """A pipe into which can be written and that nobody reads."""
+    out, into = os.pipe()
+    try:
+        yield into
+    finally:
+        os.close(into)
+        os.close(out)
+
+
+def _stop_fault(server: Served) -> str | None:
+    """Stop a server; what is wrong with its end."""
+    told = time.monotonic()
+    try:
+        code = server.stop()
+    except subprocess.TimeoutExpired as error:
+        return f"it does not end: {error}"
+    took = time.monotonic() - told
+    return f"it ended with code {code} after {took:.1f} s" if code or took > STOP_SECONDS else None
+
+
+def _refused(port: int, requests: int) -> tuple[list[int], float]:
+    """The statuses of requests for what is not there, and the longest time of the health checks between them."""
+    statuses, slowest = [], 0.0
+    head = b"GET /%s HTTP/1.1\r\nHost: localhost\r\n\r\n" % (b"n" * PATH_BYTES)
+    try:
+        with Wire(port) as wire:
+            for number in range(requests):
+                wire.write([head])
+                statuses.append(wire.reply().status)
+                if number % 50 == 0:
+                    asked = time.monotonic()
+                    with Wire(port) as other:
+                        other.write([LIVE])
+                        other.reply()
+                    slowest = max(slowest, time.monotonic() - asked)
+    except NoReplyError:
+        return [*statuses, 0], slowest
+    return statuses, slowest
+
+
+def short_memory(artifacts: Path, judge: Judge, group: Path, short: Short, callers: int) -> Slow:
+    """Ask a server in a control group of too little memory for much; then it answers as before."""
+    began = time.monotonic()
+    rng = random.Random(short.what)  # noqa: S311
+    large = draft("loss_grad", inputs_of("loss_grad", rng, short.images, 20, 640), rng, 1.0)
+    large.document["parameters"] = {"binary_data_output": True}
+    words = ("--threads", "1", "--log-level", "critical", *short.words)
+    with serving(artifacts, *words, through=inside(group)) as server:
+        engines = processes(server.process.pid)[1:]
+        statuses, fault = _together(server.port, judge, large.request(), short, callers)
+        fault = _left_behind(server, judge, engines, short.ends) or fault
+        fault = fault or _stop_fault(server)
+    return Slow(short.what, callers, counted(statuses), time.monotonic() - began, fault)
+
+
+def _together(port: int, judge: Judge, large: Request, short: Short, callers: int) -> tuple[list[int], str | None]:
+    """Large requests and, at the same time, good small ones: the statuses of the large ones, and what is wrong."""
+    requests = [large] * callers + good_requests() * 4
+    with ThreadPoolExecutor(len(requests)) as pool:
+        replies = list(pool.map(lambda request: _answer(port, request), requests))
+    statuses = [0 if reply is None else reply.status for reply in replies[:callers]]
+    pairs = zip(requests, replies, strict=True)
+    faults = [fault for pair in pairs if (fault := _fault(judge, *pair, short.refusals)) is not None]
+    if short.must not in statuses:
+        faults.append(f"answers {counted(statuses)}, none of which is {short.must}: another limit was met")
+    return statuses, "; ".join(faults) or None
+
+
+def _answer(port: int, request: Request) -> Reply | None:
+    try:
+        return ask(port, request, PATIENCE)
+    except NoReplyError:
+        return None
+
+
+def _fault(judge: Judge, request: Request, reply: Reply | None, refusals: frozenset[int]) -> str | None:
+    if reply is None:
+        return "no reply"
+    return judge.fault(request, reply) if reply.status == 200 else refusal_fault(reply, refusals)
+
+
+def _left_behind(server: Served, judge: Judge, engines: list[int], ends: bool) -> str | None:
+    """What is wrong with a server after it."""
+    try:
+        server.wait_until_ready()
+    except RuntimeError as error:
+        return f"after it, {error}; code {server.process.poll()}"
+    for request in good_requests():
+        if (fault := _fault(judge, request, _answer(server.port, request), frozenset())) is not None:
+            return f"after it, {fault}"
+    if (processes(server.process.pid)[1:] != engines) != ends:
+        return f"the engines' process has {'not ' if ends else ''}ended"
+    return None
