@@ -54,6 +54,7 @@ from tests.serve.worker.toy import (
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="only Linux has such sockets and memory")
 MIB = 2**20
 BOTH = ("target_weights", "target_scores")
+SLOW_REQUESTS = 10  # which take 5 s together, longer than a reload
 
 
 class Toy:
@@ -362,13 +363,13 @@ def test_requests_under_way_are_answered_by_the_model_they_began_with(tmp_path: 
     write_models(tmp_path)
 
     async def play(toy: Toy) -> None:
-        under_way = [toy.ask(mark=SLOW, model="b") for _ in range(3)]
+        under_way = [toy.ask(mark=SLOW, model="b") for _ in range(SLOW_REQUESTS)]
         await asyncio.sleep(0.1)
         await toy.service.reload("b")
-        assert not any(task.done() for task in under_way[1:])
+        assert not under_way[-1].done()
         await expected(toy, model="b")
         await asyncio.gather(*under_way)
-        assert toy.service.catalogue.models["b"].stats.inference_count == 4  # statistics go on
+        assert toy.service.catalogue.models["b"].stats.inference_count == SLOW_REQUESTS + 1  # they go on
         assert toy.service.catalogue.models["b"].stats.queued == 0
 
     scenario(tmp_path, play, names=ABC)
