@@ -54,13 +54,13 @@ class Server(uvicorn.Server):
         """Serve until stopped."""
         self._loop = asyncio.get_running_loop()
         self._loop.set_default_executor(helpers())
-        self._loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        # Not the loop's own handler, which goes with the loop: then the signal would end the process.
+        signal.signal(signal.SIGHUP, lambda *_: self._soon(self._on_hangup))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # one that came before may have waited
         try:
             await super().serve(sockets)
         finally:
-            # With the loop the handler goes, and the process would end by the signal, not with its exit code.
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept nothing more, and wait for requests under way."""
