@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from http.client import HTTPConnection
 from multiprocessing.connection import Connection
@@ -148,15 +148,16 @@ def exchange_under_load(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(shutil.copytree(folders[0], Path(scratch) / "artifacts"))
         (Path(scratch) / "keys.txt").write_text(f"{KEY}\n", encoding="ascii")
-        words = ("--admin-key-file", str(Path(scratch) / "keys.txt"), "--log-level", "critical")
-        with serving(folder, *words) as server:
+        words = ("--admin-key-file", str(Path(scratch) / "keys.txt"), "--log-level", "error")
+        log = Path(scratch) / "log.txt"
+        with log.open("w") as errors, serving(folder, *words, errors=errors.fileno()) as server:
             # First those that the other server had, too: a case's place decides its values.
             prepared = prepare(server.port, [*affected, *(case for case in cases if case.model != model)], {})
             expected = {one.case: (one.reply, replies[one.case]) for one in prepared if one.case in replies}
             stop = FORK.Event()
             plan = Plan(server.port, prepared, 0, {}, lambda: not stop.is_set(), plain=True)
             clients = fork(_work, plan, expected, connections)
-            operator = Operator(server, folder, folders, model, prepared[0], expected)
+            operator = Operator(server, log, folder, folders, model, prepared[0], expected)
             done = operator.run(exchanges)
             stop.set()
             tally, seen = clients.recv()
@@ -170,6 +171,7 @@ class Operator:
 
     Args:
         server: The server.
+        log: File of its log.
         folder: Its artifacts, to be written to.
         sources: Folders with the versions.
         model: The model that is exchanged.
@@ -181,10 +183,17 @@ class Operator:
     """
 
     def __init__(
-        self, server: Served, folder: Path, sources: Sequence[Path], model: str, probe: Prepared, expected: Expected
+        self,
+        server: Served,
+        log: Path,
+        folder: Path,
+        sources: Sequence[Path],
+        model: str,
+        probe: Prepared,
+        expected: Expected,
     ) -> None:
         self.faults: list[str] = []
-        self._server, self._folder, self._sources, self._model = server, folder, sources, model
+        self._server, self._log, self._folder, self._sources, self._model = server, log, folder, sources, model
         self._probe, self._replies = probe, expected[probe.case]
 
     def run(self, exchanges: int) -> list[Exchange]:
@@ -207,9 +216,7 @@ class Operator:
                 self.faults.append(f"an exchange was answered {status} {body[:200]!r}")
         else:
             self._server.process.send_signal(signal.SIGHUP)
-            deadline = began + EXCHANGE_SECONDS
-            while self._version() != version and time.perf_counter() < deadline:
-                time.sleep(0.01)
+            _wait_for(lambda: self._version() == version)
         ended = time.perf_counter()
         if self._version() != version:
             self.faults.append(f"after an exchange by {how} the server answers with the version from before")
@@ -222,6 +229,9 @@ class Operator:
         if status != 400 or list(json.loads(body)) != ["error"]:
             self.faults.append(f"a damaged file was answered {status} {body[:200]!r}")
         self._server.process.send_signal(signal.SIGHUP)
+        # Models are reloaded in turn: until the log says so, the damaged file may not have been read.
+        if not _wait_for(lambda: f"model {self._model} not reloaded" in self._log.read_text()):
+            self.faults.append("SIGHUP with a damaged file: the log does not say that it is refused")
         time.sleep(CALM_SECONDS)
         if self._version() != version:
             self.faults.append("after a damaged file the server no longer has the version from before")
@@ -251,6 +261,14 @@ class Operator:
             connection.request("POST", path, body, headers)
             reply = connection.getresponse()
             return reply.status, reply.read()
+
+
+def _wait_for(condition: Callable[[], bool]) -> bool:
+    """Wait until something is so; False: it was not for too long."""
+    deadline = time.perf_counter() + EXCHANGE_SECONDS
+    while not (met := condition()) and time.perf_counter() < deadline:
+        time.sleep(0.01)
+    return met
 
 
 def _work(plan: Plan, expected: Expected, connections: int, results: Connection) -> None:
