@@ -13,6 +13,7 @@ COPY yolo_loss yolo_loss
 COPY models models
 COPY export export
 COPY serve serve
+COPY yolo_assigner yolo_assigner
 RUN python3 -m venv /opt/build \
     && /opt/build/bin/pip wheel --no-cache-dir --no-deps ${PIP_FLAGS} --wheel-dir /wheel .
 
@@ -23,7 +24,7 @@ RUN python3 -m venv /opt/export \
         "$(echo /wheel/*.whl)[export]" onnxruntime
 ARG MODELS="assigner loss loss_grad"
 ARG NUM_CLASSES=80
-# Further words for `python -m export onnx`.
+# Further words for `yolo-assigner export onnx`.
 ARG EXPORT_OPTIONS=""
 # An argument ends with its stage, a variable does not.
 ENV MODELS=${MODELS} NUM_CLASSES=${NUM_CLASSES} EXPORT_OPTIONS=${EXPORT_OPTIONS}

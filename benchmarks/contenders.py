@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from export.hyperparameters import Hyperparameters
-from export.samples import Case, pyramid, ragged_batch, sample_assigner_inputs, sample_loss_inputs
-from export.specs import input_specs
+from yolo_assigner.export.hyperparameters import Hyperparameters
+from yolo_assigner.export.samples import Case, pyramid, ragged_batch, sample_assigner_inputs, sample_loss_inputs
+from yolo_assigner.export.specs import input_specs
 from yolo_loss import PRESETS, GroundTruth, TaskAlignedAssigner, v8DetectionLoss
 from yolo_loss.assigner import FORMULATIONS
 
 if TYPE_CHECKING:
-    from serve.engine.runners.onnx_runtime import OnnxRuntimeRunner
+    from yolo_assigner.serve.engine.runners.onnx_runtime import OnnxRuntimeRunner
 
 STRIDES = (8.0, 16.0, 32.0)
 PRESET = "ultralytics-8.4"
@@ -109,7 +109,7 @@ def _losses(setting: Setting) -> dict[str, Callable[[], Contender]]:
     from ultralytics.utils.loss import v8DetectionLoss as Reference
 
     from benchmarks.parity import as_dict
-    from models import DetectionModel, DetectorConfig
+    from yolo_assigner.models import DetectionModel, DetectorConfig
 
     feats, *rest = sample_loss_inputs(setting.case, STRIDES, 16, seed=1)
     batch = ragged_batch(GroundTruth(*rest), (setting.image, setting.image))
@@ -152,8 +152,8 @@ def _backward(loss: Tensor, leaves: list[Tensor]) -> None:
 @cache
 def _engine(kind: str, classes: int, formulation: str) -> OnnxRuntimeRunner:
     """Our exported model as the server runs it."""
-    from export.onnx_export import export_onnx
-    from serve.engine.runners.onnx_runtime import OnnxRuntimeRunner
+    from yolo_assigner.export.onnx_export import export_onnx
+    from yolo_assigner.serve.engine.runners.onnx_runtime import OnnxRuntimeRunner
 
     numbers = Hyperparameters(num_classes=classes, preset=PRESET)
     path, contract = export_onnx(kind, numbers, Path(mkdtemp()), formulation=formulation)

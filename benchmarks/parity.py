@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from examples.dataset import load_sample
-from export.samples import Case, pyramid, ragged_batch, sample_assigner_inputs, sample_loss_inputs
-from models import SCALES, DetectionModel, DetectorConfig
+from yolo_assigner.export.samples import Case, pyramid, ragged_batch, sample_assigner_inputs, sample_loss_inputs
+from yolo_assigner.models import SCALES, DetectionModel, DetectorConfig
 from yolo_loss import PRESETS, GroundTruth, TaskAlignedAssigner, v8DetectionLoss
 
 STRIDES = (8.0, 16.0, 32.0)

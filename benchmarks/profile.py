@@ -19,8 +19,8 @@ import torch
 
 from benchmarks.contenders import OUTPUTS, PRESET, TASKS, Setting, contenders, onnx_feed
 from benchmarks.timing import settle_allocator
-from export.hyperparameters import Hyperparameters
-from export.onnx_export import export_onnx
+from yolo_assigner.export.hyperparameters import Hyperparameters
+from yolo_assigner.export.onnx_export import export_onnx
 
 CALLS = 10
 

@@ -18,7 +18,7 @@ SCHEME = "serving on http://"
 
 
 class Served:
-    """``python -m serve`` in a process of its own.
+    """``yolo-assigner serve`` in a process of its own.
 
     Args:
         process: As started by :func:`start`.
@@ -102,7 +102,17 @@ def start(
     Raises:
         RuntimeError: It did not start; its reason is on standard error.
     """
-    command = [sys.executable, "-m", "serve", "--artifacts", str(artifacts), "--port", str(port), *words]
+    command = [
+        sys.executable,
+        "-m",
+        "yolo_assigner",
+        "serve",
+        "--artifacts",
+        str(artifacts),
+        "--port",
+        str(port),
+        *words,
+    ]
     process = subprocess.Popen([*through, *command], stdout=subprocess.PIPE, stderr=errors, text=True)
     line = process.stdout.readline() if process.stdout else ""
     if not line.startswith(SCHEME):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.contenders import STRIDES, Contender, Setting, contenders, formulations
-from export.samples import sample_assigner_inputs
+from yolo_assigner.export.samples import sample_assigner_inputs
 from yolo_loss.pairs import list_runs
 from yolo_loss.params import enlarge
 

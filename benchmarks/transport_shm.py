@@ -31,9 +31,9 @@ from benchmarks.wire_client import (
     serve,
     setup,
 )
-from serve.app import create_app
-from serve.tensors.datatypes import Array, wire_name
-from serve.worker.remote import RemoteService
+from yolo_assigner.serve.app import create_app
+from yolo_assigner.serve.tensors.datatypes import Array, wire_name
+from yolo_assigner.serve.worker.remote import RemoteService
 
 PREFIX = "yolo-assigner-benchmark-"
 RESULTS = Path(__file__).parent / "results" / "transport_shm.json"

@@ -17,21 +17,21 @@ import uvicorn
 
 from benchmarks.process_tree import peak_resident, resident
 from benchmarks.served import wait_until_ready
-from export.contract import Contract
-from export.hyperparameters import Hyperparameters
-from export.specs import input_specs, output_specs
-from serve.app import create_app
-from serve.compute.local import LocalService
-from serve.compute.setup import Setup, regions_of
-from serve.engine.job_queue import BatchLimits
-from serve.engine.model import Model
-from serve.engine.registry import Registry
-from serve.engine.runners.choice import RunnerOptions
-from serve.engine.system import keep_large_blocks
-from serve.options import AppOptions
-from serve.tensors.datatypes import Array, wire_name
-from serve.worker.main import main
-from serve.worker.remote import RemoteService
+from yolo_assigner.export.contract import Contract
+from yolo_assigner.export.hyperparameters import Hyperparameters
+from yolo_assigner.export.specs import input_specs, output_specs
+from yolo_assigner.serve.app import create_app
+from yolo_assigner.serve.compute.local import LocalService
+from yolo_assigner.serve.compute.setup import Setup, regions_of
+from yolo_assigner.serve.engine.job_queue import BatchLimits
+from yolo_assigner.serve.engine.model import Model
+from yolo_assigner.serve.engine.registry import Registry
+from yolo_assigner.serve.engine.runners.choice import RunnerOptions
+from yolo_assigner.serve.engine.system import keep_large_blocks
+from yolo_assigner.serve.options import AppOptions
+from yolo_assigner.serve.tensors.datatypes import Array, wire_name
+from yolo_assigner.serve.worker.main import main
+from yolo_assigner.serve.worker.remote import RemoteService
 
 NUMBERS = Hyperparameters(num_classes=80)
 LENGTH = b"content-length: "

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from export.contract import Contract
+    from yolo_assigner.export.contract import Contract
 
 # As shells have it: 128 and the signal's number.
 INTERRUPTED = 130
@@ -38,7 +38,7 @@ def build_engines(artifacts: Path, options: Sequence[str]) -> int:
 
     Args:
         artifacts: Folder of the models; its sub-folder ``engines`` gets the engines.
-        options: Words for ``python -m export tensorrt``.
+        options: Words for ``yolo-assigner export tensorrt``.
 
     Returns:
         The highest of its exit codes; 0 when all are built.
@@ -65,7 +65,7 @@ def first_start(artifacts: Path, options: Sequence[str]) -> int:
 
     Args:
         artifacts: Folder of the models.
-        options: Words for ``python -m export tensorrt``.
+        options: Words for ``yolo-assigner export tensorrt``.
 
     Returns:
         130 when the user ended it, else 0.
@@ -96,9 +96,9 @@ def has_engine(folder: Path, contract: Contract, machine: Machine) -> bool:
         contract: Of the model.
         machine: What is to run it.
     """
-    from export.contract import ContractError
-    from export.engine_check import check_engine, check_machine
-    from export.engine_contract import find_engines
+    from yolo_assigner.export.contract import ContractError
+    from yolo_assigner.export.engine_check import check_engine, check_machine
+    from yolo_assigner.export.engine_contract import find_engines
 
     for path, engine in find_engines(folder, contract):
         try:
@@ -117,7 +117,7 @@ def say(text: str) -> None:
 
 
 def _dense_models(artifacts: Path) -> list[tuple[Path, Contract]]:
-    from export.contract import find_contracts
+    from yolo_assigner.export.contract import find_contracts
 
     return [(path, contract) for path, contract in find_contracts(artifacts) if contract.formulation == "dense"]
 
@@ -129,15 +129,15 @@ def _machine() -> Machine:
         ValueError: No TensorRT is installed.
         RuntimeError: There is no GPU.
     """
-    from export.tensorrt_build.device import current_capability
-    from export.tensorrt_build.library import default_runtime, load_library
+    from yolo_assigner.export.tensorrt_build.device import current_capability
+    from yolo_assigner.export.tensorrt_build.library import default_runtime, load_library
 
     runtime = default_runtime()
     return Machine(runtime, load_library(runtime).__version__, current_capability())
 
 
 def _build(model: Path, options: Sequence[str], machine: Machine | None) -> int:
-    from export.cli import main as export_main
+    from yolo_assigner.export.cli import main as export_main
 
     words = ["tensorrt", str(model), "--out", str(model.parent / "engines"), *options]
     # This runtime does not look for a GPU, and what it builds for none in particular does not run on the oldest.

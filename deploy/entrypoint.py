@@ -1,12 +1,12 @@
 """What a container runs.
 
-    serve [WORDS of `python -m serve`]                      the default
-    build-engines [WORDS of `python -m export tensorrt`]    an engine of every model, for the GPU that is there
-    health [WORDS of `python -m serve`]                     exit code 0 when the service in this container is ready
+    serve [WORDS of `yolo-assigner serve`]                      the default
+    build-engines [WORDS of `yolo-assigner export tensorrt`]    an engine of every model, for the GPU that is there
+    health [WORDS of `yolo-assigner serve`]                     exit code 0 when the service in this container is ready
     anything else                                           run as it is
 
 Where a volume is mounted at the folder of engines, `serve` builds those that are missing or not for this machine before
-it starts. Nothing is fetched for that. The variable ENGINE_OPTIONS holds words for `python -m export tensorrt`.
+it starts. Nothing is fetched for that. The variable ENGINE_OPTIONS holds words for `yolo-assigner export tensorrt`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from deploy.engines import INTERRUPTED, UNUSABLE, build_engines, first_start, say
 
-PYTHON = (sys.executable, "-P", "-m")
+COMMAND = (sys.executable, "-P", "-m", "yolo_assigner", "serve")
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -36,7 +36,7 @@ def main(words: Sequence[str]) -> int:
     command, *rest = words if words and not words[0].startswith("-") else ("serve", *words)
     if command == "health":
         # Not at the top: reading settings takes longer than all else here.
-        from serve.healthcheck import main as check_health
+        from yolo_assigner.serve.healthcheck import main as check_health
 
         return check_health(rest)
     # The first process of a container ignores the signals that it does not handle. An exception would not do:
@@ -52,7 +52,7 @@ def main(words: Sequence[str]) -> int:
             return INTERRUPTED
         # Those that come before the service handles them wait for that, and are not ignored.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-        os.execv(PYTHON[0], [*PYTHON, "serve", *rest])  # noqa: S606 - signals must reach the service itself
+        os.execv(COMMAND[0], [*COMMAND, *rest])  # noqa: S606 - signals must reach the service itself
     try:
         os.execvp(command, [command, *rest])  # noqa: S606
     except OSError as error:

@@ -5,9 +5,9 @@ set -eu
 set -f
 for model in ${MODELS}; do
     # shellcheck disable=SC2086
-    /opt/export/bin/python -m export onnx --model "${model}" --out /artifacts --formulation "$1" \
+    /opt/export/bin/yolo-assigner export onnx --model "${model}" --out /artifacts --formulation "$1" \
         --num-classes "${NUM_CLASSES}" ${EXPORT_OPTIONS}
 done
-/opt/export/bin/python -m export verify /artifacts
+/opt/export/bin/yolo-assigner export verify /artifacts
 # Where a volume with engines is mounted.
 mkdir /engines

@@ -126,7 +126,7 @@ def _look_inside(container: Container, image: Image) -> list[Finding]:
         Finding("user of a process in it", user, user not in ("", "0")),
         Finding("writing outside /tmp", write.stderr.strip().rpartition("\n")[2], "Read-only" in write.stderr),
         Finding("writing in /tmp", f"exit code {temporary.returncode}", temporary.returncode == 0),
-        Finding("first process", first, first.endswith("-m serve")),
+        Finding("first process", first, first.endswith("-m yolo_assigner serve")),
         Finding("import torch", imported, "No module named 'torch'" in imported),
         Finding("health check of the service", f"exit code {healthy}", healthy == 0),
     ]

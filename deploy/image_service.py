@@ -16,7 +16,7 @@ import numpy as np
 
 from deploy.container import Container, Image
 from examples.dataset import Sample
-from serve.client import AssignerClient
+from yolo_assigner.serve.client import AssignerClient
 
 READY_SECONDS = 120
 STOP_SECONDS = 40

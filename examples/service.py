@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from export.contract import ContractError, find_contracts
+from yolo_assigner.export.contract import ContractError, find_contracts
 from yolo_loss import __version__
 
 READY_TRIES = 120
@@ -26,7 +26,7 @@ def export_once(
         folder: Where to.
         num_classes: C.
         models: Their kinds, under which they are also served.
-        options: Further words for ``python -m export onnx``, always the same for a folder.
+        options: Further words for ``yolo-assigner export onnx``, always the same for a folder.
 
     Raises:
         CalledProcessError: The export failed; its reason is on standard error.
@@ -36,7 +36,7 @@ def export_once(
         print(f"{folder} is up to date")
     for model in missing:
         words = ("onnx", "--model", model, "--num-classes", str(num_classes), "--out", str(folder))
-        subprocess.run([sys.executable, "-m", "export", *words, *options], check=True)
+        subprocess.run([sys.executable, "-m", "yolo_assigner", "export", *words, *options], check=True)
 
 
 def _up_to_date(folder: Path, num_classes: int, model: str) -> bool:
@@ -54,7 +54,7 @@ def _up_to_date(folder: Path, num_classes: int, model: str) -> bool:
 
 @contextmanager
 def running_service(artifacts: Path) -> Iterator[str]:
-    """Start ``python -m serve`` on a free port, wait until it is ready, and stop it in the end.
+    """Start ``yolo-assigner serve`` on a free port, wait until it is ready, and stop it in the end.
 
     Args:
         artifacts: Folder with the exported models.
@@ -65,7 +65,7 @@ def running_service(artifacts: Path) -> Iterator[str]:
     Raises:
         RuntimeError: It did not start; its reason is on standard error.
     """
-    words = ("-m", "serve", "--artifacts", str(artifacts), "--port", "0", "--log-level", "warning")
+    words = ("-m", "yolo_assigner", "serve", "--artifacts", str(artifacts), "--port", "0", "--log-level", "warning")
     with subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True) as process:
         try:
             first_line = process.stdout.readline() if process.stdout else ""

@@ -29,7 +29,7 @@ from examples.training import (
     print_found,
     train,
 )
-from models import DetectionModel, load_checkpoint
+from yolo_assigner.models import DetectionModel, load_checkpoint
 from yolo_loss import v8DetectionLoss
 
 

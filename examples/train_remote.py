@@ -21,7 +21,7 @@ from torch import Tensor
 
 from examples.service import export_once, running_service
 from examples.training import Criterion, count_trees, detect, fine_tune, load_data, new_detector, print_found, train
-from serve.client import AssignerClient
+from yolo_assigner.serve.client import AssignerClient
 
 TOLERANCE = 1e-4
 NUM_CLASSES = 1

@@ -14,7 +14,7 @@ from tqdm import trange
 
 from examples.dataset import NAMES, load_labels, load_pictures
 from examples.evaluation import Found, count_found, reported_boxes
-from models import DetectionModel, Detections, DetectorConfig
+from yolo_assigner.models import DetectionModel, Detections, DetectorConfig
 from yolo_loss.boxes import xywh2xyxy
 
 SEED = 0

@@ -1,6 +1,6 @@
 """Export of the assigner and the loss to ONNX, with a contract beside each file.
 
-Importing this package, or ``export.contract``, loads neither torch nor onnx.
+Importing this package, or ``yolo_assigner.export.contract``, loads neither torch nor onnx.
 """
 
 import os

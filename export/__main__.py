@@ -1,7 +1,7 @@
-"""``python -m export``."""
+"""``yolo-assigner export``."""
 
 import sys
 
-from export.cli import main
+from yolo_assigner.export.cli import main
 
 sys.exit(main())

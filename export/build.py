@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from export.graphs import AssignerGraph, DetectorLossGraph, LossGradGraph, LossGraph
-from export.hyperparameters import Hyperparameters
-from models import DetectionModel
+from yolo_assigner.export.graphs import AssignerGraph, DetectorLossGraph, LossGradGraph, LossGraph
+from yolo_assigner.export.hyperparameters import Hyperparameters
+from yolo_assigner.models import DetectionModel
 from yolo_loss import DetectionLoss, Gains, TaskAlignedAssigner
 from yolo_loss.assigner import FORMULATIONS
 
@@ -19,7 +19,7 @@ def build_graph(
     """The module whose forward becomes the graph.
 
     Args:
-        kind: One of ``export.contract.KINDS``.
+        kind: One of ``yolo_assigner.export.contract.KINDS``.
         numbers: Hyper-parameters.
         formulation: How the assignment is computed, ``dense`` or ``sparse``.
         detector: The one of a ``detector_loss``, in eval mode.

@@ -1,4 +1,4 @@
-"""What ``python -m export all`` is to build, as its TOML file says it."""
+"""What ``yolo-assigner export all`` is to build, as its TOML file says it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from export.contract import KINDS, PRECISIONS
-from export.engine_contract import RUNTIMES
-from export.hyperparameters import Hyperparameters
-from export.profiles import ProfileRequest, parse_profile
-from export.typed_table import one_of, read_table
+from yolo_assigner.export.contract import KINDS, PRECISIONS
+from yolo_assigner.export.engine_contract import RUNTIMES
+from yolo_assigner.export.hyperparameters import Hyperparameters
+from yolo_assigner.export.profiles import ProfileRequest, parse_profile
+from yolo_assigner.export.typed_table import one_of, read_table
 
 ONNX_RUNTIME = "onnxruntime"
 TARGETS = (ONNX_RUNTIME, *RUNTIMES)
@@ -27,9 +27,9 @@ class ModelTable:
     """One ``[[models]]`` table: every kind in every class count and precision, for every target.
 
     Attributes:
-        kinds: Of ``export.contract.KINDS``.
+        kinds: Of ``yolo_assigner.export.contract.KINDS``.
         num_classes: Class counts C.
-        precisions: Of ``export.contract.PRECISIONS``.
+        precisions: Of ``yolo_assigner.export.contract.PRECISIONS``.
         targets: Of ``TARGETS``.
         prefix: Begins all names, to tell tables with different hyper-parameters apart.
         profiles: Names in the table ``[profiles]``, one optimisation profile each; None: all of them.
@@ -70,7 +70,7 @@ class FileTable:
     Attributes:
         models: ``[[models]]`` tables.
         out: The repository's folder, relative to the file.
-        profiles: Words as of ``python -m export tensorrt --profile``, by the profile's name.
+        profiles: Words as of ``yolo-assigner export tensorrt --profile``, by the profile's name.
         hyperparameters: Fields of ``Hyperparameters``, for all models.
     """
 

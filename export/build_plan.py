@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from export.build_config import DETECTOR, ONNX_RUNTIME, BuildConfig, ModelTable
-from export.contract import ENGINE_SUFFIX, Contract
-from export.engine_contract import ENGINE_FOLDER, RUNTIMES, Profile, engine_stem
-from export.hyperparameters import Hyperparameters
-from export.profiles import ProfileRequest, default_profile, resolve_profile
-from export.specs import input_specs, output_specs
+from yolo_assigner.export.build_config import DETECTOR, ONNX_RUNTIME, BuildConfig, ModelTable
+from yolo_assigner.export.contract import ENGINE_SUFFIX, Contract
+from yolo_assigner.export.engine_contract import ENGINE_FOLDER, RUNTIMES, Profile, engine_stem
+from yolo_assigner.export.hyperparameters import Hyperparameters
+from yolo_assigner.export.profiles import ProfileRequest, default_profile, resolve_profile
+from yolo_assigner.export.specs import input_specs, output_specs
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class OnnxTarget:
 
     Attributes:
         name: Under which it is served.
-        kind: One of ``export.contract.KINDS``.
+        kind: One of ``yolo_assigner.export.contract.KINDS``.
         numbers: Hyper-parameters.
         formulation: ``sparse`` for ONNX Runtime, ``dense`` for TensorRT.
-        precision: One of ``export.contract.PRECISIONS``.
+        precision: One of ``yolo_assigner.export.contract.PRECISIONS``.
         weights: State dict of the detector, or None.
     """
 
@@ -52,7 +52,7 @@ class EngineTarget:
 
     Attributes:
         model: What it is built from, in its precision.
-        runtime: One of ``export.engine_contract.RUNTIMES``.
+        runtime: One of ``yolo_assigner.export.engine_contract.RUNTIMES``.
         requests: Sizes as they were asked for, one profile each.
         profiles: The same with every axis.
         compute_capabilities: GPUs it is for; empty: the runtime's default.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from export.build_run import BUILT, FAILED, SKIPPED, Outcome
+from yolo_assigner.export.build_run import BUILT, FAILED, SKIPPED, Outcome
 
 
 class Progress:

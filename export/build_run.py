@@ -8,10 +8,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple
 
-from export.build_plan import EngineTarget, Target
-from export.build_state import Repository
-from export.build_worker import Result, Worker
-from export.tensorrt_build.log import BuildError
+from yolo_assigner.export.build_plan import EngineTarget, Target
+from yolo_assigner.export.build_state import Repository
+from yolo_assigner.export.build_worker import Result, Worker
+from yolo_assigner.export.tensorrt_build.log import BuildError
 
 MOST_JOBS = 4
 BUILT, CURRENT, FAILED, SKIPPED = "built", "up to date", "failed", "skipped"

@@ -12,18 +12,18 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from export.build_plan import EngineTarget, OnnxTarget, Target
-from export.contract import Contract, ContractError, file_hash, load_contract, write_json
-from export.engine_check import check_engine
-from export.engine_contract import load_engine_contract
-from export.tensorrt_build.device import current_capability
-from export.tensorrt_build.library import load_library
+from yolo_assigner.export.build_plan import EngineTarget, OnnxTarget, Target
+from yolo_assigner.export.contract import Contract, ContractError, file_hash, load_contract, write_json
+from yolo_assigner.export.engine_check import check_engine
+from yolo_assigner.export.engine_contract import load_engine_contract
+from yolo_assigner.export.tensorrt_build.device import current_capability
+from yolo_assigner.export.tensorrt_build.library import load_library
 
 # A folder, since every other *.json in the repository is a model's contract.
 STATE_FOLDER = ".build"
 # What takes part in an export besides this project.
 LIBRARIES = ("yolo-assigner", "torch", "onnx", "onnxscript", "onnx-ir", "ml-dtypes")
-PACKAGES = ("yolo_loss", "models", "export")
+PACKAGES = ("yolo_loss", "yolo_assigner/models", "yolo_assigner/export")
 
 
 class Repository:
@@ -132,7 +132,9 @@ def open_repository(folder: Path) -> Iterator[Repository]:
         state.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
-        raise ValueError(f"another `python -m export all` is building in {folder}; wait until it is done") from error
+        raise ValueError(
+            f"another `yolo-assigner export all` is building in {folder}; wait until it is done"
+        ) from error
     except OSError as error:
         raise ValueError(f"{folder} cannot hold a repository ({error}); choose another --out") from error
     try:
@@ -156,7 +158,7 @@ def _model_parts(target: OnnxTarget) -> dict[str, Any]:
 
 def _source_hash() -> str:
     """Of this project's own code: its version does not change with every edit."""
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     digest = hashlib.sha256()
     for path in sorted(path for package in PACKAGES for path in (root / package).rglob("*.py")):
         digest.update(f"{path.relative_to(root)}\0{path.stat().st_size}\0".encode() + path.read_bytes())

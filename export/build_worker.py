@@ -16,8 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from export.build_plan import OnnxTarget, Target
-from export.engine_contract import ENGINE_FOLDER
+from yolo_assigner.export.build_plan import OnnxTarget, Target
+from yolo_assigner.export.engine_contract import ENGINE_FOLDER
 
 TIMINGS = "tensorrt.timings"
 
@@ -123,7 +123,7 @@ def build(target: Target, folder: Path, state: Path) -> Result:
 
 def _build(target: Target, folder: Path, state: Path) -> None:
     if isinstance(target, OnnxTarget):
-        from export.onnx_export import export_onnx
+        from yolo_assigner.export.onnx_export import export_onnx
 
         export_onnx(
             target.kind,
@@ -135,7 +135,7 @@ def _build(target: Target, folder: Path, state: Path) -> None:
             precision=target.precision,
         )
         return
-    from export.engine_build import build_engine
+    from yolo_assigner.export.engine_build import build_engine
 
     build_engine(
         folder / target.model.label,
@@ -150,7 +150,7 @@ def _build(target: Target, folder: Path, state: Path) -> None:
 
 def _reason(error: Exception) -> str:
     """The message where it was written for users, else all that helps to find the cause."""
-    from export.tensorrt_build.log import BuildError
+    from yolo_assigner.export.tensorrt_build.log import BuildError
 
     if isinstance(error, (BuildError, ValueError, OSError)):
         return str(error)

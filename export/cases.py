@@ -6,8 +6,14 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from export.hyperparameters import Hyperparameters
-from export.samples import Case, pyramid, sample_assigner_inputs, sample_detector_inputs, sample_loss_inputs
+from yolo_assigner.export.hyperparameters import Hyperparameters
+from yolo_assigner.export.samples import (
+    Case,
+    pyramid,
+    sample_assigner_inputs,
+    sample_detector_inputs,
+    sample_loss_inputs,
+)
 
 
 def verification_cases(kind: str, numbers: Hyperparameters) -> list[Case]:

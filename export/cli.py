@@ -1,4 +1,4 @@
-"""The command line: ``python -m export COMMAND``; each command in a module of its own."""
+"""The command line: ``yolo-assigner export COMMAND``; each command in a module of its own."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from export import command_all, command_onnx, command_tensorrt, command_triton, command_verify
-from export.contract import ContractError
-from export.tensorrt_build.log import BuildError
+from yolo_assigner.export import command_all, command_onnx, command_tensorrt, command_triton, command_verify
+from yolo_assigner.export.contract import ContractError
+from yolo_assigner.export.tensorrt_build.log import BuildError
 
 COMMANDS = {
     "onnx": command_onnx,
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        arguments: Words after ``python -m export``; those of the process when None.
+        arguments: Words after ``yolo-assigner export``; those of the process when None.
 
     Returns:
         0 when all went well, 1 when a verification or a build failed, 2 when the arguments or files are unusable,
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m export", description="Export the assigner and the loss.")
+    parser = argparse.ArgumentParser(prog="yolo-assigner export", description="Export the assigner and the loss.")
     commands = parser.add_subparsers(required=True, metavar="command")
     for name, command in COMMANDS.items():
         command.add_arguments(commands.add_parser(name, help=command.SUMMARY))

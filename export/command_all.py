@@ -1,4 +1,4 @@
-"""``python -m export all``."""
+"""``yolo-assigner export all``."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def _count(text: str) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Build; 1 when an artefact failed, or was skipped because of one that did."""
-    from export.build_config import load_config
-    from export.build_plan import plan_targets
-    from export.build_report import Progress, summary
-    from export.build_run import Run, default_jobs
-    from export.build_state import open_repository
+    from yolo_assigner.export.build_config import load_config
+    from yolo_assigner.export.build_plan import plan_targets
+    from yolo_assigner.export.build_report import Progress, summary
+    from yolo_assigner.export.build_run import Run, default_jobs
+    from yolo_assigner.export.build_state import open_repository
 
     config = load_config(options.config)
     targets = plan_targets(config)

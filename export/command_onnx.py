@@ -1,4 +1,4 @@
-"""``python -m export onnx``."""
+"""``yolo-assigner export onnx``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
-from export.contract import KINDS, PRECISIONS
+from yolo_assigner.export.contract import KINDS, PRECISIONS
 
 SUMMARY = "write a model as ONNX with its contract"
 
@@ -51,8 +51,8 @@ def run(options: argparse.Namespace) -> int:
     """Export; 0 when the files are written."""
     print(f"exporting {options.model} ...", flush=True)
     started = time.perf_counter()
-    from export.hyperparameters import Hyperparameters
-    from export.onnx_export import export_onnx
+    from yolo_assigner.export.hyperparameters import Hyperparameters
+    from yolo_assigner.export.onnx_export import export_onnx
 
     numbers = Hyperparameters(**{field.name: getattr(options, field.name) for field in fields(Hyperparameters)})
     path, contract = export_onnx(

@@ -1,4 +1,4 @@
-"""``python -m export tensorrt``."""
+"""``yolo-assigner export tensorrt``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import contextlib
 import sys
 from pathlib import Path
 
-from export.contract import PRECISIONS
-from export.engine_check import target_text
-from export.engine_contract import RUNTIMES, EngineContract, profile_words
+from yolo_assigner.export.contract import PRECISIONS
+from yolo_assigner.export.engine_check import target_text
+from yolo_assigner.export.engine_contract import RUNTIMES, EngineContract, profile_words
 
 SUMMARY = "build a TensorRT engine of a dense model"
 
@@ -44,11 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Build; 0 when the files are written."""
-    from export.engine_build import build_engine
-    from export.profiles import parse_profile
-    from export.tensorrt_build.display import progress_display
-    from export.tensorrt_build.library import default_runtime
-    from export.tensorrt_build.timing import KEPT_BY
+    from yolo_assigner.export.engine_build import build_engine
+    from yolo_assigner.export.profiles import parse_profile
+    from yolo_assigner.export.tensorrt_build.display import progress_display
+    from yolo_assigner.export.tensorrt_build.library import default_runtime
+    from yolo_assigner.export.tensorrt_build.timing import KEPT_BY
 
     runtime = options.runtime or default_runtime()
     profiles = [parse_profile(words) for words in options.profile]

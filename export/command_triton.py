@@ -1,4 +1,4 @@
-"""``python -m export triton``."""
+"""``yolo-assigner export triton``."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Lay out; 0 when all models are there."""
-    from export.contract import ContractError, find_contracts
-    from export.triton_repository import choose_source, lay_out
+    from yolo_assigner.export.contract import ContractError, find_contracts
+    from yolo_assigner.export.triton_repository import choose_source, lay_out
 
     found = {contract.name: (path, contract) for path, contract in find_contracts(options.folder)}
     for name in options.models or ():

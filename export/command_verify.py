@@ -1,4 +1,4 @@
-"""``python -m export verify``."""
+"""``yolo-assigner export verify``."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Verify every model of a folder; 1 when a difference is past its tolerance, or a model cannot be run here."""
-    from export.contract import find_contracts
-    from export.report import report, summary
-    from export.runnable import CannotRunError
-    from export.verify import verify_model
+    from yolo_assigner.export.contract import find_contracts
+    from yolo_assigner.export.report import report, summary
+    from yolo_assigner.export.runnable import CannotRunError
+    from yolo_assigner.export.verify import verify_model
 
     failed, unverified, verified = 0, [], []
     for path, contract in find_contracts(options.folder):

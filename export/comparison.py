@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export.samples import Case
+from yolo_assigner.export.samples import Case
 
 # How far float32 may lie from float64, relative to the output's largest magnitude (at least 1, but for gradients):
 # u^6 multiplies the rounding of an overlap by six. Labels, masks and indices must be equal.

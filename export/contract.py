@@ -143,7 +143,7 @@ def load_contract(path: Path) -> Contract:
     Raises:
         ContractError: It is not JSON, not a contract, or of a newer format than this release reads.
     """
-    remedy = "export the model again with `python -m export onnx`"
+    remedy = "export the model again with `yolo-assigner export onnx`"
     data = read_versioned(path, CONTRACT_VERSION, remedy)
     try:
         contract = Contract(**{**data, "inputs": read_specs(data["inputs"]), "outputs": read_specs(data["outputs"])})
@@ -182,7 +182,7 @@ def find_contracts(folder: Path) -> list[tuple[Path, Contract]]:
     """All contracts in a folder with the files they describe, each file checked against its hash.
 
     Args:
-        folder: Where ``python -m export onnx --out`` wrote.
+        folder: Where ``yolo-assigner export onnx --out`` wrote.
 
     Returns:
         Pairs of the model file's path and its contract, ordered by name.
@@ -215,7 +215,7 @@ def scan_contracts(folder: Path) -> tuple[list[tuple[Path, Contract]], dict[str,
             damaged[path.stem] = error
     if not (found or damaged):
         raise ContractError(
-            f"no contract (*.json) in {folder}; write one with `python -m export onnx --model loss --out {folder}`"
+            f"no contract (*.json) in {folder}; write one with `yolo-assigner export onnx --model loss --out {folder}`"
         )
     return found, damaged
 

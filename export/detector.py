@@ -10,10 +10,10 @@ import onnx
 import torch
 from torch import Tensor
 
-from export.contract import ContractError
-from export.hyperparameters import Hyperparameters
-from models import DetectionModel, DetectorConfig, load_checkpoint
-from models.head import STRIDES
+from yolo_assigner.export.contract import ContractError
+from yolo_assigner.export.hyperparameters import Hyperparameters
+from yolo_assigner.models import DetectionModel, DetectorConfig, load_checkpoint
+from yolo_assigner.models.head import STRIDES
 
 # The graph's initializers are the detector's state dict under this prefix.
 PREFIX = "detector."
@@ -79,7 +79,7 @@ def detector_from_onnx(path: Path, numbers: Hyperparameters) -> DetectionModel:
     if shapes != {name: tuple(tensor.shape) for name, tensor in weights.items()}:
         raise ContractError(
             f"{path} does not hold a detector of scale {numbers.scale}, {numbers.num_classes} classes and reg_max "
-            f"{numbers.reg_max}; export it again with `python -m export onnx --model detector_loss`"
+            f"{numbers.reg_max}; export it again with `yolo-assigner export onnx --model detector_loss`"
         )
     detector.load_state_dict(weights, strict=False)
     return detector

@@ -7,18 +7,18 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from export.contract import ENGINE_SUFFIX
-from export.engine_contract import EngineContract, engine_stem
-from export.profiles import ProfileRequest, default_profile, resolve_profile
-from export.tensorrt_build.config import capability_members
-from export.tensorrt_build.device import current_capability
-from export.tensorrt_build.files import write_whole
-from export.tensorrt_build.library import load_library
-from export.tensorrt_build.log import BuildError, BuildLog
-from export.tensorrt_build.plan import Wishes, build_plan
-from export.tensorrt_build.progress import BuildWatch, Progress
-from export.tensorrt_build.source import narrow_source, read_source
-from export.tensorrt_build.timing import KEPT_BY
+from yolo_assigner.export.contract import ENGINE_SUFFIX
+from yolo_assigner.export.engine_contract import EngineContract, engine_stem
+from yolo_assigner.export.profiles import ProfileRequest, default_profile, resolve_profile
+from yolo_assigner.export.tensorrt_build.config import capability_members
+from yolo_assigner.export.tensorrt_build.device import current_capability
+from yolo_assigner.export.tensorrt_build.files import write_whole
+from yolo_assigner.export.tensorrt_build.library import load_library
+from yolo_assigner.export.tensorrt_build.log import BuildError, BuildLog
+from yolo_assigner.export.tensorrt_build.plan import Wishes, build_plan
+from yolo_assigner.export.tensorrt_build.progress import BuildWatch, Progress
+from yolo_assigner.export.tensorrt_build.source import narrow_source, read_source
+from yolo_assigner.export.tensorrt_build.timing import KEPT_BY
 
 __all__ = ["BuildError", "build_engine"]
 
@@ -40,7 +40,7 @@ def build_engine(
     Both are replaced only by whole files. Arithmetic in float32 is never rounded to TF32, and not-a-number passes.
 
     Args:
-        model: ONNX file that ``python -m export onnx`` wrote, its contract beside it.
+        model: ONNX file that ``yolo-assigner export onnx`` wrote, its contract beside it.
         out: Folder, made when it is not there.
         runtime: ``tensorrt`` or ``tensorrt-rtx``.
         precision: ``fp16`` or ``bf16`` for an engine that takes predictions in that type, ``fp32``; the one that the

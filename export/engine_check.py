@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from export.contract import Contract, ContractError, file_hash
-from export.engine_contract import EngineContract
+from yolo_assigner.export.contract import Contract, ContractError, file_hash
+from yolo_assigner.export.engine_contract import EngineContract
 
 # NVIDIA: engines of TensorRT-RTX run from 8.0 on unless they were built for others, which 7.5 has to be asked for.
 PORTABLE_FROM = (8, 0)

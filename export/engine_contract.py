@@ -10,7 +10,15 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.contract import ENGINE_SUFFIX, Contract, ContractError, TensorSpec, read_specs, read_versioned, write_json
+from yolo_assigner.export.contract import (
+    ENGINE_SUFFIX,
+    Contract,
+    ContractError,
+    TensorSpec,
+    read_specs,
+    read_versioned,
+    write_json,
+)
 
 ENGINE_CONTRACT_VERSION = 1
 RUNTIMES = ("tensorrt", "tensorrt-rtx")
@@ -68,7 +76,7 @@ class EngineContract:
         # The other runtime builds for the GPU it finds and takes no such words.
         if self.runtime == "tensorrt-rtx" and self.compute_capabilities:
             words += ["--compute-capability", *self.compute_capabilities]
-        return f"python -m export {shlex.join(words)}"
+        return f"yolo-assigner export {shlex.join(words)}"
 
     def save(self, path: Path) -> None:
         """Write the contract as JSON, whole or not at all."""
@@ -97,7 +105,7 @@ def load_engine_contract(path: Path) -> EngineContract:
     Raises:
         ContractError: It is not JSON, not an engine's contract, or of a newer format than this release reads.
     """
-    remedy = "build the engine again with `python -m export tensorrt`"
+    remedy = "build the engine again with `yolo-assigner export tensorrt`"
     data = read_versioned(path, ENGINE_CONTRACT_VERSION, remedy)
     try:
         profiles = tuple(
@@ -118,7 +126,7 @@ def find_engines(folder: Path, contract: Contract) -> list[tuple[Path, EngineCon
     """All engines of a model in a folder, unchecked but for being readable contracts.
 
     Args:
-        folder: Where ``python -m export tensorrt --out`` wrote.
+        folder: Where ``yolo-assigner export tensorrt --out`` wrote.
         contract: Of the model.
 
     Returns:

@@ -1,12 +1,15 @@
-"""Thin wrappers around untouched modules: what becomes a graph. ``export.build`` names the tensors, in this order."""
+"""Thin wrappers around untouched modules: what becomes a graph.
+
+``yolo_assigner.export.build`` names the tensors, in this order.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from export.recorded import RecordedDerivatives
-from models import DetectionModel
+from yolo_assigner.export.recorded import RecordedDerivatives
+from yolo_assigner.models import DetectionModel
 from yolo_loss import DetectionLoss, GroundTruth, LossResult, TaskAlignedAssigner
 from yolo_loss.channels import Channels, ClassScores
 from yolo_loss.lookup import labels_and_boxes, scores_by_comparison, scores_by_scatter
@@ -74,7 +77,7 @@ class LossGradGraph(LossGraph):
 class DetectorLossGraph(nn.Module):
     """A detector in eval mode with the loss of its maps; B, M (0 too), H and W, multiples of 32, may be anything.
 
-    ``export.detector`` finds the weights in the graph by this attribute's name, ``detector``.
+    ``yolo_assigner.export.detector`` finds the weights in the graph by this attribute's name, ``detector``.
     """
 
     def __init__(self, criterion: DetectionLoss, detector: DetectionModel) -> None:

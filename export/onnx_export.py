@@ -17,15 +17,21 @@ import onnx
 import torch
 from onnxscript import ir, optimizer
 
-from export.build import build_graph
-from export.contract import Contract, TensorSpec, file_hash
-from export.detector import check_source, check_weights, detector_from_checkpoint
-from export.hyperparameters import Hyperparameters
-from export.precision import narrow
-from export.samples import Case, pyramid, sample_assigner_inputs, sample_detector_inputs, sample_loss_inputs
-from export.specs import input_specs, map_specs, output_specs
-from export.translations import TRANSLATIONS
-from models.head import STRIDES
+from yolo_assigner.export.build import build_graph
+from yolo_assigner.export.contract import Contract, TensorSpec, file_hash
+from yolo_assigner.export.detector import check_source, check_weights, detector_from_checkpoint
+from yolo_assigner.export.hyperparameters import Hyperparameters
+from yolo_assigner.export.precision import narrow
+from yolo_assigner.export.samples import (
+    Case,
+    pyramid,
+    sample_assigner_inputs,
+    sample_detector_inputs,
+    sample_loss_inputs,
+)
+from yolo_assigner.export.specs import input_specs, map_specs, output_specs
+from yolo_assigner.export.translations import TRANSLATIONS
+from yolo_assigner.models.head import STRIDES
 from yolo_loss import __version__
 
 OPSET = 20
@@ -48,13 +54,13 @@ def export_onnx(
     """Write ``NAME.onnx`` and ``NAME.json``.
 
     Args:
-        kind: One of ``export.contract.KINDS``.
+        kind: One of ``yolo_assigner.export.contract.KINDS``.
         numbers: Hyper-parameters.
         out: Folder, made when it is not there.
         name: Under which the model is served; the kind when None.
         formulation: How the assignment is computed.
         weights: State dict of the detector; ``detector_loss`` only.
-        precision: As :func:`export.precision.narrow` describes it.
+        precision: As :func:`yolo_assigner.export.precision.narrow` describes it.
 
     Returns:
         Path of the ONNX file and its contract.

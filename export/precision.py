@@ -15,9 +15,9 @@ import numpy as np
 import onnx
 from onnxscript import ir
 
-from export.contract import PRECISIONS, Contract
-from export.hyperparameters import Hyperparameters
-from export.specs import map_specs
+from yolo_assigner.export.contract import PRECISIONS, Contract
+from yolo_assigner.export.hyperparameters import Hyperparameters
+from yolo_assigner.export.specs import map_specs
 
 NARROWED = ("feat_", "pd_scores", "images")
 # The first in which convolutions and poolings may be in bfloat16.
@@ -29,7 +29,7 @@ def narrow(model: onnx.ModelProto, contract: Contract, precision: str) -> tuple[
     """A model in a narrower precision.
 
     Args:
-        model: In float32, as ``export.onnx_export`` made it.
+        model: In float32, as ``yolo_assigner.export.onnx_export`` made it.
         contract: Its contract.
         precision: One of ``PRECISIONS``. One that the model has already changes nothing.
 

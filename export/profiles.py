@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from export.contract import Contract
-from export.engine_contract import Profile, Sizes
+from yolo_assigner.export.contract import Contract
+from yolo_assigner.export.engine_contract import Profile, Sizes
 
 AXIS = re.compile(r"imgsz|[BMCA]|[HW]\d*")
 # These follow from the image: its sides in pixels, the sides of its maps, its anchors.

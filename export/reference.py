@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from export.build import build_criterion, build_graph
-from export.hyperparameters import Hyperparameters
+from yolo_assigner.export.build import build_criterion, build_graph
+from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_loss import GroundTruth
 from yolo_loss.predictions import join_predictions
 

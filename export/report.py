@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from export.comparison import Difference
-from export.contract import Contract
+from yolo_assigner.export.comparison import Difference
+from yolo_assigner.export.contract import Contract
 
 DECISIONS = ("target_labels", "fg_mask", "target_gt_idx")
 # Columns of the summary, by what the names of their outputs begin with.

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
 from torch import Tensor
 
-from export.contract import TensorSpec
-from export.reference import Inputs, flatten
-from export.runtimes import why_unsupported
+from yolo_assigner.export.contract import TensorSpec
+from yolo_assigner.export.reference import Inputs, flatten
+from yolo_assigner.export.runtimes import why_unsupported
 
 
 class CannotRunError(RuntimeError):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from export.contract import Axis, TensorSpec
-from export.hyperparameters import Hyperparameters
+from yolo_assigner.export.contract import Axis, TensorSpec
+from yolo_assigner.export.hyperparameters import Hyperparameters
 
 
 def input_specs(kind: str, numbers: Hyperparameters) -> tuple[TensorSpec, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from onnxscript import ir, opset20
 
-from export.elementary import atan, log1p, softplus
+from yolo_assigner.export.elementary import atan, log1p, softplus
 
 # The operators' own annotations speak of values that they compute with, not of a graph's.
 _op: Any = opset20

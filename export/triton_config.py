@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from export.contract import TensorSpec
+from yolo_assigner.export.contract import TensorSpec
 
 # Every file of ours begins with it.
-MARK = "# Written by `python -m export triton`."
+MARK = "# Written by `yolo-assigner export triton`."
 DYNAMIC = -1
 TYPES = {
     "float32": "TYPE_FP32",

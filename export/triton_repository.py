@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.contract import Contract, ContractError, TensorSpec
-from export.engine_check import check_engine
-from export.engine_contract import ENGINE_FOLDER, EngineContract, find_engines
-from export.triton_config import MARK, render_config
+from yolo_assigner.export.contract import Contract, ContractError, TensorSpec
+from yolo_assigner.export.engine_check import check_engine
+from yolo_assigner.export.engine_contract import ENGINE_FOLDER, EngineContract, find_engines
+from yolo_assigner.export.triton_config import MARK, render_config
 
 CONFIG = "config.pbtxt"
 # By backend: what it calls the file.
@@ -124,7 +124,8 @@ def lay_out(source: TritonSource, repository: Path, *, force: bool = False) -> P
     target = repository / source.name
     if target.exists() and not force and not _is_ours(target):
         raise ValueError(
-            f"{target} was not written by `python -m export triton`; choose another --out, or replace it with --force"
+            f"{target} was not written by `yolo-assigner export triton`; choose another --out, or replace it with "
+            "--force"
         )
     config = render_config(
         source.name,

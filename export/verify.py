@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from export.cases import case_inputs, verification_cases
-from export.comparison import Difference, compare
-from export.contract import Contract
-from export.hyperparameters import Hyperparameters
-from export.reference import Reference
-from export.runnable import Runnable, in_types
-from export.verify_detector import verify_detector
+from yolo_assigner.export.cases import case_inputs, verification_cases
+from yolo_assigner.export.comparison import Difference, compare
+from yolo_assigner.export.contract import Contract
+from yolo_assigner.export.hyperparameters import Hyperparameters
+from yolo_assigner.export.reference import Reference
+from yolo_assigner.export.runnable import Runnable, in_types
+from yolo_assigner.export.verify_detector import verify_detector
 
 
 def verify_model(path: Path, contract: Contract) -> list[Difference]:

@@ -17,16 +17,16 @@ import onnx
 import torch
 from onnxscript import ir, optimizer
 
-from export.cases import case_inputs, verification_cases
-from export.comparison import Difference, compare
-from export.contract import Contract, TensorSpec
-from export.detector import detector_from_onnx
-from export.hyperparameters import Hyperparameters
-from export.reference import Reference, to_float64
-from export.runnable import Runnable, in_types
-from export.samples import sample_loss_inputs
-from export.specs import map_specs, output_specs
-from models.head import STRIDES
+from yolo_assigner.export.cases import case_inputs, verification_cases
+from yolo_assigner.export.comparison import Difference, compare
+from yolo_assigner.export.contract import Contract, TensorSpec
+from yolo_assigner.export.detector import detector_from_onnx
+from yolo_assigner.export.hyperparameters import Hyperparameters
+from yolo_assigner.export.reference import Reference, to_float64
+from yolo_assigner.export.runnable import Runnable, in_types
+from yolo_assigner.export.samples import sample_loss_inputs
+from yolo_assigner.export.specs import map_specs, output_specs
+from yolo_assigner.models.head import STRIDES
 
 # How far a map may lie from float64, relative to its largest magnitude. Measured:
 # 7e-7, 2e-3 and 7e-3 for a trained n detector, up to 1.4e-5, 3e-2 and 1.6e-1 for random ones of all scales, whose

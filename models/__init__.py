@@ -1,8 +1,8 @@
 """The YOLOv8 detector, whose head's maps the loss takes."""
 
-from models.checkpoint import load_checkpoint, read_state_dict
-from models.head import Detect, Detections
-from models.yolov8 import SCALES, DetectionModel, DetectorConfig
+from yolo_assigner.models.checkpoint import load_checkpoint, read_state_dict
+from yolo_assigner.models.head import Detect, Detections
+from yolo_assigner.models.yolov8 import SCALES, DetectionModel, DetectorConfig
 
 __all__ = [
     "SCALES",

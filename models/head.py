@@ -8,7 +8,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from models.blocks import DFL, Conv
+from yolo_assigner.models.blocks import DFL, Conv
 from yolo_loss.anchors import make_anchors
 from yolo_loss.boxes import dist2bbox, xyxy2xywh
 

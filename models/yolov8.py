@@ -1,7 +1,7 @@
 """The YOLOv8 detector in its five scales.
 
 Layers are numbered and named as in public YOLOv8 detection state dicts (``model.0.conv.weight`` to
-``model.22.dfl.conv.weight``), so those load without renaming; see :mod:`models.checkpoint`.
+``model.22.dfl.conv.weight``), so those load without renaming; see :mod:`yolo_assigner.models.checkpoint`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 
-from models.blocks import SPPF, C2f, Concat, Conv
-from models.head import STRIDES, Detect, Detections
+from yolo_assigner.models.blocks import SPPF, C2f, Concat, Conv
+from yolo_assigner.models.head import STRIDES, Detect, Detections
 
 # Layers that take something else than the map right before them: the layers whose outputs they take.
 SOURCES = {11: (10, 6), 14: (13, 4), 17: (16, 12), 20: (19, 9), 22: (15, 18, 21)}

@@ -1,17 +1,21 @@
-"""``python -m serve``: see :mod:`serve.cli`."""
+"""``yolo-assigner serve``: see :mod:`yolo_assigner.serve.cli`."""
 
 import os
 import signal
 import sys
+from collections.abc import Sequence
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until told to stop. Signals count from the first moment, before imports that take a second.
 
     SIGTERM and SIGINT end the process while there is nothing to finish; as the first process of a container it would
     ignore them otherwise. Whoever starts it may block them until they are handled. SIGHUP waits for the event loop.
+
+    Args:
+        arguments: As for :func:`yolo_assigner.serve.cli.main`.
 
     Returns:
         Exit code.
@@ -20,9 +24,9 @@ def main() -> int:
     for sign in STOPPING:
         signal.signal(sign, lambda *_: os._exit(0))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-    from serve.cli import main as serve
+    from yolo_assigner.serve.cli import main as serve
 
-    return serve()
+    return serve(arguments)
 
 
 if __name__ == "__main__":

@@ -12,32 +12,32 @@ from contextlib import closing
 import uvicorn
 from fastapi import FastAPI
 
-from serve.app import create_app
-from serve.compute.service import Service
-from serve.compute.setup import Setup, service_of
-from serve.configuration import Configuration, describe, read_settings
-from serve.engine.job_queue import BatchLimits
-from serve.engine.runners.choice import RunnerOptions
-from serve.engine.runners.device import parse_device
-from serve.engine.system import allow_descriptors, keep_large_blocks
-from serve.engine.threads import settle, switch_quickly
-from serve.http.admission import Admission
-from serve.http.connection import protocol
-from serve.http.keys import Keys, KeySource
-from serve.http.lifecycle import Server
-from serve.http.logs import configure_logs
-from serve.http.metrics import serve_metrics
-from serve.http.origins import origins_of
-from serve.http.refusals import Refusals
-from serve.http.room import Room
-from serve.http.streams import free_streams
-from serve.listening import Listener, listen
-from serve.options import AppOptions
-from serve.reload import Reloader
-from serve.settings import Settings
-from serve.tls import check_certificate, reload_certificate
-from serve.versions import OURS, SERVER_HEADER
-from serve.worker.remote import RemoteService
+from yolo_assigner.serve.app import create_app
+from yolo_assigner.serve.compute.service import Service
+from yolo_assigner.serve.compute.setup import Setup, service_of
+from yolo_assigner.serve.configuration import Configuration, describe, read_settings
+from yolo_assigner.serve.engine.job_queue import BatchLimits
+from yolo_assigner.serve.engine.runners.choice import RunnerOptions
+from yolo_assigner.serve.engine.runners.device import parse_device
+from yolo_assigner.serve.engine.system import allow_descriptors, keep_large_blocks
+from yolo_assigner.serve.engine.threads import settle, switch_quickly
+from yolo_assigner.serve.http.admission import Admission
+from yolo_assigner.serve.http.connection import protocol
+from yolo_assigner.serve.http.keys import Keys, KeySource
+from yolo_assigner.serve.http.lifecycle import Server
+from yolo_assigner.serve.http.logs import configure_logs
+from yolo_assigner.serve.http.metrics import serve_metrics
+from yolo_assigner.serve.http.origins import origins_of
+from yolo_assigner.serve.http.refusals import Refusals
+from yolo_assigner.serve.http.room import Room
+from yolo_assigner.serve.http.streams import free_streams
+from yolo_assigner.serve.listening import Listener, listen
+from yolo_assigner.serve.options import AppOptions
+from yolo_assigner.serve.reload import Reloader
+from yolo_assigner.serve.settings import Settings
+from yolo_assigner.serve.tls import check_certificate, reload_certificate
+from yolo_assigner.serve.versions import OURS, SERVER_HEADER
+from yolo_assigner.serve.worker.remote import RemoteService
 
 KEEP_ALIVE_SECONDS = 120  # longer than proxies hold a connection, 75 s and less: the proxy closes it, never we
 UNUSABLE = 2

@@ -20,10 +20,10 @@ from geventhttpclient.response import HTTPParseError
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from serve.ragged import pad_ground_truth
-from serve.results import Array, AssignmentResult, LossAndGradients, LossResult
-from serve.targets import COMPACT, complete_targets
-from serve.versions import CLIENT_HEADER, OURS, SERVER_HEADER, check_server
+from yolo_assigner.serve.ragged import pad_ground_truth
+from yolo_assigner.serve.results import Array, AssignmentResult, LossAndGradients, LossResult
+from yolo_assigner.serve.targets import COMPACT, complete_targets
+from yolo_assigner.serve.versions import CLIENT_HEADER, OURS, SERVER_HEADER, check_server
 from yolo_loss.checks import (
     as_array,
     batch_columns,
@@ -38,7 +38,7 @@ from yolo_loss.checks import (
 from yolo_loss.option_checks import stride_list
 
 if TYPE_CHECKING:
-    from serve.remote_loss import RemoteDetectionLoss
+    from yolo_assigner.serve.remote_loss import RemoteDetectionLoss
 
 LOSS_OUTPUTS = ("loss", "loss_items", "image_sums")
 
@@ -166,7 +166,7 @@ class AssignerClient:
         Raises:
             ModuleNotFoundError: torch is not installed.
         """
-        from serve.remote_loss import RemoteDetectionLoss
+        from yolo_assigner.serve.remote_loss import RemoteDetectionLoss
 
         return RemoteDetectionLoss(self, model)
 
@@ -248,7 +248,7 @@ class AssignerClient:
             ) from error
         except (OSError, HTTPParseError) as error:
             raise ServerError(
-                f"no reply from {self._url} ({error}); is `python -m serve` running there? With TLS, write https://"
+                f"no reply from {self._url} ({error}); is `yolo-assigner serve` running there? With TLS, write https://"
             ) from error
         return {name: reply.as_numpy(name) for name in outputs}
 

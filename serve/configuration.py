@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
-from serve.engine.system import Memory, memory_limit
-from serve.settings import PARTS, Settings, defaults_for
+from yolo_assigner.serve.engine.system import Memory, memory_limit
+from yolo_assigner.serve.settings import PARTS, Settings, defaults_for
 
 PREFIX = "YOLO_ASSIGNER_"
 SECRETS = ("api_keys", "admin_keys", "ssl_keyfile_password")
@@ -120,7 +120,7 @@ def _explain(error: ValidationError, sources: Mapping[str, str]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m serve",
+        prog="yolo-assigner serve",
         description="Serve exported models over HTTP: Open Inference Protocol v2 under /v2, typed JSON under /v1.",
         epilog=f"Each setting may also stand in a TOML file or in the environment, as {PREFIX}PORT for --port.",
         allow_abbrev=False,

@@ -1,8 +1,8 @@
-"""Say by an exit code whether the server on this machine is ready: ``python -m serve.healthcheck``.
+"""Say by an exit code whether the server on this machine is ready: ``python -m yolo_assigner.serve.healthcheck``.
 
 For the health checks of containers and supervisors. The address, TLS and Unix socket are read as the server reads them,
 from flags, environment and file; no key is needed. Flags given here are those of the server; without any, those of the
-``python -m serve`` that is running count.
+``yolo-assigner serve`` that is running count.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ import ssl
 import sys
 from collections.abc import Sequence
 from contextlib import closing, suppress
+from itertools import pairwise
 from pathlib import Path
 
-from serve.configuration import read_settings
-from serve.settings import Settings
+from yolo_assigner.serve.configuration import read_settings
+from yolo_assigner.serve.settings import Settings
 
 READY = "/v2/health/ready"
 SECONDS = 4.0  # less than the image's health check has
-SERVER = ["-m", "serve"]
+COMMANDS = ("yolo-assigner", "yolo_assigner")  # the word before `serve`: of the script, of `python -m`
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def running_flags(processes: Path = Path("/proc")) -> list[str]:
-    """Flags of the oldest ``python -m serve`` that is running; empty if there is none.
+    """Flags of the oldest ``yolo-assigner serve`` that is running; empty if there is none.
 
     Args:
         processes: Where Linux lists processes.
@@ -54,8 +55,8 @@ def running_flags(processes: Path = Path("/proc")) -> list[str]:
     for number in sorted(int(entry.name) for entry in processes.glob("[0-9]*")):
         with suppress(OSError):  # it has ended meanwhile
             words = (processes / str(number) / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
-            for place in range(len(words) - 1):
-                if words[place : place + 2] == SERVER:
+            for place, (command, word) in enumerate(pairwise(words)):
+                if word == "serve" and Path(command).name in COMMANDS:
                     return words[place + 2 :]
     return []
 

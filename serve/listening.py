@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from serve.settings import UNIX, Settings
+from yolo_assigner.serve.settings import UNIX, Settings
 
 # Connections that one turn of the event loop accepts. uvloop takes one from each socket, so that after a burst of
 # callers the next one would wait for as many turns.

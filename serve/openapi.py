@@ -8,10 +8,10 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import TypeAdapter
 
-from serve.engine.catalogue import VERSION, Catalogue, Known
-from serve.openapi_routes import JSON, ROUTES, described, schemas_of
-from serve.v1.examples import REDUCE_EXAMPLES, assign_examples, loss_examples
-from serve.v2.schemas import Error
+from yolo_assigner.serve.engine.catalogue import VERSION, Catalogue, Known
+from yolo_assigner.serve.openapi_routes import JSON, ROUTES, described, schemas_of
+from yolo_assigner.serve.v1.examples import REDUCE_EXAMPLES, assign_examples, loss_examples
+from yolo_assigner.serve.v2.schemas import Error
 
 REF = "#/components/schemas/{model}"
 VERSIONED = "/versions/{version}"

@@ -6,8 +6,15 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import TypeAdapter
 
-from serve.v1.schemas import AssignReply, AssignRequest, LossReply, LossRequest, ReduceReply, ReduceRequest
-from serve.v2.schemas import (
+from yolo_assigner.serve.v1.schemas import (
+    AssignReply,
+    AssignRequest,
+    LossReply,
+    LossRequest,
+    ReduceReply,
+    ReduceRequest,
+)
+from yolo_assigner.serve.v2.schemas import (
     CudaRegion,
     CudaRegionRequest,
     IndexRequest,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from serve.http.admission import Admission
-from serve.http.keys import Keys
-from serve.http.metrics import Metrics
-from serve.http.origins import Origins
-from serve.settings import MIB
+from yolo_assigner.serve.http.admission import Admission
+from yolo_assigner.serve.http.keys import Keys
+from yolo_assigner.serve.http.metrics import Metrics
+from yolo_assigner.serve.http.origins import Origins
+from yolo_assigner.serve.settings import MIB
 
 
 @dataclass(frozen=True)

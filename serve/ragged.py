@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from serve.results import Array, GroundTruth
+from yolo_assigner.serve.results import Array, GroundTruth
 from yolo_loss.checks import as_array, batch_columns, check_columns, check_values
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from serve.results import Array
+from yolo_assigner.serve.results import Array
 
 NUM_SUMS = 4  # box, cls, dfl, target scores
 

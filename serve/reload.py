@@ -6,8 +6,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 
-from serve.compute.service import Service
-from serve.engine.catalogue import reason_of
+from yolo_assigner.serve.compute.service import Service
+from yolo_assigner.serve.engine.catalogue import reason_of
 
 logger = logging.getLogger("serve")
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from serve.results import LossAndGradients, LossResult
+from yolo_assigner.serve.results import LossAndGradients, LossResult
 
 
 class LossClient(Protocol):
-    """What of :class:`serve.client.AssignerClient` a criterion needs."""
+    """What of :class:`yolo_assigner.serve.client.AssignerClient` a criterion needs."""
 
     def loss(self, feats: Sequence[Any], batch: Mapping[str, Any], *, model: str) -> LossResult:
         """The loss alone."""

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from serve.engine.runners.choice import ENGINES
-from serve.engine.runners.device import parse_device
+from yolo_assigner.serve.engine.runners.choice import ENGINES
+from yolo_assigner.serve.engine.runners.device import parse_device
 
 MIB = 2**20
 # Where memory is short, these defaults are such a part of it. What a request needs at most is 8 times its body, or 50
@@ -32,11 +32,11 @@ def setting(default: Any, description: str, metavar: str | None = None) -> Any:
 
 
 class Settings(BaseModel):
-    """What the server does; made by :func:`serve.configuration.read_settings` from flags, environment and a file."""
+    """What the server does, from flags, environment and a file: :func:`yolo_assigner.serve.configuration.read_settings`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    artifacts: Path = setting(..., "where `python -m export` wrote", "DIR")
+    artifacts: Path = setting(..., "where `yolo-assigner export` wrote", "DIR")
     host: str = setting("127.0.0.1", "address to listen on; :: for all of IPv6 and IPv4")
     port: Port = setting(8000, "0 chooses a free one", "N")
     unix_socket: Path | None = setting(None, "Unix socket to listen on, in place of host and port", "FILE")

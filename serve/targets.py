@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from serve.results import Array, AssignmentResult
+from yolo_assigner.serve.results import Array, AssignmentResult
 
 COMPACT = ("fg_mask", "target_gt_idx", "target_weights")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from serve.errors import BadRequestError
+from yolo_assigner.serve.errors import BadRequestError
 from yolo_loss import __version__
 
 PROTOCOL = 1

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from export.samples import Case, pyramid, sample_detector_inputs
-from models import DetectionModel, DetectorConfig
-from models.head import STRIDES
+from yolo_assigner.export.samples import Case, pyramid, sample_detector_inputs
+from yolo_assigner.models import DetectionModel, DetectorConfig
+from yolo_assigner.models.head import STRIDES
 
 SEED = 0
 SPREAD = 0.3

@@ -15,9 +15,9 @@ from pathlib import Path
 import safetensors.torch
 from filelock import FileLock
 
-from export.hyperparameters import Hyperparameters
-from export.onnx_export import export_onnx
 from tests.detectors import lively_detector
+from yolo_assigner.export.hyperparameters import Hyperparameters
+from yolo_assigner.export.onnx_export import export_onnx
 
 ROOT = Path(__file__).parents[1]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yolo-assigner"
@@ -30,7 +30,7 @@ def exported(kind: str, formulation: str, class_loss: str = "bce") -> Path:
     """The folder of one model of 3 classes under its kind's name, and of a detector's weights; not to be written to.
 
     Args:
-        kind: One of ``export.contract.KINDS``.
+        kind: One of ``yolo_assigner.export.contract.KINDS``.
         formulation: How its assignment is computed.
         class_loss: ``bce`` or ``varifocal``.
     """

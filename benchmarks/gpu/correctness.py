@@ -18,7 +18,7 @@ from benchmarks.gpu.ours import MissingError, criterion_of, ours
 from benchmarks.gpu.progress import Progress
 from benchmarks.gpu.text import first_line
 from benchmarks.gpu.times import Maker, makers
-from export.contract import ContractError
+from yolo_assigner.export.contract import ContractError
 from yolo_loss.predictions import join_predictions
 
 Check = dict[str, Any]

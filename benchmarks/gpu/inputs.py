@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.contenders import STRIDES, Setting
 from benchmarks.gpu.floor import REG_MAX
-from export.samples import ragged_batch, sample_assigner_inputs, sample_loss_inputs
+from yolo_assigner.export.samples import ragged_batch, sample_assigner_inputs, sample_loss_inputs
 from yolo_loss import GroundTruth
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -14,8 +14,8 @@ from benchmarks.gpu.clock import settle
 from benchmarks.gpu.correctness import Check, compared, joined_maps, kept_checks, widened
 from benchmarks.gpu.progress import Progress
 from examples.dataset import load_sample
-from export.samples import Case, pyramid, sample_assigner_inputs
 from tests import oracle
+from yolo_assigner.export.samples import Case, pyramid, sample_assigner_inputs
 from yolo_loss import DetectionLoss, TaskAlignedAssigner
 from yolo_loss.triton_assign import available
 

@@ -170,7 +170,10 @@ def reference(setting: Setting, sets: Sequence[Inputs]) -> Run:
     except ImportError as error:
         raise MissingError(f"not installed ({error})") from error
     from benchmarks.parity import as_dict
-    from models import DetectionModel, DetectorConfig  # reads checkpoints, too, and wants safetensors for them
+    from yolo_assigner.models import (  # reads checkpoints, too, and wants safetensors for them
+        DetectionModel,
+        DetectorConfig,
+    )
 
     if setting.task == "assigner":
         assigner = ReferenceAssigner(**NUMBERS, num_classes=setting.classes, stride=list(STRIDES))

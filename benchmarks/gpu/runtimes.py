@@ -16,10 +16,10 @@ from benchmarks.gpu.inputs import Inputs
 from benchmarks.gpu.models import KIND_OF_TASK, find_engine, find_model
 from benchmarks.gpu.ours import MissingError
 from benchmarks.gpu.text import first_line
-from export.contract import Contract
-from export.engine_check import check_machine
-from export.engine_contract import EngineContract
-from export.tensorrt_build.library import load_library
+from yolo_assigner.export.contract import Contract
+from yolo_assigner.export.engine_check import check_machine
+from yolo_assigner.export.engine_contract import EngineContract
+from yolo_assigner.export.tensorrt_build.library import load_library
 
 WANTED = {**OUTPUTS, "loss+grad": ("loss", "loss_items", "grad_feat_0", "grad_feat_1", "grad_feat_2")}
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -70,7 +70,7 @@ def _session(path: Path, outputs: Sequence[str], device: torch.device) -> Any:
         import onnxruntime
     except ImportError as error:
         raise MissingError(f"not installed ({error})") from error
-    from serve.engine.runners.cut import keep_outputs
+    from yolo_assigner.serve.engine.runners.cut import keep_outputs
 
     providers: list[Any] = [CPU]
     if device.type == "cuda":
@@ -156,7 +156,7 @@ def bound(context: Any, engine: EngineContract, feeds: Sequence[Mapping[str, Ten
         feeds: Inputs by name.
         keep: What must live as long as the calls.
     """
-    from serve.engine.runners.profiles import choose_profile
+    from yolo_assigner.serve.engine.runners.profiles import choose_profile
 
     sizes = [
         {axis: size for spec in engine.inputs for axis, size in zip(spec.axes, tensors[spec.name].shape, strict=True)}

@@ -19,7 +19,7 @@ from benchmarks.gpu.ours import MissingError, ours, reference, ways_of
 from benchmarks.gpu.progress import Progress
 from benchmarks.gpu.runtimes import onnx_runtime, tensorrt
 from benchmarks.gpu.text import first_line
-from export.contract import ContractError
+from yolo_assigner.export.contract import ContractError
 
 Maker = Callable[[], Run]
 # Further sets are made until all are so many times as large as the cache between the processors and the memory.

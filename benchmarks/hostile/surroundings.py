@@ -21,7 +21,7 @@ from benchmarks.hostile.targets import good_requests
 from benchmarks.hostile.wire import NoReplyError, Reply, Wire
 from benchmarks.process_tree import processes
 from benchmarks.served import Served, serving
-from serve.settings import PARTS, Settings
+from yolo_assigner.serve.settings import PARTS, Settings
 
 MIB = 2**20
 PATH_BYTES = 2000  # of a refused path, all of which is logged

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from export.contract import TensorSpec
-from export.engine_contract import Profile, profile_words
-from export.tensorrt_build.log import BuildLog
+from yolo_assigner.export.contract import TensorSpec
+from yolo_assigner.export.engine_contract import Profile, profile_words
+from yolo_assigner.export.tensorrt_build.log import BuildLog
 
 
 def capability_members(library: Any, capabilities: Sequence[str]) -> list[Any]:

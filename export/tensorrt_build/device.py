@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from export.tensorrt_build.log import BuildError
+from yolo_assigner.export.tensorrt_build.log import BuildError
 
 
 def current_capability() -> str:

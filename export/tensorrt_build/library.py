@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from export.engine_contract import RUNTIMES
+from yolo_assigner.export.engine_contract import RUNTIMES
 
 
 class Library(NamedTuple):

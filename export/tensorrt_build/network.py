@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from export.contract import Contract, ContractError, TensorSpec
-from export.tensorrt_build.log import BuildError, BuildLog
-from export.tensorrt_build.source import Source
+from yolo_assigner.export.contract import Contract, ContractError, TensorSpec
+from yolo_assigner.export.tensorrt_build.log import BuildError, BuildLog
+from yolo_assigner.export.tensorrt_build.source import Source
 
 # TensorRT's names of element types to numpy's.
 TYPES: Mapping[str, str] = {

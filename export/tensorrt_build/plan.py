@@ -6,13 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from export.engine_contract import Profile
-from export.tensorrt_build.config import add_profiles, capability_members, make_config
-from export.tensorrt_build.log import BuildLog, make_logger
-from export.tensorrt_build.network import check_hardware, check_tensors, parse_network
-from export.tensorrt_build.progress import BuildWatch, make_monitor
-from export.tensorrt_build.source import Source
-from export.tensorrt_build.timing import keep_timings, use_timings
+from yolo_assigner.export.engine_contract import Profile
+from yolo_assigner.export.tensorrt_build.config import add_profiles, capability_members, make_config
+from yolo_assigner.export.tensorrt_build.log import BuildLog, make_logger
+from yolo_assigner.export.tensorrt_build.network import check_hardware, check_tensors, parse_network
+from yolo_assigner.export.tensorrt_build.progress import BuildWatch, make_monitor
+from yolo_assigner.export.tensorrt_build.source import Source
+from yolo_assigner.export.tensorrt_build.timing import keep_timings, use_timings
 
 
 class Wishes(NamedTuple):

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-from export.contract import Contract, ContractError, load_contract
+from yolo_assigner.export.contract import Contract, ContractError, load_contract
 
 
 class Source(NamedTuple):
@@ -31,7 +31,7 @@ def read_source(model: Path) -> Source:
         ContractError: One of the two is missing, or the file is not the one that was described.
         ValueError: It is of a formulation that TensorRT cannot express.
     """
-    remedy = "export the model with `python -m export onnx --formulation dense`"
+    remedy = "export the model with `yolo-assigner export onnx --formulation dense`"
     path = model.with_suffix(".json")
     for needed in (model, path):
         if not needed.is_file():
@@ -50,7 +50,7 @@ def narrow_source(source: Source, precision: str | None) -> Source:
 
     Args:
         source: The model as it was exported.
-        precision: One of ``export.contract.PRECISIONS``; None for the one that it has.
+        precision: One of ``yolo_assigner.export.contract.PRECISIONS``; None for the one that it has.
 
     Raises:
         ValueError: There is no such precision, or the model is in a narrow one and another is asked for.
@@ -59,7 +59,7 @@ def narrow_source(source: Source, precision: str | None) -> Source:
         return source
     import onnx
 
-    from export.precision import narrow
+    from yolo_assigner.export.precision import narrow
 
     model, contract = narrow(onnx.load_from_string(source.content), source.contract, str(precision))
     return Source(model.SerializeToString(), contract)

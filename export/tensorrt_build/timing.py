@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from export.tensorrt_build.files import write_whole
+from yolo_assigner.export.tensorrt_build.files import write_whole
 
 # TensorRT-RTX ignores a cache, and would want a GPU when it is given one.
 KEPT_BY = ("tensorrt",)

@@ -7,16 +7,16 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
-from serve.compute.service import Call
-from serve.engine.catalogue import VERSION
-from serve.engine.model import Model
-from serve.engine.work import check_work
-from serve.shared.regions import Regions
-from serve.shared.tensor import check_places, read_tensors, write_outputs
-from serve.tensors.datatypes import Array
-from serve.tensors.decode import InferRequest, RequestedOutput, decode_request
-from serve.tensors.encode import EncodedResponse, encode_response
-from serve.tensors.validate import check_inputs, check_outputs
+from yolo_assigner.serve.compute.service import Call
+from yolo_assigner.serve.engine.catalogue import VERSION
+from yolo_assigner.serve.engine.model import Model
+from yolo_assigner.serve.engine.work import check_work
+from yolo_assigner.serve.shared.regions import Regions
+from yolo_assigner.serve.shared.tensor import check_places, read_tensors, write_outputs
+from yolo_assigner.serve.tensors.datatypes import Array
+from yolo_assigner.serve.tensors.decode import InferRequest, RequestedOutput, decode_request
+from yolo_assigner.serve.tensors.encode import EncodedResponse, encode_response
+from yolo_assigner.serve.tensors.validate import check_inputs, check_outputs
 
 Result = TypeVar("Result")
 INLINE_BYTES = 1 << 16  # up to here a thread switch costs more than the work

@@ -7,19 +7,19 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from serve.compute.infer import infer
-from serve.compute.people import assign, loss, reduce
-from serve.compute.regions import run_region_call
-from serve.compute.service import Call, Verb
-from serve.engine.catalogue import check_loaded, not_loaded, reason_of
-from serve.engine.model import Model
-from serve.engine.registry import Registry
-from serve.errors import ServeError, exhausted
-from serve.settings import MIB
-from serve.shared.region import Kind
-from serve.shared.regions import Regions
-from serve.tensors.buffers import BufferPool
-from serve.tensors.encode import EncodedResponse
+from yolo_assigner.serve.compute.infer import infer
+from yolo_assigner.serve.compute.people import assign, loss, reduce
+from yolo_assigner.serve.compute.regions import run_region_call
+from yolo_assigner.serve.compute.service import Call, Verb
+from yolo_assigner.serve.engine.catalogue import check_loaded, not_loaded, reason_of
+from yolo_assigner.serve.engine.model import Model
+from yolo_assigner.serve.engine.registry import Registry
+from yolo_assigner.serve.errors import ServeError, exhausted
+from yolo_assigner.serve.settings import MIB
+from yolo_assigner.serve.shared.region import Kind
+from yolo_assigner.serve.shared.regions import Regions
+from yolo_assigner.serve.tensors.buffers import BufferPool
+from yolo_assigner.serve.tensors.encode import EncodedResponse
 
 logger = logging.getLogger("serve")
 EXTENSIONS = {Kind.SYSTEM: "system_shared_memory", Kind.CUDA: "cuda_shared_memory"}

@@ -8,17 +8,17 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from serve.compute.service import Call
-from serve.engine.catalogue import check_loaded
-from serve.engine.registry import Registry
-from serve.errors import BadRequestError
-from serve.tensors.datatypes import Array
-from serve.tensors.encode import EncodedResponse, dump_json
-from serve.tensors.json_parts import check_parts
-from serve.v1.reduce_reply import reduce_reply
-from serve.v1.reply import LOSS_OUTPUTS, TARGETS, assign_reply, loss_reply
-from serve.v1.request import Prepared, prepare
-from serve.v1.schemas import AssignRequest, LossRequest, ReduceRequest, Strict
+from yolo_assigner.serve.compute.service import Call
+from yolo_assigner.serve.engine.catalogue import check_loaded
+from yolo_assigner.serve.engine.registry import Registry
+from yolo_assigner.serve.errors import BadRequestError
+from yolo_assigner.serve.tensors.datatypes import Array
+from yolo_assigner.serve.tensors.encode import EncodedResponse, dump_json
+from yolo_assigner.serve.tensors.json_parts import check_parts
+from yolo_assigner.serve.v1.reduce_reply import reduce_reply
+from yolo_assigner.serve.v1.reply import LOSS_OUTPUTS, TARGETS, assign_reply, loss_reply
+from yolo_assigner.serve.v1.request import Prepared, prepare
+from yolo_assigner.serve.v1.schemas import AssignRequest, LossRequest, ReduceRequest, Strict
 
 SHOWN = 60  # characters of a value in an error
 TAGS = ("nested", "packed", "object", "row")  # of alternatives in the schemas, no names of anything in a request

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from serve.compute.service import Call, Verb
-from serve.errors import BadRequestError, UnsupportedError
-from serve.shared.region import Kind
-from serve.shared.regions import Regions
-from serve.tensors.decode import parse_object
-from serve.tensors.encode import EncodedResponse, dump_json
-from serve.tensors.place import REMEDY
+from yolo_assigner.serve.compute.service import Call, Verb
+from yolo_assigner.serve.errors import BadRequestError, UnsupportedError
+from yolo_assigner.serve.shared.region import Kind
+from yolo_assigner.serve.shared.regions import Regions
+from yolo_assigner.serve.tensors.decode import parse_object
+from yolo_assigner.serve.tensors.encode import EncodedResponse, dump_json
+from yolo_assigner.serve.tensors.place import REMEDY
 
 KINDS = {
     Verb.REGION_STATUS: Kind.SYSTEM,

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
-from serve.engine.catalogue import Catalogue, Known
-from serve.tensors.buffers import BufferPool
-from serve.tensors.encode import EncodedResponse
+from yolo_assigner.serve.engine.catalogue import Catalogue, Known
+from yolo_assigner.serve.tensors.buffers import BufferPool
+from yolo_assigner.serve.tensors.encode import EncodedResponse
 
 
 class Verb(StrEnum):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from serve.compute.local import LocalService
-from serve.engine.job_queue import BatchLimits
-from serve.engine.registry import open_artifacts
-from serve.engine.runners.choice import RunnerOptions
-from serve.shared.cuda import Gpus
-from serve.shared.regions import Regions
-from serve.tensors.buffers import GRAIN
+from yolo_assigner.serve.compute.local import LocalService
+from yolo_assigner.serve.engine.job_queue import BatchLimits
+from yolo_assigner.serve.engine.registry import open_artifacts
+from yolo_assigner.serve.engine.runners.choice import RunnerOptions
+from yolo_assigner.serve.shared.cuda import Gpus
+from yolo_assigner.serve.shared.regions import Regions
+from yolo_assigner.serve.tensors.buffers import GRAIN
 
 
 class Setup(NamedTuple):

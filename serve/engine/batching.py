@@ -7,13 +7,13 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from export.contract import Contract
-from serve.engine.job_queue import BatchLimits, Job
-from serve.engine.merge import MERGEABLE, Request, computed_outputs, likeness, merge, split
-from serve.engine.merge_trial import why_not
-from serve.engine.runners.base import Runner
-from serve.engine.work import most_work
-from serve.tensors.datatypes import Array
+from yolo_assigner.export.contract import Contract
+from yolo_assigner.serve.engine.job_queue import BatchLimits, Job
+from yolo_assigner.serve.engine.merge import MERGEABLE, Request, computed_outputs, likeness, merge, split
+from yolo_assigner.serve.engine.merge_trial import why_not
+from yolo_assigner.serve.engine.runners.base import Runner
+from yolo_assigner.serve.engine.work import most_work
+from yolo_assigner.serve.tensors.datatypes import Array
 
 logger = logging.getLogger("serve")
 

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, Protocol, TypeVar
 
-from export.contract import Contract
-from serve.engine.job_queue import BatchLimits
-from serve.engine.stats import ModelStats
-from serve.errors import BadRequestError, ModelFailedError, NotFoundError, NotReadyError
+from yolo_assigner.export.contract import Contract
+from yolo_assigner.serve.engine.job_queue import BatchLimits
+from yolo_assigner.serve.engine.stats import ModelStats
+from yolo_assigner.serve.errors import BadRequestError, ModelFailedError, NotFoundError, NotReadyError
 
 VERSION = "1"
 RELOAD = "POST /v2/repository/models/NAME/load, or SIGHUP for all"
@@ -136,7 +136,7 @@ class Catalogue(Generic[AnyModel_co]):
         if failed:
             reasons = "; ".join(f"{name}: {self.failures[name]}" for name in failed)
             raise ModelFailedError(f"this server has no model of {what} that can be loaded ({reasons})")
-        raise NotFoundError(f"this server has no model of {what}; export one with `python -m export onnx`")
+        raise NotFoundError(f"this server has no model of {what}; export one with `yolo-assigner export onnx`")
 
 
 def check_loaded(catalogue: Catalogue[Known], name: str | None = None) -> None:

@@ -11,8 +11,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from serve.engine.merge import Request
-from serve.tensors.datatypes import Array
+from yolo_assigner.serve.engine.merge import Request
+from yolo_assigner.serve.tensors.datatypes import Array
 
 
 class BatchLimits(NamedTuple):
@@ -21,7 +21,7 @@ class BatchLimits(NamedTuple):
     Attributes:
         images: Most images of one call of the engine; with 1, nothing is put together.
         seconds: Longest wait of a request for others, while the engine has nothing else to do.
-        work_bytes: Most memory that a call may need, as :func:`serve.engine.work.most_work` judges it.
+        work_bytes: Most memory that a call may need, as :func:`yolo_assigner.serve.engine.work.most_work` judges it.
     """
 
     images: int = 1

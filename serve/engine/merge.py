@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from export.contract import Contract
-from serve.tensors.datatypes import Array
+from yolo_assigner.export.contract import Contract
+from yolo_assigner.serve.tensors.datatypes import Array
 
 MERGEABLE = ("assigner", "loss")
 GROUND_TRUTH = ("gt_labels", "gt_bboxes", "mask_gt")

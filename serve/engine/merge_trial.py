@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from export.contract import Contract, TensorSpec
-from serve.engine.merge import SHARED, Request, computed_outputs, merge, split
-from serve.engine.runners.base import Runner
-from serve.engine.runners.trial import axis_sizes, shape_of
-from serve.tensors.datatypes import Array
-from serve.tensors.grid import strides_of
+from yolo_assigner.export.contract import Contract, TensorSpec
+from yolo_assigner.serve.engine.merge import SHARED, Request, computed_outputs, merge, split
+from yolo_assigner.serve.engine.runners.base import Runner
+from yolo_assigner.serve.engine.runners.trial import axis_sizes, shape_of
+from yolo_assigner.serve.tensors.datatypes import Array
+from yolo_assigner.serve.tensors.grid import strides_of
 
 # Cells of the coarsest level: odd, so that images begin anywhere in memory.
 ROWS, COLUMNS = 3, 5

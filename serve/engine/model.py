@@ -9,15 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
-from export.contract import Contract
-from serve.engine.batching import Batching
-from serve.engine.job_queue import BatchLimits, Done, JobQueue
-from serve.engine.merge import Request
-from serve.engine.runners.base import Runner, UnfitRequestError
-from serve.engine.stats import ModelStats
-from serve.engine.threads import give_way
-from serve.errors import BadRequestError, InferenceError, NotReadyError, ServeError, TooLateError
-from serve.tensors.datatypes import Array
+from yolo_assigner.export.contract import Contract
+from yolo_assigner.serve.engine.batching import Batching
+from yolo_assigner.serve.engine.job_queue import BatchLimits, Done, JobQueue
+from yolo_assigner.serve.engine.merge import Request
+from yolo_assigner.serve.engine.runners.base import Runner, UnfitRequestError
+from yolo_assigner.serve.engine.stats import ModelStats
+from yolo_assigner.serve.engine.threads import give_way
+from yolo_assigner.serve.errors import BadRequestError, InferenceError, NotReadyError, ServeError, TooLateError
+from yolo_assigner.serve.tensors.datatypes import Array
 
 logger = logging.getLogger("serve")
 
@@ -83,7 +83,7 @@ class Model:
         """Compute outputs. A caller that is cancelled while it waits takes its work out of the queue.
 
         Args:
-            inputs: As :func:`serve.tensors.validate.check_inputs` returns them.
+            inputs: As :func:`yolo_assigner.serve.tensors.validate.check_inputs` returns them.
             outputs: Names that exist.
             deadline: By ``time.monotonic``; computing must begin before it. None: whenever it can.
             on_begun: Told when computing begins, in the engine's thread.

@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from export.contract import Contract, ContractError, scan_contracts
-from serve.engine.catalogue import Catalogue, reason_of
-from serve.engine.job_queue import BatchLimits
-from serve.engine.model import Model
-from serve.engine.runners.choice import RunnerOptions, choose, runtimes_of
-from serve.errors import NotFoundError, UnsupportedError
-from serve.tensors.grid import strides_of
+from yolo_assigner.export.contract import Contract, ContractError, scan_contracts
+from yolo_assigner.serve.engine.catalogue import Catalogue, reason_of
+from yolo_assigner.serve.engine.job_queue import BatchLimits
+from yolo_assigner.serve.engine.model import Model
+from yolo_assigner.serve.engine.runners.choice import RunnerOptions, choose, runtimes_of
+from yolo_assigner.serve.errors import NotFoundError, UnsupportedError
+from yolo_assigner.serve.tensors.grid import strides_of
 
 DEFAULTS = RunnerOptions()
 ALONE = BatchLimits()

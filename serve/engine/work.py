@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from export.contract import Contract
-from serve.engine.work_points import Grid, Points
-from serve.errors import TooLargeError
-from serve.tensors.datatypes import Array
-from serve.tensors.grid import strides_of
+from yolo_assigner.export.contract import Contract
+from yolo_assigner.serve.engine.work_points import Grid, Points
+from yolo_assigner.serve.errors import TooLargeError
+from yolo_assigner.serve.tensors.datatypes import Array
+from yolo_assigner.serve.tensors.grid import strides_of
 
 # Bytes of ONNX Runtime's peak memory, measured with boxes around all points, on one thread.
 PER_PAIR = {"dense": 32.0, "sparse": 120.0}
@@ -51,7 +51,7 @@ def check_work(contract: Contract, inputs: Mapping[str, Array], limit: int) -> N
 
     Args:
         contract: The model's.
-        inputs: As :func:`serve.tensors.validate.check_inputs` returns them.
+        inputs: As :func:`yolo_assigner.serve.tensors.validate.check_inputs` returns them.
         limit: Bytes.
 
     Raises:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from serve.tensors.datatypes import Array
+from yolo_assigner.serve.tensors.datatypes import Array
 
 CELLS = 64  # along a side, into which points in any order are sorted
 TOLERANCE = 5e-4  # half of what the models take as equal steps, so that what they hold for uneven is uneven here

@@ -7,10 +7,10 @@ import re
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.errors import BusyError, ServeError
-from serve.http.body import header_number
-from serve.http.held import HELD, Held
-from serve.http.replies import send_error
+from yolo_assigner.serve.errors import BusyError, ServeError
+from yolo_assigner.serve.http.body import header_number
+from yolo_assigner.serve.http.held import HELD, Held
+from yolo_assigner.serve.http.replies import send_error
 
 UNCOUNTED_BYTES = 2**16  # of a reply: the HTTP server writes on while no more than these wait to be taken
 HEAVY = re.compile(r"/v1/\w+|/v2/models/[^/]+(/versions/[^/]+)?/infer")

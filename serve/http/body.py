@@ -8,11 +8,11 @@ import numpy as np
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope
 
-from serve.errors import BadRequestError, ClientGoneError, UnsupportedError
-from serve.http.held import holder
-from serve.http.pace import Pace, keeping_up
-from serve.http.unpack import WINDOW_BITS, Limit, unpack
-from serve.tensors.buffers import BufferPool
+from yolo_assigner.serve.errors import BadRequestError, ClientGoneError, UnsupportedError
+from yolo_assigner.serve.http.held import holder
+from yolo_assigner.serve.http.pace import Pace, keeping_up
+from yolo_assigner.serve.http.unpack import WINDOW_BITS, Limit, unpack
+from yolo_assigner.serve.tensors.buffers import BufferPool
 
 ALIGNMENT = 64  # bytes: a cache line, and enough for any vector instruction
 LONGEST_NUMBER = 18  # digits

@@ -8,7 +8,7 @@ from fastapi import FastAPI, Response
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 
-from serve.http.keys import DOCS
+from yolo_assigner.serve.http.keys import DOCS
 
 PAGE = Path(__file__).parent / "static" / "docs.html"
 # The browser loads nothing from elsewhere and sends nothing there, whatever the scripts try.
@@ -30,4 +30,4 @@ def add_docs_page(app: FastAPI) -> None:
     async def page() -> Response:
         return FileResponse(PAGE, headers=HEADERS)
 
-    app.mount(DOCS, StaticFiles(packages=[("fastapi_offline", "static"), ("serve.http", "static")]))
+    app.mount(DOCS, StaticFiles(packages=[("fastapi_offline", "static"), ("yolo_assigner.serve.http", "static")]))

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from starlette.types import Receive
 
-from serve.errors import ClientGoneError
+from yolo_assigner.serve.errors import ClientGoneError
 
 Result = TypeVar("Result")
 

@@ -7,11 +7,11 @@ from typing import Protocol
 
 from starlette.types import Scope
 
-HELD = "serve.http.held"  # in the ASGI scope
+HELD = "yolo_assigner.serve.http.held"  # in the ASGI scope
 
 
 class Room(Protocol):
-    """What is held of; :class:`serve.http.admission.Admission`."""
+    """What is held of; :class:`yolo_assigner.serve.http.admission.Admission`."""
 
     def enter(self, size: int) -> None:
         """Let a request in, or raise."""

@@ -11,9 +11,9 @@ from typing import NamedTuple
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve.errors import ForbiddenError, ServeError, UnauthorizedError
-from serve.http.replies import send_error
-from serve.http.wrong_keys import RefusalDelay, network_of
+from yolo_assigner.serve.errors import ForbiddenError, ServeError, UnauthorizedError
+from yolo_assigner.serve.http.replies import send_error
+from yolo_assigner.serve.http.wrong_keys import RefusalDelay, network_of
 
 SHORTEST_KEY = 16  # characters; shorter ones can be guessed
 HEALTH, DOCS = "/v2/health/", "/docs"

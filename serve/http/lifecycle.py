@@ -14,8 +14,8 @@ from types import FrameType
 
 import uvicorn
 
-from serve.engine.threads import helpers
-from serve.http.admission import Admission
+from yolo_assigner.serve.engine.threads import helpers
+from yolo_assigner.serve.http.admission import Admission
 
 logger = logging.getLogger("serve")
 

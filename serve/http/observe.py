@@ -11,9 +11,9 @@ from urllib.parse import quote
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.http.logs import request_id
-from serve.http.metrics import Metrics
-from serve.settings import UNIX
+from yolo_assigner.serve.http.logs import request_id
+from yolo_assigner.serve.http.metrics import Metrics
+from yolo_assigner.serve.settings import UNIX
 
 GOOD_ID = re.compile(r"[\x21-\x7e]{1,128}")
 # Names of models are not among the labels: a caller could make up any number of them.

@@ -19,9 +19,9 @@ from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve.errors import ForbiddenError, ServeError
-from serve.http.replies import JSON_LENGTH, reply, send_error
-from serve.settings import Settings
+from yolo_assigner.serve.errors import ForbiddenError, ServeError
+from yolo_assigner.serve.http.replies import JSON_LENGTH, reply, send_error
+from yolo_assigner.serve.settings import Settings
 
 HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?")
 SENT = ("Authorization", "Content-Encoding", JSON_LENGTH, "X-Request-Id")  # headers, beside those of any page

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from serve.errors import TooSlowError
+from yolo_assigner.serve.errors import TooSlowError
 
 SLOWEST = 4096  # bytes a second on average, once the longest pause is over
 GRAIN = 0.25  # of the longest pause; the timer is not set anew for every piece of a fast body

@@ -7,9 +7,9 @@ import logging
 import uuid
 from collections.abc import Iterable
 
-from serve.http.logs import request_id
-from serve.http.metrics import Metrics
-from serve.http.observe import GOOD_ID, shown_peer
+from yolo_assigner.serve.http.logs import request_id
+from yolo_assigner.serve.http.metrics import Metrics
+from yolo_assigner.serve.http.observe import GOOD_ID, shown_peer
 
 LINES_A_SECOND = 10
 Client = tuple[str, int] | None

@@ -8,8 +8,8 @@ from typing import Any
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
-from serve.errors import ServeError
-from serve.tensors.encode import EncodedResponse, dump_json
+from yolo_assigner.serve.errors import ServeError
+from yolo_assigner.serve.tensors.encode import EncodedResponse, dump_json
 
 JSON_LENGTH = "Inference-Header-Content-Length"
 

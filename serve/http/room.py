@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from serve.engine.system import is_spare
+from yolo_assigner.serve.engine.system import is_spare
 
 MOST_HELD = 2**26  # bytes of all connections that were read and wait behind requests without replies
 MOST_CONNECTIONS = 1000

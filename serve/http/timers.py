@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from serve.http.pace import SLOWEST
+from yolo_assigner.serve.http.pace import SLOWEST
 
 
 class Timer:

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
-from serve.errors import BadRequestError, TooLargeError
+from yolo_assigner.serve.errors import BadRequestError, TooLargeError
 
 GZIP = zlib.MAX_WBITS | 16
 WINDOW_BITS = {"gzip": GZIP, "x-gzip": GZIP, "deflate": zlib.MAX_WBITS}

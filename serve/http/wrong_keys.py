@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from starlette.types import Scope
 
-from serve.errors import TooManyAttemptsError
+from yolo_assigner.serve.errors import TooManyAttemptsError
 
 FIRST_SECONDS = 0.25  # of the second refusal; the first one, perhaps a typing error, comes at once
 LONGEST_SECONDS = 4.0

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from serve.engine.runners.base import RunnerError
-from serve.engine.runners.cuda import HANDLE_BYTES, call
-from serve.errors import BadRequestError
-from serve.shared.gpu import DeviceMemory, Gpu, gpu
+from yolo_assigner.serve.engine.runners.base import RunnerError
+from yolo_assigner.serve.engine.runners.cuda import HANDLE_BYTES, call
+from yolo_assigner.serve.errors import BadRequestError
+from yolo_assigner.serve.shared.gpu import DeviceMemory, Gpu, gpu
 
 
 class CudaRegion(NamedTuple):

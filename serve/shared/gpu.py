@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from serve.engine.runners.cuda import CudaMemory
-from serve.errors import BadRequestError
+from yolo_assigner.serve.engine.runners.cuda import CudaMemory
+from yolo_assigner.serve.errors import BadRequestError
 
 
 class DeviceMemory:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from stat import S_ISREG
 
-from serve.errors import BadRequestError, exhausted
+from yolo_assigner.serve.errors import BadRequestError, exhausted
 
 DIRECTORY = Path("/dev/shm")  # noqa: S108 - where Linux keeps these objects; nothing is made there
 PREFIX_FORM = re.compile(r"/?([A-Za-z0-9_][A-Za-z0-9_.-]*)")

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from serve.errors import BadRequestError, NotFoundError, UnsupportedError
-from serve.shared.cuda import Gpus
-from serve.shared.object import check_key, check_prefix
-from serve.shared.region import Kind, Registered, Source
-from serve.shared.system import find_region
-from serve.tensors.place import REMEDY, Place, whole_bytes
-from serve.tensors.tensor_memory import TensorMemory
+from yolo_assigner.serve.errors import BadRequestError, NotFoundError, UnsupportedError
+from yolo_assigner.serve.shared.cuda import Gpus
+from yolo_assigner.serve.shared.object import check_key, check_prefix
+from yolo_assigner.serve.shared.region import Kind, Registered, Source
+from yolo_assigner.serve.shared.system import find_region
+from yolo_assigner.serve.tensors.place import REMEDY, Place, whole_bytes
+from yolo_assigner.serve.tensors.tensor_memory import TensorMemory
 
 MAX_REGIONS = 1024
 MAX_NAME = 255  # characters

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from serve.errors import BadRequestError
-from serve.shared.object import SharedObject, exists, opened
+from yolo_assigner.serve.errors import BadRequestError
+from yolo_assigner.serve.shared.object import SharedObject, exists, opened
 
 
 class SystemRegion(NamedTuple):

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from serve.errors import BadRequestError
-from serve.shared.regions import Regions
-from serve.tensors.datatypes import Array
-from serve.tensors.decode import RequestedOutput
-from serve.tensors.place import BYTE_SIZE, SharedTensor
-from serve.tensors.tensor import view_bytes
+from yolo_assigner.serve.errors import BadRequestError
+from yolo_assigner.serve.shared.regions import Regions
+from yolo_assigner.serve.tensors.datatypes import Array
+from yolo_assigner.serve.tensors.decode import RequestedOutput
+from yolo_assigner.serve.tensors.place import BYTE_SIZE, SharedTensor
+from yolo_assigner.serve.tensors.tensor import view_bytes
 
 
 def read_tensors(regions: Regions, tensors: Mapping[str, SharedTensor]) -> dict[str, Array]:

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 
-from serve.tensors.datatypes import Array
+from yolo_assigner.serve.tensors.datatypes import Array
 
 GRAIN = 2**20  # bytes; capacities are multiples of it, so that bodies of nearly one size share buffers
 

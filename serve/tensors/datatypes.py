@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.errors import BadRequestError
+from yolo_assigner.serve.errors import BadRequestError
 
 Array = NDArray[Any]
 

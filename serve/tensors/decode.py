@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from serve.errors import BadRequestError, UnsupportedError
-from serve.tensors.datatypes import Array
-from serve.tensors.json_parts import check_parts
-from serve.tensors.json_tensor import check_depth
-from serve.tensors.place import Place, SharedTensor, read_place
-from serve.tensors.tensor import decode_tensor
+from yolo_assigner.serve.errors import BadRequestError, UnsupportedError
+from yolo_assigner.serve.tensors.datatypes import Array
+from yolo_assigner.serve.tensors.json_parts import check_parts
+from yolo_assigner.serve.tensors.json_tensor import check_depth
+from yolo_assigner.serve.tensors.place import Place, SharedTensor, read_place
+from yolo_assigner.serve.tensors.tensor import decode_tensor
 
 MISSING_LENGTH = (
     "; if binary tensors follow the JSON, send its number of bytes as the header Inference-Header-Content-Length"
@@ -33,7 +33,7 @@ class RequestedOutput(NamedTuple):
 
 
 class InferRequest(NamedTuple):
-    """A request whose form is right; whether it fits a model is for :mod:`serve.tensors.validate` to say.
+    """A request whose form is right; whether it fits a model is for :mod:`yolo_assigner.serve.tensors.validate` to say.
 
     Attributes:
         id: The caller's identifier, returned unchanged.

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from serve.tensors.datatypes import Array, wire_name
-from serve.tensors.decode import RequestedOutput
-from serve.tensors.place import BYTE_SIZE, OFFSET, REGION
+from yolo_assigner.serve.tensors.datatypes import Array, wire_name
+from yolo_assigner.serve.tensors.decode import RequestedOutput
+from yolo_assigner.serve.tensors.place import BYTE_SIZE, OFFSET, REGION
 
 
 class EncodedResponse(NamedTuple):

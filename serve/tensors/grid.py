@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from export.contract import Contract, ContractError
-from serve.tensors.datatypes import Array
+from yolo_assigner.export.contract import Contract, ContractError
+from yolo_assigner.serve.tensors.datatypes import Array
 
 
 def strides_of(contract: Contract) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serve.errors import BadRequestError
+from yolo_assigner.serve.errors import BadRequestError
 
 # An empty list costs 60 bytes for two, numbers cost 15 for two: tensors are lists of many numbers.
 MAX_LISTS = 2**20

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from serve.errors import BadRequestError
-from serve.tensors.datatypes import BINARY_ONLY, FLOATS, NUMPY_TYPES, Array
+from yolo_assigner.serve.errors import BadRequestError
+from yolo_assigner.serve.tensors.datatypes import BINARY_ONLY, FLOATS, NUMPY_TYPES, Array
 
 MAX_DEPTH = 100
 SHOWN = 40  # characters of a value in an error

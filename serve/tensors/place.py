@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from serve.errors import BadRequestError, UnsupportedError
+from yolo_assigner.serve.errors import BadRequestError, UnsupportedError
 
 REGION = "shared_memory_region"
 BYTE_SIZE = "shared_memory_byte_size"

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from serve.errors import BadRequestError
-from serve.tensors.datatypes import Array, numpy_type, wire_name
-from serve.tensors.json_tensor import show, tensor_from_json
-from serve.tensors.place import BYTE_SIZE, REGION, Place, SharedTensor, read_place
+from yolo_assigner.serve.errors import BadRequestError
+from yolo_assigner.serve.tensors.datatypes import Array, numpy_type, wire_name
+from yolo_assigner.serve.tensors.json_tensor import show, tensor_from_json
+from yolo_assigner.serve.tensors.place import BYTE_SIZE, REGION, Place, SharedTensor, read_place
 
 MAX_TENSOR_BYTES = 2**31
 # Of the other axes of a tensor without values: they cost nothing to send, but outputs are as long as they say.

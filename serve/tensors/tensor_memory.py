@@ -7,9 +7,9 @@ from itertools import accumulate
 from threading import Lock
 from weakref import ref
 
-from serve.errors import BusyError, TooLargeError
-from serve.tensors.buffers import GRAIN, BufferPool
-from serve.tensors.datatypes import Array
+from yolo_assigner.serve.errors import BusyError, TooLargeError
+from yolo_assigner.serve.tensors.buffers import GRAIN, BufferPool
+from yolo_assigner.serve.tensors.datatypes import Array
 
 ALIGNMENT = 64  # bytes: a cache line, and enough for any vector instruction
 

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from export.contract import Contract, TensorSpec
-from serve.errors import BadRequestError
-from serve.tensors.datatypes import BINARY_ONLY, Array, narrows, widens, wire_name
-from serve.tensors.grid import strides_of
+from yolo_assigner.export.contract import Contract, TensorSpec
+from yolo_assigner.serve.errors import BadRequestError
+from yolo_assigner.serve.tensors.datatypes import BINARY_ONLY, Array, narrows, widens, wire_name
+from yolo_assigner.serve.tensors.grid import strides_of
 from yolo_loss.checks import check_anchors, check_batch_size, check_maps, check_points, check_pyramid, check_slots
 
 AXES = {"B": "images", "A": "anchor points", "M": "ground-truth slots", "C": "classes"}

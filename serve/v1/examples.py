@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from export.contract import Contract
-from serve.engine.catalogue import Catalogue, Known
-from serve.tensors.datatypes import Array
-from serve.tensors.grid import count_points, level_sizes, strides_of
+from yolo_assigner.export.contract import Contract
+from yolo_assigner.serve.engine.catalogue import Catalogue, Known
+from yolo_assigner.serve.tensors.datatypes import Array
+from yolo_assigner.serve.tensors.grid import count_points, level_sizes, strides_of
 
 SEED = 0
 REDUCE_EXAMPLES = {

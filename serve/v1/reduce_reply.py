@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from export.contract import Contract
-from serve.engine.catalogue import Catalogue, Known
-from serve.errors import BadRequestError
-from serve.reduce import reduce_sums
-from serve.v1.reply import TERMS
-from serve.v1.schemas import ReduceRequest, WorkerSums
+from yolo_assigner.export.contract import Contract
+from yolo_assigner.serve.engine.catalogue import Catalogue, Known
+from yolo_assigner.serve.errors import BadRequestError
+from yolo_assigner.serve.reduce import reduce_sums
+from yolo_assigner.serve.v1.reply import TERMS
+from yolo_assigner.serve.v1.schemas import ReduceRequest, WorkerSums
 
 
 def reduce_reply(catalogue: Catalogue[Known], request: ReduceRequest) -> dict[str, Any]:
-    """The body of :class:`serve.v1.schemas.ReduceReply`.
+    """The body of :class:`yolo_assigner.serve.v1.schemas.ReduceReply`.
 
     Raises:
         NotFoundError: There is no such model, or none that has gains.

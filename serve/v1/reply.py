@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from serve.tensors.datatypes import Array
-from serve.tensors.grid import points_of
-from serve.v1.request import Prepared
+from yolo_assigner.serve.tensors.datatypes import Array
+from yolo_assigner.serve.tensors.grid import points_of
+from yolo_assigner.serve.v1.request import Prepared
 
 LOSS_OUTPUTS = ("loss", "loss_items", "image_sums")
 TARGETS = ("fg_mask", "target_gt_idx", "target_labels", "target_bboxes", "target_weights")
@@ -16,7 +16,7 @@ TERMS = ("box", "cls", "dfl", "target_scores")
 
 
 def loss_reply(prepared: Prepared, outputs: dict[str, Array]) -> dict[str, Any]:
-    """The body of :class:`serve.v1.schemas.LossReply`."""
+    """The body of :class:`yolo_assigner.serve.v1.schemas.LossReply`."""
     return {
         "model": prepared.model.contract.name,
         "loss": outputs["loss"].item(),
@@ -27,7 +27,7 @@ def loss_reply(prepared: Prepared, outputs: dict[str, Array]) -> dict[str, Any]:
 
 
 def assign_reply(prepared: Prepared, outputs: dict[str, Array]) -> dict[str, Any]:
-    """The body of :class:`serve.v1.schemas.AssignReply`."""
+    """The body of :class:`yolo_assigner.serve.v1.schemas.AssignReply`."""
     points = points_of(prepared.level_sizes, prepared.strides)
     images = []
     for image, mask in enumerate(outputs["fg_mask"]):

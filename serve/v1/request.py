@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from serve.engine.model import Model
-from serve.engine.registry import Registry
-from serve.engine.work import check_work
-from serve.errors import BadRequestError
-from serve.ragged import pad_ground_truth
-from serve.tensors.datatypes import Array
-from serve.tensors.grid import anchor_points, count_points, level_sizes, maps_from_flat, strides_of
-from serve.tensors.validate import channels_of, check_inputs, check_outputs
-from serve.v1.schemas import AssignRequest, Batch, LossRequest
-from serve.v1.tensor import read_tensor
+from yolo_assigner.serve.engine.model import Model
+from yolo_assigner.serve.engine.registry import Registry
+from yolo_assigner.serve.engine.work import check_work
+from yolo_assigner.serve.errors import BadRequestError
+from yolo_assigner.serve.ragged import pad_ground_truth
+from yolo_assigner.serve.tensors.datatypes import Array
+from yolo_assigner.serve.tensors.grid import anchor_points, count_points, level_sizes, maps_from_flat, strides_of
+from yolo_assigner.serve.tensors.validate import channels_of, check_inputs, check_outputs
+from yolo_assigner.serve.v1.schemas import AssignRequest, Batch, LossRequest
+from yolo_assigner.serve.v1.tensor import read_tensor
 from yolo_loss.checks import check_batch_size, check_maps, check_pyramid
 
 

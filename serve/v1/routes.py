@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from fastapi import FastAPI, Request, Response
 
-from serve.compute.service import Service, Verb, call_now
-from serve.http.body import BodyReader
-from serve.http.gone import unless_gone
-from serve.http.replies import ReplyInParts
-from serve.options import AppOptions
-from serve.v1.schemas import AssignReply, LossReply, ReduceReply
+from yolo_assigner.serve.compute.service import Service, Verb, call_now
+from yolo_assigner.serve.http.body import BodyReader
+from yolo_assigner.serve.http.gone import unless_gone
+from yolo_assigner.serve.http.replies import ReplyInParts
+from yolo_assigner.serve.options import AppOptions
+from yolo_assigner.serve.v1.schemas import AssignReply, LossReply, ReduceReply
 
 
 def add_people_routes(app: FastAPI, service: Service, bodies: BodyReader, options: AppOptions) -> None:

@@ -8,10 +8,10 @@ import math
 
 import numpy as np
 
-from serve.errors import BadRequestError
-from serve.tensors.datatypes import Array
-from serve.tensors.tensor import check_size
-from serve.v1.schemas import PackedTensor
+from yolo_assigner.serve.errors import BadRequestError
+from yolo_assigner.serve.tensors.datatypes import Array
+from yolo_assigner.serve.tensors.tensor import check_size
+from yolo_assigner.serve.v1.schemas import PackedTensor
 
 
 def read_tensor(name: str, value: object, rank: int) -> Array:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from export.contract import TensorSpec
-from serve.engine.catalogue import VERSION, Known
-from serve.tensors.datatypes import wire_name
+from yolo_assigner.export.contract import TensorSpec
+from yolo_assigner.serve.engine.catalogue import VERSION, Known
+from yolo_assigner.serve.tensors.datatypes import wire_name
 from yolo_loss import __version__
 
 EXTENSIONS = ("binary_tensor_data",)

@@ -7,16 +7,16 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from export.contract import TensorSpec
-from serve.compute.service import Service
-from serve.engine.catalogue import VERSION, Catalogue, Known
-from serve.errors import BadRequestError, UnsupportedError
-from serve.http.body import BodyReader
-from serve.http.replies import reply
-from serve.options import AppOptions
-from serve.tensors.datatypes import wire_name
-from serve.tensors.decode import parse_object
-from serve.v2.routes import Version
+from yolo_assigner.export.contract import TensorSpec
+from yolo_assigner.serve.compute.service import Service
+from yolo_assigner.serve.engine.catalogue import VERSION, Catalogue, Known
+from yolo_assigner.serve.errors import BadRequestError, UnsupportedError
+from yolo_assigner.serve.http.body import BodyReader
+from yolo_assigner.serve.http.replies import reply
+from yolo_assigner.serve.options import AppOptions
+from yolo_assigner.serve.tensors.datatypes import wire_name
+from yolo_assigner.serve.tensors.decode import parse_object
+from yolo_assigner.serve.v2.routes import Version
 
 BODY_BYTES = 2**16
 READY = "READY"

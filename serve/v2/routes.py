@@ -6,15 +6,15 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from serve.compute.service import Service, Verb, call_now
-from serve.engine.catalogue import VERSION, check_loaded
-from serve.errors import BusyError
-from serve.http.body import BodyReader, header_number
-from serve.http.gone import unless_gone
-from serve.http.replies import JSON_LENGTH, ReplyInParts, reply
-from serve.options import AppOptions
-from serve.v2.metadata import model_metadata, server_metadata
-from serve.versions import CLIENT_HEADER, check_client
+from yolo_assigner.serve.compute.service import Service, Verb, call_now
+from yolo_assigner.serve.engine.catalogue import VERSION, check_loaded
+from yolo_assigner.serve.errors import BusyError
+from yolo_assigner.serve.http.body import BodyReader, header_number
+from yolo_assigner.serve.http.gone import unless_gone
+from yolo_assigner.serve.http.replies import JSON_LENGTH, ReplyInParts, reply
+from yolo_assigner.serve.options import AppOptions
+from yolo_assigner.serve.v2.metadata import model_metadata, server_metadata
+from yolo_assigner.serve.versions import CLIENT_HEADER, check_client
 
 
 async def _version(request: Request) -> str | None:

@@ -1,4 +1,6 @@
-"""The JSON of ``/v2`` and of errors, for the OpenAPI page alone: :mod:`serve.tensors.decode` reads requests.
+"""The JSON of ``/v2`` and of errors, for the OpenAPI page alone.
+
+:mod:`yolo_assigner.serve.tensors.decode` reads requests.
 
 A key of a request whose value is null counts as absent.
 """
@@ -9,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from serve.tensors.datatypes import NUMPY_TYPES
+from yolo_assigner.serve.tensors.datatypes import NUMPY_TYPES
 
 Size = Annotated[int, Field(ge=0)]
 Datatype = Annotated[str, Field(json_schema_extra={"enum": list(NUMPY_TYPES)})]

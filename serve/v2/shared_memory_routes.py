@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from fastapi import APIRouter, Request, Response
 
-from serve.compute.service import Service, Verb, call_now
-from serve.http.body import BodyReader
-from serve.http.replies import ReplyInParts
-from serve.options import AppOptions
+from yolo_assigner.serve.compute.service import Service, Verb, call_now
+from yolo_assigner.serve.http.body import BodyReader
+from yolo_assigner.serve.http.replies import ReplyInParts
+from yolo_assigner.serve.options import AppOptions
 
 BODY_BYTES = 2**16
 NOTHING = memoryview(b"")

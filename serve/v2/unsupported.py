@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from fastapi import APIRouter, Response
 
-from serve.errors import UnsupportedError
+from yolo_assigner.serve.errors import UnsupportedError
 
 UNLOADING = "models cannot be unloaded; remove the files from --artifacts and start the server again"
 TRACING = "tracing is not available; --log-level debug shows every request"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from serve.worker.main import main
+from yolo_assigner.serve.worker.main import main
 
 if __name__ == "__main__":
     main(int(sys.argv[1]))

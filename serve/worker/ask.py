@@ -7,11 +7,11 @@ import time
 
 import orjson
 
-from serve.compute.service import Call, Verb
-from serve.errors import InferenceError, TooLateError
-from serve.tensors.encode import EncodedResponse
-from serve.worker.process import WorkerProcess
-from serve.worker.segments import INLINE_BYTES
+from yolo_assigner.serve.compute.service import Call, Verb
+from yolo_assigner.serve.errors import InferenceError, TooLateError
+from yolo_assigner.serve.tensors.encode import EncodedResponse
+from yolo_assigner.serve.worker.process import WorkerProcess
+from yolo_assigner.serve.worker.segments import INLINE_BYTES
 
 
 async def ask(process: WorkerProcess, call: Call, body: memoryview, deadline: float | None) -> EncodedResponse:

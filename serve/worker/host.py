@@ -13,19 +13,19 @@ from typing import Any, cast
 
 import numpy as np
 
-from serve.compute.local import LocalService
-from serve.compute.service import Verb
-from serve.compute.setup import Setup
-from serve.engine.catalogue import reason_of
-from serve.engine.model import Model
-from serve.engine.stats import ModelStats
-from serve.errors import BusyError, ServeError, exhausted
-from serve.http.logs import request_id
-from serve.tensors.datatypes import Array
-from serve.tensors.encode import EncodedResponse
-from serve.worker.channel import Channel
-from serve.worker.lending import Lender
-from serve.worker.messages import (
+from yolo_assigner.serve.compute.local import LocalService
+from yolo_assigner.serve.compute.service import Verb
+from yolo_assigner.serve.compute.setup import Setup
+from yolo_assigner.serve.engine.catalogue import reason_of
+from yolo_assigner.serve.engine.model import Model
+from yolo_assigner.serve.engine.stats import ModelStats
+from yolo_assigner.serve.errors import BusyError, ServeError, exhausted
+from yolo_assigner.serve.http.logs import request_id
+from yolo_assigner.serve.tensors.datatypes import Array
+from yolo_assigner.serve.tensors.encode import EncodedResponse
+from yolo_assigner.serve.worker.channel import Channel
+from yolo_assigner.serve.worker.lending import Lender
+from yolo_assigner.serve.worker.messages import (
     Alive,
     AllLoaded,
     Answer,
@@ -43,7 +43,7 @@ from serve.worker.messages import (
     SegmentLost,
     SegmentMade,
 )
-from serve.worker.segments import INLINE_BYTES, MappedSegments, Marks, SharedPool
+from yolo_assigner.serve.worker.segments import INLINE_BYTES, MappedSegments, Marks, SharedPool
 
 CHANGES = (Verb.REGION_REGISTER, Verb.REGION_UNREGISTER, Verb.CUDA_REGISTER, Verb.CUDA_UNREGISTER)
 HUNG = 70  # EX_SOFTWARE of sysexits.h

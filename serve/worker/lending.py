@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from serve.worker.channel import Channel
-from serve.worker.messages import SegmentGone, SegmentMade, Span
-from serve.worker.segments import SharedPool
+from yolo_assigner.serve.worker.channel import Channel
+from yolo_assigner.serve.worker.messages import SegmentGone, SegmentMade, Span
+from yolo_assigner.serve.worker.segments import SharedPool
 
 
 class Lender:

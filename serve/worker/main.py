@@ -11,13 +11,13 @@ import socket
 import sys
 from collections.abc import Callable
 
-from serve.compute.local import LocalService
-from serve.compute.setup import Setup, service_of
-from serve.engine.system import allow_descriptors, keep_large_blocks
-from serve.engine.threads import all_give_way, helpers, settle, switch_quickly
-from serve.http.logs import configure_logs
-from serve.worker.host import Host
-from serve.worker.start import STOPPING
+from yolo_assigner.serve.compute.local import LocalService
+from yolo_assigner.serve.compute.setup import Setup, service_of
+from yolo_assigner.serve.engine.system import allow_descriptors, keep_large_blocks
+from yolo_assigner.serve.engine.threads import all_give_way, helpers, settle, switch_quickly
+from yolo_assigner.serve.http.logs import configure_logs
+from yolo_assigner.serve.worker.host import Host
+from yolo_assigner.serve.worker.start import STOPPING
 
 SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
 

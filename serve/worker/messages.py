@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from export.contract import Contract
-from serve.compute.service import Call
-from serve.errors import ServeError
+from yolo_assigner.export.contract import Contract
+from yolo_assigner.serve.compute.service import Call
+from yolo_assigner.serve.errors import ServeError
 
 
 class Span(NamedTuple):
@@ -148,7 +148,7 @@ class RegionsChanged(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """A method of a model's :class:`serve.engine.stats.ModelStats` is to be called."""
+    """A method of a model's :class:`yolo_assigner.serve.engine.stats.ModelStats` is to be called."""
 
     model: str
     method: str

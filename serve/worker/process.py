@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any, NamedTuple
 
-from serve.compute.service import Call
-from serve.compute.setup import Setup
-from serve.errors import BusyError
-from serve.http.logs import request_id
-from serve.tensors.encode import EncodedResponse
-from serve.worker.channel import Channel
-from serve.worker.lending import Lender
-from serve.worker.messages import (
+from yolo_assigner.serve.compute.service import Call
+from yolo_assigner.serve.compute.setup import Setup
+from yolo_assigner.serve.errors import BusyError
+from yolo_assigner.serve.http.logs import request_id
+from yolo_assigner.serve.tensors.encode import EncodedResponse
+from yolo_assigner.serve.worker.channel import Channel
+from yolo_assigner.serve.worker.lending import Lender
+from yolo_assigner.serve.worker.messages import (
     AllLoaded,
     Answer,
     Begin,
@@ -33,8 +33,8 @@ from serve.worker.messages import (
     SegmentLost,
     SegmentMade,
 )
-from serve.worker.segments import MARKS, MappedSegments, Marks, SharedPool
-from serve.worker.start import COMMAND, ending, start
+from yolo_assigner.serve.worker.segments import MARKS, MappedSegments, Marks, SharedPool
+from yolo_assigner.serve.worker.start import COMMAND, ending, start
 
 
 class ProcessEndedError(Exception):

@@ -9,19 +9,19 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from export.contract import Contract
-from serve.compute.service import Call, Verb
-from serve.compute.setup import Setup
-from serve.engine.catalogue import Catalogue, check_loaded, not_loaded, reason_of
-from serve.engine.registry import find_model, names_in
-from serve.errors import BusyError, InferenceError, NotReadyError, StuckError, exhausted
-from serve.tensors.encode import EncodedResponse
-from serve.worker.ask import ask, deadline_of, ended_meanwhile, too_late
-from serve.worker.messages import Counted, Extensions, ModelState, RegionsChanged
-from serve.worker.process import ProcessEndedError, Told, WorkerProcess
-from serve.worker.remote_model import RemoteModel
-from serve.worker.segments import SharedPool
-from serve.worker.start import COMMAND, ending
+from yolo_assigner.export.contract import Contract
+from yolo_assigner.serve.compute.service import Call, Verb
+from yolo_assigner.serve.compute.setup import Setup
+from yolo_assigner.serve.engine.catalogue import Catalogue, check_loaded, not_loaded, reason_of
+from yolo_assigner.serve.engine.registry import find_model, names_in
+from yolo_assigner.serve.errors import BusyError, InferenceError, NotReadyError, StuckError, exhausted
+from yolo_assigner.serve.tensors.encode import EncodedResponse
+from yolo_assigner.serve.worker.ask import ask, deadline_of, ended_meanwhile, too_late
+from yolo_assigner.serve.worker.messages import Counted, Extensions, ModelState, RegionsChanged
+from yolo_assigner.serve.worker.process import ProcessEndedError, Told, WorkerProcess
+from yolo_assigner.serve.worker.remote_model import RemoteModel
+from yolo_assigner.serve.worker.segments import SharedPool
+from yolo_assigner.serve.worker.start import COMMAND, ending
 
 RESTART_SECONDS = 30.0  # that a caller waits for a process that is started again
 LEAST_SILENCE = 2.0  # seconds; whoever reads large JSON says nothing meanwhile

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from export.contract import Contract
-from serve.engine.job_queue import BatchLimits
-from serve.engine.stats import ModelStats
+from yolo_assigner.export.contract import Contract
+from yolo_assigner.serve.engine.job_queue import BatchLimits
+from yolo_assigner.serve.engine.stats import ModelStats
 
 
 @dataclass

@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from serve.engine.system import is_spare
-from serve.errors import BusyError, exhausted
-from serve.tensors.buffers import BufferPool
-from serve.tensors.datatypes import Array
-from serve.worker.messages import Span
+from yolo_assigner.serve.engine.system import is_spare
+from yolo_assigner.serve.errors import BusyError, exhausted
+from yolo_assigner.serve.tensors.buffers import BufferPool
+from yolo_assigner.serve.tensors.datatypes import Array
+from yolo_assigner.serve.worker.messages import Span
 
 MARKS = 2**16  # more than there can be calls at one time
 INLINE_BYTES = 2**16  # up to here a copy in a message costs less than memory of its own

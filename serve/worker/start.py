@@ -8,13 +8,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import IO
 
-from serve.configuration import PREFIX
-from serve.engine.system import end_before_others
+from yolo_assigner.serve.configuration import PREFIX
+from yolo_assigner.serve.engine.system import end_before_others
 
-# Where this program is not to import from the folder that it is started in, neither is that one.
-COMMAND = (sys.executable, *(["-P"] if sys.flags.safe_path else []), "-m", "serve.worker")
+# `-m` puts the working folder on the path, where a user's own modules may be; it does so only if this program does.
+WORKING_FOLDER = sys.path[0] in ("", str(Path.cwd()))
+COMMAND = (sys.executable, *([] if WORKING_FOLDER else ["-P"]), "-m", "yolo_assigner.serve.worker")
 STOPPING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 LINE = 2**16  # most bytes of what it says that are passed on at a time
 

@@ -27,8 +27,8 @@ from benchmarks.gpu.inputs import input_sets, make_inputs
 from benchmarks.gpu.models import find_engine, find_model
 from benchmarks.gpu.ours import MissingError, ours
 from benchmarks.gpu.runtimes import bound, feed, load_engine, onnx_runtime
-from export.contract import ContractError
-from export.engine_contract import EngineContract
+from yolo_assigner.export.contract import ContractError
+from yolo_assigner.export.engine_contract import EngineContract
 
 Array = np.ndarray[Any, Any]
 HOST = torch.device("cpu")

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from deploy.engines import Machine, has_engine
-from export.contract import load_contract
-from export.engine_contract import load_engine_contract
+from yolo_assigner.export.contract import load_contract
+from yolo_assigner.export.engine_contract import load_engine_contract
 
 SMALL = "--runtime tensorrt-rtx --quiet --profile B=1 M=8 imgsz=64"
 

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import pytest
 import trustme
 
-from serve.healthcheck import main, reachable
 from tests.exports import exported
 from tests.serve.conftest import ROOT
+from yolo_assigner.serve.healthcheck import main, reachable
 
 ENTRYPOINT = (sys.executable, "-m", "deploy.entrypoint")
 # Processes of its own with the first one its first, and a /proc that shows no others: what of a container matters here.
@@ -179,7 +179,14 @@ def test_what_cannot_be_checked_is_unhealthy(
 
 def test_something_else_on_the_port(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        command = [sys.executable, "-m", "serve.healthcheck", "--artifacts", "a", f"--port={listener.getsockname()[1]}"]
+        command = [
+            sys.executable,
+            "-m",
+            "yolo_assigner.serve.healthcheck",
+            "--artifacts",
+            "a",
+            f"--port={listener.getsockname()[1]}",
+        ]
         with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
             caller, _ = listener.accept()
             caller.sendall(b"220 mail.example.com\r\n")

@@ -20,9 +20,9 @@ from benchmarks.load.cases import SMALL, TINY, Case
 from benchmarks.proxies import DEPLOY, Proxy, proxy
 from benchmarks.rolling_restart import roll
 from benchmarks.served import Served, serving
-from serve.cli import KEEP_ALIVE_SECONDS
-from serve.settings import Settings
 from tests.serve.conftest import binary_rows, loss_inputs
+from yolo_assigner.serve.cli import KEEP_ALIVE_SECONDS
+from yolo_assigner.serve.settings import Settings
 
 KINDS = ("nginx", "haproxy")
 MIB = 2**20

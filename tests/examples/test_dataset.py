@@ -10,7 +10,7 @@ import torch
 
 from examples.dataset import NAMES, SAMPLE, Batch, Sample, load_labels, load_pictures, load_sample, save_sample
 from examples.evaluation import iou_matrix
-from models import DetectionModel, DetectorConfig
+from yolo_assigner.models import DetectionModel, DetectorConfig
 from yolo_loss import v8DetectionLoss, xywh2xyxy
 
 

@@ -9,7 +9,7 @@ import torch
 from examples.dataset import load_sample
 from examples.train_detector import main
 from examples.training import Data, flip, load_data
-from models import DetectionModel, Detections, DetectorConfig, load_checkpoint
+from yolo_assigner.models import DetectionModel, Detections, DetectorConfig, load_checkpoint
 
 
 def test_flip_mirrors_pictures_with_their_boxes() -> None:

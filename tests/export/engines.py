@@ -9,12 +9,12 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-from export.contract import Contract, TensorSpec, file_hash
-from export.engine_contract import RUNTIMES
-from export.hyperparameters import Hyperparameters
-from export.profiles import parse_profile
-from export.specs import input_specs, output_specs
-from export.tensorrt_build.library import load_library
+from yolo_assigner.export.contract import Contract, TensorSpec, file_hash
+from yolo_assigner.export.engine_contract import RUNTIMES
+from yolo_assigner.export.hyperparameters import Hyperparameters
+from yolo_assigner.export.profiles import parse_profile
+from yolo_assigner.export.specs import input_specs, output_specs
+from yolo_assigner.export.tensorrt_build.library import load_library
 
 
 def _installed(runtime: str) -> bool:

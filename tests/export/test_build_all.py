@@ -1,4 +1,4 @@
-"""`python -m export all`: a repository that is there, is kept, and survives what goes wrong."""
+"""`yolo-assigner export all`: a repository that is there, is kept, and survives what goes wrong."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from typing import Any
 
 import pytest
 
-from export import cli
-from export.build_config import load_config
-from export.build_plan import OnnxTarget, plan_targets
-from export.build_state import STATE_FOLDER, open_repository
-from export.build_worker import Worker
-from export.contract import find_contracts
-from export.hyperparameters import Hyperparameters
-from serve.engine.registry import open_artifacts
-from serve.engine.runners.choice import RunnerOptions
+from yolo_assigner.export import cli
+from yolo_assigner.export.build_config import load_config
+from yolo_assigner.export.build_plan import OnnxTarget, plan_targets
+from yolo_assigner.export.build_state import STATE_FOLDER, open_repository
+from yolo_assigner.export.build_worker import Worker
+from yolo_assigner.export.contract import find_contracts
+from yolo_assigner.export.hyperparameters import Hyperparameters
+from yolo_assigner.serve.engine.registry import open_artifacts
+from yolo_assigner.serve.engine.runners.choice import RunnerOptions
 
 SPARSE, DENSE = "assigner-c2.onnx", "assigner-c2-dense.onnx"
 ENGINE = "assigner-c2-dense.tensorrt-rtx.fp32.engine"
@@ -131,10 +131,10 @@ def test_a_change_of_code_or_libraries_puts_all_out_of_date(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     targets = plan_targets(load_config(tmp_path / "build.toml"))
-    monkeypatch.setattr("export.build_state.version", lambda _: "2.0")
+    monkeypatch.setattr("yolo_assigner.export.build_state.version", lambda _: "2.0")
     with open_repository(repository) as state:
         assert [target.label for target in targets if state.has(target, state.recipe(target))] == [ENGINE]
-    monkeypatch.setattr("export.build_state._source_hash", lambda: "other code")
+    monkeypatch.setattr("yolo_assigner.export.build_state._source_hash", lambda: "other code")
     with open_repository(repository) as state:
         assert [target.label for target in targets if state.has(target, state.recipe(target))] == []
 
@@ -199,7 +199,7 @@ def test_two_runs_do_not_build_into_one_folder(repository: Path, capsys: pytest.
     with open_repository(repository):
         for _ in range(2):  # a refusal leaves the lock as it is
             assert cli.main(words) == 2
-            assert "another `python -m export all` is building in" in capsys.readouterr().err
+            assert "another `yolo-assigner export all` is building in" in capsys.readouterr().err
     assert cli.main(words) == 0
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from export import cli
-from export.build_config import BuildConfig, load_config
-from export.build_plan import EngineTarget, OnnxTarget, plan_targets
-from export.hyperparameters import Hyperparameters
+from yolo_assigner.export import cli
+from yolo_assigner.export.build_config import BuildConfig, load_config
+from yolo_assigner.export.build_plan import EngineTarget, OnnxTarget, plan_targets
+from yolo_assigner.export.hyperparameters import Hyperparameters
 
 Load = Callable[[str], BuildConfig]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from export.contract import ContractError, find_contracts, load_contract, scan_contracts
+from yolo_assigner.export.contract import ContractError, find_contracts, load_contract, scan_contracts
 
 
 @pytest.fixture
@@ -123,5 +123,9 @@ def test_corrupt_contract(folder: Path, content: bytes) -> None:
 
 
 def test_reading_contracts_needs_no_torch() -> None:
-    code = "import sys, export.contract; sys.exit(any(name in sys.modules for name in ('torch', 'onnx', 'numpy')))"
+    code = """
+import sys
+import yolo_assigner.export.contract
+sys.exit(any(name in sys.modules for name in ("torch", "onnx", "numpy")))
+"""
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,15 +11,15 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from export import cli
-from export.contract import ContractError, load_contract
-from export.detector import check_weights, detector_from_onnx, load_detector_weights
-from export.hyperparameters import Hyperparameters
-from export.samples import Case, pyramid, sample_detector_inputs
-from export.verify import verify_model
-from export.verify_detector import verify_behind_maps, verify_network
-from models import DetectionModel, Detections, DetectorConfig, read_state_dict
 from tests.conftest import NUM_CLASSES
+from yolo_assigner.export import cli
+from yolo_assigner.export.contract import ContractError, load_contract
+from yolo_assigner.export.detector import check_weights, detector_from_onnx, load_detector_weights
+from yolo_assigner.export.hyperparameters import Hyperparameters
+from yolo_assigner.export.samples import Case, pyramid, sample_detector_inputs
+from yolo_assigner.export.verify import verify_model
+from yolo_assigner.export.verify_detector import verify_behind_maps, verify_network
+from yolo_assigner.models import DetectionModel, Detections, DetectorConfig, read_state_dict
 from yolo_loss import DetectionLoss, GroundTruth
 from yolo_loss.predictions import join_predictions
 

@@ -12,14 +12,14 @@ import onnxruntime as ort
 import pytest
 from onnxscript import ir, optimizer
 
-from export import cli, onnx_export
-from export.cases import case_inputs
-from export.contract import find_contracts, load_contract
-from export.hyperparameters import Hyperparameters
-from export.reference import flatten
-from export.samples import Case, pyramid
-from export.verify import verify_model
 from tests.conftest import KINDS
+from yolo_assigner.export import cli, onnx_export
+from yolo_assigner.export.cases import case_inputs
+from yolo_assigner.export.contract import find_contracts, load_contract
+from yolo_assigner.export.hyperparameters import Hyperparameters
+from yolo_assigner.export.reference import flatten
+from yolo_assigner.export.samples import Case, pyramid
+from yolo_assigner.export.verify import verify_model
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -10,15 +10,15 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from export import cli
-from export.contract import PRECISIONS, Contract, file_hash, find_contracts, load_contract
-from export.detector import load_detector_weights
-from export.precision import narrow
-from export.runnable import CannotRunError
-from export.tensorrt_build.library import load_library
-from export.verify import verify_model
-from export.verify_detector import verify_network
 from tests.export.engines import INSTALLED
+from yolo_assigner.export import cli
+from yolo_assigner.export.contract import PRECISIONS, Contract, file_hash, find_contracts, load_contract
+from yolo_assigner.export.detector import load_detector_weights
+from yolo_assigner.export.precision import narrow
+from yolo_assigner.export.runnable import CannotRunError
+from yolo_assigner.export.tensorrt_build.library import load_library
+from yolo_assigner.export.verify import verify_model
+from yolo_assigner.export.verify_detector import verify_network
 
 ELEMENTS = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 HALF = [*ELEMENTS]

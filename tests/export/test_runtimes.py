@@ -8,9 +8,9 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from export.contract import load_contract
-from export.runnable import CannotRunError, Runnable
-from export.runtimes import OLDEST_ONNX_RUNTIME, why_unsupported
+from yolo_assigner.export.contract import load_contract
+from yolo_assigner.export.runnable import CannotRunError, Runnable
+from yolo_assigner.export.runtimes import OLDEST_ONNX_RUNTIME, why_unsupported
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from export.contract import ContractError, load_contract
-from export.engine_build import build_engine
-from export.engine_check import check_engine, check_machine
-from export.engine_contract import EngineContract, find_engines, load_engine_contract
 from tests.export.engines import INSTALLED, SMALL
+from yolo_assigner.export.contract import ContractError, load_contract
+from yolo_assigner.export.engine_build import build_engine
+from yolo_assigner.export.engine_check import check_engine, check_machine
+from yolo_assigner.export.engine_contract import EngineContract, find_engines, load_engine_contract
 
 Built = tuple[Path, EngineContract]
-AGAIN = "python -m export tensorrt assigner.onnx --runtime"
+AGAIN = "yolo-assigner export tensorrt assigner.onnx --runtime"
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_a_foreign_contract(copy: Path, change: Callable[[dict[str, Any]], objec
     data = json.loads(path.read_text(encoding="utf-8"))
     change(data)
     path.write_text(json.dumps(data), encoding="utf-8")
-    with pytest.raises(ContractError, match=f"{message}.*`python -m export tensorrt`"):
+    with pytest.raises(ContractError, match=f"{message}.*`yolo-assigner export tensorrt`"):
         load_engine_contract(path)
 
 
@@ -148,7 +148,9 @@ def test_a_foreign_contract(copy: Path, change: Callable[[dict[str, Any]], objec
 def test_a_corrupt_contract(copy: Path, content: bytes) -> None:
     path = copy.with_name(f"{copy.name}.json")
     path.write_bytes(content)
-    with pytest.raises(ContractError, match=r"engine\.json .*build the engine again with `python -m export tensorrt`"):
+    with pytest.raises(
+        ContractError, match=r"engine\.json .*build the engine again with `yolo-assigner export tensorrt`"
+    ):
         load_engine_contract(path)
 
 
@@ -161,5 +163,5 @@ def test_engines_are_found_by_the_model_they_are_of(built: Built, dense_dir: Pat
 def test_the_rebuild_command_is_quoted_for_a_shell(built: Built) -> None:
     engine = replace(built[1], model_file="my model.onnx", runtime="tensorrt-rtx", compute_capabilities=("8.9", "12.0"))
     words = shlex.split(engine.rebuild_command)
-    assert words[:5] == ["python", "-m", "export", "tensorrt", "my model.onnx"]
+    assert words[:4] == ["yolo-assigner", "export", "tensorrt", "my model.onnx"]
     assert words[-3:] == ["--compute-capability", "8.9", "12.0"]

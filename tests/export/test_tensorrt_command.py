@@ -1,4 +1,4 @@
-"""``python -m export tensorrt`` as it is typed."""
+"""``yolo-assigner export tensorrt`` as it is typed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from export import cli
-from export.contract import ENGINE_SUFFIX
-from export.engine_contract import EngineContract, load_engine_contract
-from export.tensorrt_build import progress
-from export.tensorrt_build.library import default_runtime, load_library
-from export.tensorrt_build.log import BuildLog, make_logger
-from export.tensorrt_build.timing import keep_timings, use_timings
 from tests.export.engines import INSTALLED
+from yolo_assigner.export import cli
+from yolo_assigner.export.contract import ENGINE_SUFFIX
+from yolo_assigner.export.engine_contract import EngineContract, load_engine_contract
+from yolo_assigner.export.tensorrt_build import progress
+from yolo_assigner.export.tensorrt_build.library import default_runtime, load_library
+from yolo_assigner.export.tensorrt_build.log import BuildLog, make_logger
+from yolo_assigner.export.tensorrt_build.timing import keep_timings, use_timings
 
 WORDS = ["--profile", "B=1,2,4", "M=0,3,8", "imgsz=64"]
 

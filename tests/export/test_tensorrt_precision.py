@@ -8,10 +8,10 @@ from pathlib import Path
 import onnx
 import pytest
 
-from export.contract import TensorSpec, file_hash, load_contract
-from export.engine_build import build_engine
-from export.precision import narrow
 from tests.export.engines import INSTALLED, SMALL
+from yolo_assigner.export.contract import TensorSpec, file_hash, load_contract
+from yolo_assigner.export.engine_build import build_engine
+from yolo_assigner.export.precision import narrow
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp16", "float16"), ("bf16", "bfloat16")])

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from export.contract import TensorSpec
-from export.engine_contract import profile_words
-from export.hyperparameters import Hyperparameters
-from export.profiles import default_profile, parse_profile, resolve_profile
 from tests.export.engines import described
+from yolo_assigner.export.contract import TensorSpec
+from yolo_assigner.export.engine_contract import profile_words
+from yolo_assigner.export.hyperparameters import Hyperparameters
+from yolo_assigner.export.profiles import default_profile, parse_profile, resolve_profile
 
 
 def same(size: int) -> tuple[int, int, int]:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from export.engine_build import build_engine
-from export.tensorrt_build.display import PhaseLines, TerminalLine, progress_display
-from export.tensorrt_build.files import write_whole
-from export.tensorrt_build.log import BuildLog
-from export.tensorrt_build.progress import BuildWatch
 from tests.export.engines import INSTALLED, SMALL
+from yolo_assigner.export.engine_build import build_engine
+from yolo_assigner.export.tensorrt_build.display import PhaseLines, TerminalLine, progress_display
+from yolo_assigner.export.tensorrt_build.files import write_whole
+from yolo_assigner.export.tensorrt_build.log import BuildLog
+from yolo_assigner.export.tensorrt_build.progress import BuildWatch
 
 
 class Recorder:

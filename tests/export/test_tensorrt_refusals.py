@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from onnx import helper
 
-from export.contract import ContractError, TensorSpec, load_contract
-from export.engine_build import BuildError, build_engine
-from export.profiles import parse_profile
 from tests.export.engines import INSTALLED, SMALL, write_tiny
+from yolo_assigner.export.contract import ContractError, TensorSpec, load_contract
+from yolo_assigner.export.engine_build import BuildError, build_engine
+from yolo_assigner.export.profiles import parse_profile
 
 
 def test_a_capability_that_would_compute_zeros_is_refused(dense_dir: Path, tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_model_without_its_other_half(copy: Path, missing: str) -> None:
 
 
 def test_another_formulation_is_refused_before_anything_is_built(artifacts_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"formulation 'sparse'.*python -m export onnx --formulation dense"):
+    with pytest.raises(ValueError, match=r"formulation 'sparse'.*yolo-assigner export onnx --formulation dense"):
         build_engine(artifacts_dir / "loss.onnx", tmp_path, runtime="tensorrt-rtx")
 
 

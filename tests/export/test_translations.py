@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from export.translations import TRANSLATIONS
+from yolo_assigner.export.translations import TRANSLATIONS
 
 
 class Chosen(nn.Module):

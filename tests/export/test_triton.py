@@ -1,4 +1,4 @@
-"""`python -m export triton`: what Triton is told, checked as Triton checks it."""
+"""`yolo-assigner export triton`: what Triton is told, checked as Triton checks it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import pytest
 import tritonclient
 from google.protobuf import text_format  # type: ignore[import-untyped]
 
-from export import cli
-from export.contract import Contract, file_hash, load_contract
-from export.engine_contract import EngineContract, Profile, engine_stem
-from export.triton_config import quote, render_config
 from tests.conftest import KINDS
+from yolo_assigner.export import cli
+from yolo_assigner.export.contract import Contract, file_hash, load_contract
+from yolo_assigner.export.engine_contract import EngineContract, Profile, engine_stem
+from yolo_assigner.export.triton_config import quote, render_config
 
 
 def _schema() -> Any:
@@ -233,7 +233,7 @@ def test_only_folders_of_its_own_are_replaced(
     (foreign / "1" / "model.onnx").write_bytes(b"somebody's")
     (repository / "other").mkdir()
     assert lay_out(folder, repository, "--models", "loss") == 2
-    assert "was not written by `python -m export triton`" in capsys.readouterr().err
+    assert "was not written by `yolo-assigner export triton`" in capsys.readouterr().err
     assert (foreign / "1" / "model.onnx").read_bytes() == b"somebody's"
     assert lay_out(folder, repository, "--models", "loss", "--force") == 0
     (foreign / "stale").touch()

@@ -15,16 +15,16 @@ from benchmarks.contenders import Setting
 from benchmarks.gpu.clock import peak_mib
 from benchmarks.gpu.inputs import input_sets, make_inputs
 from benchmarks.gpu.ours import criterion_of, ours
-from export.contract import ContractError, load_contract
-from export.engine_build import BuildError
-from export.engine_contract import RUNTIMES
-from export.profiles import parse_profile
-from export.samples import Case, pyramid, sample_assigner_inputs
-from serve.engine.runners.base import Runner, RunnerError
-from serve.engine.runners.device import HOST, Device
-from serve.engine.runners.onnx_runtime import OnnxRuntimeRunner
-from serve.engine.runners.trial import tiny_inputs
 from tests.gpu.conftest import needs_gpu
+from yolo_assigner.export.contract import ContractError, load_contract
+from yolo_assigner.export.engine_build import BuildError
+from yolo_assigner.export.engine_contract import RUNTIMES
+from yolo_assigner.export.profiles import parse_profile
+from yolo_assigner.export.samples import Case, pyramid, sample_assigner_inputs
+from yolo_assigner.serve.engine.runners.base import Runner, RunnerError
+from yolo_assigner.serve.engine.runners.device import HOST, Device
+from yolo_assigner.serve.engine.runners.onnx_runtime import OnnxRuntimeRunner
+from yolo_assigner.serve.engine.runners.trial import tiny_inputs
 from yolo_loss import TaskAlignedAssigner
 from yolo_loss.triton_assign import available
 
@@ -153,8 +153,8 @@ def test_onnx_runtime_of_the_server(artifacts_dir: Path, kind: str) -> None:
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("kind", ["loss", "loss_grad"])
 def test_engines_of_the_server(dense_dir: Path, tmp_path: Path, runtime: str, kind: str) -> None:
-    from export.engine_build import build_engine
-    from serve.engine.runners.tensorrt_engine import TensorRtRunner
+    from yolo_assigner.export.engine_build import build_engine
+    from yolo_assigner.serve.engine.runners.tensorrt_engine import TensorRtRunner
 
     path = dense_dir / f"{kind}.onnx"
     profile = parse_profile(["B=1,2,4", "M=0,4,8", "imgsz=32,64,64"])

@@ -27,7 +27,19 @@ pytestmark = needs_gpu
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     folder = tmp_path_factory.mktemp("artifacts")
-    command = [sys.executable, "-m", "export", "onnx", "--out", str(folder), "--num-classes", "3", "--model", "loss"]
+    command = [
+        sys.executable,
+        "-m",
+        "yolo_assigner",
+        "export",
+        "onnx",
+        "--out",
+        str(folder),
+        "--num-classes",
+        "3",
+        "--model",
+        "loss",
+    ]
     subprocess.run(command, check=True)
     live = start("--artifacts", folder, "--cuda-shared-memory")
     yield live

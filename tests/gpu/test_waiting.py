@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from export.samples import Case, pyramid, ragged_batch, sample_assigner_inputs, sample_loss_inputs
 from tests.gpu.waiting import META, WaitsError, no_waiting, on_meta
+from yolo_assigner.export.samples import Case, pyramid, ragged_batch, sample_assigner_inputs, sample_loss_inputs
 from yolo_loss import DetectionLoss, GroundTruth, TaskAlignedAssigner
 from yolo_loss.predictions import join_predictions
 

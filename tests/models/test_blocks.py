@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from models.blocks import DFL, SPPF, C2f, Conv
+from yolo_assigner.models.blocks import DFL, SPPF, C2f, Conv
 
 
 class TimesTen(nn.Module):

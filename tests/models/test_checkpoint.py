@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from models import DetectionModel, DetectorConfig, load_checkpoint, read_state_dict
+from yolo_assigner.models import DetectionModel, DetectorConfig, load_checkpoint, read_state_dict
 
 
 def make_layer(value: float) -> nn.Linear:

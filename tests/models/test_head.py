@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.head import Detect, Detections
+from yolo_assigner.models.head import Detect, Detections
 
 
 def make_head(nc: int, reg_max: int) -> Detect:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import DetectionModel, Detections, DetectorConfig
+from yolo_assigner.models import DetectionModel, Detections, DetectorConfig
 
 # Public model summaries of the five detectors with 80 classes.
 PARAMETERS = {"n": 3_157_200, "s": 11_166_560, "m": 25_902_640, "l": 43_691_520, "x": 68_229_648}

@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 from safetensors.numpy import load_file, save_file
 
-from export.reference import flatten
 from tests.exports import CACHE
 from tests.runtimes.batches import Batch, all_batches
 from tests.runtimes.compare import Judge
@@ -27,6 +26,7 @@ from tests.runtimes.environments import RUNTIMES, Runtime, SkippedError, command
 from tests.runtimes.models import IMPLEMENTATIONS, KINDS, runnable_model
 from tests.runtimes.process import run_batches
 from tests.runtimes.table import Outcome, write_table
+from yolo_assigner.export.reference import flatten
 
 
 class Model(NamedTuple):

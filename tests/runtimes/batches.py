@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from export.hyperparameters import Hyperparameters
-from export.samples import Case, pyramid, sample_detector_inputs, sample_loss_inputs
+from yolo_assigner.export.hyperparameters import Hyperparameters
+from yolo_assigner.export.samples import Case, pyramid, sample_detector_inputs, sample_loss_inputs
 from yolo_loss import GroundTruth, make_anchors
 
 INF, NAN = float("inf"), float("nan")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import onnx
 
-from export.contract import load_contract
-from export.hyperparameters import Hyperparameters
-from export.specs import map_specs
 from tests.exports import exported
+from yolo_assigner.export.contract import load_contract
+from yolo_assigner.export.hyperparameters import Hyperparameters
+from yolo_assigner.export.specs import map_specs
 
 KINDS = ("assigner", "loss", "loss_grad", "detector_loss")
 IMPLEMENTATIONS = ("sparse", "dense")

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from benchmarks.control_group import memory_group
-from serve.tensors.datatypes import Array, wire_name
 from tests.serve.callers import LIBRARIES, Caller, calling
+from yolo_assigner.serve.tensors.datatypes import Array, wire_name
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 4 * 2**20  # bytes of a body
@@ -83,8 +83,19 @@ class Live(NamedTuple):
 
 
 def start(*arguments: str | Path, through: Sequence[str] = ()) -> Live:
-    """Start ``python -m serve``, by another program if one is given, on a free port and wait until it is ready."""
-    command = [*through, sys.executable, "-m", "serve", "--port", "0", "--threads", "1", *map(str, arguments)]
+    """Start ``yolo-assigner serve``, by another program if one is given, on a free port and wait until it is ready."""
+    command = [
+        *through,
+        sys.executable,
+        "-m",
+        "yolo_assigner",
+        "serve",
+        "--port",
+        "0",
+        "--threads",
+        "1",
+        *map(str, arguments),
+    ]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
     )

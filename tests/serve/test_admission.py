@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from serve.errors import BusyError
-from serve.http.admission import Admission, AdmissionGate
+from yolo_assigner.serve.errors import BusyError
+from yolo_assigner.serve.http.admission import Admission, AdmissionGate
 
 
 def test_by_number() -> None:

@@ -11,16 +11,16 @@ import httpx
 import numpy as np
 import pytest
 
-from serve.app import create_app
-from serve.compute.local import LocalService
-from serve.engine.model import Model
-from serve.engine.registry import Registry
-from serve.engine.runners.base import UnfitRequestError
-from serve.options import AppOptions
-from serve.shared.regions import Regions
-from serve.tensors.datatypes import Array
 from tests.serve.conftest import assigner_inputs, json_rows
 from tests.serve.toy_contract import CONTRACT
+from yolo_assigner.serve.app import create_app
+from yolo_assigner.serve.compute.local import LocalService
+from yolo_assigner.serve.engine.model import Model
+from yolo_assigner.serve.engine.registry import Registry
+from yolo_assigner.serve.engine.runners.base import UnfitRequestError
+from yolo_assigner.serve.options import AppOptions
+from yolo_assigner.serve.shared.regions import Regions
+from yolo_assigner.serve.tensors.datatypes import Array
 
 
 class SumRunner:

@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve.engine.job_queue import BatchLimits
-from serve.engine.merge import Request, likeness, merge
-from serve.engine.model import Model
-from serve.engine.registry import open_artifacts
-from serve.engine.runners.base import UnfitRequestError
-from serve.engine.runners.choice import RunnerOptions
-from serve.errors import InferenceError
-from serve.tensors.datatypes import Array
 from tests.serve.conftest import Live, assigner_inputs, binary_rows, loss_inputs, start, stop
 from tests.serve.toy_contract import CONTRACT
+from yolo_assigner.serve.engine.job_queue import BatchLimits
+from yolo_assigner.serve.engine.merge import Request, likeness, merge
+from yolo_assigner.serve.engine.model import Model
+from yolo_assigner.serve.engine.registry import open_artifacts
+from yolo_assigner.serve.engine.runners.base import UnfitRequestError
+from yolo_assigner.serve.engine.runners.choice import RunnerOptions
+from yolo_assigner.serve.errors import InferenceError
+from yolo_assigner.serve.tensors.datatypes import Array
 
 TOGETHER = BatchLimits(images=24, seconds=0.05)
 # Images, slots, side in pixels: alike ones, some without ground truth, sides that put images anywhere in memory.

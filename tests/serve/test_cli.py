@@ -1,4 +1,4 @@
-"""``python -m serve`` as a process."""
+"""``yolo-assigner serve`` as a process."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.contract import file_hash
 from tests.serve.conftest import ROOT, Live, binary_rows, loss_inputs, start, stop
+from yolo_assigner.export.contract import file_hash
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run to the end."""
-    command = [sys.executable, "-m", "serve", *map(str, arguments)]
+    command = [sys.executable, "-m", "yolo_assigner", "serve", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
 
 
@@ -47,7 +47,7 @@ def test_serves_and_stops(artifacts_dir: Path) -> None:
 
 
 def test_stops_at_once_while_loading(artifacts_dir: Path) -> None:
-    command = [sys.executable, "-m", "serve", "--port", "0", "--artifacts", str(artifacts_dir)]
+    command = [sys.executable, "-m", "yolo_assigner", "serve", "--port", "0", "--artifacts", str(artifacts_dir)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("serving on")
@@ -56,7 +56,7 @@ def test_stops_at_once_while_loading(artifacts_dir: Path) -> None:
 
 
 def test_a_folder_without_models(tmp_path: Path) -> None:
-    refuses(run("--artifacts", tmp_path), "no contract", "python -m export onnx")
+    refuses(run("--artifacts", tmp_path), "no contract", "yolo-assigner export onnx")
 
 
 def test_a_damaged_file(copy: Path) -> None:
@@ -100,7 +100,7 @@ def test_an_address_in_use(artifacts_dir: Path) -> None:
 def test_an_engine_that_was_asked_for_and_is_not_there(artifacts_dir: Path) -> None:
     """Refused before the address is taken, in one line."""
     done = run("--artifacts", artifacts_dir, "--engine", "tensorrt")
-    refuses(done, "serve: no engine of model 'assigner' for tensorrt in", "python -m export tensorrt")
+    refuses(done, "serve: no engine of model 'assigner' for tensorrt in", "yolo-assigner export tensorrt")
     assert len(done.stderr.splitlines()) == 1
     assert done.stdout == ""
     refuses(run("--artifacts", artifacts_dir, "--engine", "tensorrt", "--device", "cpu"), "choose --device cuda")
@@ -129,9 +129,9 @@ def test_no_torch_and_nothing_of_the_training_side(artifacts_dir: Path) -> None:
     code = """
 import asyncio, sys
 from pathlib import Path
-import serve.__main__, serve.cli, serve.client
-from serve.engine.registry import open_artifacts
-from serve.engine.runners.choice import RunnerOptions
+import yolo_assigner.serve.__main__, yolo_assigner.serve.cli, yolo_assigner.serve.client
+from yolo_assigner.serve.engine.registry import open_artifacts
+from yolo_assigner.serve.engine.runners.choice import RunnerOptions
 registry = open_artifacts(Path(sys.argv[1]), RunnerOptions(threads=1))
 asyncio.run(registry.load())
 assert registry.ready
@@ -154,7 +154,7 @@ print(*sorted(name for name in sys.modules if name.split(".")[0] in training and
 def test_the_client_needs_none_of_the_servers_packages() -> None:
     code = """
 import sys
-import serve.client
+import yolo_assigner.serve.client
 print(*sorted({name.split(".")[0] for name in sys.modules} & {"fastapi", "uvicorn", "onnx", "onnxruntime", "orjson"}))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

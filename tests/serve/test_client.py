@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from serve.client import AssignerClient, ServerError
-from serve.results import AssignmentResult, LossResult
-from serve.tensors.grid import anchor_points
 from tests.serve.conftest import Live, assigner_inputs, loss_inputs
+from yolo_assigner.serve.client import AssignerClient, ServerError
+from yolo_assigner.serve.results import AssignmentResult, LossResult
+from yolo_assigner.serve.tensors.grid import anchor_points
 from yolo_loss import DetectionLoss, TaskAlignedAssigner
 
 BATCH: dict[str, Any] = {
@@ -149,6 +149,9 @@ def test_what_is_refused_before_sending(live: Live) -> None:
 def test_nobody_there() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    with AssignerClient(f"127.0.0.1:{port}") as client, pytest.raises(ServerError, match="python -m serve") as caught:
+    with (
+        AssignerClient(f"127.0.0.1:{port}") as client,
+        pytest.raises(ServerError, match="yolo-assigner serve") as caught,
+    ):
         client.loss(maps(), BATCH)
     assert caught.value.status is None

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 
-from serve.tensors.datatypes import wire_name
 from tests.serve.conftest import Live, assigner_inputs, binary_rows, json_rows, start, stop
+from yolo_assigner.serve.tensors.datatypes import wire_name
 
 
 @pytest.fixture(scope="module")

@@ -22,14 +22,14 @@ from starlette.types import Receive, Scope, Send
 from benchmarks.hostile.requests import Request
 from benchmarks.hostile.targets import good_requests
 from benchmarks.hostile.wire import NoReplyError, Wire
-from serve.http.admission import Admission, AdmissionGate
-from serve.http.connection import protocol
-from serve.http.logs import request_id
-from serve.http.metrics import Metrics
-from serve.http.observe import Observer
-from serve.http.refusals import LINES_A_SECOND, Refusals
-from serve.http.room import MOST_HELD, Room
 from tests.serve.conftest import ROOT, Live, start, stop
+from yolo_assigner.serve.http.admission import Admission, AdmissionGate
+from yolo_assigner.serve.http.connection import protocol
+from yolo_assigner.serve.http.logs import request_id
+from yolo_assigner.serve.http.metrics import Metrics
+from yolo_assigner.serve.http.observe import Observer
+from yolo_assigner.serve.http.refusals import LINES_A_SECOND, Refusals
+from yolo_assigner.serve.http.room import MOST_HELD, Room
 
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
 GOOD: Request = good_requests()[0]
@@ -316,7 +316,17 @@ def test_many_refusals_are_counted_and_few_of_them_logged(logged: list[tuple[str
 
 
 def test_no_more_connections_than_half_of_the_descriptors(artifacts_dir: Path) -> None:
-    command = [sys.executable, "-m", "serve", "--port", "0", "--no-engine-process", "--artifacts", str(artifacts_dir)]
+    command = [
+        sys.executable,
+        "-m",
+        "yolo_assigner",
+        "serve",
+        "--port",
+        "0",
+        "--no-engine-process",
+        "--artifacts",
+        str(artifacts_dir),
+    ]
     limited = ["sh", "-c", 'ulimit -n 128; exec "$@"', "sh", *command]
     with ExitStack() as stack:
         pipe = subprocess.PIPE

@@ -13,12 +13,12 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from export.contract import Contract, file_hash, load_contract
-from export.precision import narrow
-from serve.errors import BadRequestError
-from serve.tensors.datatypes import NUMPY_TYPES, Array, narrows
-from serve.tensors.validate import check_inputs
 from tests.serve.conftest import Live, assigner_inputs, binary_rows, json_rows, loss_inputs, start, stop
+from yolo_assigner.export.contract import Contract, file_hash, load_contract
+from yolo_assigner.export.precision import narrow
+from yolo_assigner.serve.errors import BadRequestError
+from yolo_assigner.serve.tensors.datatypes import NUMPY_TYPES, Array, narrows
+from yolo_assigner.serve.tensors.validate import check_inputs
 
 HALF = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 

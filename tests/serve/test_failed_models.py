@@ -13,19 +13,19 @@ from typing import Any
 import onnxruntime
 import pytest
 
-from export.contract import file_hash
-from serve.engine.catalogue import Catalogue
-from serve.engine.job_queue import BatchLimits
-from serve.engine.registry import open_artifacts
-from serve.engine.runners.base import RunnerError
-from serve.engine.runners.choice import RunnerOptions
-from serve.engine.runners.device import HOST
-from serve.errors import ModelFailedError, NotFoundError
-from serve.worker.remote_model import RemoteModel
 from tests.serve.conftest import Live, Reply, assigner_inputs, binary_rows, json_rows, loss_inputs, start, stop
 from tests.serve.test_operation import free_port, samples
 from tests.serve.test_people import BATCH, maps, pack
 from tests.serve.toy_contract import CONTRACT
+from yolo_assigner.export.contract import file_hash
+from yolo_assigner.serve.engine.catalogue import Catalogue
+from yolo_assigner.serve.engine.job_queue import BatchLimits
+from yolo_assigner.serve.engine.registry import open_artifacts
+from yolo_assigner.serve.engine.runners.base import RunnerError
+from yolo_assigner.serve.engine.runners.choice import RunnerOptions
+from yolo_assigner.serve.engine.runners.device import HOST
+from yolo_assigner.serve.errors import ModelFailedError, NotFoundError
+from yolo_assigner.serve.worker.remote_model import RemoteModel
 
 CPU = RunnerOptions("onnxruntime", HOST, threads=1)
 UNREADABLE = "assigner.json cannot be read as a contract"

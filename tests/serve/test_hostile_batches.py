@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from export.contract import Contract, find_contracts
-from export.runnable import Runnable
-from serve.errors import BadRequestError
-from serve.ragged import pad_ground_truth
-from serve.tensors.datatypes import Array
-from serve.tensors.validate import check_inputs
 from tests.exports import exported
 from tests.hostile_batches import NUM_CLASSES, SPOILERS, STRIDES, HostileBatch, hostile_batch
+from yolo_assigner.export.contract import Contract, find_contracts
+from yolo_assigner.export.runnable import Runnable
+from yolo_assigner.serve.errors import BadRequestError
+from yolo_assigner.serve.ragged import pad_ground_truth
+from yolo_assigner.serve.tensors.datatypes import Array
+from yolo_assigner.serve.tensors.validate import check_inputs
 from yolo_loss import DetectionLoss
 
 BATCHES, AT_ONCE = 200, 20

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve.errors import BadRequestError
-from serve.tensors.decode import InferRequest, decode_request, parse_object
-from serve.tensors.json_tensor import tensor_from_json
 from tests.serve.conftest import Live, binary_rows, json_rows, loss_inputs
+from yolo_assigner.serve.errors import BadRequestError
+from yolo_assigner.serve.tensors.decode import InferRequest, decode_request, parse_object
+from yolo_assigner.serve.tensors.json_tensor import tensor_from_json
 
 
 def read(document: Any, blob: bytes = b"") -> InferRequest:

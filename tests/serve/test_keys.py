@@ -15,11 +15,11 @@ import pytest
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
-from serve.errors import ForbiddenError, TooManyAttemptsError, UnauthorizedError
-from serve.http.keys import Key, KeyGuard, Keys, KeySource
-from serve.http.wrong_keys import MOST_REMEMBERED, MOST_WAITING, MOST_WRONG, RefusalDelay, network_of
 from tests.serve.conftest import Live
 from tests.serve.test_logs import serving
+from yolo_assigner.serve.errors import ForbiddenError, TooManyAttemptsError, UnauthorizedError
+from yolo_assigner.serve.http.keys import Key, KeyGuard, Keys, KeySource
+from yolo_assigner.serve.http.wrong_keys import MOST_REMEMBERED, MOST_WAITING, MOST_WRONG, RefusalDelay, network_of
 
 OLD, NEW, ADMIN = "old-key-0123456789", "new-key-0123456789", "admin-key-0123456789"
 KEYS = Keys(KeySource(others=(OLD, NEW)), KeySource(others=(ADMIN,)))

@@ -21,10 +21,10 @@ import pytest
 from tritonclient.http import InferenceServerClient, InferRequestedOutput
 from tritonclient.utils import shared_memory
 
-from serve.shared.object import DIRECTORY
 from tests.serve.conftest import ROOT, Live, binary_rows, loss_inputs
 from tests.serve.shared_memory.conftest import placed_inputs, spans
 from tests.serve.test_operation import free_port
+from yolo_assigner.serve.shared.object import DIRECTORY
 
 pytestmark = pytest.mark.skipif(not DIRECTORY.is_dir(), reason="shared memory cannot be looked at like files here")
 PREFIX = f"yolo-assigner-killed-{os.getpid()}-"
@@ -123,7 +123,7 @@ def supervised(artifacts_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
     (folder / "tmp").mkdir()
     port = free_port()
     words = ("--artifacts", artifacts_dir, "--port", str(port), "--threads", "1", "--shared-memory", PREFIX)
-    command = ["sh", "-c", SUPERVISOR, "supervisor", sys.executable, "-m", "serve", *map(str, words)]
+    command = ["sh", "-c", SUPERVISOR, "supervisor", sys.executable, "-m", "yolo_assigner", "serve", *map(str, words)]
     environment = {"PYTHONPATH": str(ROOT), "PID_FILE": str(folder / "pid"), "TMPDIR": str(folder / "tmp")}
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, text=True, cwd=folder, env=os.environ | environment, start_new_session=True

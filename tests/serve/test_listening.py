@@ -20,12 +20,12 @@ from typing import NamedTuple
 import pytest
 import trustme
 
-from serve.configuration import read_settings
-from serve.http.origins import origins_of
-from serve.listening import SOCKET_MODE, Listener, caller_of, listen
-from serve.settings import Settings
 from tests.exports import exported
 from tests.serve.conftest import ROOT, Reply, assigner_inputs, binary_rows
+from yolo_assigner.serve.configuration import read_settings
+from yolo_assigner.serve.http.origins import origins_of
+from yolo_assigner.serve.listening import SOCKET_MODE, Listener, caller_of, listen
+from yolo_assigner.serve.settings import Settings
 
 FORWARDED = {"X-Forwarded-For": "203.0.113.7"}
 PATIENCE = 60.0
@@ -71,7 +71,16 @@ class Local(NamedTuple):
 @contextmanager
 def serving(folder: Path, *words: str | Path) -> Iterator[Local]:
     """Start a server without keys."""
-    command = [sys.executable, "-m", "serve", "--artifacts", str(exported("assigner", "sparse")), "--threads", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "yolo_assigner",
+        "serve",
+        "--artifacts",
+        str(exported("assigner", "sparse")),
+        "--threads",
+        "1",
+    ]
     log = folder / "log.txt"
     with log.open("w") as errors:
         process = subprocess.Popen(

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from serve.http.streams import KEPT_BYTES, NonBlockingStream
-from serve.worker.start import start as start_engines
 from tests.serve.conftest import ROOT, Live, binary_rows, loss_inputs
 from tests.serve.test_operation import free_port, samples
+from yolo_assigner.serve.http.streams import KEPT_BYTES, NonBlockingStream
+from yolo_assigner.serve.worker.start import start as start_engines
 
 PIPE_BYTES = 4096
 DROPPED = ("yolo_assigner_log_records_dropped_total", ())
@@ -48,7 +48,18 @@ def full_pipe() -> Iterator[tuple[int, int]]:
 def serving(artifacts: Path, *words: str, output: int | None = None, shell: str = 'exec "$@"') -> Iterator[Live]:
     """A server that writes both streams to a descriptor, unless the shell leads them elsewhere; killed at the end."""
     port = free_port()
-    command = [sys.executable, "-m", "serve", "--artifacts", str(artifacts), "--port", str(port), "--threads", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "yolo_assigner",
+        "serve",
+        "--artifacts",
+        str(artifacts),
+        "--port",
+        str(port),
+        "--threads",
+        "1",
+    ]
     process = subprocess.Popen(
         ["/bin/sh", "-c", shell, "sh", *command, *words],
         stdout=output,
@@ -146,7 +157,7 @@ def test_a_second_signal_ends_a_server_whose_log_nobody_reads(artifacts_dir: Pat
 
 
 def test_a_start_that_fails_ends_although_nobody_reads_why(tmp_path: Path, full_pipe: tuple[int, int]) -> None:
-    command = [sys.executable, "-m", "serve", "--artifacts", str(tmp_path / "nothing")]
+    command = [sys.executable, "-m", "yolo_assigner", "serve", "--artifacts", str(tmp_path / "nothing")]
     done = subprocess.run(command, stderr=full_pipe[1], cwd=ROOT, timeout=60, check=False)
     assert done.returncode == 2
 

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.control_group import inside
-from serve.configuration import describe, read_settings
-from serve.engine.system import Memory, memory_limit
-from serve.settings import PARTS, Settings
 from tests.conftest import KINDS
 from tests.serve.conftest import ROOT, Live, Reply, binary_rows, loss_inputs, start, stop, worker_of
+from yolo_assigner.serve.configuration import describe, read_settings
+from yolo_assigner.serve.engine.system import Memory, memory_limit
+from yolo_assigner.serve.settings import PARTS, Settings
 
 MIB = 2**20
 TODAY = {name: Settings.model_fields[name].default for name in PARTS}
@@ -195,7 +195,7 @@ def test_limits_of_a_container_end_nothing(group: Path, artifacts_dir: Path, cap
 
 
 def test_settings_are_shown_with_the_container_they_follow(group: Path) -> None:
-    command = [*inside(group), sys.executable, "-m", "serve", "--artifacts", "a", "--show-config"]
+    command = [*inside(group), sys.executable, "-m", "yolo_assigner", "serve", "--artifacts", "a", "--show-config"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert re.search(
         rf"^max_total_bytes = {75 * MIB}  # default for 600 MiB of memory by {group}/", shown, re.MULTILINE

@@ -19,8 +19,8 @@ from urllib.request import urlopen
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve.client import AssignerClient, ServerError
 from tests.serve.conftest import ROOT, Live, binary_rows, ended, json_rows, loss_inputs, start, stop, worker_of
+from yolo_assigner.serve.client import AssignerClient, ServerError
 
 KEY, ADMIN = "inference-key-of-a-test", "administration-key-of-a-test"
 INFER = "/v2/models/loss/infer"
@@ -178,7 +178,18 @@ def test_statistics(live: Live) -> None:
 
 
 def test_request_identifiers_and_json_logs(artifacts_dir: Path) -> None:
-    command = [sys.executable, "-m", "serve", "--port", "0", "--artifacts", str(artifacts_dir), "--log-format", "json"]
+    command = [
+        sys.executable,
+        "-m",
+        "yolo_assigner",
+        "serve",
+        "--port",
+        "0",
+        "--artifacts",
+        str(artifacts_dir),
+        "--log-format",
+        "json",
+    ]
     environment = os.environ | {"YOLO_ASSIGNER_API_KEYS": KEY}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
@@ -278,14 +289,14 @@ def test_too_many_at_one_time(artifacts_dir: Path) -> None:
 
 
 def test_beyond_loopback_only_with_keys(artifacts_dir: Path) -> None:
-    command = [sys.executable, "-m", "serve", "--artifacts", str(artifacts_dir), "--host", "0.0.0.0"]  # noqa: S104
+    command = [sys.executable, "-m", "yolo_assigner", "serve", "--artifacts", str(artifacts_dir), "--host", "0.0.0.0"]  # noqa: S104
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
     assert done.returncode == 2
     assert "api_key_file" in done.stderr
 
 
 def test_show_config(artifacts_dir: Path) -> None:
-    command = [sys.executable, "-m", "serve", "--artifacts", str(artifacts_dir), "--show-config"]
+    command = [sys.executable, "-m", "yolo_assigner", "serve", "--artifacts", str(artifacts_dir), "--show-config"]
     environment = os.environ | {"YOLO_ASSIGNER_API_KEYS": KEY}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=True, env=environment)
     assert 'api_keys = ["********"]  # YOLO_ASSIGNER_API_KEYS' in done.stdout

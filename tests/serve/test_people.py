@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve.ragged import pad_ground_truth
-from serve.tensors.datatypes import Array
-from serve.tensors.grid import anchor_points
-from serve.v1.schemas import AssignReply, LossReply
 from tests.serve.conftest import Live, Reply, assigner_inputs, json_rows, loss_inputs
+from yolo_assigner.serve.ragged import pad_ground_truth
+from yolo_assigner.serve.tensors.datatypes import Array
+from yolo_assigner.serve.tensors.grid import anchor_points
+from yolo_assigner.serve.v1.schemas import AssignReply, LossReply
 
 BATCH: dict[str, Any] = {
     "batch_idx": [0, 1, 1],

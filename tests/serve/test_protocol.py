@@ -11,9 +11,9 @@ import onnxruntime
 import pytest
 import torch
 
-from serve.tensors.datatypes import Array
 from tests.serve.callers import Caller
 from tests.serve.conftest import Live, assigner_inputs, binary_rows, json_rows, loss_inputs
+from yolo_assigner.serve.tensors.datatypes import Array
 from yolo_loss import DetectionLoss, GroundTruth
 from yolo_loss.predictions import join_predictions
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from serve.shared.object import DIRECTORY
 from tests.serve.callers import LIBRARIES, Caller, calling
 from tests.serve.conftest import Live, Reply, ended, loss_inputs, start
+from yolo_assigner.serve.shared.object import DIRECTORY
 
 MODELS = ("assigner", "loss", "loss_grad")
 PREFIX = f"yolo-assigner-table-{os.getpid()}-"

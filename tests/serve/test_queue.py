@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve.compute.service import Verb, call_now
-from serve.engine.model import Model
-from serve.errors import ClientGoneError, TooLateError
-from serve.http.gone import unless_gone
-from serve.tensors.datatypes import Array
 from tests.serve.conftest import Live, assigner_inputs, binary_rows, loss_inputs
 from tests.serve.toy_contract import CONTRACT
+from yolo_assigner.serve.compute.service import Verb, call_now
+from yolo_assigner.serve.engine.model import Model
+from yolo_assigner.serve.errors import ClientGoneError, TooLateError
+from yolo_assigner.serve.http.gone import unless_gone
+from yolo_assigner.serve.tensors.datatypes import Array
 
 
 class SlowRunner:

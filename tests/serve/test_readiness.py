@@ -16,14 +16,14 @@ from typing import Any
 
 import pytest
 
-from export.contract import file_hash
-from serve.compute.local import LocalService
-from serve.engine.model import Model
-from serve.engine.registry import Registry
-from serve.errors import NotReadyError
 from tests.serve.conftest import ROOT, Live, binary_rows, loss_inputs, stop
 from tests.serve.test_app import SumRunner
 from tests.serve.toy_contract import CONTRACT
+from yolo_assigner.export.contract import file_hash
+from yolo_assigner.serve.compute.local import LocalService
+from yolo_assigner.serve.engine.model import Model
+from yolo_assigner.serve.engine.registry import Registry
+from yolo_assigner.serve.errors import NotReadyError
 
 PATIENCE = 60.0
 
@@ -63,7 +63,7 @@ def test_every_model_is_waited_for(failing: set[str]) -> None:
 @contextmanager
 def starting(*words: str | Path) -> Iterator[Live]:
     """A server that has begun to listen and loads its models."""
-    command = [sys.executable, "-m", "serve", "--port", "0", "--threads", "1", *map(str, words)]
+    command = [sys.executable, "-m", "yolo_assigner", "serve", "--port", "0", "--threads", "1", *map(str, words)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     host, port = process.stdout.readline().removeprefix("serving on http://").strip().rsplit(":", 1)

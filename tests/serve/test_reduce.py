@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from export.samples import Case, pyramid, sample_loss_inputs
-from serve.reduce import reduce_sums
 from tests.serve.conftest import Live, Reply
+from yolo_assigner.export.samples import Case, pyramid, sample_loss_inputs
+from yolo_assigner.serve.reduce import reduce_sums
 from yolo_loss import DetectionLoss, Gains, GroundTruth
 from yolo_loss.predictions import join_predictions
 

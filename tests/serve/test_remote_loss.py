@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from serve.client import AssignerClient, ServerError
 from tests.serve.conftest import Live, loss_inputs
+from yolo_assigner.serve.client import AssignerClient, ServerError
 from yolo_loss import DetectionLoss
 
 BATCH: dict[str, Any] = {

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from serve.client import AssignerClient
-from serve.tensors.datatypes import Array
 from tests.serve.conftest import Live, assigner_inputs, binary_rows, loss_inputs
+from yolo_assigner.serve.client import AssignerClient
+from yolo_assigner.serve.tensors.datatypes import Array
 from yolo_loss import DetectionLoss, TaskAlignedAssigner, make_anchors
 
 BATCH: dict[str, Any] = {

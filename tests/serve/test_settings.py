@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from serve.configuration import describe, read_settings
-from serve.settings import Settings, is_loopback
+from yolo_assigner.serve.configuration import describe, read_settings
+from yolo_assigner.serve.settings import Settings, is_loopback
 
 KEY = "a-key-of-some-length"
 

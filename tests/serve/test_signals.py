@@ -17,7 +17,7 @@ from tests.exports import exported
 from tests.serve.conftest import ROOT
 
 ISOLATED = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
-SERVE = (sys.executable, "-m", "serve", "--port", "0", "--threads", "1", "--artifacts")
+SERVE = (sys.executable, "-m", "yolo_assigner", "serve", "--port", "0", "--threads", "1", "--artifacts")
 PATIENCE = 60.0
 
 

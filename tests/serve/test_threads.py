@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from serve.engine.threads import NICENESS, PROCESS_NICENESS, give_way, settle
 from tests.serve.conftest import Live, binary_rows, loss_inputs, start, stop, worker_of
+from yolo_assigner.serve.engine.threads import NICENESS, PROCESS_NICENESS, give_way, settle
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority of their own")
 

@@ -26,10 +26,10 @@ from cryptography.hazmat.primitives.serialization import (
 from tritonclient.http import InferenceServerClient
 from tritonclient.http import aio as tritonclient_aio
 
-from serve.client import AssignerClient, ServerError
-from serve.tls import check_certificate
 from tests.serve.conftest import ROOT, Live, loss_inputs, stop
 from tests.serve.test_operation import free_port
+from yolo_assigner.serve.client import AssignerClient, ServerError
+from yolo_assigner.serve.tls import check_certificate
 
 PASSWORD = "password-of-a-test"  # noqa: S105
 BATCH: dict[str, Any] = {"batch_idx": [0], "cls": [1], "bboxes": [[0.5, 0.5, 0.4, 0.4]]}
@@ -77,7 +77,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 def command(artifacts: Path, certificate: Path, key: Path, *more: str) -> list[str]:
     words = ("--artifacts", artifacts, "--ssl-certfile", certificate, "--ssl-keyfile", key, "--port", "0")
-    return [sys.executable, "-m", "serve", *map(str, words), *more]
+    return [sys.executable, "-m", "yolo_assigner", "serve", *map(str, words), *more]
 
 
 @pytest.fixture(scope="module")

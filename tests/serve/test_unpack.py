@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve.errors import BadRequestError, BusyError, TooLargeError
-from serve.http.admission import Admission
-from serve.http.body import BodyReader
-from serve.http.held import HELD, Held, holder
-from serve.http.unpack import MAX_MEMBERS, PIECE, STEP, Limit, unpack
+from yolo_assigner.serve.errors import BadRequestError, BusyError, TooLargeError
+from yolo_assigner.serve.http.admission import Admission
+from yolo_assigner.serve.http.body import BodyReader
+from yolo_assigner.serve.http.held import HELD, Held, holder
+from yolo_assigner.serve.http.unpack import MAX_MEMBERS, PIECE, STEP, Limit, unpack
 
 LIMIT = Limit("the body", 3 * STEP, "send less")
 NOISE = np.random.default_rng(0).bytes(2 * PIECE + 7)  # packs to as many bytes again: several pieces

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from serve import client as client_module
-from serve.client import AssignerClient, ServerError
-from serve.versions import CLIENT_HEADER, OURS, PROTOCOL, SERVER_HEADER
 from tests.serve.conftest import Live, binary_rows, loss_inputs
 from tests.serve.test_client import BATCH, maps
+from yolo_assigner.serve import client as client_module
+from yolo_assigner.serve.client import AssignerClient, ServerError
+from yolo_assigner.serve.versions import CLIENT_HEADER, OURS, PROTOCOL, SERVER_HEADER
 from yolo_loss import __version__
 
 OTHER = f"9.9.9; protocol={PROTOCOL + 1}"

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from starlette.datastructures import Headers
 
-from serve.configuration import read_settings
-from serve.errors import ForbiddenError
-from serve.http.origins import origins_of
 from tests.serve.conftest import Live, Reply, binary_rows, loss_inputs, start, stop
+from yolo_assigner.serve.configuration import read_settings
+from yolo_assigner.serve.errors import ForbiddenError
+from yolo_assigner.serve.http.origins import origins_of
 
 REGION = "/v2/systemsharedmemory/region/r"
 UNREGISTER = "/v2/systemsharedmemory/unregister"

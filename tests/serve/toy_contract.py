@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from export.contract import Contract, TensorSpec
+from yolo_assigner.export.contract import Contract, TensorSpec
 
 AXES: dict[str, tuple[str, tuple[str | int, ...]]] = {
     "pd_scores": ("float32", ("B", "A", "C")),

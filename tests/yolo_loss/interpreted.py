@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from export.samples import Case, pyramid, sample_assigner_inputs, sample_loss_inputs
+from yolo_assigner.export.samples import Case, pyramid, sample_assigner_inputs, sample_loss_inputs
 from yolo_loss import DetectionLoss, GroundTruth, TaskAlignedAssigner, triton_assign
 from yolo_loss.channels import ClassScores
 from yolo_loss.params import AssignerParams

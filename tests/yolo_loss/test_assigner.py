@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from export.hyperparameters import Hyperparameters
-from export.onnx_export import export_onnx
-from export.samples import Case, pyramid, sample_assigner_inputs
 from tests import oracle
 from tests.exports import exported
+from yolo_assigner.export.hyperparameters import Hyperparameters
+from yolo_assigner.export.onnx_export import export_onnx
+from yolo_assigner.export.samples import Case, pyramid, sample_assigner_inputs
 from yolo_loss import TaskAlignedAssigner
 from yolo_loss.assigner import FORMULATIONS
 

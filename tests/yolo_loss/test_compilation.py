@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from export.samples import Case, pyramid, ragged_batch, sample_assigner_inputs, sample_loss_inputs
+from yolo_assigner.export.samples import Case, pyramid, ragged_batch, sample_assigner_inputs, sample_loss_inputs
 from yolo_loss import DetectionLoss, GroundTruth, TaskAlignedAssigner
 from yolo_loss.compilation import compiling_kernels, kernel, kernels_compiled
 

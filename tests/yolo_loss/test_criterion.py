@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 import yolo_loss.overlap
-from export.samples import Case, pyramid, ragged_batch, sample_loss_inputs
 from tests import loss_oracle
+from yolo_assigner.export.samples import Case, pyramid, ragged_batch, sample_loss_inputs
 from yolo_loss import Assignment, DetectionLoss, Gains, GroundTruth, loss_from_sums
 from yolo_loss.assigner import FORMULATIONS
 from yolo_loss.predictions import join_predictions

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from export.samples import Case, pyramid, ragged_batch, sample_assigner_inputs, sample_loss_inputs
-from models import DetectionModel, DetectorConfig
+from yolo_assigner.export.samples import Case, pyramid, ragged_batch, sample_assigner_inputs, sample_loss_inputs
+from yolo_assigner.models import DetectionModel, DetectorConfig
 from yolo_loss import DetectionLoss, GroundTruth, TaskAlignedAssigner
 from yolo_loss.lattice import _remembered
 

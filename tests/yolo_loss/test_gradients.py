@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from export.samples import Case, pyramid, sample_loss_inputs
+from yolo_assigner.export.samples import Case, pyramid, sample_loss_inputs
 from yolo_loss import DetectionLoss, GroundTruth
 from yolo_loss.predictions import join_predictions
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from export.cli import main
-from export.hyperparameters import Hyperparameters
-from export.samples import Case, pyramid, sample_assigner_inputs
+from yolo_assigner.export.cli import main
+from yolo_assigner.export.hyperparameters import Hyperparameters
+from yolo_assigner.export.samples import Case, pyramid, sample_assigner_inputs
 from yolo_loss import AssignmentResult, DetectionLoss, Gains, TaskAlignedAssigner, v8DetectionLoss
 
 STRIDES = (8.0, 16.0, 32.0)

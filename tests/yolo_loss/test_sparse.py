@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from export.samples import Case, pyramid, sample_assigner_inputs
+from yolo_assigner.export.samples import Case, pyramid, sample_assigner_inputs
 from yolo_loss import GroundTruth, TaskAlignedAssigner, make_anchors, sparse
 from yolo_loss.assigner import FORMULATIONS
 from yolo_loss.channels import probability

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from export.samples import Case, pyramid, ragged_batch, sample_assigner_inputs, sample_loss_inputs
+from yolo_assigner.export.samples import Case, pyramid, ragged_batch, sample_assigner_inputs, sample_loss_inputs
 from yolo_loss import DetectionLoss, GroundTruth, TaskAlignedAssigner
 
 STRIDES = (8.0, 16.0, 32.0)

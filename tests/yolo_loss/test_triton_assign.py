@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from export.samples import Case, pyramid, sample_assigner_inputs
+from yolo_assigner.export.samples import Case, pyramid, sample_assigner_inputs
 from yolo_loss import TaskAlignedAssigner, triton_assign
 from yolo_loss.channels import ClassScores
 from yolo_loss.params import AssignerParams

@@ -1,4 +1,6 @@
-"""What runs a model. The rest of the server knows only the protocol :class:`serve.engine.runners.base.Runner`.
+"""What runs a model.
+
+The rest of the server knows only the protocol :class:`yolo_assigner.serve.engine.runners.base.Runner`.
 
 Each runner imports its library when it is chosen, so that a server needs none but the one that it uses.
 """

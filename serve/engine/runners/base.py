@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from serve.tensors.datatypes import Array
+from yolo_assigner.serve.tensors.datatypes import Array
 
 
 class RunnerError(RuntimeError):

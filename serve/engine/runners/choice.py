@@ -6,11 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from export.contract import Contract, ContractError
-from export.engine_contract import ENGINE_FOLDER, RUNTIMES, EngineContract, find_engines
-from serve.engine.runners.base import Runner
-from serve.engine.runners.device import HOST, Device
-from serve.engine.runners.first import Candidate, FirstThatLoads
+from yolo_assigner.export.contract import Contract, ContractError
+from yolo_assigner.export.engine_contract import ENGINE_FOLDER, RUNTIMES, EngineContract, find_engines
+from yolo_assigner.serve.engine.runners.base import Runner
+from yolo_assigner.serve.engine.runners.device import HOST, Device
+from yolo_assigner.serve.engine.runners.first import Candidate, FirstThatLoads
 
 # Best first. ONNX Runtime's own way to use TensorRT is not among them: it builds an engine anew whenever a request is
 # outside the sizes that it has seen, while callers wait. Neither is torch, which a server should not need.
@@ -96,24 +96,24 @@ def _engines(runtime: str, path: Path, contract: Contract) -> list[tuple[Path, E
         before = "" if contract.formulation == "dense" else "export the model with --formulation dense, then "
         raise ContractError(
             f"no engine of model {contract.name!r} for {runtime} in {folders[0]} or {folders[1]}; "
-            f"{before}build one with `python -m export tensorrt {path} --runtime {runtime}`"
+            f"{before}build one with `yolo-assigner export tensorrt {path} --runtime {runtime}`"
         )
     return sorted(found, key=lambda pair: pair[1].precision != contract.precision)
 
 
 # Each runner's module imports its library, so it is imported only when its turn comes.
 def _engine_runner(file: Path, engine: EngineContract, contract: Contract, device: Device) -> Runner:
-    from serve.engine.runners.tensorrt_engine import TensorRtRunner
+    from yolo_assigner.serve.engine.runners.tensorrt_engine import TensorRtRunner
 
     return TensorRtRunner(file, engine, contract, device)
 
 
 def _library_runner(name: str, device: Device, path: Path, contract: Contract, threads: int) -> Runner:
     if name == "torch":
-        from serve.engine.runners.torch_module import TorchRunner
+        from yolo_assigner.serve.engine.runners.torch_module import TorchRunner
 
         return TorchRunner(path, contract, device, threads)
-    from serve.engine.runners.onnx_runtime import TENSORRT, OnnxRuntimeRunner
+    from yolo_assigner.serve.engine.runners.onnx_runtime import TENSORRT, OnnxRuntimeRunner
 
     provider = TENSORRT if name == "onnxruntime-tensorrt" else None
     return OnnxRuntimeRunner(path, contract.default_outputs, device, provider, threads)

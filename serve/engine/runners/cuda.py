@@ -8,8 +8,8 @@ from functools import cache
 from types import ModuleType
 from typing import Any, Protocol
 
-from serve.engine.runners.base import RunnerError
-from serve.tensors.datatypes import Array
+from yolo_assigner.serve.engine.runners.base import RunnerError
+from yolo_assigner.serve.tensors.datatypes import Array
 
 HANDLE_BYTES = 64  # CUDA_IPC_HANDLE_SIZE
 

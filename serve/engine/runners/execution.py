@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from export.contract import TensorSpec
-from serve.engine.runners.cuda import Memory
-from serve.tensors.datatypes import Array
+from yolo_assigner.export.contract import TensorSpec
+from yolo_assigner.serve.engine.runners.cuda import Memory
+from yolo_assigner.serve.tensors.datatypes import Array
 
 
 class Buffer:

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from export.contract import Contract
-from serve.engine.runners.base import Runner, RunnerError
-from serve.engine.runners.trial import try_out
-from serve.tensors.datatypes import Array
+from yolo_assigner.export.contract import Contract
+from yolo_assigner.serve.engine.runners.base import Runner, RunnerError
+from yolo_assigner.serve.engine.runners.trial import try_out
+from yolo_assigner.serve.tensors.datatypes import Array
 
 logger = logging.getLogger("serve")
 

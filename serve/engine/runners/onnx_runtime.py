@@ -11,11 +11,11 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from export.runtimes import why_unsupported
-from serve.engine.runners.base import RunnerError
-from serve.engine.runners.cut import keep_outputs
-from serve.engine.runners.device import HOST, Device
-from serve.tensors.datatypes import Array
+from yolo_assigner.export.runtimes import why_unsupported
+from yolo_assigner.serve.engine.runners.base import RunnerError
+from yolo_assigner.serve.engine.runners.cut import keep_outputs
+from yolo_assigner.serve.engine.runners.device import HOST, Device
+from yolo_assigner.serve.tensors.datatypes import Array
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 # Each session has threads and memory of its own, so there are no more than a few.

@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from export.contract import TensorSpec
-from export.engine_contract import EngineContract, Profile
-from serve.engine.runners.base import UnfitRequestError
-from serve.tensors.datatypes import Array
-from serve.tensors.validate import AXES
+from yolo_assigner.export.contract import TensorSpec
+from yolo_assigner.export.engine_contract import EngineContract, Profile
+from yolo_assigner.serve.engine.runners.base import UnfitRequestError
+from yolo_assigner.serve.tensors.datatypes import Array
+from yolo_assigner.serve.tensors.validate import AXES
 
 
 def axis_sizes(specs: Iterable[TensorSpec], arrays: Mapping[str, Array]) -> dict[str, int]:

@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from export.contract import Contract
-from export.engine_check import check_engine, check_machine
-from export.engine_contract import EngineContract
-from export.tensorrt_build.library import load_library
-from serve.engine.runners.base import RunnerError, UnfitRequestError
-from serve.engine.runners.cuda import CudaMemory
-from serve.engine.runners.device import Device
-from serve.engine.runners.execution import Execution
-from serve.engine.runners.profiles import axis_sizes, choose_profile
-from serve.tensors.datatypes import Array
+from yolo_assigner.export.contract import Contract
+from yolo_assigner.export.engine_check import check_engine, check_machine
+from yolo_assigner.export.engine_contract import EngineContract
+from yolo_assigner.export.tensorrt_build.library import load_library
+from yolo_assigner.serve.engine.runners.base import RunnerError, UnfitRequestError
+from yolo_assigner.serve.engine.runners.cuda import CudaMemory
+from yolo_assigner.serve.engine.runners.device import Device
+from yolo_assigner.serve.engine.runners.execution import Execution
+from yolo_assigner.serve.engine.runners.profiles import axis_sizes, choose_profile
+from yolo_assigner.serve.tensors.datatypes import Array
 
 logger = logging.getLogger("serve.tensorrt")
 

@@ -10,10 +10,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from export.contract import Contract
-from serve.engine.runners.base import RunnerError
-from serve.engine.runners.device import Device
-from serve.tensors.datatypes import Array
+from yolo_assigner.export.contract import Contract
+from yolo_assigner.serve.engine.runners.base import RunnerError
+from yolo_assigner.serve.engine.runners.device import Device
+from yolo_assigner.serve.tensors.datatypes import Array
 
 HALF = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
@@ -86,13 +86,13 @@ class TorchRunner:
 
 
 def _build(path: Path, contract: Contract) -> Any:
-    from export.build import build_graph
-    from export.hyperparameters import Hyperparameters
+    from yolo_assigner.export.build import build_graph
+    from yolo_assigner.export.hyperparameters import Hyperparameters
 
     numbers = Hyperparameters.from_contract(contract.hyperparameters)
     detector = None
     if contract.kind == "detector_loss":
-        from export.detector import detector_from_onnx
+        from yolo_assigner.export.detector import detector_from_onnx
 
         detector = detector_from_onnx(path, numbers)
     return build_graph(contract.kind, numbers, contract.formulation, detector)

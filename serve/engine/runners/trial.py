@@ -7,10 +7,10 @@ from contextlib import suppress
 
 import numpy as np
 
-from export.contract import Contract, TensorSpec
-from serve.engine.runners.base import Runner
-from serve.tensors.datatypes import Array
-from serve.tensors.grid import strides_of
+from yolo_assigner.export.contract import Contract, TensorSpec
+from yolo_assigner.serve.engine.runners.base import Runner
+from yolo_assigner.serve.tensors.datatypes import Array
+from yolo_assigner.serve.tensors.grid import strides_of
 
 
 def try_out(runner: Runner, contract: Contract) -> None:

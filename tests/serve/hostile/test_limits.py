@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from serve.errors import BadRequestError, TooLargeError
-from serve.http.body import BodyReader
-from serve.http.metrics import Metrics
-from serve.http.observe import Observer
-from serve.tensors.json_parts import MAX_LISTS, MAX_STRINGS
 from tests.serve.conftest import Live, assigner_inputs, binary_rows, json_rows, loss_inputs
 from tests.serve.hostile.conftest import JSON_LIMIT
+from yolo_assigner.serve.errors import BadRequestError, TooLargeError
+from yolo_assigner.serve.http.body import BodyReader
+from yolo_assigner.serve.http.metrics import Metrics
+from yolo_assigner.serve.http.observe import Observer
+from yolo_assigner.serve.tensors.json_parts import MAX_LISTS, MAX_STRINGS
 
 INFER = "/v2/models/loss/infer"
 MIB = 2**20

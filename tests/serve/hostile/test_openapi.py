@@ -12,8 +12,8 @@ from schemathesis import GenerationMode
 from schemathesis.checks import load_all_checks
 from schemathesis.specs.openapi import checks
 
-from serve.openapi_routes import ROUTES
 from tests.serve.conftest import Live
+from yolo_assigner.serve.openapi_routes import ROUTES
 
 load_all_checks()
 Case = schemathesis.Case[Any]

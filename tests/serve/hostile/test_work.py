@@ -13,16 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.strategies import booleans, floats, integers, lists, sampled_from, tuples
 
-from export.contract import find_contracts
-from export.hyperparameters import Hyperparameters
-from export.onnx_export import export_onnx
-from serve.engine.work import check_work, most_work, work_of
-from serve.engine.work_points import Grid, Points
-from serve.errors import TooLargeError
-from serve.tensors.datatypes import Array
-from serve.tensors.grid import anchor_points
 from tests.serve.conftest import Live, assigner_inputs, binary_rows, loss_inputs
 from tests.serve.hostile.conftest import WORK_LIMIT
+from yolo_assigner.export.contract import find_contracts
+from yolo_assigner.export.hyperparameters import Hyperparameters
+from yolo_assigner.export.onnx_export import export_onnx
+from yolo_assigner.serve.engine.work import check_work, most_work, work_of
+from yolo_assigner.serve.engine.work_points import Grid, Points
+from yolo_assigner.serve.errors import TooLargeError
+from yolo_assigner.serve.tensors.datatypes import Array
+from yolo_assigner.serve.tensors.grid import anchor_points
 
 GIB = 2**30
 sides = integers(1, 40)

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from export.contract import Contract
-from export.engine_contract import EngineContract
-from serve.tensors.datatypes import Array
+from yolo_assigner.export.contract import Contract
+from yolo_assigner.export.engine_contract import EngineContract
+from yolo_assigner.serve.tensors.datatypes import Array
 
 STREAM = 77
 

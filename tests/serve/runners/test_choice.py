@@ -12,19 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.contract import Contract, ContractError, load_contract
-from export.engine_build import build_engine
-from export.engine_contract import load_engine_contract
-from export.profiles import parse_profile
-from serve.engine.registry import open_artifacts
-from serve.engine.runners.base import RunnerError
-from serve.engine.runners.choice import RunnerOptions, choose
-from serve.engine.runners.device import HOST, Device, parse_device
-from serve.engine.runners.first import Candidate, FirstThatLoads
-from serve.engine.runners.trial import tiny_inputs
-from serve.tensors.datatypes import Array
 from tests.serve.conftest import assigner_inputs
 from tests.serve.runners.test_tensorrt_engine import needs_none
+from yolo_assigner.export.contract import Contract, ContractError, load_contract
+from yolo_assigner.export.engine_build import build_engine
+from yolo_assigner.export.engine_contract import load_engine_contract
+from yolo_assigner.export.profiles import parse_profile
+from yolo_assigner.serve.engine.registry import open_artifacts
+from yolo_assigner.serve.engine.runners.base import RunnerError
+from yolo_assigner.serve.engine.runners.choice import RunnerOptions, choose
+from yolo_assigner.serve.engine.runners.device import HOST, Device, parse_device
+from yolo_assigner.serve.engine.runners.first import Candidate, FirstThatLoads
+from yolo_assigner.serve.engine.runners.trial import tiny_inputs
+from yolo_assigner.serve.tensors.datatypes import Array
 
 CUDA = Device("cuda")
 RTX = "assigner.tensorrt-rtx.fp32.engine"
@@ -68,7 +68,7 @@ def test_what_is_better_but_does_not_load_is_logged_with_its_reason(
     lines = [record.getMessage() for record in caplog.records if record.name == "serve"]
     assert [line.partition(":")[0] for line in lines] == ["model assigner"] * 4
     assert "tensorrt is not taken: no engine of model 'assigner' for tensorrt in" in lines[0]
-    assert "build one with `python -m export tensorrt" in lines[0]
+    assert "build one with `yolo-assigner export tensorrt" in lines[0]
     assert f"{RTX} is not taken: no GPU can be used" in lines[1]
     assert "onnxruntime on cuda:0 is not taken: this onnxruntime has no CUDAExecutionProvider" in lines[2]
     assert lines[3].endswith("CPUExecutionProvider, cpu is taken")

@@ -11,13 +11,13 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from export.contract import Contract, TensorSpec, load_contract
-from export.engine_contract import EngineContract, Profile
-from export.tensorrt_build.library import load_library
-from serve.engine.runners.execution import Buffer, Execution
-from serve.tensors.datatypes import Array
 from tests.serve.conftest import assigner_inputs
 from tests.serve.runners.fake_gpu import Context, HostMemory
+from yolo_assigner.export.contract import Contract, TensorSpec, load_contract
+from yolo_assigner.export.engine_contract import EngineContract, Profile
+from yolo_assigner.export.tensorrt_build.library import load_library
+from yolo_assigner.serve.engine.runners.execution import Buffer, Execution
+from yolo_assigner.serve.tensors.datatypes import Array
 
 TENSORRT = load_library("tensorrt-rtx")
 FEW: Profile = {"B": (1, 1, 2), "A": (21, 84, 84), "C": (1, 5, 5), "M": (0, 3, 8)}

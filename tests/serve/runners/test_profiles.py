@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.contract import load_contract
-from export.engine_contract import EngineContract, Profile
-from serve.engine.runners.base import UnfitRequestError
-from serve.engine.runners.profiles import axis_sizes, choose_profile
 from tests.serve.conftest import assigner_inputs, loss_inputs
+from yolo_assigner.export.contract import load_contract
+from yolo_assigner.export.engine_contract import EngineContract, Profile
+from yolo_assigner.serve.engine.runners.base import UnfitRequestError
+from yolo_assigner.serve.engine.runners.profiles import axis_sizes, choose_profile
 
 
 def engine(*profiles: Profile) -> EngineContract:
@@ -63,7 +63,7 @@ def test_a_refusal_names_axis_size_limits_and_a_command_that_helps() -> None:
         choose_profile(engine(ONE), {"B": 5, "M": 3})
     assert str(caught.value) == (
         "axis B (images) is 5, but engine loss.tensorrt.fp32.engine takes 1 to 4; send other sizes, or have it rebuilt "
-        "for these: `python -m export tensorrt loss.onnx --runtime tensorrt --precision fp32 "
+        "for these: `yolo-assigner export tensorrt loss.onnx --runtime tensorrt --precision fp32 "
         "--profile B=1,1,5 M=1,8,64`"
     )
 

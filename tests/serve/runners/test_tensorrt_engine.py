@@ -13,19 +13,19 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from export.contract import Contract, ContractError, load_contract
-from export.engine_build import build_engine
-from export.engine_contract import EngineContract
-from export.profiles import parse_profile
-from export.tensorrt_build.library import load_library
-from serve.engine.runners import tensorrt_engine
-from serve.engine.runners.base import RunnerError, UnfitRequestError
-from serve.engine.runners.cuda import CudaMemory, call
-from serve.engine.runners.device import Device
-from serve.engine.runners.tensorrt_engine import TensorRtRunner, narrowed
-from serve.engine.runners.trial import try_out
 from tests.serve.conftest import loss_inputs
 from tests.serve.runners.fake_gpu import Context, HostMemory, Library
+from yolo_assigner.export.contract import Contract, ContractError, load_contract
+from yolo_assigner.export.engine_build import build_engine
+from yolo_assigner.export.engine_contract import EngineContract
+from yolo_assigner.export.profiles import parse_profile
+from yolo_assigner.export.tensorrt_build.library import load_library
+from yolo_assigner.serve.engine.runners import tensorrt_engine
+from yolo_assigner.serve.engine.runners.base import RunnerError, UnfitRequestError
+from yolo_assigner.serve.engine.runners.cuda import CudaMemory, call
+from yolo_assigner.serve.engine.runners.device import Device
+from yolo_assigner.serve.engine.runners.tensorrt_engine import TensorRtRunner, narrowed
+from yolo_assigner.serve.engine.runners.trial import try_out
 
 GPU = Device("cuda")
 TENSORRT = load_library("tensorrt-rtx")
@@ -117,7 +117,7 @@ def test_an_engine_of_something_else_is_refused_with_both_sides(
     path, engine = built
     memory = pretend(engine)
     runner = TensorRtRunner(path, dataclasses.replace(engine, **change), contract, GPU)
-    with pytest.raises(ContractError, match=r"python -m export tensorrt loss\.onnx") as caught:
+    with pytest.raises(ContractError, match=r"yolo-assigner export tensorrt loss\.onnx") as caught:
         try_out(runner, contract)
     for word in words:
         assert word in str(caught.value)

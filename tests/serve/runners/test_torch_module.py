@@ -14,18 +14,18 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
-from export.contract import Contract, load_contract
-from export.detector import COUNTER, PREFIX
-from export.hyperparameters import Hyperparameters
-from export.specs import input_specs, output_specs
-from models import DetectionModel, DetectorConfig
-from serve.engine.runners.base import RunnerError
-from serve.engine.runners.device import HOST, Device
-from serve.engine.runners.onnx_runtime import OnnxRuntimeRunner
-from serve.engine.runners.torch_module import TorchRunner
-from serve.engine.runners.trial import try_out
-from serve.tensors.datatypes import Array
 from tests.serve.conftest import ROOT, assigner_inputs, loss_inputs
+from yolo_assigner.export.contract import Contract, load_contract
+from yolo_assigner.export.detector import COUNTER, PREFIX
+from yolo_assigner.export.hyperparameters import Hyperparameters
+from yolo_assigner.export.specs import input_specs, output_specs
+from yolo_assigner.models import DetectionModel, DetectorConfig
+from yolo_assigner.serve.engine.runners.base import RunnerError
+from yolo_assigner.serve.engine.runners.device import HOST, Device
+from yolo_assigner.serve.engine.runners.onnx_runtime import OnnxRuntimeRunner
+from yolo_assigner.serve.engine.runners.torch_module import TorchRunner
+from yolo_assigner.serve.engine.runners.trial import try_out
+from yolo_assigner.serve.tensors.datatypes import Array
 from yolo_loss import DetectionLoss, GroundTruth
 from yolo_loss.predictions import join_predictions
 
@@ -117,6 +117,11 @@ def test_a_device_that_torch_does_not_see(artifacts_dir: Path) -> None:
 
 
 def test_torch_is_imported_only_when_it_is_loaded() -> None:
-    code = "import sys, serve.engine.runners.torch_module, serve.engine.runners.choice; print('torch' in sys.modules)"
+    code = """
+import sys
+import yolo_assigner.serve.engine.runners.choice
+import yolo_assigner.serve.engine.runners.torch_module
+print("torch" in sys.modules)
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "False"

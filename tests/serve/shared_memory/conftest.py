@@ -12,9 +12,9 @@ import pytest
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import shared_memory
 
-from serve.shared.object import DIRECTORY
-from serve.tensors.datatypes import Array, wire_name
 from tests.serve.conftest import LIMIT, Live, Reply, binary_rows, loss_inputs, start, stop
+from yolo_assigner.serve.shared.object import DIRECTORY
+from yolo_assigner.serve.tensors.datatypes import Array, wire_name
 
 PREFIX = f"yolo-assigner-test-{os.getpid()}-"
 ROW_10 = "/v2/systemsharedmemory"

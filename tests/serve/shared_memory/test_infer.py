@@ -12,7 +12,6 @@ import tritonclient.http.aio
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import shared_memory, triton_to_np_dtype
 
-from serve.tensors.datatypes import wire_name
 from tests.serve.conftest import Live, assigner_inputs, binary_rows, json_rows, loss_inputs
 from tests.serve.shared_memory.conftest import (
     PREFIX,
@@ -25,6 +24,7 @@ from tests.serve.shared_memory.conftest import (
     placed_outputs,
     spans,
 )
+from yolo_assigner.serve.tensors.datatypes import wire_name
 
 OUTPUTS = {
     "loss": ["loss", "loss_items", "image_sums", "target_scores", "fg_mask", "target_gt_idx"],

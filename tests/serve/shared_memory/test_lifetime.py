@@ -12,7 +12,6 @@ import numpy as np
 from tritonclient.http import InferenceServerClient
 from tritonclient.utils import shared_memory
 
-from serve.shared.object import DIRECTORY
 from tests.serve.conftest import Live, loss_inputs, start, stop
 from tests.serve.shared_memory.conftest import (
     PREFIX,
@@ -26,6 +25,7 @@ from tests.serve.shared_memory.conftest import (
     register,
     spans,
 )
+from yolo_assigner.serve.shared.object import DIRECTORY
 
 
 def test_objects_that_change_after_they_were_registered(shm: Live) -> None:

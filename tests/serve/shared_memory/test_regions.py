@@ -11,9 +11,9 @@ import pytest
 from tritonclient.http import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from serve.shared.object import DIRECTORY
 from tests.serve.conftest import Live
 from tests.serve.shared_memory.conftest import PREFIX, ROW_10, SIZE, client_memory, refused, register
+from yolo_assigner.serve.shared.object import DIRECTORY
 
 
 def test_row_10(shm: Live) -> None:

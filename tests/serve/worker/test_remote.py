@@ -18,24 +18,6 @@ from typing import Any
 
 import pytest
 
-from export.contract import file_hash
-from serve.compute.service import Verb, call_now
-from serve.compute.setup import Setup
-from serve.engine.job_queue import BatchLimits
-from serve.engine.runners.choice import RunnerOptions
-from serve.errors import (
-    BadRequestError,
-    BusyError,
-    InferenceError,
-    ModelFailedError,
-    NotReadyError,
-    StuckError,
-    TooLateError,
-)
-from serve.tensors.encode import EncodedResponse
-from serve.worker import remote
-from serve.worker.process import CallFailedError
-from serve.worker.remote import RemoteService
 from tests.serve.conftest import assigner_inputs, binary_rows
 from tests.serve.worker.toy import (
     CANNOT_LOAD,
@@ -50,6 +32,24 @@ from tests.serve.worker.toy import (
     SLOW,
     SLOW_SECONDS,
 )
+from yolo_assigner.export.contract import file_hash
+from yolo_assigner.serve.compute.service import Verb, call_now
+from yolo_assigner.serve.compute.setup import Setup
+from yolo_assigner.serve.engine.job_queue import BatchLimits
+from yolo_assigner.serve.engine.runners.choice import RunnerOptions
+from yolo_assigner.serve.errors import (
+    BadRequestError,
+    BusyError,
+    InferenceError,
+    ModelFailedError,
+    NotReadyError,
+    StuckError,
+    TooLateError,
+)
+from yolo_assigner.serve.tensors.encode import EncodedResponse
+from yolo_assigner.serve.worker import remote
+from yolo_assigner.serve.worker.process import CallFailedError
+from yolo_assigner.serve.worker.remote import RemoteService
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="only Linux has such sockets and memory")
 MIB = 2**20

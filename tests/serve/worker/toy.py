@@ -12,14 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from export.contract import TensorSpec
-from serve.compute.local import LocalService
-from serve.compute.setup import Setup, regions_of
-from serve.engine.model import Model
-from serve.engine.registry import Registry
-from serve.tensors.datatypes import Array
-from serve.worker.main import main
 from tests.serve.toy_contract import CONTRACT as ASSIGNER
+from yolo_assigner.export.contract import TensorSpec
+from yolo_assigner.serve.compute.local import LocalService
+from yolo_assigner.serve.compute.setup import Setup, regions_of
+from yolo_assigner.serve.engine.model import Model
+from yolo_assigner.serve.engine.registry import Registry
+from yolo_assigner.serve.tensors.datatypes import Array
+from yolo_assigner.serve.worker.main import main
 
 COMMAND = (sys.executable, "-m", "tests.serve.worker.toy")
 FAIL, DIE, HANG, SLOW, FORGET, HOLD = 2.0, 3.0, 4.0, 5.0, 6.0, 7.0
