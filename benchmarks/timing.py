@@ -11,8 +11,8 @@ import torch
 
 from benchmarks.contenders import STRIDES, Contender, Setting, contenders, formulations
 from yolo_assigner.export.samples import sample_assigner_inputs
-from yolo_loss.pairs import list_runs
-from yolo_loss.params import enlarge
+from yolo_loss.assignment.anchor_grid import list_runs
+from yolo_loss.assignment.params import enlarge
 
 
 def settle_allocator() -> None:

@@ -25,7 +25,7 @@ from yolo_assigner.serve.client import AssignerClient
 
 TOLERANCE = 1e-4
 NUM_CLASSES = 1
-LOSS_CODE = {"yolo_loss.assigner", "yolo_loss.criterion", "yolo_loss.terms"}
+LOSS_CODE = {"yolo_loss.assigner", "yolo_loss.criterion", "yolo_loss.losses"}
 
 
 def remote_criterion(client: AssignerClient) -> Criterion:

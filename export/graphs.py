@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from yolo_assigner.export.recorded import RecordedDerivatives
 from yolo_assigner.models import DetectionModel
 from yolo_loss import DetectionLoss, GroundTruth, LossResult, TaskAlignedAssigner
-from yolo_loss.channels import Channels, ClassScores
-from yolo_loss.lookup import labels_and_boxes, scores_by_comparison, scores_by_scatter
+from yolo_loss.assignment.targets import labels_and_boxes, scores_by_comparison, scores_by_scatter
+from yolo_loss.collate import add_empty_slot
+from yolo_loss.execution.channels import Channels, ClassScores
 from yolo_loss.predictions import join_predictions
-from yolo_loss.results import Assignment, Predictions
-from yolo_loss.targets import add_empty_slot
+from yolo_loss.structures import Assignment, Predictions
 
 # A scatter is the faster way in ONNX Runtime; graphs for TensorRT do without.
 SCORES = {"dense": scores_by_comparison, "sparse": scores_by_scatter}

@@ -7,9 +7,9 @@ from typing import Any
 
 from yolo_loss import Gains
 from yolo_loss.assigner import PRESETS, preset_options
+from yolo_loss.assignment.params import AssignerParams
 from yolo_loss.criterion import CLASS_LOSSES
 from yolo_loss.option_checks import gain_values, one_of, stride_list, whole_number
-from yolo_loss.params import AssignerParams
 
 
 @dataclass(frozen=True)

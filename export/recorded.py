@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from yolo_loss import DetectionLoss
-from yolo_loss.rows import RowDerivatives, Rows
+from yolo_loss.reductions.foreground import RowDerivatives, Rows
 
 # Rows to record with. Any number may come later; 0 and 1 would be taken for constants.
 RECORDED_ROWS = 5

@@ -32,7 +32,7 @@ def setting(default: Any, description: str, metavar: str | None = None) -> Any:
 
 
 class Settings(BaseModel):
-    """What the server does, from flags, environment and a file: :func:`yolo_assigner.serve.configuration.read_settings`."""
+    """What the server does, from flags, environment and a file; see :mod:`yolo_assigner.serve.configuration`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -1,4 +1,4 @@
-"""The wheel in an environment of its own, used inside a folder that has ``models``, ``export.py`` of another project."""
+"""The wheel in an environment of its own, used in a folder with ``models``, ``export.py`` of another project."""
 
 from __future__ import annotations
 

@@ -15,13 +15,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from yolo_loss.anchors import decode, make_anchors
     from yolo_loss.assigner import PRESETS, TaskAlignedAssigner
-    from yolo_loss.boxes import bbox2dist, dist2bbox, xywh2xyxy, xyxy2xywh
-    from yolo_loss.criterion import DetectionLoss
-    from yolo_loss.detection_loss import v8DetectionLoss
-    from yolo_loss.overlap import ciou
-    from yolo_loss.results import Assignment, AssignmentResult, Gains, GroundTruth, LossResult, Predictions
-    from yolo_loss.targets import pad_ground_truth
-    from yolo_loss.terms import loss_from_sums
+    from yolo_loss.boxes import bbox2dist, ciou, dist2bbox, xywh2xyxy, xyxy2xywh
+    from yolo_loss.collate import pad_ground_truth
+    from yolo_loss.criterion import DetectionLoss, v8DetectionLoss
+    from yolo_loss.losses import loss_from_sums
+    from yolo_loss.structures import Assignment, AssignmentResult, Gains, GroundTruth, LossResult, Predictions
 
 __all__ = [
     "PRESETS",
@@ -50,13 +48,11 @@ __version__ = "0.1.0"
 _NAMES_OF = {
     "anchors": "decode make_anchors",
     "assigner": "PRESETS TaskAlignedAssigner",
-    "boxes": "bbox2dist dist2bbox xywh2xyxy xyxy2xywh",
-    "criterion": "DetectionLoss",
-    "detection_loss": "v8DetectionLoss",
-    "overlap": "ciou",
-    "results": "Assignment AssignmentResult Gains GroundTruth LossResult Predictions",
-    "targets": "pad_ground_truth",
-    "terms": "loss_from_sums",
+    "boxes": "bbox2dist ciou dist2bbox xywh2xyxy xyxy2xywh",
+    "collate": "pad_ground_truth",
+    "criterion": "DetectionLoss v8DetectionLoss",
+    "losses": "loss_from_sums",
+    "structures": "Assignment AssignmentResult Gains GroundTruth LossResult Predictions",
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names.split()}
 

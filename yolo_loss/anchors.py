@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from yolo_loss.boxes import dist2bbox
-from yolo_loss.channels import Channels
-from yolo_loss.compilation import kernel
-from yolo_loss.portions import in_portions
+from yolo_loss.execution.channels import Channels
+from yolo_loss.execution.chunks import in_portions
+from yolo_loss.execution.compilation import kernel
 
 
 def make_anchors(

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from yolo_loss.anchors import compute_dtype
-from yolo_loss.channels import Channels, ClassScores
+from yolo_loss.assignment.dense import assign_dense
+from yolo_loss.assignment.params import AssignerParams
+from yolo_loss.assignment.sparse import assign_sparse
+from yolo_loss.assignment.targets import look_up_targets
+from yolo_loss.assignment.triton import assign_triton, available
 from yolo_loss.checks import Array, check_padded, check_points
-from yolo_loss.compilation import kernels_compiled, uncompiled
-from yolo_loss.dense import assign_dense
-from yolo_loss.lookup import look_up_targets
+from yolo_loss.execution.channels import Channels, ClassScores
+from yolo_loss.execution.compilation import kernels_compiled, uncompiled
+from yolo_loss.execution.transforms import vectorized
 from yolo_loss.option_checks import is_sequence, one_of, smallest_side, stride_list, whole_number
-from yolo_loss.params import AssignerParams
-from yolo_loss.results import Assignment, AssignmentResult, GroundTruth
-from yolo_loss.sparse import assign_sparse
-from yolo_loss.transforms import vectorized
-from yolo_loss.triton_assign import assign_triton, available
+from yolo_loss.structures import Assignment, AssignmentResult, GroundTruth
 from yolo_loss.validate import as_tensor, check_labels, readable
 
 FORMULATIONS = {"dense": assign_dense, "sparse": assign_sparse}

@@ -5,6 +5,10 @@ Boxes are the last axis, 4 numbers in any unit; leading axes are free.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -65,3 +69,86 @@ def bbox2dist(anchor_points: Tensor, boxes: Tensor, reg_max: int | None = None) 
     distance = torch.cat((anchor_points - top_left, bottom_right - anchor_points), dim=-1)
     # Both bounds are floats: an int beside a float does not survive re-tracing for export.
     return distance if reg_max is None else distance.clamp(0.0, float(reg_max) - 1.0 - 0.01)
+
+
+EPS = 1e-7
+
+
+class Measured(NamedTuple):
+    """Boxes with what CIoU needs of each alone: corners, w * h, and the angle of their diagonal, atan(w / h)."""
+
+    x1: Tensor
+    y1: Tensor
+    x2: Tensor
+    y2: Tensor
+    area: Tensor
+    angle: Tensor
+
+    def apply(self, change: Callable[[Tensor], Tensor]) -> Measured:
+        """The same change to each field."""
+        return Measured(*(change(field) for field in self))
+
+
+def measure(sides: Sequence[Tensor], eps: float = EPS) -> Measured:
+    """Measure boxes once that are compared many times.
+
+    Args:
+        sides: x1, y1, x2, y2, of any one shape.
+        eps: Stands with the heights and not with the widths, which decides the last bits.
+    """
+    x1, y1, x2, y2 = sides
+    width, height = x2 - x1, y2 - y1 + eps
+    return Measured(x1, y1, x2, y2, width * height, torch.atan(width / height))
+
+
+def ciou(boxes1: Tensor, boxes2: Tensor, eps: float = EPS) -> Tensor:
+    """Complete IoU, element by element.
+
+    Args:
+        boxes1: (..., 4) x1, y1, x2, y2 in any unit.
+        boxes2: (..., 4) in the same unit, broadcast against ``boxes1``.
+        eps: Keeps every quotient finite, also for boxes without area.
+
+    Returns:
+        (...) values in (-1.5, 1]; 1 for equal boxes. Differentiable but for the trade-off weight.
+    """
+    return ciou_of_measured(measure(boxes1.unbind(-1), eps), measure(boxes2.unbind(-1), eps), eps)
+
+
+def ciou_of_measured(one: Measured, other: Measured, eps: float = EPS) -> Tensor:
+    """``ciou`` of measured boxes, broadcast against each other."""
+    # Each part in a function of its own: what it needed on the way is free again for the next.
+    iou = _iou(one, other, eps)
+    distance = _distance(one, other, eps)
+    aspect = (4 / math.pi**2) * (other.angle - one.angle).square()
+    return iou - (distance + aspect * _trade_off(aspect, iou, eps))
+
+
+def _iou(one: Measured, other: Measured, eps: float) -> Tensor:
+    width = (torch.minimum(one.x2, other.x2) - torch.maximum(one.x1, other.x1)).clamp(min=0.0)
+    height = (torch.minimum(one.y2, other.y2) - torch.maximum(one.y1, other.y1)).clamp(min=0.0)
+    inter = width * height
+    return inter / (one.area + other.area - inter + eps)
+
+
+def _distance(one: Measured, other: Measured, eps: float) -> Tensor:
+    """Squared distance of the centres over the squared diagonal of the smallest box around both."""
+    distance2 = _centres2(one, other)
+    return distance2 / _diagonal2(one, other, eps)
+
+
+def _centres2(one: Measured, other: Measured) -> Tensor:
+    x = (other.x1 + other.x2 - one.x1 - one.x2).square()
+    y = (other.y1 + other.y2 - one.y1 - one.y2).square()
+    return (x + y) / 4
+
+
+def _diagonal2(one: Measured, other: Measured, eps: float) -> Tensor:
+    width2 = (torch.maximum(one.x2, other.x2) - torch.minimum(one.x1, other.x1)).square()
+    height2 = (torch.maximum(one.y2, other.y2) - torch.minimum(one.y1, other.y1)).square()
+    return width2 + height2 + eps
+
+
+def _trade_off(aspect: Tensor, iou: Tensor, eps: float) -> Tensor:
+    """Weight of the aspect-ratio penalty. The paper lets no gradient through it."""
+    return (aspect / (1 - iou + aspect + eps)).detach()

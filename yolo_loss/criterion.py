@@ -10,19 +10,19 @@ from torch import Tensor, nn
 
 from yolo_loss.anchors import decode_levels
 from yolo_loss.assigner import TaskAlignedAssigner, preset_options
-from yolo_loss.channels import ClassScores
 from yolo_loss.checks import Array
-from yolo_loss.compilation import kernels_compiled, uncompiled, without_autocast
-from yolo_loss.dense_sums import dense_sums
-from yolo_loss.gradients import Derive, dense_gradients, sparse_gradients
+from yolo_loss.collate import add_empty_slot, pad_where_it_lies
+from yolo_loss.execution.channels import ClassScores
+from yolo_loss.execution.compilation import kernels_compiled, uncompiled, without_autocast
+from yolo_loss.execution.transforms import detached, transformed, vectorized
+from yolo_loss.losses import loss_from_sums
 from yolo_loss.option_checks import gain_values, one_of, stride_list, whole_number
 from yolo_loss.predictions import RawOutput, join_predictions
-from yolo_loss.results import Assignment, Gains, GroundTruth, LossResult, Predictions
-from yolo_loss.rows import RowDerivatives, Rows, row_derivatives
-from yolo_loss.sparse_sums import sparse_sums
-from yolo_loss.targets import add_empty_slot, pad_where_it_lies
-from yolo_loss.terms import loss_from_sums
-from yolo_loss.transforms import detached, transformed, vectorized
+from yolo_loss.reductions.dense import dense_sums
+from yolo_loss.reductions.foreground import RowDerivatives, Rows, row_derivatives
+from yolo_loss.reductions.gradients import Derive, dense_gradients, sparse_gradients
+from yolo_loss.reductions.sparse import sparse_sums
+from yolo_loss.structures import Assignment, Gains, GroundTruth, LossResult, Predictions
 from yolo_loss.validate import check_batch
 
 CLASS_LOSSES = ("bce", "varifocal")
@@ -189,3 +189,64 @@ class DetectionLoss(nn.Module):
         boxes = decode_levels(predictions.pred_distri, points, self.reg_max) * strides  # (B, A, 4) pixels
         scores = ClassScores(predictions.pred_scores, points.dtype, logits=True)
         return ground_truth, self.assigner.assign(scores, boxes, points * strides, ground_truth)
+
+
+class v8DetectionLoss(DetectionLoss):  # noqa: N801  (the name users of YOLO code know)
+    """``DetectionLoss`` with its numbers read from a detector.
+
+    Works with ``models.DetectionModel`` and with any detector whose ``model[-1]`` has ``nc``, ``reg_max`` and
+    ``stride``, and whose ``args`` holds the gains ``box``, ``cls`` and ``dfl``.
+    """
+
+    def __init__(self, model: Any, tal_topk: int = 10, tal_topk2: int | None = None, **options: Any) -> None:
+        """Read the head's numbers and the gains.
+
+        Args:
+            model: The detector; one wrapped for data-parallel training is unwrapped.
+            tal_topk: Candidates per ground truth.
+            tal_topk2: Anchors each ground truth keeps in the end; None: all it won.
+            **options: Passed to ``DetectionLoss``: ``preset``, ``class_loss`` and others.
+
+        Raises:
+            ValueError: The head or the gains are not there, or a number is none or out of range.
+        """
+        model = getattr(model, "module", model)
+        head = _head_of(model)
+        super().__init__(
+            num_classes=head.nc,
+            strides=head.stride,
+            reg_max=head.reg_max,
+            topk=tal_topk,
+            topk2=tal_topk2,
+            gains=_gains_of(model),
+            **options,
+        )
+
+
+def _head_of(model: Any) -> Any:
+    try:
+        head = model.model[-1]
+    except (AttributeError, TypeError, IndexError, KeyError) as error:
+        raise ValueError(f"{type(model).__name__} has no model[-1]; pass the detector, not its trainer") from error
+    missing = [name for name in ("nc", "reg_max", "stride") if not hasattr(head, name)]
+    if missing:
+        raise ValueError(
+            f"the last module, {type(head).__name__}, lacks {', '.join(missing)}; it must be a Detect head"
+        )
+    try:
+        stride_list("stride", head.stride)
+    except ValueError as error:
+        raise ValueError(f"{type(head).__name__}.{error}; it is set when the model is built") from error
+    return head
+
+
+def _gains_of(model: Any) -> dict[str, Any]:
+    args = getattr(model, "args", None)
+    gains = args if isinstance(args, Mapping) else vars(args) if hasattr(args, "__dict__") else {}
+    missing = [name for name in Gains._fields if name not in gains]
+    if missing:
+        raise ValueError(
+            f"model.args lacks the gains {', '.join(missing)}; set model.args to an object or a dict with box, cls and "
+            "dfl, or use DetectionLoss(gains=...)"
+        )
+    return {name: gains[name] for name in Gains._fields}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from yolo_loss.anchors import compute_dtype, make_anchors
 from yolo_loss.checks import MAP, check_floating, check_maps, check_pyramid, check_shape, map_list
-from yolo_loss.results import Level, Predictions
+from yolo_loss.structures import Level, Predictions
 from yolo_loss.validate import as_tensor
 
 # A list of raw maps, a tuple whose second entry is one of the other forms, or a dict with boxes, scores and feats.

@@ -17,7 +17,7 @@ from examples.dataset import load_sample
 from tests import oracle
 from yolo_assigner.export.samples import Case, pyramid, sample_assigner_inputs
 from yolo_loss import DetectionLoss, TaskAlignedAssigner
-from yolo_loss.triton_assign import available
+from yolo_loss.assignment.triton import available
 
 CASES = (Case(2, 5, pyramid(64, 96, STRIDES), 3), Case(1, 1, pyramid(64, 64, STRIDES), 1))
 

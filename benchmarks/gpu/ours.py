@@ -15,8 +15,8 @@ from benchmarks.gpu.clock import Run
 from benchmarks.gpu.floor import REG_MAX
 from benchmarks.gpu.inputs import Inputs
 from yolo_loss import PRESETS, DetectionLoss, GroundTruth, TaskAlignedAssigner
+from yolo_loss.assignment.triton import available
 from yolo_loss.predictions import join_predictions
-from yolo_loss.triton_assign import available
 
 
 class MissingError(RuntimeError):

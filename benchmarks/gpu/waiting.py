@@ -13,8 +13,8 @@ from benchmarks.contenders import NUMBERS, STRIDES, Setting
 from benchmarks.gpu.inputs import make_inputs
 from benchmarks.gpu.ours import criterion_of
 from yolo_loss import PRESETS, DetectionLoss, TaskAlignedAssigner
+from yolo_loss.assignment.triton import available
 from yolo_loss.predictions import join_predictions
-from yolo_loss.triton_assign import available
 
 BATCH_ON_GPU = "batch on the GPU"
 

@@ -90,7 +90,7 @@ def _members(low: Array, high: Array, count: int, stride: int) -> Array:
 
 
 def _row_starts(points: Array) -> Array:
-    """Whether each point begins a row, as ``yolo_loss.lattice`` finds them, (A,) bool."""
+    """Whether each point begins a row, as ``yolo_loss.assignment.anchor_grid`` finds them, (A,) bool."""
     x, y = points.T
     if not len(x):
         return np.zeros(0, np.bool_)

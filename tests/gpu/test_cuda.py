@@ -26,7 +26,7 @@ from yolo_assigner.serve.engine.runners.device import HOST, Device
 from yolo_assigner.serve.engine.runners.onnx_runtime import OnnxRuntimeRunner
 from yolo_assigner.serve.engine.runners.trial import tiny_inputs
 from yolo_loss import TaskAlignedAssigner
-from yolo_loss.triton_assign import available
+from yolo_loss.assignment.triton import available
 
 pytestmark = needs_gpu
 GPU = torch.device("cuda")

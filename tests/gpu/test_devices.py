@@ -13,7 +13,8 @@ from benchmarks.gpu.inputs import input_sets
 from benchmarks.gpu.known_cases import formulations, oracle_checks, sample_checks
 from benchmarks.gpu.ours import ours
 from benchmarks.gpu.waiting import may_wait, waiting_checks
-from yolo_loss import DetectionLoss, GroundTruth, TaskAlignedAssigner, dense
+from yolo_loss import DetectionLoss, GroundTruth, TaskAlignedAssigner
+from yolo_loss.assignment import dense
 from yolo_loss.predictions import join_predictions
 
 STRIDES = (8.0, 16.0, 32.0)

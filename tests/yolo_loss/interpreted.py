@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from yolo_assigner.export.samples import Case, pyramid, sample_assigner_inputs, sample_loss_inputs
-from yolo_loss import DetectionLoss, GroundTruth, TaskAlignedAssigner, triton_assign
-from yolo_loss.channels import ClassScores
-from yolo_loss.params import AssignerParams
+from yolo_loss import DetectionLoss, GroundTruth, TaskAlignedAssigner
+from yolo_loss.assignment import triton as triton_assign
+from yolo_loss.assignment.params import AssignerParams
+from yolo_loss.execution.channels import ClassScores
 from yolo_loss.predictions import join_predictions
 
 STRIDES = (8.0, 16.0, 32.0)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from yolo_loss import TaskAlignedAssigner
 from yolo_loss.assigner import FORMULATIONS
-from yolo_loss.results import AssignmentResult
+from yolo_loss.structures import AssignmentResult
 
 OPTIONS: dict[str, Any] = {"topk": 10, "alpha": 1.0, "beta": 1.0}
 

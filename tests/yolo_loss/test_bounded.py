@@ -14,14 +14,13 @@ from torch import Tensor
 from yolo_assigner.export.samples import Case, pyramid, ragged_batch, sample_assigner_inputs, sample_loss_inputs
 from yolo_loss import DetectionLoss, Gains, GroundTruth, TaskAlignedAssigner, pad_ground_truth
 from yolo_loss.assigner import FORMULATIONS
-from yolo_loss.buffers import constants
-from yolo_loss.dense import assign_portions
-from yolo_loss.foreground import find_foreground, true_first
-from yolo_loss.gradients import sparse_gradients
+from yolo_loss.assignment.dense import assign_portions
+from yolo_loss.execution.buffers import constants
 from yolo_loss.predictions import join_predictions
-from yolo_loss.results import Assignment, Predictions
-from yolo_loss.rows import Rows, row_derivatives
-from yolo_loss.sparse_sums import sparse_sums
+from yolo_loss.reductions.foreground import Rows, find_foreground, row_derivatives, true_first
+from yolo_loss.reductions.gradients import sparse_gradients
+from yolo_loss.reductions.sparse import sparse_sums
+from yolo_loss.structures import Assignment, Predictions
 
 STRIDES = (8.0, 16.0, 32.0)
 CASE = Case(3, 9, pyramid(96, 128, STRIDES), 4)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from yolo_assigner.export.samples import Case, pyramid, ragged_batch, sample_assigner_inputs, sample_loss_inputs
 from yolo_loss import DetectionLoss, GroundTruth, TaskAlignedAssigner
-from yolo_loss.compilation import compiling_kernels, kernel, kernels_compiled
+from yolo_loss.execution.compilation import compiling_kernels, kernel, kernels_compiled
 
 STRIDES = (8.0, 16.0, 32.0)
 pytestmark = [

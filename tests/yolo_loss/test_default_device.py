@@ -10,7 +10,7 @@ import torch
 from yolo_assigner.export.samples import Case, pyramid, ragged_batch, sample_assigner_inputs, sample_loss_inputs
 from yolo_assigner.models import DetectionModel, DetectorConfig
 from yolo_loss import DetectionLoss, GroundTruth, TaskAlignedAssigner
-from yolo_loss.lattice import _remembered
+from yolo_loss.assignment.anchor_grid import _remembered
 
 STRIDES = (8.0, 16.0, 32.0)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from yolo_assigner.export.samples import Case, pyramid, sample_loss_inputs
 from yolo_loss import DetectionLoss, GroundTruth
 from yolo_loss.predictions import join_predictions
-from yolo_loss.results import LossResult
+from yolo_loss.structures import LossResult
 
 STRIDES = (8.0, 16.0, 32.0)
 CASE = Case(3, 6, pyramid(64, 96, STRIDES), 3)

@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 
 from tests import oracle
 from yolo_loss import bbox2dist, ciou, decode, dist2bbox, make_anchors, pad_ground_truth, xywh2xyxy, xyxy2xywh
-from yolo_loss.channels import Channels
-from yolo_loss.params import power
-from yolo_loss.softplus import softplus, sum_by_planes, sum_by_products
-from yolo_loss.terms import dfl_term, own_class_term, total_class_term
+from yolo_loss.assignment.params import power
+from yolo_loss.execution.channels import Channels
+from yolo_loss.losses import dfl_term, own_class_term, softplus, sum_by_planes, sum_by_products, total_class_term
 
 Coordinates = st.tuples(*[st.floats(-100, 700, width=32)] * 4)
 

@@ -12,14 +12,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from yolo_assigner.export.samples import Case, pyramid, sample_assigner_inputs
-from yolo_loss import GroundTruth, TaskAlignedAssigner, make_anchors, sparse
+from yolo_loss import GroundTruth, TaskAlignedAssigner, make_anchors
 from yolo_loss.assigner import FORMULATIONS
-from yolo_loss.channels import probability
-from yolo_loss.lattice import find_lattice
-from yolo_loss.pairs import list_runs, pairs_of_images, write_out
-from yolo_loss.params import power
-from yolo_loss.ragged_topk import select_topk
-from yolo_loss.segments import count_true, segment_of
+from yolo_loss.assignment import sparse
+from yolo_loss.assignment.anchor_grid import find_lattice, list_runs, pairs_of_images, write_out
+from yolo_loss.assignment.params import power
+from yolo_loss.assignment.segment_ops import count_true, segment_of, select_topk
+from yolo_loss.execution.channels import probability
 
 STRIDES = (8.0, 16.0, 32.0)
 

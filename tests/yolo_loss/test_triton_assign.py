@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from yolo_assigner.export.samples import Case, pyramid, sample_assigner_inputs
-from yolo_loss import TaskAlignedAssigner, triton_assign
-from yolo_loss.channels import ClassScores
-from yolo_loss.params import AssignerParams
-from yolo_loss.triton_assign import fits
+from yolo_loss import TaskAlignedAssigner
+from yolo_loss.assignment import triton as triton_assign
+from yolo_loss.assignment.params import AssignerParams
+from yolo_loss.assignment.triton import fits
+from yolo_loss.execution.channels import ClassScores
 
 STRIDES = (8.0, 16.0, 32.0)
 CASE = Case(2, 9, pyramid(96, 128, STRIDES), 4)
@@ -66,7 +67,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
-from yolo_loss import triton_kernels as kernels
+from yolo_loss.assignment import triton_kernels as kernels
 floats = "points boxes truth_boxes areas s0 s1 s2 metrics most_metric most_overlap".split()
 types = {name: "*fp32" for name in floats} | {"labels": "*i64", "valid": "*i32", "eps": "fp32"}
 types |= {name: "*i32" for name in ("count", "chooser", "owner")}

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from yolo_loss.channels import Channels
+from yolo_loss.execution.channels import Channels
 
 
 class AssignmentResult(NamedTuple):

@@ -154,7 +154,8 @@ class ClassScores(NamedTuple):
 def probability(logits: Tensor) -> Tensor:
     """The sigmoid of logits of any shape, in operations that every runtime rounds well.
 
-    torch's own depends on a number's place in the tensor, as powers do (see ``yolo_loss.params.power``). ONNX Runtime's
-    is a fit that says nearly the same of all logits below -18; but the assignment compares small scores, too.
+    torch's own depends on a number's place in the tensor, as powers do (see ``yolo_loss.assignment.params.power``).
+    ONNX Runtime's is a fit that says nearly the same of all logits below -18; but the assignment compares small scores,
+    too.
     """
     return 1 / (1 + torch.exp(-logits))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from yolo_loss.results import Level, Predictions
+from yolo_loss.structures import Level, Predictions
 
 
 def transformed(tensors: Iterable[Tensor]) -> bool:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from yolo_loss.anchors import decode
-from yolo_loss.channels import Channels
-from yolo_loss.lookup import labels_and_boxes
-from yolo_loss.results import Assignment, GroundTruth, Predictions
-from yolo_loss.terms import box_term, dfl_term, own_class_loss, total_class_term
+from yolo_loss.assignment.targets import labels_and_boxes
+from yolo_loss.execution.channels import Channels
+from yolo_loss.losses import box_term, dfl_term, own_class_loss, total_class_term
+from yolo_loss.structures import Assignment, GroundTruth, Predictions
 
 
 def dense_sums(predictions: Predictions, ground_truth: GroundTruth, assignment: Assignment, class_loss: str) -> Tensor:

@@ -1,8 +1,8 @@
 """Task-aligned assignment in two kernels of a GPU (Feng et al., arXiv 2108.07755).
 
 What the dense formulation computes for all (ground truth, anchor) pairs, without a tensor of that size: nothing but
-each anchor's owner is written. ``yolo_loss.dense`` is what it is checked by, and what computes in its place where a
-kernel does not fit.
+each anchor's owner is written. ``yolo_loss.assignment.dense`` is what it is checked by, and what computes in its place
+where a kernel does not fit.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yolo_loss.channels import ClassScores
-from yolo_loss.dense import assign_dense
-from yolo_loss.overlap import measure
-from yolo_loss.params import AssignerParams, candidate_areas
-from yolo_loss.results import Assignment, GroundTruth
+from yolo_loss.assignment.dense import assign_dense
+from yolo_loss.assignment.params import AssignerParams, candidate_areas
+from yolo_loss.boxes import measure
+from yolo_loss.execution.channels import ClassScores
+from yolo_loss.structures import Assignment, GroundTruth
 
 # What the kernels have: exponents without a routine of their own, levels as pointers, the k best in registers.
 EXPONENTS = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
@@ -58,7 +58,7 @@ def assign_triton(
     """
     if not fits(scores, params, pd_bboxes.device) or pd_bboxes.numel() == 0:
         return assign_dense(scores, pd_bboxes, anc_points, ground_truth, params)
-    from yolo_loss.triton_kernels import choose, settle
+    from yolo_loss.assignment.triton_kernels import choose, settle
 
     images, anchors, _ = pd_bboxes.shape
     truth_boxes, slots = ground_truth.gt_bboxes, ground_truth.gt_bboxes.shape[1]

@@ -8,12 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from yolo_loss.channels import ClassScores
-from yolo_loss.compilation import kernel
-from yolo_loss.overlap import ciou_of_measured, measure
-from yolo_loss.params import AssignerParams, candidate_areas, power
-from yolo_loss.portions import join, portions
-from yolo_loss.results import Assignment, GroundTruth
+from yolo_loss.assignment.params import AssignerParams, candidate_areas, power
+from yolo_loss.boxes import ciou_of_measured, measure
+from yolo_loss.execution.channels import ClassScores
+from yolo_loss.execution.chunks import join, portions
+from yolo_loss.execution.compilation import kernel
+from yolo_loss.structures import Assignment, GroundTruth
 
 # Pairs, candidates or not, that a GPU looks at together: 25 bytes of each are alive at once, and lists of this length
 # stay in its cache from one operation to the next.

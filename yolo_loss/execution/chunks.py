@@ -8,8 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from yolo_loss.compilation import compiling_kernels
-from yolo_loss.results import Assignment
+from yolo_loss.execution.compilation import compiling_kernels
+from yolo_loss.structures import Assignment
 
 # Numbers of a map in one portion.
 NUMBERS_AT_ONCE = 2**19

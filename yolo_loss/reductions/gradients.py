@@ -11,13 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from yolo_loss.dense_sums import join_levels
-from yolo_loss.foreground import find_foreground, foreground_rows
-from yolo_loss.lookup import labels_and_boxes
-from yolo_loss.results import Assignment, Gains, GroundTruth, Predictions
-from yolo_loss.rows import RowDerivatives, Rows
-from yolo_loss.sparse_sums import add_up
-from yolo_loss.terms import class_derivative, class_term_of_levels, own_class_derivative
+from yolo_loss.assignment.targets import labels_and_boxes
+from yolo_loss.losses import class_derivative, class_term_of_levels, own_class_derivative
+from yolo_loss.reductions.dense import join_levels
+from yolo_loss.reductions.foreground import RowDerivatives, Rows, find_foreground, foreground_rows
+from yolo_loss.reductions.sparse import add_up
+from yolo_loss.structures import Assignment, Gains, GroundTruth, Predictions
 
 Derive = Callable[[Rows], RowDerivatives]
 

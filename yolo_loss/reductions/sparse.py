@@ -12,12 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yolo_loss.buffers import lazy_zeros_like
-from yolo_loss.foreground import Foreground, find_foreground, foreground_rows
-from yolo_loss.results import Assignment, GroundTruth, Level, Predictions
-from yolo_loss.rows import RowTerms, row_derivatives, row_terms
-from yolo_loss.terms import class_term_of_levels, write_class_derivative
-from yolo_loss.transforms import batched, detached, transformed
+from yolo_loss.execution.buffers import lazy_zeros_like
+from yolo_loss.execution.transforms import batched, detached, transformed
+from yolo_loss.losses import class_term_of_levels, write_class_derivative
+from yolo_loss.reductions.foreground import (
+    Foreground,
+    RowTerms,
+    find_foreground,
+    foreground_rows,
+    row_derivatives,
+    row_terms,
+)
+from yolo_loss.structures import Assignment, GroundTruth, Level, Predictions
 
 
 def sparse_sums(

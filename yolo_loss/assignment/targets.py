@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from yolo_loss.buffers import lazy_zeros
-from yolo_loss.results import Assignment, AssignmentResult, GroundTruth
-from yolo_loss.transforms import vectorized
+from yolo_loss.execution.buffers import lazy_zeros
+from yolo_loss.execution.transforms import vectorized
+from yolo_loss.structures import Assignment, AssignmentResult, GroundTruth
 
 
 def look_up_targets(assignment: Assignment, ground_truth: GroundTruth, num_classes: int) -> AssignmentResult:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from yolo_loss.boxes import xywh2xyxy
-from yolo_loss.buffers import constants, moved
-from yolo_loss.results import GroundTruth
+from yolo_loss.execution.buffers import constants, moved
+from yolo_loss.structures import GroundTruth
 from yolo_loss.validate import check_batch, values_readable
 
 

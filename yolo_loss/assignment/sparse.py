@@ -1,25 +1,25 @@
 """Task-aligned assignment over the candidate pairs alone (Feng et al., arXiv 2108.07755).
 
 Time and memory follow P, the pairs of a ground truth and an anchor inside it, a few per cent of B * M * A. The results
-are those of ``yolo_loss.dense``, to the bit.
+are those of ``yolo_loss.assignment.dense``, to the bit.
 """
 
 from __future__ import annotations
 
 from operator import itemgetter
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from yolo_loss.candidates import Candidates, Part, find_candidates
-from yolo_loss.channels import ClassScores
-from yolo_loss.overlap import measure
-from yolo_loss.pairs import Runs, list_runs, pairs_of_images
-from yolo_loss.params import AssignerParams, candidate_areas
-from yolo_loss.portions import join, one_portion, portions
-from yolo_loss.ragged_topk import select_topk
-from yolo_loss.results import Assignment, GroundTruth
-from yolo_loss.segments import keep_last, places_of, sum_per_segment
+from yolo_loss.assignment.anchor_grid import Pairs, Runs, list_runs, pairs_of_images, write_out
+from yolo_loss.assignment.params import AssignerParams, candidate_areas, power
+from yolo_loss.assignment.segment_ops import count_true, in_graph, keep_last, places_of, select_topk, sum_per_segment
+from yolo_loss.boxes import Measured, ciou_of_measured, measure
+from yolo_loss.execution.channels import ClassScores
+from yolo_loss.execution.chunks import join, one_portion, portions
+from yolo_loss.execution.compilation import kernel
+from yolo_loss.structures import Assignment, GroundTruth
 
 # Pairs in one portion: some twenty lists of this length fit a processor's second and third cache.
 PAIRS_AT_ONCE = 2**17
@@ -136,3 +136,81 @@ def soft_scores(candidates: Candidates, assigned: Tensor, shape: tuple[int, int,
     weights = weight.new_zeros(total + 1).index_put((anchor,), weight)
     foreground = background.bool().index_put((anchor,), torch.ones_like(anchor, dtype=torch.bool))
     return Assignment(*(field[:total].view(images, anchors) for field in (foreground, owner, weights)))
+
+
+class Part(NamedTuple):
+    """What the assignment of some images needs; all indices count from the first of them.
+
+    Attributes:
+        runs: Their candidates.
+        scores: Class scores of all anchors.
+        predicted: Predicted boxes, (b, A) each.
+        wanted: Ground truths, (b, M) each.
+        labels: (b, M).
+    """
+
+    runs: Runs
+    scores: ClassScores
+    predicted: Measured
+    wanted: Measured
+    labels: Tensor
+
+
+class Candidates(NamedTuple):
+    """Candidate pairs whose boxes overlap.
+
+    Attributes:
+        pairs: (P,) each, ordered by ground truth, then by anchor.
+        overlap: (P,) u.
+        metric: (P,) t = s^alpha * u^beta.
+        per_slot: (B * M,) int64, how many each ground truth has.
+    """
+
+    pairs: Pairs
+    overlap: Tensor
+    metric: Tensor
+    per_slot: Tensor
+
+
+def find_candidates(part: Part, params: AssignerParams) -> Candidates:
+    """The candidate pairs of some images."""
+    pairs = write_out(part.runs)
+    overlap = overlap_of_pairs(part.wanted, part.predicted, pairs)
+    per_slot = sum_per_segment(part.runs.slot, part.runs.length, part.labels.shape[0] * part.labels.shape[1])
+    if params.beta > 0:
+        # A pair without overlap has metric 0: it is never chosen, and it wins no anchor from a pair that is.
+        overlaps = keep_last(overlap > 0)
+        per_slot = count_true(overlaps, per_slot)
+        touching = places_of(overlaps)
+        overlap = overlap.index_select(0, touching)
+        pairs = Pairs(*(field.index_select(0, touching) for field in pairs))
+    overlap, metric = metric_of_pairs(part.scores, part.labels, pairs, overlap, params)
+    return Candidates(filler_aside(pairs, part.predicted.x1.numel()), overlap, metric, per_slot)
+
+
+def filler_aside(pairs: Pairs, anchors: int) -> Pairs:
+    """Pairs (P,); in a graph the last one's anchor is no real one but B * A, the number of all anchors."""
+    if not in_graph():
+        return pairs
+    aside = torch.zeros_like(pairs.anchor[-1:]) + anchors
+    return pairs._replace(anchor=torch.cat((pairs.anchor[:-1], aside)))
+
+
+@kernel
+def overlap_of_pairs(wanted: Measured, predicted: Measured, pairs: Pairs) -> Tensor:
+    """CIoU of each pair, (P,)."""
+    return ciou_of_measured(
+        wanted.apply(lambda field: field.flatten().index_select(0, pairs.slot)),
+        predicted.apply(lambda field: field.flatten().index_select(0, pairs.anchor)),
+    )
+
+
+@kernel
+def metric_of_pairs(
+    scores: ClassScores, labels: Tensor, pairs: Pairs, overlap: Tensor, params: AssignerParams
+) -> tuple[Tensor, Tensor]:
+    """Overlap u and metric t = s^alpha * u^beta of each pair; 0 where one is not a number or not above 0."""
+    overlap = torch.where(overlap > 0, overlap, 0.0)
+    own = scores.of_pairs(labels, pairs.slot, pairs.anchor)
+    metric = power(own, params.alpha) * power(overlap, params.beta)
+    return overlap, torch.where(metric > 0, metric, 0.0)
