@@ -152,7 +152,7 @@ def _backward(loss: Tensor, leaves: list[Tensor]) -> None:
 @cache
 def _engine(kind: str, classes: int, formulation: str) -> OnnxRuntimeRunner:
     """Our exported model as the server runs it."""
-    from yolo_assigner.export.onnx_export import export_onnx
+    from yolo_assigner.export.to_onnx.exporter import export_onnx
     from yolo_assigner.serve.engine.runners.onnx_runtime import OnnxRuntimeRunner
 
     numbers = Hyperparameters(num_classes=classes, preset=PRESET)

@@ -20,7 +20,7 @@ import torch
 from benchmarks.contenders import OUTPUTS, PRESET, TASKS, Setting, contenders, onnx_feed
 from benchmarks.timing import settle_allocator
 from yolo_assigner.export.hyperparameters import Hyperparameters
-from yolo_assigner.export.onnx_export import export_onnx
+from yolo_assigner.export.to_onnx.exporter import export_onnx
 
 CALLS = 10
 

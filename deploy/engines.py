@@ -97,8 +97,7 @@ def has_engine(folder: Path, contract: Contract, machine: Machine) -> bool:
         machine: What is to run it.
     """
     from yolo_assigner.export.contract import ContractError
-    from yolo_assigner.export.engine_check import check_engine, check_machine
-    from yolo_assigner.export.engine_contract import find_engines
+    from yolo_assigner.export.to_tensorrt.contract import check_engine, check_machine, find_engines
 
     for path, engine in find_engines(folder, contract):
         try:
@@ -129,8 +128,8 @@ def _machine() -> Machine:
         ValueError: No TensorRT is installed.
         RuntimeError: There is no GPU.
     """
-    from yolo_assigner.export.tensorrt_build.device import current_capability
-    from yolo_assigner.export.tensorrt_build.library import default_runtime, load_library
+    from yolo_assigner.export.to_tensorrt.config import current_capability
+    from yolo_assigner.export.to_tensorrt.library import default_runtime, load_library
 
     runtime = default_runtime()
     return Machine(runtime, load_library(runtime).__version__, current_capability())

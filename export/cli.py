@@ -6,9 +6,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from yolo_assigner.export import command_all, command_onnx, command_tensorrt, command_triton, command_verify
 from yolo_assigner.export.contract import ContractError
-from yolo_assigner.export.tensorrt_build.log import BuildError
+from yolo_assigner.export.repository import command as command_all
+from yolo_assigner.export.to_onnx import command as command_onnx
+from yolo_assigner.export.to_tensorrt import command as command_tensorrt
+from yolo_assigner.export.to_tensorrt.log import BuildError
+from yolo_assigner.export.to_triton import command as command_triton
+from yolo_assigner.export.verification import command as command_verify
 
 COMMANDS = {
     "onnx": command_onnx,

@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from tests.detectors import lively_detector
 from yolo_assigner.export.hyperparameters import Hyperparameters
-from yolo_assigner.export.onnx_export import export_onnx
+from yolo_assigner.export.to_onnx.exporter import export_onnx
 
 ROOT = Path(__file__).parents[1]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yolo-assigner"

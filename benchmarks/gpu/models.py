@@ -8,9 +8,9 @@ from pathlib import Path
 
 from benchmarks import contenders
 from yolo_assigner.export.contract import Contract, ContractError, file_hash, find_contracts
-from yolo_assigner.export.engine_contract import RUNTIMES, EngineContract, find_engines
 from yolo_assigner.export.hyperparameters import Hyperparameters
-from yolo_assigner.export.tensorrt_build.library import load_library
+from yolo_assigner.export.to_tensorrt.contract import RUNTIMES, EngineContract, find_engines
+from yolo_assigner.export.to_tensorrt.library import load_library
 
 KIND_OF_TASK = {"assigner": "assigner", "loss": "loss", "loss+grad": "loss_grad"}
 FORMULATIONS = ("dense", "sparse")
@@ -95,7 +95,7 @@ def _models(folder: Path, kind: str, formulation: str, numbers: Hyperparameters)
     try:
         return [find_model([folder], kind, formulation, name, numbers.num_classes) for name in ("fp32", "fp16")]
     except ContractError:
-        from yolo_assigner.export.onnx_export import export_onnx
+        from yolo_assigner.export.to_onnx.exporter import export_onnx
 
         path, contract = export_onnx(kind, numbers, folder / formulation, formulation=formulation)
         return [(path, contract), _save_half(path, contract, folder / f"{formulation}-fp16")]
@@ -104,7 +104,7 @@ def _models(folder: Path, kind: str, formulation: str, numbers: Hyperparameters)
 def _save_half(path: Path, contract: Contract, folder: Path) -> tuple[Path, Contract]:
     import onnx
 
-    from yolo_assigner.export.precision import narrow
+    from yolo_assigner.export.to_onnx.precision import narrow
 
     model, halves = narrow(onnx.load(path), contract, "fp16")
     folder.mkdir(parents=True, exist_ok=True)
@@ -130,8 +130,8 @@ def _built(path: Path, contract: Contract, runtime: str) -> Path:
     try:
         return find_engine(path, contract, runtime)[0]
     except ContractError:
-        from yolo_assigner.export.engine_build import build_engine
-        from yolo_assigner.export.profiles import parse_profile
+        from yolo_assigner.export.to_tensorrt.build import build_engine
+        from yolo_assigner.export.to_tensorrt.profiles import parse_profile
 
         load_library(runtime)
         return build_engine(path, path.parent, runtime=runtime, profiles=[parse_profile(PROFILE)])[0]

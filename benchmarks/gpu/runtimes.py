@@ -17,9 +17,8 @@ from benchmarks.gpu.models import KIND_OF_TASK, find_engine, find_model
 from benchmarks.gpu.ours import MissingError
 from benchmarks.gpu.text import first_line
 from yolo_assigner.export.contract import Contract
-from yolo_assigner.export.engine_check import check_machine
-from yolo_assigner.export.engine_contract import EngineContract
-from yolo_assigner.export.tensorrt_build.library import load_library
+from yolo_assigner.export.to_tensorrt.contract import EngineContract, check_machine
+from yolo_assigner.export.to_tensorrt.library import load_library
 
 WANTED = {**OUTPUTS, "loss+grad": ("loss", "loss_items", "grad_feat_0", "grad_feat_1", "grad_feat_2")}
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"

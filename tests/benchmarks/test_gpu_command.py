@@ -28,7 +28,7 @@ from benchmarks.gpu.models import find_engine, find_model
 from benchmarks.gpu.ours import MissingError, ours
 from benchmarks.gpu.runtimes import bound, feed, load_engine, onnx_runtime
 from yolo_assigner.export.contract import ContractError
-from yolo_assigner.export.engine_contract import EngineContract
+from yolo_assigner.export.to_tensorrt.contract import EngineContract
 
 Array = np.ndarray[Any, Any]
 HOST = torch.device("cpu")

@@ -14,7 +14,7 @@ import pytest
 
 from deploy.engines import Machine, has_engine
 from yolo_assigner.export.contract import load_contract
-from yolo_assigner.export.engine_contract import load_engine_contract
+from yolo_assigner.export.to_tensorrt.contract import load_engine_contract
 
 SMALL = "--runtime tensorrt-rtx --quiet --profile B=1 M=8 imgsz=64"
 

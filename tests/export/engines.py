@@ -10,11 +10,11 @@ import onnx
 from onnx import TensorProto, helper
 
 from yolo_assigner.export.contract import Contract, TensorSpec, file_hash
-from yolo_assigner.export.engine_contract import RUNTIMES
 from yolo_assigner.export.hyperparameters import Hyperparameters
-from yolo_assigner.export.profiles import parse_profile
 from yolo_assigner.export.specs import input_specs, output_specs
-from yolo_assigner.export.tensorrt_build.library import load_library
+from yolo_assigner.export.to_tensorrt.contract import RUNTIMES
+from yolo_assigner.export.to_tensorrt.library import load_library
+from yolo_assigner.export.to_tensorrt.profiles import parse_profile
 
 
 def _installed(runtime: str) -> bool:

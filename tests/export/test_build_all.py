@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 
 from yolo_assigner.export import cli
-from yolo_assigner.export.build_config import load_config
-from yolo_assigner.export.build_plan import OnnxTarget, plan_targets
-from yolo_assigner.export.build_state import STATE_FOLDER, open_repository
-from yolo_assigner.export.build_worker import Worker
 from yolo_assigner.export.contract import find_contracts
 from yolo_assigner.export.hyperparameters import Hyperparameters
+from yolo_assigner.export.repository.config import load_config
+from yolo_assigner.export.repository.plan import OnnxTarget, plan_targets
+from yolo_assigner.export.repository.state import STATE_FOLDER, open_repository
+from yolo_assigner.export.repository.worker import Worker
 from yolo_assigner.serve.engine.registry import open_artifacts
 from yolo_assigner.serve.engine.runners.choice import RunnerOptions
 
@@ -131,10 +131,10 @@ def test_a_change_of_code_or_libraries_puts_all_out_of_date(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     targets = plan_targets(load_config(tmp_path / "build.toml"))
-    monkeypatch.setattr("yolo_assigner.export.build_state.version", lambda _: "2.0")
+    monkeypatch.setattr("yolo_assigner.export.repository.state.version", lambda _: "2.0")
     with open_repository(repository) as state:
         assert [target.label for target in targets if state.has(target, state.recipe(target))] == [ENGINE]
-    monkeypatch.setattr("yolo_assigner.export.build_state._source_hash", lambda: "other code")
+    monkeypatch.setattr("yolo_assigner.export.repository.state._source_hash", lambda: "other code")
     with open_repository(repository) as state:
         assert [target.label for target in targets if state.has(target, state.recipe(target))] == []
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from yolo_assigner.export import cli
-from yolo_assigner.export.build_config import BuildConfig, load_config
-from yolo_assigner.export.build_plan import EngineTarget, OnnxTarget, plan_targets
 from yolo_assigner.export.hyperparameters import Hyperparameters
+from yolo_assigner.export.repository.config import BuildConfig, load_config
+from yolo_assigner.export.repository.plan import EngineTarget, OnnxTarget, plan_targets
 
 Load = Callable[[str], BuildConfig]
 

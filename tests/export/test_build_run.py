@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from yolo_assigner.export.build_plan import EngineTarget, OnnxTarget, Target
-from yolo_assigner.export.build_run import BUILT, FAILED, SKIPPED, Outcome, Run
-from yolo_assigner.export.build_worker import Result
 from yolo_assigner.export.hyperparameters import Hyperparameters
+from yolo_assigner.export.repository.plan import EngineTarget, OnnxTarget, Target
+from yolo_assigner.export.repository.run import BUILT, FAILED, SKIPPED, Outcome, Run
+from yolo_assigner.export.repository.worker import Result
 
 
 class _Watched:
@@ -62,7 +62,7 @@ class _Watched:
 def watched(monkeypatch: pytest.MonkeyPatch) -> _Watched:
     """In place of the workers."""
     stand_in = _Watched()
-    monkeypatch.setattr("yolo_assigner.export.build_run.Worker", lambda: stand_in)
+    monkeypatch.setattr("yolo_assigner.export.repository.run.Worker", lambda: stand_in)
     return stand_in
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from yolo_assigner.export.translations import TRANSLATIONS
+from yolo_assigner.export.to_onnx.operators import TRANSLATIONS
 
 ULPS = 3.0  # units in the last place of float32
 IMAGES = 7

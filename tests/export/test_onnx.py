@@ -13,13 +13,14 @@ import pytest
 from onnxscript import ir, optimizer
 
 from tests.conftest import KINDS
-from yolo_assigner.export import cli, onnx_export
-from yolo_assigner.export.cases import case_inputs
+from yolo_assigner.export import cli
 from yolo_assigner.export.contract import find_contracts, load_contract
 from yolo_assigner.export.hyperparameters import Hyperparameters
-from yolo_assigner.export.reference import flatten
 from yolo_assigner.export.samples import Case, pyramid
-from yolo_assigner.export.verify import verify_model
+from yolo_assigner.export.to_onnx import exporter as onnx_export
+from yolo_assigner.export.verification.comparison import case_inputs
+from yolo_assigner.export.verification.reference import flatten
+from yolo_assigner.export.verification.verify import verify_model
 
 
 @pytest.mark.parametrize("name", KINDS)

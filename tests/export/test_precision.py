@@ -13,12 +13,12 @@ from onnx import TensorProto
 from tests.export.engines import INSTALLED
 from yolo_assigner.export import cli
 from yolo_assigner.export.contract import PRECISIONS, Contract, file_hash, find_contracts, load_contract
-from yolo_assigner.export.detector import load_detector_weights
-from yolo_assigner.export.precision import narrow
-from yolo_assigner.export.runnable import CannotRunError
-from yolo_assigner.export.tensorrt_build.library import load_library
-from yolo_assigner.export.verify import verify_model
-from yolo_assigner.export.verify_detector import verify_network
+from yolo_assigner.export.to_onnx.detector import load_detector_weights
+from yolo_assigner.export.to_onnx.precision import narrow
+from yolo_assigner.export.to_tensorrt.library import load_library
+from yolo_assigner.export.verification.detector import verify_network
+from yolo_assigner.export.verification.runnable import CannotRunError
+from yolo_assigner.export.verification.verify import verify_model
 
 ELEMENTS = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 HALF = [*ELEMENTS]

@@ -9,8 +9,8 @@ import onnxruntime
 import pytest
 
 from yolo_assigner.export.contract import load_contract
-from yolo_assigner.export.runnable import CannotRunError, Runnable
 from yolo_assigner.export.runtimes import OLDEST_ONNX_RUNTIME, why_unsupported
+from yolo_assigner.export.verification.runnable import CannotRunError, Runnable
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,9 +13,14 @@ import pytest
 
 from tests.export.engines import INSTALLED, SMALL
 from yolo_assigner.export.contract import ContractError, load_contract
-from yolo_assigner.export.engine_build import build_engine
-from yolo_assigner.export.engine_check import check_engine, check_machine
-from yolo_assigner.export.engine_contract import EngineContract, find_engines, load_engine_contract
+from yolo_assigner.export.to_tensorrt.build import build_engine
+from yolo_assigner.export.to_tensorrt.contract import (
+    EngineContract,
+    check_engine,
+    check_machine,
+    find_engines,
+    load_engine_contract,
+)
 
 Built = tuple[Path, EngineContract]
 AGAIN = "yolo-assigner export tensorrt assigner.onnx --runtime"

@@ -11,13 +11,12 @@ import pytest
 from tests.conftest import KINDS
 from tests.export.engines import INSTALLED, SMALL
 from yolo_assigner.export.contract import load_contract
-from yolo_assigner.export.engine_build import BuildError, build_engine
-from yolo_assigner.export.engine_contract import EngineContract, load_engine_contract
-from yolo_assigner.export.profiles import parse_profile, resolve_profile
-from yolo_assigner.export.tensorrt_build.config import capability_members, make_config, make_profile
-from yolo_assigner.export.tensorrt_build.device import current_capability
-from yolo_assigner.export.tensorrt_build.library import load_library
-from yolo_assigner.export.tensorrt_build.log import BuildLog, make_logger
+from yolo_assigner.export.to_tensorrt.build import BuildError, build_engine
+from yolo_assigner.export.to_tensorrt.config import capability_members, current_capability, make_config, make_profile
+from yolo_assigner.export.to_tensorrt.contract import EngineContract, load_engine_contract
+from yolo_assigner.export.to_tensorrt.library import load_library
+from yolo_assigner.export.to_tensorrt.log import BuildLog, make_logger
+from yolo_assigner.export.to_tensorrt.profiles import parse_profile, resolve_profile
 
 Built = tuple[Path, EngineContract]
 

@@ -15,11 +15,11 @@ import pytest
 from tests.export.engines import INSTALLED
 from yolo_assigner.export import cli
 from yolo_assigner.export.contract import ENGINE_SUFFIX
-from yolo_assigner.export.engine_contract import EngineContract, load_engine_contract
-from yolo_assigner.export.tensorrt_build import progress
-from yolo_assigner.export.tensorrt_build.library import default_runtime, load_library
-from yolo_assigner.export.tensorrt_build.log import BuildLog, make_logger
-from yolo_assigner.export.tensorrt_build.timing import keep_timings, use_timings
+from yolo_assigner.export.to_tensorrt import progress
+from yolo_assigner.export.to_tensorrt.build import keep_timings, use_timings
+from yolo_assigner.export.to_tensorrt.contract import EngineContract, load_engine_contract
+from yolo_assigner.export.to_tensorrt.library import default_runtime, load_library
+from yolo_assigner.export.to_tensorrt.log import BuildLog, make_logger
 
 WORDS = ["--profile", "B=1,2,4", "M=0,3,8", "imgsz=64"]
 

@@ -10,8 +10,8 @@ import pytest
 
 from tests.export.engines import INSTALLED, SMALL
 from yolo_assigner.export.contract import TensorSpec, file_hash, load_contract
-from yolo_assigner.export.engine_build import build_engine
-from yolo_assigner.export.precision import narrow
+from yolo_assigner.export.to_onnx.precision import narrow
+from yolo_assigner.export.to_tensorrt.build import build_engine
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp16", "float16"), ("bf16", "bfloat16")])

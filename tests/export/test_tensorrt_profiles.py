@@ -8,9 +8,9 @@ import pytest
 
 from tests.export.engines import described
 from yolo_assigner.export.contract import TensorSpec
-from yolo_assigner.export.engine_contract import profile_words
 from yolo_assigner.export.hyperparameters import Hyperparameters
-from yolo_assigner.export.profiles import default_profile, parse_profile, resolve_profile
+from yolo_assigner.export.to_tensorrt.contract import profile_words
+from yolo_assigner.export.to_tensorrt.profiles import default_profile, parse_profile, resolve_profile
 
 
 def same(size: int) -> tuple[int, int, int]:

@@ -11,11 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.export.engines import INSTALLED, SMALL
-from yolo_assigner.export.engine_build import build_engine
-from yolo_assigner.export.tensorrt_build.display import PhaseLines, TerminalLine, progress_display
-from yolo_assigner.export.tensorrt_build.files import write_whole
-from yolo_assigner.export.tensorrt_build.log import BuildLog
-from yolo_assigner.export.tensorrt_build.progress import BuildWatch
+from yolo_assigner.export.to_tensorrt.build import build_engine, write_whole
+from yolo_assigner.export.to_tensorrt.log import BuildLog
+from yolo_assigner.export.to_tensorrt.progress import BuildWatch, PhaseLines, TerminalLine, progress_display
 
 
 class Recorder:

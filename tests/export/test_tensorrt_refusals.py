@@ -13,8 +13,8 @@ from onnx import helper
 
 from tests.export.engines import INSTALLED, SMALL, write_tiny
 from yolo_assigner.export.contract import ContractError, TensorSpec, load_contract
-from yolo_assigner.export.engine_build import BuildError, build_engine
-from yolo_assigner.export.profiles import parse_profile
+from yolo_assigner.export.to_tensorrt.build import BuildError, build_engine
+from yolo_assigner.export.to_tensorrt.profiles import parse_profile
 
 
 def test_a_capability_that_would_compute_zeros_is_refused(dense_dir: Path, tmp_path: Path) -> None:

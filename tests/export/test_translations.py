@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from yolo_assigner.export.translations import TRANSLATIONS
+from yolo_assigner.export.to_onnx.operators import TRANSLATIONS
 
 
 class Chosen(nn.Module):

@@ -17,8 +17,8 @@ from google.protobuf import text_format  # type: ignore[import-untyped]
 from tests.conftest import KINDS
 from yolo_assigner.export import cli
 from yolo_assigner.export.contract import Contract, file_hash, load_contract
-from yolo_assigner.export.engine_contract import EngineContract, Profile, engine_stem
-from yolo_assigner.export.triton_config import quote, render_config
+from yolo_assigner.export.to_tensorrt.contract import EngineContract, Profile, engine_stem
+from yolo_assigner.export.to_triton.repository import quote, render_config
 
 
 def _schema() -> Any:

@@ -17,10 +17,10 @@ from benchmarks.gpu.inputs import input_sets, make_inputs
 from benchmarks.gpu.ours import criterion_of, ours
 from tests.gpu.conftest import needs_gpu
 from yolo_assigner.export.contract import ContractError, load_contract
-from yolo_assigner.export.engine_build import BuildError
-from yolo_assigner.export.engine_contract import RUNTIMES
-from yolo_assigner.export.profiles import parse_profile
 from yolo_assigner.export.samples import Case, pyramid, sample_assigner_inputs
+from yolo_assigner.export.to_tensorrt.build import BuildError
+from yolo_assigner.export.to_tensorrt.contract import RUNTIMES
+from yolo_assigner.export.to_tensorrt.profiles import parse_profile
 from yolo_assigner.serve.engine.runners.base import Runner, RunnerError
 from yolo_assigner.serve.engine.runners.device import HOST, Device
 from yolo_assigner.serve.engine.runners.onnx_runtime import OnnxRuntimeRunner
@@ -153,7 +153,7 @@ def test_onnx_runtime_of_the_server(artifacts_dir: Path, kind: str) -> None:
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("kind", ["loss", "loss_grad"])
 def test_engines_of_the_server(dense_dir: Path, tmp_path: Path, runtime: str, kind: str) -> None:
-    from yolo_assigner.export.engine_build import build_engine
+    from yolo_assigner.export.to_tensorrt.build import build_engine
     from yolo_assigner.serve.engine.runners.tensorrt_engine import TensorRtRunner
 
     path = dense_dir / f"{kind}.onnx"

@@ -26,7 +26,7 @@ from tests.runtimes.environments import RUNTIMES, Runtime, SkippedError, command
 from tests.runtimes.models import IMPLEMENTATIONS, KINDS, runnable_model
 from tests.runtimes.process import run_batches
 from tests.runtimes.table import Outcome, write_table
-from yolo_assigner.export.reference import flatten
+from yolo_assigner.export.verification.reference import flatten
 
 
 class Model(NamedTuple):

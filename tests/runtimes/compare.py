@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tests.runtimes.batches import Batch
-from yolo_assigner.export.comparison import TOLERANCE, compare
 from yolo_assigner.export.contract import load_contract
-from yolo_assigner.export.detector import detector_from_onnx
 from yolo_assigner.export.hyperparameters import Hyperparameters
-from yolo_assigner.export.reference import Inputs, Reference, to_float64
 from yolo_assigner.export.samples import Case
 from yolo_assigner.export.specs import map_specs, output_specs
-from yolo_assigner.export.verify_detector import NETWORK_TOLERANCES
+from yolo_assigner.export.to_onnx.detector import detector_from_onnx
+from yolo_assigner.export.verification.comparison import TOLERANCE, compare
+from yolo_assigner.export.verification.detector import NETWORK_TOLERANCES
+from yolo_assigner.export.verification.reference import Inputs, Reference, to_float64
 
 Outputs = Mapping[str, NDArray[Any]]
 # Relative to each number; the items are sums of what is raised to the sixth power.

@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.exports import exported
 from tests.hostile_batches import NUM_CLASSES, SPOILERS, STRIDES, HostileBatch, hostile_batch
 from yolo_assigner.export.contract import Contract, find_contracts
-from yolo_assigner.export.runnable import Runnable
+from yolo_assigner.export.verification.runnable import Runnable
 from yolo_assigner.serve.errors import BadRequestError
 from yolo_assigner.serve.ragged import pad_ground_truth
 from yolo_assigner.serve.tensors.datatypes import Array

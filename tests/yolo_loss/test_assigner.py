@@ -15,8 +15,8 @@ from torch import Tensor
 from tests import oracle
 from tests.exports import exported
 from yolo_assigner.export.hyperparameters import Hyperparameters
-from yolo_assigner.export.onnx_export import export_onnx
 from yolo_assigner.export.samples import Case, pyramid, sample_assigner_inputs
+from yolo_assigner.export.to_onnx.exporter import export_onnx
 from yolo_loss import TaskAlignedAssigner
 from yolo_loss.assigner import FORMULATIONS
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from yolo_assigner.export.contract import Contract, ContractError
-from yolo_assigner.export.engine_contract import ENGINE_FOLDER, RUNTIMES, EngineContract, find_engines
+from yolo_assigner.export.to_tensorrt.contract import ENGINE_FOLDER, RUNTIMES, EngineContract, find_engines
 from yolo_assigner.serve.engine.runners.base import Runner
 from yolo_assigner.serve.engine.runners.device import HOST, Device
 from yolo_assigner.serve.engine.runners.first import Candidate, FirstThatLoads

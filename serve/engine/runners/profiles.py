@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from yolo_assigner.export.contract import TensorSpec
-from yolo_assigner.export.engine_contract import EngineContract, Profile
+from yolo_assigner.export.to_tensorrt.contract import EngineContract, Profile
 from yolo_assigner.serve.engine.runners.base import UnfitRequestError
 from yolo_assigner.serve.tensors.datatypes import Array
 from yolo_assigner.serve.tensors.validate import AXES

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from yolo_assigner.export.contract import Contract
-from yolo_assigner.export.engine_check import check_engine, check_machine
-from yolo_assigner.export.engine_contract import EngineContract
-from yolo_assigner.export.tensorrt_build.library import load_library
+from yolo_assigner.export.to_tensorrt.contract import EngineContract, check_engine, check_machine
+from yolo_assigner.export.to_tensorrt.library import load_library
 from yolo_assigner.serve.engine.runners.base import RunnerError, UnfitRequestError
 from yolo_assigner.serve.engine.runners.cuda import CudaMemory
 from yolo_assigner.serve.engine.runners.device import Device

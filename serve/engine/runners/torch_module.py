@@ -86,13 +86,13 @@ class TorchRunner:
 
 
 def _build(path: Path, contract: Contract) -> Any:
-    from yolo_assigner.export.build import build_graph
     from yolo_assigner.export.hyperparameters import Hyperparameters
+    from yolo_assigner.export.to_onnx.graphs import build_graph
 
     numbers = Hyperparameters.from_contract(contract.hyperparameters)
     detector = None
     if contract.kind == "detector_loss":
-        from yolo_assigner.export.detector import detector_from_onnx
+        from yolo_assigner.export.to_onnx.detector import detector_from_onnx
 
         detector = detector_from_onnx(path, numbers)
     return build_graph(contract.kind, numbers, contract.formulation, detector)

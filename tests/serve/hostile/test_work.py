@@ -17,7 +17,7 @@ from tests.serve.conftest import Live, assigner_inputs, binary_rows, loss_inputs
 from tests.serve.hostile.conftest import WORK_LIMIT
 from yolo_assigner.export.contract import find_contracts
 from yolo_assigner.export.hyperparameters import Hyperparameters
-from yolo_assigner.export.onnx_export import export_onnx
+from yolo_assigner.export.to_onnx.exporter import export_onnx
 from yolo_assigner.serve.engine.work import check_work, most_work, work_of
 from yolo_assigner.serve.engine.work_points import Grid, Points
 from yolo_assigner.serve.errors import TooLargeError

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from yolo_assigner.export.contract import Contract
-from yolo_assigner.export.engine_contract import EngineContract
+from yolo_assigner.export.to_tensorrt.contract import EngineContract
 from yolo_assigner.serve.tensors.datatypes import Array
 
 STREAM = 77

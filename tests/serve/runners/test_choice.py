@@ -15,9 +15,9 @@ import pytest
 from tests.serve.conftest import assigner_inputs
 from tests.serve.runners.test_tensorrt_engine import needs_none
 from yolo_assigner.export.contract import Contract, ContractError, load_contract
-from yolo_assigner.export.engine_build import build_engine
-from yolo_assigner.export.engine_contract import load_engine_contract
-from yolo_assigner.export.profiles import parse_profile
+from yolo_assigner.export.to_tensorrt.build import build_engine
+from yolo_assigner.export.to_tensorrt.contract import load_engine_contract
+from yolo_assigner.export.to_tensorrt.profiles import parse_profile
 from yolo_assigner.serve.engine.registry import open_artifacts
 from yolo_assigner.serve.engine.runners.base import RunnerError
 from yolo_assigner.serve.engine.runners.choice import RunnerOptions, choose

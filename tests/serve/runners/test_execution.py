@@ -14,8 +14,8 @@ from onnx import TensorProto, helper
 from tests.serve.conftest import assigner_inputs
 from tests.serve.runners.fake_gpu import Context, HostMemory
 from yolo_assigner.export.contract import Contract, TensorSpec, load_contract
-from yolo_assigner.export.engine_contract import EngineContract, Profile
-from yolo_assigner.export.tensorrt_build.library import load_library
+from yolo_assigner.export.to_tensorrt.contract import EngineContract, Profile
+from yolo_assigner.export.to_tensorrt.library import load_library
 from yolo_assigner.serve.engine.runners.execution import Buffer, Execution
 from yolo_assigner.serve.tensors.datatypes import Array
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.serve.conftest import assigner_inputs, loss_inputs
 from yolo_assigner.export.contract import load_contract
-from yolo_assigner.export.engine_contract import EngineContract, Profile
+from yolo_assigner.export.to_tensorrt.contract import EngineContract, Profile
 from yolo_assigner.serve.engine.runners.base import UnfitRequestError
 from yolo_assigner.serve.engine.runners.profiles import axis_sizes, choose_profile
 

@@ -16,10 +16,10 @@ import pytest
 from tests.serve.conftest import loss_inputs
 from tests.serve.runners.fake_gpu import Context, HostMemory, Library
 from yolo_assigner.export.contract import Contract, ContractError, load_contract
-from yolo_assigner.export.engine_build import build_engine
-from yolo_assigner.export.engine_contract import EngineContract
-from yolo_assigner.export.profiles import parse_profile
-from yolo_assigner.export.tensorrt_build.library import load_library
+from yolo_assigner.export.to_tensorrt.build import build_engine
+from yolo_assigner.export.to_tensorrt.contract import EngineContract
+from yolo_assigner.export.to_tensorrt.library import load_library
+from yolo_assigner.export.to_tensorrt.profiles import parse_profile
 from yolo_assigner.serve.engine.runners import tensorrt_engine
 from yolo_assigner.serve.engine.runners.base import RunnerError, UnfitRequestError
 from yolo_assigner.serve.engine.runners.cuda import CudaMemory, call

@@ -16,9 +16,9 @@ from onnx import helper, numpy_helper
 
 from tests.serve.conftest import ROOT, assigner_inputs, loss_inputs
 from yolo_assigner.export.contract import Contract, load_contract
-from yolo_assigner.export.detector import COUNTER, PREFIX
 from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.specs import input_specs, output_specs
+from yolo_assigner.export.to_onnx.detector import COUNTER, PREFIX
 from yolo_assigner.models import DetectionModel, DetectorConfig
 from yolo_assigner.serve.engine.runners.base import RunnerError
 from yolo_assigner.serve.engine.runners.device import HOST, Device

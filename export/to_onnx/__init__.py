@@ -1,0 +1,1 @@
+"""From plain numbers to an ONNX file with its contract."""

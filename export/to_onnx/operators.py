@@ -1,0 +1,180 @@
+"""How some torch operators are written in ONNX, where the exporter's own way is slower or rounds by place.
+
+``python -m benchmarks.profile assigner 16 100 --in onnx`` shows what each operator takes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from onnxscript import ir, opset20
+
+# The operators' own annotations speak of values that they compute with, not of a graph's.
+_op: Any = opset20
+_ATAN = (-0.333329491, 0.199777096, -0.13877675, 0.0805371187)
+_ATANH = (0.333332081, 0.200107637, 0.140009018, 0.140059969)
+# ln 2 in two parts, of which the first has so few digits that small multiples of it are exact.
+_LN2_HIGH = 0.693359375
+_LN2_LOW = math.log(2) - _LN2_HIGH
+# Powers of two that are divided out of 1 + x, which so may be up to 2^16.
+_POWERS = (8, 4, 2, 1)
+_Bound = float | ir.Value | None
+
+
+def index_select(x: ir.Value, dim: int, index: ir.Value) -> Any:
+    """Single entries of a list need no slices."""
+    return _op.GatherElements(x, index, axis=0) if _rank(x) == 1 else _op.Gather(x, index, axis=dim)
+
+
+def nonzero(x: ir.Value) -> Any:
+    """Places in a list are a selection from its numbering."""
+    if _rank(x) != 1:
+        return _op.Transpose(_op.NonZero(x), perm=[1, 0])
+    numbering = _op.Range(0, _op.Squeeze(_op.Shape(x)), 1)
+    return _op.Unsqueeze(_op.Compress(numbering, x, axis=0), [1])
+
+
+def clamp(x: ir.Value, min: _Bound = None, max: _Bound = None) -> Any:  # noqa: A002 - torch's own names
+    """Bounds as maximum and minimum. Clip takes the largest finite number for a bound that is missing, +inf too.
+
+    The bound comes first: OpenVINO's Max and Min give the second argument where one of them is not a number.
+    """
+    if min is not None:
+        x = _op.Max(_bound(min, x), x)
+    if max is not None:
+        x = _op.Min(_bound(max, x), x)
+    return x
+
+
+def _bound(value: float | ir.Value, like: ir.Value) -> Any:
+    if isinstance(value, int):
+        value = _op.Constant(value_int=value)
+    elif isinstance(value, float):
+        value = _op.Constant(value_float=value)
+    return _op.CastLike(value, like)
+
+
+def divide(x: ir.Value, y: int | ir.Value, rounding_mode: str | None = None) -> Any:
+    """Quotients of whole numbers that are not negative, without their fractions.
+
+    The exporter's own way divides float32 numbers: wrong from 2^24 on, and in OpenVINO, which multiplies by the
+    reciprocal, also for small ones.
+    """
+    if rounding_mode != "floor" or x.dtype != ir.DataType.INT64:
+        raise ValueError(f"a quotient of {x.dtype} in mode {rounding_mode} has no translation; add one to divide")
+    return _op.Div(x, _op.CastLike(_op.Constant(value_int=y) if isinstance(y, int) else y, x))
+
+
+def floor_divide(x: ir.Value, y: int | ir.Value) -> Any:
+    """``x // y``, as :func:`divide`."""
+    return divide(x, y, "floor")
+
+
+def sum_of_axes(x: ir.Value, dim: Sequence[int], keepdim: bool = False, *, dtype: int | None = None) -> Any:
+    """Sums of floats over all axes but the first are products with ones, a product an image.
+
+    ReduceSum adds in an order that depends on where in memory an image begins, so on the images before it. The products
+    are at least as exact, and cost as much as one more pass over the tensor.
+    """
+    rank, axes = _rank(x), sorted(axis % _rank(x) for axis in dim)
+    if (
+        x.dtype != ir.DataType.FLOAT
+        or dtype is not None
+        or keepdim
+        or rank not in (2, 3)
+        or axes != list(range(1, rank))
+    ):
+        kept = _op.ReduceSum(x, _op.Constant(value_ints=list(dim)), keepdims=int(keepdim))
+        return kept if dtype is None else _op.Cast(kept, to=dtype)
+    if len(axes) > 1:
+        columns = _op.Transpose(_op.MatMul(_ones(x, 1), x), perm=[0, 2, 1])  # (B, A, 1)
+    else:
+        columns = _op.Unsqueeze(x, _op.Constant(value_ints=[2]))
+    return _op.Squeeze(_op.MatMul(_ones(columns, 1), columns), _op.Constant(value_ints=[1, 2]))
+
+
+def _ones(x: ir.Value, axis: int) -> Any:
+    """(1, 1, N) as many as an axis has entries. On the right side they would make one product of all images."""
+    ones = _op.Expand(_op.Constant(value_float=1.0), _op.Shape(x, start=axis, end=axis + 1))
+    return _op.Unsqueeze(ones, _op.Constant(value_ints=[0, 1]))
+
+
+def _rank(x: ir.Value) -> int:
+    if x.shape is None:
+        raise ValueError(f"{x.name} has no known rank")
+    return len(x.shape)
+
+
+def atan(x: ir.Value) -> Any:
+    """For all numbers. Complements of angles leave r up to 1, differences leave t up to tan(pi / 8)."""
+    size = _op.Abs(x)
+    # Bounds first, as in `translations.clamp`.
+    r = _op.Div(_op.Min(1.0, size), _op.Max(1.0, size))
+    steep = _is(_op.Greater(r, math.tan(math.pi / 8)))
+    t = _op.Div(_op.Sub(r, steep), _op.Add(_op.Mul(steep, r), 1.0))
+    z = _op.Mul(t, t)
+    angle = _op.Add(t, _op.Mul(t, _op.Mul(z, _polynomial(z, _ATAN))))
+    angle = _op.Add(angle, _op.Mul(steep, math.pi / 4))
+    large = _is(_op.Greater(size, 1.0))
+    angle = _op.Add(_op.Mul(angle, _op.Sub(1.0, _op.Add(large, large))), _op.Mul(large, math.pi / 2))
+    return _op.Mul(angle, _op.Sign(x))
+
+
+def log1p(x: ir.Value) -> Any:
+    """Of x from 0 to 2^16 - 1, which is all that the loss needs; nothing else may be asked.
+
+    Without 1 + x, which would lose the digits of a small x: log(1 + x) = 2 atanh(x / (x + 2)), and powers of two are
+    taken out of 1 + x by x -> x / 2^k - (1 - 2^-k).
+    """
+    powers: Any = None
+    for power in _POWERS:
+        big = _is(_op.GreaterOrEqual(x, 2.0**power - 1))
+        less = _op.Mul(big, 1 - 2.0**-power)
+        x = _op.Sub(_op.Mul(x, _op.Sub(1.0, less)), less)
+        taken = _op.Mul(big, float(power))
+        powers = taken if powers is None else _op.Add(powers, taken)
+    low = _op.Add(_log1p_up_to_1(x), _op.Mul(powers, _LN2_LOW))
+    return _op.Add(_op.Mul(powers, _LN2_HIGH), low)
+
+
+def softplus(x: ir.Value, *_: float) -> Any:
+    """log(1 + e^x) = max(x, 0) + log(1 + e^-|x|), exact for all numbers, so that torch's threshold is not needed."""
+    return _op.Add(_op.Max(0.0, x), _log1p_up_to_1(_op.Exp(_op.Neg(_op.Abs(x)))))
+
+
+def _is(condition: Any) -> Any:
+    """1 or 0, to multiply with: a selection costs ONNX Runtime as much as twenty products."""
+    return _op.Cast(condition, to=ir.DataType.FLOAT.value)
+
+
+def _log1p_up_to_1(x: ir.Value) -> Any:
+    t = _op.Div(x, _op.Add(x, 2.0))
+    z = _op.Mul(t, t)
+    twice = _op.Add(t, t)
+    return _op.Add(twice, _op.Mul(twice, _op.Mul(z, _polynomial(z, _ATANH))))
+
+
+def _polynomial(z: Any, coefficients: tuple[float, ...]) -> Any:
+    """Horner's scheme."""
+    *rest, value = coefficients
+    result: Any = value
+    for coefficient in reversed(rest):
+        result = _op.Add(_op.Mul(z, result), coefficient)
+    return result
+
+
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.aten.atan.default: atan,
+    torch.ops.aten.clamp.default: clamp,
+    torch.ops.aten.div.Tensor_mode: divide,
+    torch.ops.aten.div.Scalar_mode: divide,
+    torch.ops.aten.floor_divide.default: floor_divide,
+    torch.ops.aten.log1p.default: log1p,
+    torch.ops.aten.softplus.default: softplus,
+    torch.ops.aten.sum.dim_IntList: sum_of_axes,
+    torch.ops.aten.index_select.default: index_select,
+    torch.ops.aten.nonzero.default: nonzero,
+}

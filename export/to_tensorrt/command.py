@@ -1,0 +1,85 @@
+"""``yolo-assigner export tensorrt``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from pathlib import Path
+
+from yolo_assigner.export.contract import PRECISIONS
+from yolo_assigner.export.to_tensorrt.contract import RUNTIMES, EngineContract, profile_words, target_text
+
+SUMMARY = "build a TensorRT engine of a dense model"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Its options."""
+    parser.add_argument("model", type=Path, metavar="MODEL.onnx", help="the exported model, its contract beside it")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for engine and contract; the model's by default"
+    )
+    parser.add_argument("--runtime", choices=RUNTIMES, help="whose engine; the first that is installed by default")
+    parser.add_argument("--precision", choices=PRECISIONS, help="of predictions and pictures; the model's by default")
+    parser.add_argument(
+        "--profile",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="AXIS=MIN,OPT,MAX",
+        help="sizes to build for; by default B=1,16,64 M=0,32,300 imgsz=640. One number is all three, imgsz=384x640 "
+        "is height and width; the assigner has C, and A in place of imgsz. Given again, a further profile",
+    )
+    parser.add_argument(
+        "--compute-capability", nargs="+", default=[], metavar="8.9", help="GPUs to build for, with tensorrt-rtx"
+    )
+    parser.add_argument(
+        "--timing-cache", type=Path, metavar="FILE", help="keeps timings for later builds, with tensorrt"
+    )
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    parser.add_argument("--verbose", action="store_true", help="show TensorRT's warnings")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Build; 0 when the files are written."""
+    from yolo_assigner.export.to_tensorrt.build import KEPT_BY, build_engine
+    from yolo_assigner.export.to_tensorrt.library import default_runtime
+    from yolo_assigner.export.to_tensorrt.profiles import parse_profile
+    from yolo_assigner.export.to_tensorrt.progress import progress_display
+
+    runtime = options.runtime or default_runtime()
+    profiles = [parse_profile(words) for words in options.profile]
+    if options.timing_cache and runtime not in KEPT_BY:
+        print(f"note: {runtime} keeps no timings, {options.timing_cache} is not used", file=sys.stderr)
+    print(f"building {options.model} for {runtime} ...", flush=True)
+    with contextlib.closing(progress_display(sys.stderr)) as display:
+        path, engine = build_engine(
+            options.model,
+            options.out or options.model.parent,
+            runtime=runtime,
+            precision=options.precision,
+            profiles=profiles,
+            timing_cache=options.timing_cache,
+            compute_capabilities=options.compute_capability,
+            progress=None if options.quiet else display,
+            warn=_warn if options.verbose else None,
+        )
+    print(describe(path, engine))
+    return 0
+
+
+def describe(path: Path, engine: EngineContract) -> str:
+    """What was built, in a few lines."""
+    profiles = (f"  sizes {' '.join(profile_words(profile))}" for profile in engine.profiles)
+    return "\n".join(
+        [
+            f"wrote {path} ({path.stat().st_size / 2**20:.1f} MiB) and its contract in {engine.build_seconds:.1f} s",
+            *profiles,
+            f"  for {engine.runtime} {engine.runtime_version} on compute capability {target_text(engine)}",
+        ]
+    )
+
+
+def _warn(text: str) -> None:
+    print(f"TensorRT: {text}", file=sys.stderr)

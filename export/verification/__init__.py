@@ -1,0 +1,1 @@
+"""Exported models beside torch in float64."""
