@@ -19,7 +19,7 @@ from yolo_loss import PRESETS, GroundTruth, TaskAlignedAssigner, v8DetectionLoss
 from yolo_loss.assigner import FORMULATIONS
 
 if TYPE_CHECKING:
-    from yolo_assigner.serve.engine.runners.onnx_runtime import OnnxRuntimeRunner
+    from yolo_assigner.serve.inference.runners.onnx_runtime import OnnxRuntimeRunner
 
 STRIDES = (8.0, 16.0, 32.0)
 PRESET = "ultralytics-8.4"
@@ -153,7 +153,7 @@ def _backward(loss: Tensor, leaves: list[Tensor]) -> None:
 def _engine(kind: str, classes: int, formulation: str) -> OnnxRuntimeRunner:
     """Our exported model as the server runs it."""
     from yolo_assigner.export.to_onnx.exporter import export_onnx
-    from yolo_assigner.serve.engine.runners.onnx_runtime import OnnxRuntimeRunner
+    from yolo_assigner.serve.inference.runners.onnx_runtime import OnnxRuntimeRunner
 
     numbers = Hyperparameters(num_classes=classes, preset=PRESET)
     path, contract = export_onnx(kind, numbers, Path(mkdtemp()), formulation=formulation)

@@ -32,8 +32,8 @@ from benchmarks.wire_client import (
     setup,
 )
 from yolo_assigner.serve.app import create_app
-from yolo_assigner.serve.tensors.datatypes import Array, wire_name
-from yolo_assigner.serve.worker.remote import RemoteService
+from yolo_assigner.serve.process.supervisor import RemoteService
+from yolo_assigner.serve.wire.dtypes import Array, wire_name
 
 PREFIX = "yolo-assigner-benchmark-"
 RESULTS = Path(__file__).parent / "results" / "transport_shm.json"

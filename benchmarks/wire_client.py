@@ -21,17 +21,16 @@ from yolo_assigner.export.contract import Contract
 from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.specs import input_specs, output_specs
 from yolo_assigner.serve.app import create_app
-from yolo_assigner.serve.compute.local import LocalService
-from yolo_assigner.serve.compute.setup import Setup, regions_of
-from yolo_assigner.serve.engine.job_queue import BatchLimits
-from yolo_assigner.serve.engine.model import Model
-from yolo_assigner.serve.engine.registry import Registry
-from yolo_assigner.serve.engine.runners.choice import RunnerOptions
-from yolo_assigner.serve.engine.system import keep_large_blocks
+from yolo_assigner.serve.inference.batching import BatchLimits
+from yolo_assigner.serve.inference.loading import Registry
+from yolo_assigner.serve.inference.local import LocalService, Setup, regions_of
+from yolo_assigner.serve.inference.model import Model
+from yolo_assigner.serve.inference.runners.choice import RunnerOptions
 from yolo_assigner.serve.options import AppOptions
-from yolo_assigner.serve.tensors.datatypes import Array, wire_name
-from yolo_assigner.serve.worker.main import main
-from yolo_assigner.serve.worker.remote import RemoteService
+from yolo_assigner.serve.process.supervisor import RemoteService
+from yolo_assigner.serve.process.worker import main
+from yolo_assigner.serve.system import keep_large_blocks
+from yolo_assigner.serve.wire.dtypes import Array, wire_name
 
 NUMBERS = Hyperparameters(num_classes=80)
 LENGTH = b"content-length: "

@@ -18,7 +18,7 @@ from examples.dataset import Sample, load_sample
 from examples.picture import draw, foreground
 from examples.service import export_once, running_service
 from yolo_assigner.serve.client import AssignerClient
-from yolo_assigner.serve.results import LossResult
+from yolo_assigner.serve.detection.results import LossResult
 from yolo_loss import DetectionLoss
 
 TOLERANCE = 1e-5

@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from examples.dataset import Sample, load_pictures
-from yolo_assigner.serve.results import LossResult
+from yolo_assigner.serve.detection.results import LossResult
 
 STRIDES = (8, 16, 32)
 LARGEST_DOT = 60.0  # points squared, at soft score 1

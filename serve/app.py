@@ -11,26 +11,29 @@ from functools import partial
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from yolo_assigner.serve.compute.service import Service
-from yolo_assigner.serve.engine.catalogue import Known, log_failure
 from yolo_assigner.serve.errors import ClientGoneError, ServeError, exhausted
 from yolo_assigner.serve.http.admission import Admission, AdmissionGate
+from yolo_assigner.serve.http.auth import KeyGuard
 from yolo_assigner.serve.http.body import BodyReader
 from yolo_assigner.serve.http.compression import CompressReplies
-from yolo_assigner.serve.http.docs_page import add_docs_page
-from yolo_assigner.serve.http.keys import KeyGuard
-from yolo_assigner.serve.http.linger import Linger
+from yolo_assigner.serve.http.disconnect import Linger
 from yolo_assigner.serve.http.observe import Observer
+from yolo_assigner.serve.http.openapi import add_docs_page, document_requests
 from yolo_assigner.serve.http.origins import CrossOrigin, OriginGuard
 from yolo_assigner.serve.http.replies import error_reply, reply
-from yolo_assigner.serve.openapi import document_requests
+from yolo_assigner.serve.http.routes_v1 import add_people_routes
+from yolo_assigner.serve.http.routes_v2 import (
+    KINDS,
+    health_routes,
+    infer_routes,
+    repository_routes,
+    server_metadata,
+    shared_memory_routes,
+    unsupported_routes,
+)
+from yolo_assigner.serve.inference.registry import Known, log_failure
+from yolo_assigner.serve.inference.service import Service
 from yolo_assigner.serve.options import AppOptions
-from yolo_assigner.serve.v1.routes import add_people_routes
-from yolo_assigner.serve.v2.metadata import server_metadata
-from yolo_assigner.serve.v2.repository import repository_routes
-from yolo_assigner.serve.v2.routes import health_routes, infer_routes
-from yolo_assigner.serve.v2.shared_memory_routes import KINDS, shared_memory_routes
-from yolo_assigner.serve.v2.unsupported import unsupported_routes
 
 ABOUT = """YOLOv8's label assignment and detection loss.
 

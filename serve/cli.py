@@ -13,31 +13,26 @@ import uvicorn
 from fastapi import FastAPI
 
 from yolo_assigner.serve.app import create_app
-from yolo_assigner.serve.compute.service import Service
-from yolo_assigner.serve.compute.setup import Setup, service_of
-from yolo_assigner.serve.configuration import Configuration, describe, read_settings
-from yolo_assigner.serve.engine.job_queue import BatchLimits
-from yolo_assigner.serve.engine.runners.choice import RunnerOptions
-from yolo_assigner.serve.engine.runners.device import parse_device
-from yolo_assigner.serve.engine.system import allow_descriptors, keep_large_blocks
-from yolo_assigner.serve.engine.threads import settle, switch_quickly
 from yolo_assigner.serve.http.admission import Admission
+from yolo_assigner.serve.http.auth import Keys, KeySource
 from yolo_assigner.serve.http.connection import protocol
-from yolo_assigner.serve.http.keys import Keys, KeySource
-from yolo_assigner.serve.http.lifecycle import Server
-from yolo_assigner.serve.http.logs import configure_logs
+from yolo_assigner.serve.http.limits import Room
 from yolo_assigner.serve.http.metrics import serve_metrics
+from yolo_assigner.serve.http.observe import Refusals
 from yolo_assigner.serve.http.origins import origins_of
-from yolo_assigner.serve.http.refusals import Refusals
-from yolo_assigner.serve.http.room import Room
-from yolo_assigner.serve.http.streams import free_streams
-from yolo_assigner.serve.listening import Listener, listen
+from yolo_assigner.serve.inference.batching import BatchLimits
+from yolo_assigner.serve.inference.local import Setup, service_of
+from yolo_assigner.serve.inference.runners.base import parse_device
+from yolo_assigner.serve.inference.runners.choice import RunnerOptions
+from yolo_assigner.serve.inference.service import Service
+from yolo_assigner.serve.lifecycle import Reloader, Server
+from yolo_assigner.serve.listening import Listener, check_certificate, listen, reload_certificate
+from yolo_assigner.serve.logs import configure_logs, free_streams
 from yolo_assigner.serve.options import AppOptions
-from yolo_assigner.serve.reload import Reloader
-from yolo_assigner.serve.settings import Settings
-from yolo_assigner.serve.tls import check_certificate, reload_certificate
+from yolo_assigner.serve.process.supervisor import RemoteService
+from yolo_assigner.serve.settings import Configuration, Settings, describe, read_settings
+from yolo_assigner.serve.system import allow_descriptors, keep_large_blocks, settle, switch_quickly
 from yolo_assigner.serve.versions import OURS, SERVER_HEADER
-from yolo_assigner.serve.worker.remote import RemoteService
 
 KEEP_ALIVE_SECONDS = 120  # longer than proxies hold a connection, 75 s and less: the proxy closes it, never we
 UNUSABLE = 2

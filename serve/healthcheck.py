@@ -18,8 +18,7 @@ from contextlib import closing, suppress
 from itertools import pairwise
 from pathlib import Path
 
-from yolo_assigner.serve.configuration import read_settings
-from yolo_assigner.serve.settings import Settings
+from yolo_assigner.serve.settings import Settings, read_settings
 
 READY = "/v2/health/ready"
 SECONDS = 4.0  # less than the image's health check has

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from yolo_assigner.serve.http.admission import Admission
-from yolo_assigner.serve.http.keys import Keys
+from yolo_assigner.serve.http.auth import Keys
 from yolo_assigner.serve.http.metrics import Metrics
 from yolo_assigner.serve.http.origins import Origins
 from yolo_assigner.serve.settings import MIB

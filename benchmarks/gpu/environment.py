@@ -14,7 +14,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent.parent
 # What decides the figures: a change of documentation does not make them old, nor one of what only keeps or prints them.
-SOURCES = ("yolo_loss", "export", "serve/engine/runners", "benchmarks/gpu", "benchmarks/contenders.py")
+SOURCES = ("yolo_loss", "export", "serve/inference/runners", "benchmarks/gpu", "benchmarks/contenders.py")
 NOT_COUNTED = tuple(
     f"benchmarks/gpu/{name}.py"
     for name in ("__main__", "goals", "progress", "run_parts", "store", "supervise", "table")

@@ -69,7 +69,7 @@ def _session(path: Path, outputs: Sequence[str], device: torch.device) -> Any:
         import onnxruntime
     except ImportError as error:
         raise MissingError(f"not installed ({error})") from error
-    from yolo_assigner.serve.engine.runners.cut import keep_outputs
+    from yolo_assigner.serve.inference.runners.onnx_runtime import keep_outputs
 
     providers: list[Any] = [CPU]
     if device.type == "cuda":
@@ -155,7 +155,7 @@ def bound(context: Any, engine: EngineContract, feeds: Sequence[Mapping[str, Ten
         feeds: Inputs by name.
         keep: What must live as long as the calls.
     """
-    from yolo_assigner.serve.engine.runners.profiles import choose_profile
+    from yolo_assigner.serve.inference.runners.profiles import choose_profile
 
     sizes = [
         {axis: size for spec in engine.inputs for axis, size in zip(spec.axes, tensors[spec.name].shape, strict=True)}

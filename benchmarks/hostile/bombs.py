@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.hostile.requests import PACKERS, Draft, Request, draft, good, inputs_of
 from benchmarks.hostile.tree import mutate_tree
-from yolo_assigner.serve.tensors.datatypes import Array
+from yolo_assigner.serve.wire.dtypes import Array
 
 LARGE = 2**20
 OUTER: tuple[tuple[bytes, bytes, bytes], ...] = (

@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.hostile.bombs import LARGE, bombs, encoding, typed
 from benchmarks.hostile.requests import MODELS, Draft, Request, draft, good, halved, inputs_of
 from benchmarks.hostile.tree import mutate_tree
-from yolo_assigner.serve.tensors.datatypes import Array
+from yolo_assigner.serve.wire.dtypes import Array
 
 INT64 = np.iinfo(np.int64)
 LABELS = (INT64.min, INT64.max, -1, -2, 0, 2, 3, 4, 2**31, 2**32, -(2**32))

@@ -13,12 +13,12 @@ import numpy as np
 from benchmarks.hostile.requests import LENGTH, Request
 from benchmarks.hostile.wire import Reply
 from yolo_assigner.export.contract import Contract, find_contracts
-from yolo_assigner.serve.engine.runners.onnx_runtime import OnnxRuntimeRunner
+from yolo_assigner.serve.detection.validate import check_inputs
 from yolo_assigner.serve.errors import ServeError
-from yolo_assigner.serve.tensors.datatypes import NUMPY_TYPES, Array
-from yolo_assigner.serve.tensors.decode import decode_request
-from yolo_assigner.serve.tensors.place import SharedTensor
-from yolo_assigner.serve.tensors.validate import check_inputs
+from yolo_assigner.serve.inference.runners.onnx_runtime import OnnxRuntimeRunner
+from yolo_assigner.serve.wire.dtypes import NUMPY_TYPES, Array
+from yolo_assigner.serve.wire.request import decode_request
+from yolo_assigner.serve.wire.tensors import SharedTensor
 
 # Never 500; 504 needs a deadline, which nothing here sets. 403 is for names that are not the server's.
 REFUSALS = {400, 403, 404, 405, 408, 413, 431, 501, 503}

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from yolo_assigner.serve.tensors.datatypes import NUMPY_TYPES, Array, wire_name
+from yolo_assigner.serve.wire.dtypes import NUMPY_TYPES, Array, wire_name
 
 NUM_CLASSES = 3
 BINS = 16

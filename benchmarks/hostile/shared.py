@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.hostile.requests import Draft, Request, inputs_of
 from benchmarks.hostile.tree import mutate_tree
 from benchmarks.hostile.wire import Wire
-from yolo_assigner.serve.tensors.datatypes import wire_name
+from yolo_assigner.serve.wire.dtypes import wire_name
 
 PREFIX = "yolo-assigner-hostile-"
 SOURCE, TARGET = "source", "target"

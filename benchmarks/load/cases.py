@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from yolo_assigner.serve.tensors.datatypes import Array, wire_name
+from yolo_assigner.serve.wire.dtypes import Array, wire_name
 
 NUM_CLASSES, REG_MAX, STRIDES = 80, 16, (8, 16, 32)
 NARROW = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}

@@ -19,7 +19,7 @@ from benchmarks.load.cases import INPUTS, NARROW, OWNER, Case, Payload, inputs_o
 from benchmarks.load.client import Prepared
 from benchmarks.load.memory import PREFIX, fill, make, region_of, written
 from benchmarks.load.probe import URGENT
-from yolo_assigner.serve.tensors.datatypes import NUMPY_TYPES, Array
+from yolo_assigner.serve.wire.dtypes import NUMPY_TYPES, Array
 
 URGENT_BYTES = 2**20  # of the largest request that is also sent with a deadline
 

@@ -17,12 +17,10 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from yolo_assigner.serve.errors import BusyError
-from yolo_assigner.serve.http.pace import SLOWEST
-from yolo_assigner.serve.http.refusals import Refusals, identifier_of
-from yolo_assigner.serve.http.room import MOST_HELD, Room
-from yolo_assigner.serve.http.timers import Timer, WriteWatch
+from yolo_assigner.serve.http.limits import MOST_HELD, SLOWEST, Room, Timer, WriteWatch
+from yolo_assigner.serve.http.observe import Refusals, identifier_of
 from yolo_assigner.serve.listening import caller_of
-from yolo_assigner.serve.tensors.encode import dump_json
+from yolo_assigner.serve.wire.response import dump_json
 
 MOST_HEAD = 2**16  # bytes of a request's head; likewise of trailers, and of what stands between two pieces of a body
 MOST_HEADERS = 256

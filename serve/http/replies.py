@@ -9,7 +9,7 @@ from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from yolo_assigner.serve.errors import ServeError
-from yolo_assigner.serve.tensors.encode import EncodedResponse, dump_json
+from yolo_assigner.serve.wire.response import EncodedResponse, dump_json
 
 JSON_LENGTH = "Inference-Header-Content-Length"
 

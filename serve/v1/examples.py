@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from yolo_assigner.export.contract import Contract
-from yolo_assigner.serve.engine.catalogue import Catalogue, Known
-from yolo_assigner.serve.tensors.datatypes import Array
-from yolo_assigner.serve.tensors.grid import count_points, level_sizes, strides_of
+from yolo_assigner.serve.detection.grid import count_points, level_sizes, strides_of
+from yolo_assigner.serve.inference.registry import Catalogue, Known
+from yolo_assigner.serve.wire.dtypes import Array
 
 SEED = 0
 REDUCE_EXAMPLES = {

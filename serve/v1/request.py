@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+import math
 from typing import NamedTuple
 
-from yolo_assigner.serve.engine.model import Model
-from yolo_assigner.serve.engine.registry import Registry
-from yolo_assigner.serve.engine.work import check_work
+import numpy as np
+
+from yolo_assigner.serve.detection.collate import pad_ground_truth
+from yolo_assigner.serve.detection.grid import anchor_points, count_points, level_sizes, maps_from_flat, strides_of
+from yolo_assigner.serve.detection.validate import channels_of, check_inputs, check_outputs
 from yolo_assigner.serve.errors import BadRequestError
-from yolo_assigner.serve.ragged import pad_ground_truth
-from yolo_assigner.serve.tensors.datatypes import Array
-from yolo_assigner.serve.tensors.grid import anchor_points, count_points, level_sizes, maps_from_flat, strides_of
-from yolo_assigner.serve.tensors.validate import channels_of, check_inputs, check_outputs
-from yolo_assigner.serve.v1.schemas import AssignRequest, Batch, LossRequest
-from yolo_assigner.serve.v1.tensor import read_tensor
+from yolo_assigner.serve.inference.loading import Registry
+from yolo_assigner.serve.inference.memory_estimate import check_work
+from yolo_assigner.serve.inference.model import Model
+from yolo_assigner.serve.v1.schemas import AssignRequest, Batch, LossRequest, PackedTensor
+from yolo_assigner.serve.wire.dtypes import Array
+from yolo_assigner.serve.wire.tensors import check_size
 from yolo_loss.checks import check_batch_size, check_maps, check_pyramid
 
 
@@ -134,3 +139,42 @@ def _with_boxes(job: Prepared, batch: Batch, images: int, classes: int) -> Prepa
     check_outputs(contract, job.outputs)
     checked = check_inputs(contract, {**job.inputs, **truth._asdict()})
     return job._replace(inputs=checked, outputs=list(dict.fromkeys(job.outputs)))
+
+
+def read_tensor(name: str, value: object, rank: int) -> Array:
+    """An array from either way to write a tensor.
+
+    Args:
+        name: Where it stood in the request, for errors.
+        value: Nested lists of numbers, or a packed tensor.
+        rank: Its number of axes.
+
+    Returns:
+        float32, of that rank.
+
+    Raises:
+        BadRequestError: The lists are not regular, or the bytes are not what shape and dtype say.
+    """
+    if isinstance(value, PackedTensor):
+        return _unpack(name, value, rank)
+    try:
+        array = np.array(value, np.float32)
+    except ValueError as error:
+        raise BadRequestError(f"{name} is not a regular list, its rows differ in length") from error
+    # Where an axis is empty, those below it cannot be told from nested lists.
+    return array.reshape(array.shape + (0,) * (rank - array.ndim))
+
+
+def _unpack(name: str, packed: PackedTensor, rank: int) -> Array:
+    if len(packed.shape) != rank:
+        raise BadRequestError(f"{name} has shape {packed.shape}; it needs {rank} axes")
+    try:
+        raw = base64.b64decode(packed.base64, validate=True)
+    except binascii.Error as error:
+        raise BadRequestError(f"{name}.base64 is not base64: {error}") from error
+    check_size(name, packed.shape, np.dtype(packed.dtype).itemsize)
+    dtype = np.dtype(packed.dtype).newbyteorder("<")
+    size = math.prod(packed.shape) * dtype.itemsize
+    if len(raw) != size:
+        raise BadRequestError(f"{name} has {len(raw)} bytes, but {packed.dtype} {packed.shape} is {size} bytes")
+    return np.frombuffer(raw, dtype).reshape(packed.shape).astype(np.float32)

@@ -23,7 +23,7 @@ def test_the_sources_are_there() -> None:
     assert len(code_hash()) == 12
 
 
-@pytest.mark.parametrize("source", ["serve/engine/runners", "benchmarks/gpu/table.py"])
+@pytest.mark.parametrize("source", ["serve/inference/runners", "benchmarks/gpu/table.py"])
 def test_a_source_that_was_moved_is_named(checkout: Path, source: str) -> None:
     (checkout / source).rename(checkout / "elsewhere")
     with pytest.raises(FileNotFoundError, match=f"{source} is not in"):

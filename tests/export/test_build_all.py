@@ -23,8 +23,8 @@ from yolo_assigner.export.repository.config import load_config
 from yolo_assigner.export.repository.plan import OnnxTarget, plan_targets
 from yolo_assigner.export.repository.state import STATE_FOLDER, open_repository
 from yolo_assigner.export.repository.worker import Worker
-from yolo_assigner.serve.engine.registry import open_artifacts
-from yolo_assigner.serve.engine.runners.choice import RunnerOptions
+from yolo_assigner.serve.inference.loading import open_artifacts
+from yolo_assigner.serve.inference.runners.choice import RunnerOptions
 
 SPARSE, DENSE = "assigner-c2.onnx", "assigner-c2-dense.onnx"
 ENGINE = "assigner-c2-dense.tensorrt-rtx.fp32.engine"

@@ -21,10 +21,9 @@ from yolo_assigner.export.samples import Case, pyramid, sample_assigner_inputs
 from yolo_assigner.export.to_tensorrt.build import BuildError
 from yolo_assigner.export.to_tensorrt.contract import RUNTIMES
 from yolo_assigner.export.to_tensorrt.profiles import parse_profile
-from yolo_assigner.serve.engine.runners.base import Runner, RunnerError
-from yolo_assigner.serve.engine.runners.device import HOST, Device
-from yolo_assigner.serve.engine.runners.onnx_runtime import OnnxRuntimeRunner
-from yolo_assigner.serve.engine.runners.trial import tiny_inputs
+from yolo_assigner.serve.inference.runners.base import HOST, Device, Runner, RunnerError
+from yolo_assigner.serve.inference.runners.onnx_runtime import OnnxRuntimeRunner
+from yolo_assigner.serve.inference.runners.warm_up import tiny_inputs
 from yolo_loss import TaskAlignedAssigner
 from yolo_loss.assignment.triton import available
 
@@ -154,7 +153,7 @@ def test_onnx_runtime_of_the_server(artifacts_dir: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["loss", "loss_grad"])
 def test_engines_of_the_server(dense_dir: Path, tmp_path: Path, runtime: str, kind: str) -> None:
     from yolo_assigner.export.to_tensorrt.build import build_engine
-    from yolo_assigner.serve.engine.runners.tensorrt_engine import TensorRtRunner
+    from yolo_assigner.serve.inference.runners.tensorrt import TensorRtRunner
 
     path = dense_dir / f"{kind}.onnx"
     profile = parse_profile(["B=1,2,4", "M=0,4,8", "imgsz=32,64,64"])

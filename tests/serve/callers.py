@@ -10,7 +10,7 @@ from typing import Any
 
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput, aio
 
-from yolo_assigner.serve.tensors.datatypes import Array, wire_name
+from yolo_assigner.serve.wire.dtypes import Array, wire_name
 
 LIBRARIES = ("http", "http.aio")
 

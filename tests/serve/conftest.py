@@ -19,7 +19,7 @@ import pytest
 
 from benchmarks.control_group import memory_group
 from tests.serve.callers import LIBRARIES, Caller, calling
-from yolo_assigner.serve.tensors.datatypes import Array, wire_name
+from yolo_assigner.serve.wire.dtypes import Array, wire_name
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 4 * 2**20  # bytes of a body

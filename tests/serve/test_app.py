@@ -14,13 +14,13 @@ import pytest
 from tests.serve.conftest import assigner_inputs, json_rows
 from tests.serve.toy_contract import CONTRACT
 from yolo_assigner.serve.app import create_app
-from yolo_assigner.serve.compute.local import LocalService
-from yolo_assigner.serve.engine.model import Model
-from yolo_assigner.serve.engine.registry import Registry
-from yolo_assigner.serve.engine.runners.base import UnfitRequestError
+from yolo_assigner.serve.inference.loading import Registry
+from yolo_assigner.serve.inference.local import LocalService
+from yolo_assigner.serve.inference.model import Model
+from yolo_assigner.serve.inference.runners.base import UnfitRequestError
 from yolo_assigner.serve.options import AppOptions
-from yolo_assigner.serve.shared.regions import Regions
-from yolo_assigner.serve.tensors.datatypes import Array
+from yolo_assigner.serve.shared_memory.regions import Regions
+from yolo_assigner.serve.wire.dtypes import Array
 
 
 class SumRunner:

@@ -13,14 +13,14 @@ import pytest
 
 from tests.serve.conftest import Live, assigner_inputs, binary_rows, loss_inputs, start, stop
 from tests.serve.toy_contract import CONTRACT
-from yolo_assigner.serve.engine.job_queue import BatchLimits
-from yolo_assigner.serve.engine.merge import Request, likeness, merge
-from yolo_assigner.serve.engine.model import Model
-from yolo_assigner.serve.engine.registry import open_artifacts
-from yolo_assigner.serve.engine.runners.base import UnfitRequestError
-from yolo_assigner.serve.engine.runners.choice import RunnerOptions
 from yolo_assigner.serve.errors import InferenceError
-from yolo_assigner.serve.tensors.datatypes import Array
+from yolo_assigner.serve.inference.batching import BatchLimits
+from yolo_assigner.serve.inference.loading import open_artifacts
+from yolo_assigner.serve.inference.merging import Request, likeness, merge
+from yolo_assigner.serve.inference.model import Model
+from yolo_assigner.serve.inference.runners.base import UnfitRequestError
+from yolo_assigner.serve.inference.runners.choice import RunnerOptions
+from yolo_assigner.serve.wire.dtypes import Array
 
 TOGETHER = BatchLimits(images=24, seconds=0.05)
 # Images, slots, side in pixels: alike ones, some without ground truth, sides that put images anywhere in memory.

@@ -6,8 +6,8 @@ import threading
 
 import numpy as np
 
-from yolo_assigner.serve.tensors.buffers import GRAIN, BufferPool
-from yolo_assigner.serve.tensors.datatypes import Array
+from yolo_assigner.serve.wire.buffers import GRAIN, BufferPool
+from yolo_assigner.serve.wire.dtypes import Array
 
 
 def address(buffer: Array) -> int:

@@ -130,8 +130,8 @@ def test_no_torch_and_nothing_of_the_training_side(artifacts_dir: Path) -> None:
 import asyncio, sys
 from pathlib import Path
 import yolo_assigner.serve.__main__, yolo_assigner.serve.cli, yolo_assigner.serve.client
-from yolo_assigner.serve.engine.registry import open_artifacts
-from yolo_assigner.serve.engine.runners.choice import RunnerOptions
+from yolo_assigner.serve.inference.loading import open_artifacts
+from yolo_assigner.serve.inference.runners.choice import RunnerOptions
 registry = open_artifacts(Path(sys.argv[1]), RunnerOptions(threads=1))
 asyncio.run(registry.load())
 assert registry.ready

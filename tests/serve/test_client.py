@@ -12,8 +12,8 @@ import torch
 
 from tests.serve.conftest import Live, assigner_inputs, loss_inputs
 from yolo_assigner.serve.client import AssignerClient, ServerError
-from yolo_assigner.serve.results import AssignmentResult, LossResult
-from yolo_assigner.serve.tensors.grid import anchor_points
+from yolo_assigner.serve.detection.grid import anchor_points
+from yolo_assigner.serve.detection.results import AssignmentResult, LossResult
 from yolo_loss import DetectionLoss, TaskAlignedAssigner
 
 BATCH: dict[str, Any] = {

@@ -16,10 +16,10 @@ from hypothesis.extra import numpy as hnp
 
 from tests.serve.conftest import binary_rows, json_rows
 from yolo_assigner.serve.errors import BadRequestError, UnsupportedError
-from yolo_assigner.serve.tensors.datatypes import BINARY_ONLY, FLOATS, NUMPY_TYPES, Array, widens, wire_name
-from yolo_assigner.serve.tensors.decode import RequestedOutput, decode_request
-from yolo_assigner.serve.tensors.encode import dump_json, encode_response
-from yolo_assigner.serve.tensors.json_tensor import check_depth
+from yolo_assigner.serve.wire.dtypes import BINARY_ONLY, FLOATS, NUMPY_TYPES, Array, widens, wire_name
+from yolo_assigner.serve.wire.json import check_depth
+from yolo_assigner.serve.wire.request import RequestedOutput, decode_request
+from yolo_assigner.serve.wire.response import dump_json, encode_response
 
 NAMES = st.text(max_size=8)
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)

@@ -11,7 +11,7 @@ import pytest
 import tritonclient.http as triton
 
 from tests.serve.conftest import Live, assigner_inputs, binary_rows, json_rows, start, stop
-from yolo_assigner.serve.tensors.datatypes import wire_name
+from yolo_assigner.serve.wire.dtypes import wire_name
 
 
 @pytest.fixture(scope="module")

@@ -25,11 +25,10 @@ from benchmarks.hostile.wire import NoReplyError, Wire
 from tests.serve.conftest import ROOT, Live, start, stop
 from yolo_assigner.serve.http.admission import Admission, AdmissionGate
 from yolo_assigner.serve.http.connection import protocol
-from yolo_assigner.serve.http.logs import request_id
+from yolo_assigner.serve.http.limits import MOST_HELD, Room
 from yolo_assigner.serve.http.metrics import Metrics
-from yolo_assigner.serve.http.observe import Observer
-from yolo_assigner.serve.http.refusals import LINES_A_SECOND, Refusals
-from yolo_assigner.serve.http.room import MOST_HELD, Room
+from yolo_assigner.serve.http.observe import LINES_A_SECOND, Observer, Refusals
+from yolo_assigner.serve.logs import request_id
 
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
 GOOD: Request = good_requests()[0]

@@ -16,9 +16,9 @@ import pytest
 from tests.serve.conftest import Live, assigner_inputs, binary_rows, json_rows, loss_inputs, start, stop
 from yolo_assigner.export.contract import Contract, file_hash, load_contract
 from yolo_assigner.export.to_onnx.precision import narrow
+from yolo_assigner.serve.detection.validate import check_inputs
 from yolo_assigner.serve.errors import BadRequestError
-from yolo_assigner.serve.tensors.datatypes import NUMPY_TYPES, Array, narrows
-from yolo_assigner.serve.tensors.validate import check_inputs
+from yolo_assigner.serve.wire.dtypes import NUMPY_TYPES, Array, narrows
 
 HALF = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 

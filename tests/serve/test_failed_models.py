@@ -18,14 +18,13 @@ from tests.serve.test_operation import free_port, samples
 from tests.serve.test_people import BATCH, maps, pack
 from tests.serve.toy_contract import CONTRACT
 from yolo_assigner.export.contract import file_hash
-from yolo_assigner.serve.engine.catalogue import Catalogue
-from yolo_assigner.serve.engine.job_queue import BatchLimits
-from yolo_assigner.serve.engine.registry import open_artifacts
-from yolo_assigner.serve.engine.runners.base import RunnerError
-from yolo_assigner.serve.engine.runners.choice import RunnerOptions
-from yolo_assigner.serve.engine.runners.device import HOST
 from yolo_assigner.serve.errors import ModelFailedError, NotFoundError
-from yolo_assigner.serve.worker.remote_model import RemoteModel
+from yolo_assigner.serve.inference.batching import BatchLimits
+from yolo_assigner.serve.inference.loading import open_artifacts
+from yolo_assigner.serve.inference.registry import Catalogue
+from yolo_assigner.serve.inference.runners.base import HOST, RunnerError
+from yolo_assigner.serve.inference.runners.choice import RunnerOptions
+from yolo_assigner.serve.process.supervisor import RemoteModel
 
 CPU = RunnerOptions("onnxruntime", HOST, threads=1)
 UNREADABLE = "assigner.json cannot be read as a contract"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from tests.serve.test_app import Started, SumRunner, until_ready
-from yolo_assigner.serve.http.keys import Keys, KeySource
+from yolo_assigner.serve.http.auth import Keys, KeySource
 from yolo_assigner.serve.http.metrics import Metrics
 
 KEY = "a-key-of-thirty-two-characters-0"

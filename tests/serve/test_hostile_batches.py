@@ -16,10 +16,10 @@ from tests.exports import exported
 from tests.hostile_batches import NUM_CLASSES, SPOILERS, STRIDES, HostileBatch, hostile_batch
 from yolo_assigner.export.contract import Contract, find_contracts
 from yolo_assigner.export.verification.runnable import Runnable
+from yolo_assigner.serve.detection.collate import pad_ground_truth
+from yolo_assigner.serve.detection.validate import check_inputs
 from yolo_assigner.serve.errors import BadRequestError
-from yolo_assigner.serve.ragged import pad_ground_truth
-from yolo_assigner.serve.tensors.datatypes import Array
-from yolo_assigner.serve.tensors.validate import check_inputs
+from yolo_assigner.serve.wire.dtypes import Array
 from yolo_loss import DetectionLoss
 
 BATCHES, AT_ONCE = 200, 20

@@ -10,8 +10,8 @@ import pytest
 
 from tests.serve.conftest import Live, binary_rows, json_rows, loss_inputs
 from yolo_assigner.serve.errors import BadRequestError
-from yolo_assigner.serve.tensors.decode import InferRequest, decode_request, parse_object
-from yolo_assigner.serve.tensors.json_tensor import tensor_from_json
+from yolo_assigner.serve.wire.json import tensor_from_json
+from yolo_assigner.serve.wire.request import InferRequest, decode_request, parse_object
 
 
 def read(document: Any, blob: bytes = b"") -> InferRequest:

@@ -18,8 +18,17 @@ from starlette.types import Message, Receive, Scope, Send
 from tests.serve.conftest import Live
 from tests.serve.test_logs import serving
 from yolo_assigner.serve.errors import ForbiddenError, TooManyAttemptsError, UnauthorizedError
-from yolo_assigner.serve.http.keys import Key, KeyGuard, Keys, KeySource
-from yolo_assigner.serve.http.wrong_keys import MOST_REMEMBERED, MOST_WAITING, MOST_WRONG, RefusalDelay, network_of
+from yolo_assigner.serve.http.auth import (
+    MOST_REMEMBERED,
+    MOST_WAITING,
+    MOST_WRONG,
+    Key,
+    KeyGuard,
+    Keys,
+    KeySource,
+    RefusalDelay,
+    network_of,
+)
 
 OLD, NEW, ADMIN = "old-key-0123456789", "new-key-0123456789", "admin-key-0123456789"
 KEYS = Keys(KeySource(others=(OLD, NEW)), KeySource(others=(ADMIN,)))

@@ -24,7 +24,7 @@ from tritonclient.utils import shared_memory
 from tests.serve.conftest import ROOT, Live, binary_rows, loss_inputs
 from tests.serve.shared_memory.conftest import placed_inputs, spans
 from tests.serve.test_operation import free_port
-from yolo_assigner.serve.shared.object import DIRECTORY
+from yolo_assigner.serve.shared_memory.object import DIRECTORY
 
 pytestmark = pytest.mark.skipif(not DIRECTORY.is_dir(), reason="shared memory cannot be looked at like files here")
 PREFIX = f"yolo-assigner-killed-{os.getpid()}-"

@@ -10,7 +10,7 @@ import pytest
 
 from tests.serve.conftest import LIMIT, Live, binary_rows, loss_inputs
 from yolo_assigner.serve.http.admission import Admission, AdmissionGate
-from yolo_assigner.serve.http.linger import Linger
+from yolo_assigner.serve.http.disconnect import Linger
 
 INFER = "/v2/models/loss/infer"
 SIZE = 4 * LIMIT  # more than the buffers between the two ends

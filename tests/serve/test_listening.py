@@ -22,10 +22,9 @@ import trustme
 
 from tests.exports import exported
 from tests.serve.conftest import ROOT, Reply, assigner_inputs, binary_rows
-from yolo_assigner.serve.configuration import read_settings
 from yolo_assigner.serve.http.origins import origins_of
 from yolo_assigner.serve.listening import SOCKET_MODE, Listener, caller_of, listen
-from yolo_assigner.serve.settings import Settings
+from yolo_assigner.serve.settings import Settings, read_settings
 
 FORWARDED = {"X-Forwarded-For": "203.0.113.7"}
 PATIENCE = 60.0

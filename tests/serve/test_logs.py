@@ -20,8 +20,8 @@ import pytest
 
 from tests.serve.conftest import ROOT, Live, binary_rows, loss_inputs
 from tests.serve.test_operation import free_port, samples
-from yolo_assigner.serve.http.streams import KEPT_BYTES, NonBlockingStream
-from yolo_assigner.serve.worker.start import start as start_engines
+from yolo_assigner.serve.logs import KEPT_BYTES, NonBlockingStream
+from yolo_assigner.serve.process.child import start as start_engines
 
 PIPE_BYTES = 4096
 DROPPED = ("yolo_assigner_log_records_dropped_total", ())

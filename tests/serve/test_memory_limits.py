@@ -18,9 +18,8 @@ import pytest
 from benchmarks.control_group import inside
 from tests.conftest import KINDS
 from tests.serve.conftest import ROOT, Live, Reply, binary_rows, loss_inputs, start, stop, worker_of
-from yolo_assigner.serve.configuration import describe, read_settings
-from yolo_assigner.serve.engine.system import Memory, memory_limit
-from yolo_assigner.serve.settings import PARTS, Settings
+from yolo_assigner.serve.settings import PARTS, Settings, describe, read_settings
+from yolo_assigner.serve.system import Memory, memory_limit
 
 MIB = 2**20
 TODAY = {name: Settings.model_fields[name].default for name in PARTS}

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from tests.serve.conftest import Live, Reply, assigner_inputs, json_rows, loss_inputs
-from yolo_assigner.serve.ragged import pad_ground_truth
-from yolo_assigner.serve.tensors.datatypes import Array
-from yolo_assigner.serve.tensors.grid import anchor_points
+from yolo_assigner.serve.detection.collate import pad_ground_truth
+from yolo_assigner.serve.detection.grid import anchor_points
 from yolo_assigner.serve.v1.schemas import AssignReply, LossReply
+from yolo_assigner.serve.wire.dtypes import Array
 
 BATCH: dict[str, Any] = {
     "batch_idx": [0, 1, 1],

@@ -13,7 +13,7 @@ import torch
 
 from tests.serve.callers import Caller
 from tests.serve.conftest import Live, assigner_inputs, binary_rows, json_rows, loss_inputs
-from yolo_assigner.serve.tensors.datatypes import Array
+from yolo_assigner.serve.wire.dtypes import Array
 from yolo_loss import DetectionLoss, GroundTruth
 from yolo_loss.predictions import join_predictions
 

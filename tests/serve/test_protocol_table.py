@@ -16,7 +16,7 @@ from tritonclient.utils import InferenceServerException
 
 from tests.serve.callers import LIBRARIES, Caller, calling
 from tests.serve.conftest import Live, Reply, ended, loss_inputs, start
-from yolo_assigner.serve.shared.object import DIRECTORY
+from yolo_assigner.serve.shared_memory.object import DIRECTORY
 
 MODELS = ("assigner", "loss", "loss_grad")
 PREFIX = f"yolo-assigner-table-{os.getpid()}-"

@@ -12,11 +12,11 @@ import pytest
 
 from tests.serve.conftest import Live, assigner_inputs, binary_rows, loss_inputs
 from tests.serve.toy_contract import CONTRACT
-from yolo_assigner.serve.compute.service import Verb, call_now
-from yolo_assigner.serve.engine.model import Model
 from yolo_assigner.serve.errors import ClientGoneError, TooLateError
-from yolo_assigner.serve.http.gone import unless_gone
-from yolo_assigner.serve.tensors.datatypes import Array
+from yolo_assigner.serve.http.disconnect import unless_gone
+from yolo_assigner.serve.inference.model import Model
+from yolo_assigner.serve.inference.service import Verb, call_now
+from yolo_assigner.serve.wire.dtypes import Array
 
 
 class SlowRunner:

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yolo_assigner.serve.ragged import pad_ground_truth
-from yolo_assigner.serve.tensors.grid import anchor_points, count_points, maps_from_flat
+from yolo_assigner.serve.detection.collate import pad_ground_truth
+from yolo_assigner.serve.detection.grid import anchor_points, count_points, maps_from_flat
 from yolo_loss.collate import pad_ground_truth as pad_in_torch
 
 FRACTION = st.floats(0, 1, width=32)

@@ -20,10 +20,10 @@ from tests.serve.conftest import ROOT, Live, binary_rows, loss_inputs, stop
 from tests.serve.test_app import SumRunner
 from tests.serve.toy_contract import CONTRACT
 from yolo_assigner.export.contract import file_hash
-from yolo_assigner.serve.compute.local import LocalService
-from yolo_assigner.serve.engine.model import Model
-from yolo_assigner.serve.engine.registry import Registry
 from yolo_assigner.serve.errors import NotReadyError
+from yolo_assigner.serve.inference.loading import Registry
+from yolo_assigner.serve.inference.local import LocalService
+from yolo_assigner.serve.inference.model import Model
 
 PATIENCE = 60.0
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.serve.conftest import Live, Reply
 from yolo_assigner.export.samples import Case, pyramid, sample_loss_inputs
-from yolo_assigner.serve.reduce import reduce_sums
+from yolo_assigner.serve.detection.results import reduce_sums
 from yolo_loss import DetectionLoss, Gains, GroundTruth
 from yolo_loss.predictions import join_predictions
 

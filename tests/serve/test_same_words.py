@@ -12,7 +12,7 @@ import torch
 
 from tests.serve.conftest import Live, assigner_inputs, binary_rows, loss_inputs
 from yolo_assigner.serve.client import AssignerClient
-from yolo_assigner.serve.tensors.datatypes import Array
+from yolo_assigner.serve.wire.dtypes import Array
 from yolo_loss import DetectionLoss, TaskAlignedAssigner, make_anchors
 
 BATCH: dict[str, Any] = {

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from yolo_assigner.serve.configuration import describe, read_settings
-from yolo_assigner.serve.settings import Settings, is_loopback
+from yolo_assigner.serve.settings import Settings, describe, is_loopback, read_settings
 
 KEY = "a-key-of-some-length"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.serve.conftest import Live, binary_rows, loss_inputs, start, stop, worker_of
-from yolo_assigner.serve.engine.threads import NICENESS, PROCESS_NICENESS, give_way, settle
+from yolo_assigner.serve.system import NICENESS, PROCESS_NICENESS, give_way, settle
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority of their own")
 

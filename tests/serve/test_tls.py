@@ -29,7 +29,7 @@ from tritonclient.http import aio as tritonclient_aio
 from tests.serve.conftest import ROOT, Live, loss_inputs, stop
 from tests.serve.test_operation import free_port
 from yolo_assigner.serve.client import AssignerClient, ServerError
-from yolo_assigner.serve.tls import check_certificate
+from yolo_assigner.serve.listening import check_certificate
 
 PASSWORD = "password-of-a-test"  # noqa: S105
 BATCH: dict[str, Any] = {"batch_idx": [0], "cls": [1], "bboxes": [[0.5, 0.5, 0.4, 0.4]]}

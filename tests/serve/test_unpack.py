@@ -11,10 +11,8 @@ import numpy as np
 import pytest
 
 from yolo_assigner.serve.errors import BadRequestError, BusyError, TooLargeError
-from yolo_assigner.serve.http.admission import Admission
-from yolo_assigner.serve.http.body import BodyReader
-from yolo_assigner.serve.http.held import HELD, Held, holder
-from yolo_assigner.serve.http.unpack import MAX_MEMBERS, PIECE, STEP, Limit, unpack
+from yolo_assigner.serve.http.admission import HELD, Admission, Held, holder
+from yolo_assigner.serve.http.body import MAX_MEMBERS, PIECE, STEP, BodyReader, Limit, unpack
 
 LIMIT = Limit("the body", 3 * STEP, "send less")
 NOISE = np.random.default_rng(0).bytes(2 * PIECE + 7)  # packs to as many bytes again: several pieces

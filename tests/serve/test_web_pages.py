@@ -15,9 +15,9 @@ import pytest
 from starlette.datastructures import Headers
 
 from tests.serve.conftest import Live, Reply, binary_rows, loss_inputs, start, stop
-from yolo_assigner.serve.configuration import read_settings
 from yolo_assigner.serve.errors import ForbiddenError
 from yolo_assigner.serve.http.origins import origins_of
+from yolo_assigner.serve.settings import read_settings
 
 REGION = "/v2/systemsharedmemory/region/r"
 UNREGISTER = "/v2/systemsharedmemory/unregister"

@@ -19,7 +19,7 @@ from yolo_assigner.serve.errors import BadRequestError, TooLargeError
 from yolo_assigner.serve.http.body import BodyReader
 from yolo_assigner.serve.http.metrics import Metrics
 from yolo_assigner.serve.http.observe import Observer
-from yolo_assigner.serve.tensors.json_parts import MAX_LISTS, MAX_STRINGS
+from yolo_assigner.serve.wire.json import MAX_LISTS, MAX_STRINGS
 
 INFER = "/v2/models/loss/infer"
 MIB = 2**20

@@ -13,7 +13,7 @@ from schemathesis.checks import load_all_checks
 from schemathesis.specs.openapi import checks
 
 from tests.serve.conftest import Live
-from yolo_assigner.serve.openapi_routes import ROUTES
+from yolo_assigner.serve.http.openapi import ROUTES
 
 load_all_checks()
 Case = schemathesis.Case[Any]

@@ -18,11 +18,10 @@ from tests.serve.hostile.conftest import WORK_LIMIT
 from yolo_assigner.export.contract import find_contracts
 from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.to_onnx.exporter import export_onnx
-from yolo_assigner.serve.engine.work import check_work, most_work, work_of
-from yolo_assigner.serve.engine.work_points import Grid, Points
+from yolo_assigner.serve.detection.grid import anchor_points
 from yolo_assigner.serve.errors import TooLargeError
-from yolo_assigner.serve.tensors.datatypes import Array
-from yolo_assigner.serve.tensors.grid import anchor_points
+from yolo_assigner.serve.inference.memory_estimate import Grid, Points, check_work, most_work, work_of
+from yolo_assigner.serve.wire.dtypes import Array
 
 GIB = 2**30
 sides = integers(1, 40)

@@ -14,7 +14,7 @@ import numpy as np
 
 from yolo_assigner.export.contract import Contract
 from yolo_assigner.export.to_tensorrt.contract import EngineContract
-from yolo_assigner.serve.tensors.datatypes import Array
+from yolo_assigner.serve.wire.dtypes import Array
 
 STREAM = 77
 

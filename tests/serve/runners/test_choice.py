@@ -18,13 +18,11 @@ from yolo_assigner.export.contract import Contract, ContractError, load_contract
 from yolo_assigner.export.to_tensorrt.build import build_engine
 from yolo_assigner.export.to_tensorrt.contract import load_engine_contract
 from yolo_assigner.export.to_tensorrt.profiles import parse_profile
-from yolo_assigner.serve.engine.registry import open_artifacts
-from yolo_assigner.serve.engine.runners.base import RunnerError
-from yolo_assigner.serve.engine.runners.choice import RunnerOptions, choose
-from yolo_assigner.serve.engine.runners.device import HOST, Device, parse_device
-from yolo_assigner.serve.engine.runners.first import Candidate, FirstThatLoads
-from yolo_assigner.serve.engine.runners.trial import tiny_inputs
-from yolo_assigner.serve.tensors.datatypes import Array
+from yolo_assigner.serve.inference.loading import open_artifacts
+from yolo_assigner.serve.inference.runners.base import HOST, Device, RunnerError, parse_device
+from yolo_assigner.serve.inference.runners.choice import Candidate, FirstThatLoads, RunnerOptions, choose
+from yolo_assigner.serve.inference.runners.warm_up import tiny_inputs
+from yolo_assigner.serve.wire.dtypes import Array
 
 CUDA = Device("cuda")
 RTX = "assigner.tensorrt-rtx.fp32.engine"

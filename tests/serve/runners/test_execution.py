@@ -16,8 +16,8 @@ from tests.serve.runners.fake_gpu import Context, HostMemory
 from yolo_assigner.export.contract import Contract, TensorSpec, load_contract
 from yolo_assigner.export.to_tensorrt.contract import EngineContract, Profile
 from yolo_assigner.export.to_tensorrt.library import load_library
-from yolo_assigner.serve.engine.runners.execution import Buffer, Execution
-from yolo_assigner.serve.tensors.datatypes import Array
+from yolo_assigner.serve.inference.runners.tensorrt import Buffer, Execution
+from yolo_assigner.serve.wire.dtypes import Array
 
 TENSORRT = load_library("tensorrt-rtx")
 FEW: Profile = {"B": (1, 1, 2), "A": (21, 84, 84), "C": (1, 5, 5), "M": (0, 3, 8)}

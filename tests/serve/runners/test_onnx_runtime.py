@@ -12,10 +12,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from yolo_assigner.serve.engine.runners import onnx_runtime
-from yolo_assigner.serve.engine.runners.base import RunnerError
-from yolo_assigner.serve.engine.runners.device import Device
-from yolo_assigner.serve.engine.runners.onnx_runtime import CPU, CUDA, MOST_SESSIONS, TENSORRT, OnnxRuntimeRunner
+from yolo_assigner.serve.inference.runners import onnx_runtime
+from yolo_assigner.serve.inference.runners.base import Device, RunnerError
+from yolo_assigner.serve.inference.runners.onnx_runtime import CPU, CUDA, MOST_SESSIONS, TENSORRT, OnnxRuntimeRunner
 
 
 @pytest.fixture

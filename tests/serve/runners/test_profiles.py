@@ -10,8 +10,8 @@ import pytest
 from tests.serve.conftest import assigner_inputs, loss_inputs
 from yolo_assigner.export.contract import load_contract
 from yolo_assigner.export.to_tensorrt.contract import EngineContract, Profile
-from yolo_assigner.serve.engine.runners.base import UnfitRequestError
-from yolo_assigner.serve.engine.runners.profiles import axis_sizes, choose_profile
+from yolo_assigner.serve.inference.runners.base import UnfitRequestError
+from yolo_assigner.serve.inference.runners.profiles import axis_sizes, choose_profile
 
 
 def engine(*profiles: Profile) -> EngineContract:

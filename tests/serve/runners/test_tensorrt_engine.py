@@ -20,12 +20,11 @@ from yolo_assigner.export.to_tensorrt.build import build_engine
 from yolo_assigner.export.to_tensorrt.contract import EngineContract
 from yolo_assigner.export.to_tensorrt.library import load_library
 from yolo_assigner.export.to_tensorrt.profiles import parse_profile
-from yolo_assigner.serve.engine.runners import tensorrt_engine
-from yolo_assigner.serve.engine.runners.base import RunnerError, UnfitRequestError
-from yolo_assigner.serve.engine.runners.cuda import CudaMemory, call
-from yolo_assigner.serve.engine.runners.device import Device
-from yolo_assigner.serve.engine.runners.tensorrt_engine import TensorRtRunner, narrowed
-from yolo_assigner.serve.engine.runners.trial import try_out
+from yolo_assigner.serve.inference.runners import tensorrt as tensorrt_engine
+from yolo_assigner.serve.inference.runners.base import Device, RunnerError, UnfitRequestError
+from yolo_assigner.serve.inference.runners.cuda import CudaMemory, call
+from yolo_assigner.serve.inference.runners.tensorrt import TensorRtRunner, narrowed
+from yolo_assigner.serve.inference.runners.warm_up import try_out
 
 GPU = Device("cuda")
 TENSORRT = load_library("tensorrt-rtx")

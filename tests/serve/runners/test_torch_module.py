@@ -20,12 +20,11 @@ from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.specs import input_specs, output_specs
 from yolo_assigner.export.to_onnx.detector import COUNTER, PREFIX
 from yolo_assigner.models import DetectionModel, DetectorConfig
-from yolo_assigner.serve.engine.runners.base import RunnerError
-from yolo_assigner.serve.engine.runners.device import HOST, Device
-from yolo_assigner.serve.engine.runners.onnx_runtime import OnnxRuntimeRunner
-from yolo_assigner.serve.engine.runners.torch_module import TorchRunner
-from yolo_assigner.serve.engine.runners.trial import try_out
-from yolo_assigner.serve.tensors.datatypes import Array
+from yolo_assigner.serve.inference.runners.base import HOST, Device, RunnerError
+from yolo_assigner.serve.inference.runners.onnx_runtime import OnnxRuntimeRunner
+from yolo_assigner.serve.inference.runners.torch_module import TorchRunner
+from yolo_assigner.serve.inference.runners.warm_up import try_out
+from yolo_assigner.serve.wire.dtypes import Array
 from yolo_loss import DetectionLoss, GroundTruth
 from yolo_loss.predictions import join_predictions
 
@@ -119,8 +118,8 @@ def test_a_device_that_torch_does_not_see(artifacts_dir: Path) -> None:
 def test_torch_is_imported_only_when_it_is_loaded() -> None:
     code = """
 import sys
-import yolo_assigner.serve.engine.runners.choice
-import yolo_assigner.serve.engine.runners.torch_module
+import yolo_assigner.serve.inference.runners.choice
+import yolo_assigner.serve.inference.runners.torch_module
 print("torch" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

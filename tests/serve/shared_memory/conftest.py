@@ -13,8 +13,8 @@ from tritonclient.http import InferenceServerClient, InferInput, InferRequestedO
 from tritonclient.utils import shared_memory
 
 from tests.serve.conftest import LIMIT, Live, Reply, binary_rows, loss_inputs, start, stop
-from yolo_assigner.serve.shared.object import DIRECTORY
-from yolo_assigner.serve.tensors.datatypes import Array, wire_name
+from yolo_assigner.serve.shared_memory.object import DIRECTORY
+from yolo_assigner.serve.wire.dtypes import Array, wire_name
 
 PREFIX = f"yolo-assigner-test-{os.getpid()}-"
 ROW_10 = "/v2/systemsharedmemory"

@@ -14,7 +14,7 @@ import cuda.bindings.driver as real_driver
 import cuda.bindings.runtime as real
 import numpy as np
 
-from yolo_assigner.serve.tensors.datatypes import Array
+from yolo_assigner.serve.wire.dtypes import Array
 
 GPUS = 2
 OK = real.cudaError_t.cudaSuccess

@@ -18,12 +18,12 @@ from tritonclient.utils import InferenceServerException
 from tests.serve.conftest import Live, assigner_inputs
 from tests.serve.test_app import Started, SumRunner, until_ready
 from tests.serve.test_cli import refuses, run
-from yolo_assigner.serve.engine.runners import cuda
-from yolo_assigner.serve.shared.cuda import Gpus
-from yolo_assigner.serve.shared.gpu import gpu as opened_gpu
-from yolo_assigner.serve.shared.object import DIRECTORY
-from yolo_assigner.serve.shared.regions import Regions
-from yolo_assigner.serve.tensors.datatypes import wire_name
+from yolo_assigner.serve.inference.runners import cuda
+from yolo_assigner.serve.shared_memory.cuda import Gpus
+from yolo_assigner.serve.shared_memory.gpu import gpu as opened_gpu
+from yolo_assigner.serve.shared_memory.object import DIRECTORY
+from yolo_assigner.serve.shared_memory.regions import Regions
+from yolo_assigner.serve.wire.dtypes import wire_name
 
 pytest.importorskip("cuda.bindings", reason="without CUDA's bindings there are no handles")
 from tests.serve.shared_memory.fake_cuda import FakeCuda

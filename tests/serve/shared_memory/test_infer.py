@@ -24,7 +24,7 @@ from tests.serve.shared_memory.conftest import (
     placed_outputs,
     spans,
 )
-from yolo_assigner.serve.tensors.datatypes import wire_name
+from yolo_assigner.serve.wire.dtypes import wire_name
 
 OUTPUTS = {
     "loss": ["loss", "loss_items", "image_sums", "target_scores", "fg_mask", "target_gt_idx"],

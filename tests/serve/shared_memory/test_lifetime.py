@@ -25,7 +25,7 @@ from tests.serve.shared_memory.conftest import (
     register,
     spans,
 )
-from yolo_assigner.serve.shared.object import DIRECTORY
+from yolo_assigner.serve.shared_memory.object import DIRECTORY
 
 
 def test_objects_that_change_after_they_were_registered(shm: Live) -> None:

@@ -20,13 +20,13 @@ from tests.serve.conftest import assigner_inputs
 from tests.serve.test_app import Started, SumRunner, until_ready
 from tests.serve.test_cli import refuses, run
 from yolo_assigner.serve.errors import BadRequestError, BusyError, TooLargeError, UnsupportedError
-from yolo_assigner.serve.shared.object import DIRECTORY, opened
-from yolo_assigner.serve.shared.region import Kind
-from yolo_assigner.serve.shared.regions import MAX_REGIONS, Regions
-from yolo_assigner.serve.tensors.datatypes import wire_name
-from yolo_assigner.serve.tensors.decode import decode_request
-from yolo_assigner.serve.tensors.place import Place
-from yolo_assigner.serve.tensors.tensor_memory import ALIGNMENT, TensorMemory
+from yolo_assigner.serve.shared_memory.object import DIRECTORY, opened
+from yolo_assigner.serve.shared_memory.region import Kind
+from yolo_assigner.serve.shared_memory.regions import MAX_REGIONS, Regions
+from yolo_assigner.serve.wire.buffers import ALIGNMENT, TensorMemory
+from yolo_assigner.serve.wire.dtypes import wire_name
+from yolo_assigner.serve.wire.request import decode_request
+from yolo_assigner.serve.wire.tensors import Place
 
 PREFIX = f"yolo-assigner-parts-{os.getpid()}-"
 MIB = 2**20

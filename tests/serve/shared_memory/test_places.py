@@ -10,7 +10,7 @@ import pytest
 
 from tests.serve.conftest import LIMIT, Live
 from tests.serve.shared_memory.conftest import PREFIX, SIZE, ask, feat_2, place, refused, register
-from yolo_assigner.serve.shared.object import DIRECTORY
+from yolo_assigner.serve.shared_memory.object import DIRECTORY
 
 BAD_PLACES: dict[str, tuple[dict[str, Any], str]] = {
     "unknown region": (place("nobody", 2144), "no region 'nobody' is registered"),

@@ -13,7 +13,7 @@ from tritonclient.utils import InferenceServerException
 
 from tests.serve.conftest import Live
 from tests.serve.shared_memory.conftest import PREFIX, ROW_10, SIZE, client_memory, refused, register
-from yolo_assigner.serve.shared.object import DIRECTORY
+from yolo_assigner.serve.shared_memory.object import DIRECTORY
 
 
 def test_row_10(shm: Live) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from yolo_assigner.serve.worker.channel import PACKET_BYTES, Channel
+from yolo_assigner.serve.process.channel import PACKET_BYTES, Channel
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="only Linux has such sockets and memory")
 

@@ -33,10 +33,6 @@ from tests.serve.worker.toy import (
     SLOW_SECONDS,
 )
 from yolo_assigner.export.contract import file_hash
-from yolo_assigner.serve.compute.service import Verb, call_now
-from yolo_assigner.serve.compute.setup import Setup
-from yolo_assigner.serve.engine.job_queue import BatchLimits
-from yolo_assigner.serve.engine.runners.choice import RunnerOptions
 from yolo_assigner.serve.errors import (
     BadRequestError,
     BusyError,
@@ -46,10 +42,14 @@ from yolo_assigner.serve.errors import (
     StuckError,
     TooLateError,
 )
-from yolo_assigner.serve.tensors.encode import EncodedResponse
-from yolo_assigner.serve.worker import remote
-from yolo_assigner.serve.worker.process import CallFailedError
-from yolo_assigner.serve.worker.remote import RemoteService
+from yolo_assigner.serve.inference.batching import BatchLimits
+from yolo_assigner.serve.inference.local import Setup
+from yolo_assigner.serve.inference.runners.choice import RunnerOptions
+from yolo_assigner.serve.inference.service import Verb, call_now
+from yolo_assigner.serve.process import supervisor as remote
+from yolo_assigner.serve.process.child import CallFailedError
+from yolo_assigner.serve.process.supervisor import RemoteService
+from yolo_assigner.serve.wire.response import EncodedResponse
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="only Linux has such sockets and memory")
 MIB = 2**20

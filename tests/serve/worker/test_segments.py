@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from yolo_assigner.serve.tensors.buffers import GRAIN
-from yolo_assigner.serve.worker.segments import INLINE_BYTES, MappedSegments, SharedPool
+from yolo_assigner.serve.process.segments import INLINE_BYTES, MappedSegments, SharedPool
+from yolo_assigner.serve.wire.buffers import GRAIN
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="only Linux has such sockets and memory")
 MIB = 2**20

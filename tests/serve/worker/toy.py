@@ -14,12 +14,11 @@ from typing import NamedTuple
 
 from tests.serve.toy_contract import CONTRACT as ASSIGNER
 from yolo_assigner.export.contract import TensorSpec
-from yolo_assigner.serve.compute.local import LocalService
-from yolo_assigner.serve.compute.setup import Setup, regions_of
-from yolo_assigner.serve.engine.model import Model
-from yolo_assigner.serve.engine.registry import Registry
-from yolo_assigner.serve.tensors.datatypes import Array
-from yolo_assigner.serve.worker.main import main
+from yolo_assigner.serve.inference.loading import Registry
+from yolo_assigner.serve.inference.local import LocalService, Setup, regions_of
+from yolo_assigner.serve.inference.model import Model
+from yolo_assigner.serve.process.worker import main
+from yolo_assigner.serve.wire.dtypes import Array
 
 COMMAND = (sys.executable, "-m", "tests.serve.worker.toy")
 FAIL, DIE, HANG, SLOW, FORGET, HOLD = 2.0, 3.0, 4.0, 5.0, 6.0, 7.0

@@ -1,0 +1,107 @@
+"""A served loss as a torch criterion. The only module of the client that needs torch.
+
+The reply to one request has the loss and its gradients; the backward pass sends nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from yolo_assigner.serve.detection.results import LossAndGradients, LossResult
+
+
+class LossClient(Protocol):
+    """What of :class:`yolo_assigner.serve.client.AssignerClient` a criterion needs."""
+
+    def loss(self, feats: Sequence[Any], batch: Mapping[str, Any], *, model: str) -> LossResult:
+        """The loss alone."""
+
+    def loss_and_gradients(self, feats: Sequence[Any], batch: Mapping[str, Any], *, model: str) -> LossAndGradients:
+        """The loss with its gradients."""
+
+
+class RemoteLoss(NamedTuple):
+    """What a service answered, as tensors on the maps' device.
+
+    Attributes:
+        loss: () float32, the sum of the terms times B; ``backward`` works on it.
+        loss_items: (3,) float32: box, cls, dfl with their gains, before times B; detached.
+        image_sums: (B, 4) float32, without gains, not normalised: box, cls, dfl and target-score sums; detached.
+    """
+
+    loss: Tensor
+    loss_items: Tensor
+    image_sums: Tensor
+
+
+class RemoteDetectionLoss:
+    """The detection loss of a service, used like one in this process: ``criterion(feats, batch).backward()``.
+
+    Args:
+        client: The connection; as that, for one thread.
+        model: Name of a served model of kind ``loss_grad``.
+    """
+
+    def __init__(self, client: LossClient, model: str = "loss_grad") -> None:
+        self._client = client
+        self._model = model
+
+    def __call__(self, feats: Sequence[Tensor], batch: Mapping[str, Any]) -> Tensor:
+        """The loss ().
+
+        Args:
+            feats: One map (B, 4R + C, H_i, W_i) per stride, of any floating type, on any device.
+            batch: ``batch_idx`` (T,), ``cls`` (T,), ``bboxes`` (T, 4) normalised centre x, centre y, width, height.
+
+        Raises:
+            ValueError: The batch is not regular, or a box belongs to no image.
+            ServerError: The server refused, or could not be reached.
+        """
+        return self.evaluate(feats, batch).loss
+
+    def evaluate(self, feats: Sequence[Tensor], batch: Mapping[str, Any]) -> RemoteLoss:
+        """The loss with its parts. Gradients are fetched only where a map needs one."""
+        if torch.is_grad_enabled() and any(feat.requires_grad for feat in feats):
+            # A loss that comes out of autograd alone is not enough: the parts come with the same reply.
+            loss, items, sums = _Fetched.apply(self, batch, *feats)  # type: ignore[no-untyped-call]
+            return RemoteLoss(loss, items, sums)
+        result = self._client.loss(feats, batch, model=self._model)
+        return RemoteLoss(*(_tensor(part, feats[0].device) for part in result[: len(RemoteLoss._fields)]))
+
+    def fetch(self, feats: Sequence[Tensor], batch: Mapping[str, Any]) -> tuple[RemoteLoss, list[Any]]:
+        """The parts, and the gradients as they came, float32 arrays on the host."""
+        result, gradients = self._client.loss_and_gradients(feats, batch, model=self._model)
+        parts = (_tensor(part, feats[0].device) for part in (result.loss, result.loss_items, result.image_sums))
+        return RemoteLoss(*parts), gradients
+
+
+class _Fetched(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, criterion: RemoteDetectionLoss, batch: Mapping[str, Any], *feats: Tensor) -> Any:
+        parts, ctx.gradients = criterion.fetch(feats, batch)
+        ctx.targets = [(feat.device, feat.dtype) for feat in feats]
+        ctx.mark_non_differentiable(parts.loss_items, parts.image_sums)
+        return tuple(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> Any:
+        factor = float(upstream)
+        # Scaled in float32, then narrowed: a gradient scaler's factor keeps small ones above 0 in half precision.
+        gradients = (
+            _tensor(gradient * factor, device).to(dtype) if needed else None
+            for gradient, (device, dtype), needed in zip(
+                ctx.gradients, ctx.targets, ctx.needs_input_grad[2:], strict=True
+            )
+        )
+        return None, None, *gradients
+
+
+def _tensor(array: Any, device: torch.device) -> Tensor:
+    # What arrives lies in read-only memory, which torch does not take.
+    return torch.from_numpy(array if array.flags.writeable else array.copy()).to(device)

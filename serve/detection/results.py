@@ -1,0 +1,159 @@
+"""What passes across the boundary, in numpy. Field names are the exported models' tensor names.
+
+Imports nothing but numpy: the client needs it without the server's packages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+class GroundTruth(NamedTuple):
+    """Padded ground truth of a batch.
+
+    Attributes:
+        gt_labels: (B, M, 1) int64.
+        gt_bboxes: (B, M, 4) float32, pixel xyxy.
+        mask_gt: (B, M, 1) bool, False on padding.
+    """
+
+    gt_labels: Array
+    gt_bboxes: Array
+    mask_gt: Array
+
+
+class LossResult(NamedTuple):
+    """The loss, and those targets that were asked for.
+
+    Attributes:
+        loss: () float32, sum of the three terms times B.
+        loss_items: (3,) float32: box, cls, dfl with their gains, before times B.
+        image_sums: (B, 4) float32, without gains, not normalised: box, cls, dfl and target-score sums.
+        target_labels: (B, A) int64, or None.
+        target_bboxes: (B, A, 4) float32, pixel xyxy, or None.
+        target_scores: (B, A, C) float32, or None.
+        fg_mask: (B, A) bool, or None.
+        target_gt_idx: (B, A) int64, or None.
+        target_weights: (B, A) float32, or None.
+    """
+
+    loss: Array
+    loss_items: Array
+    image_sums: Array
+    target_labels: Array | None = None
+    target_bboxes: Array | None = None
+    target_scores: Array | None = None
+    fg_mask: Array | None = None
+    target_gt_idx: Array | None = None
+    target_weights: Array | None = None
+
+
+class LossAndGradients(NamedTuple):
+    """The loss with what a backward pass starts from.
+
+    Attributes:
+        result: The loss.
+        gradients: Of ``loss`` by each map, in the maps' shapes, float32.
+    """
+
+    result: LossResult
+    gradients: list[Array]
+
+
+class AssignmentResult(NamedTuple):
+    """The assigner's five outputs, in the order users of YOLO code unpack them.
+
+    Attributes:
+        target_labels: (B, A) int64.
+        target_bboxes: (B, A, 4) float32, pixel xyxy.
+        target_scores: (B, A, C) float32.
+        fg_mask: (B, A) bool.
+        target_gt_idx: (B, A) int64.
+    """
+
+    target_labels: Array
+    target_bboxes: Array
+    target_scores: Array
+    fg_mask: Array
+    target_gt_idx: Array
+
+
+COMPACT = ("fg_mask", "target_gt_idx", "target_weights")
+
+
+def complete_targets(
+    gt_labels: Array, gt_bboxes: Array, fg_mask: Array, target_gt_idx: Array, target_weights: Array, num_classes: int
+) -> AssignmentResult:
+    """What the model itself gives, to the bit.
+
+    Args:
+        gt_labels: (B, M, 1) int64, as sent.
+        gt_bboxes: (B, M, 4) float32, as sent.
+        fg_mask: (B, A) bool.
+        target_gt_idx: (B, A) int64.
+        target_weights: (B, A) float32.
+        num_classes: C.
+
+    Returns:
+        Background anchors have label and box of slot 0; without any slot label C and a box of zeros.
+    """
+    images, slots, _ = gt_labels.shape
+    if slots:
+        image = np.arange(images)[:, None]
+        labels, bboxes = gt_labels[image, target_gt_idx, 0].clip(min=0), gt_bboxes[image, target_gt_idx]
+    else:
+        labels = np.full(fg_mask.shape, num_classes, np.int64)
+        bboxes = np.zeros((*fg_mask.shape, 4), np.float32)
+    scores = np.zeros((*fg_mask.shape, num_classes), np.float32)
+    place = np.nonzero(fg_mask)
+    scores[(*place, labels[place])] = target_weights[place]
+    return AssignmentResult(labels, bboxes, scores, fg_mask, target_gt_idx)
+
+
+NUM_SUMS = 4  # box, cls, dfl, target scores
+
+
+class Reduced(NamedTuple):
+    """The loss of all images together.
+
+    Attributes:
+        loss: Sum of the terms times the number of images.
+        loss_items: (3,) box, cls, dfl with their gains, before times the number of images.
+        num_images: Of all workers.
+        gradient_scales: (W,) what turns the gradients of each worker's own loss into those of this one.
+    """
+
+    loss: float
+    loss_items: Array
+    num_images: int
+    gradient_scales: Array
+
+
+def reduce_sums(workers: Sequence[Array], gains: Sequence[float]) -> Reduced:
+    """Add up and divide once.
+
+    A worker's own loss is its images' sums over its own target scores S_w, times its B_w images; the loss of all is
+    over all target scores S, times all B images. So gradients of the former times (B / S) / (B_w / S_w) are those of
+    the latter. Target scores carry no gradient.
+
+    Args:
+        workers: (B_w, 4) box, cls, dfl and target-score sums of each worker's images; B_w may be 0.
+        gains: Weights of the three terms.
+
+    Returns:
+        Computed in float64. A worker without images has scale 0.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):  # what is beyond float64 comes out as an infinity or NaN
+        sums = [np.asarray(rows, np.float64).reshape(-1, NUM_SUMS) for rows in workers]
+        total = np.concatenate([np.zeros((0, NUM_SUMS)), *sums]).sum(axis=0)
+        images = sum(len(rows) for rows in sums)
+        items = total[:3] / max(total[3], 1.0) * np.asarray(gains, np.float64)
+        factor = images / max(total[3], 1.0)
+        scales = [factor * max(rows[:, 3].sum(), 1.0) / len(rows) if len(rows) else 0.0 for rows in sums]
+    return Reduced(float(items.sum() * images), items, images, np.array(scales, np.float64))

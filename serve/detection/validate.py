@@ -1,0 +1,154 @@
+"""Whether named arrays are an input of a model, judged by its contract alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+
+from yolo_assigner.export.contract import Contract, TensorSpec
+from yolo_assigner.serve.detection.grid import strides_of
+from yolo_assigner.serve.errors import BadRequestError
+from yolo_assigner.serve.wire.dtypes import BINARY_ONLY, Array, narrows, widens, wire_name
+from yolo_loss.checks import check_anchors, check_batch_size, check_maps, check_points, check_pyramid, check_slots
+
+AXES = {"B": "images", "A": "anchor points", "M": "ground-truth slots", "C": "classes"}
+
+
+def check_inputs(contract: Contract, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Check inputs against a contract.
+
+    Args:
+        contract: The model's.
+        arrays: By name, in the types in which they came.
+
+    Returns:
+        The same values in the order and types of the contract: narrower floats are widened, and floats of up to 32 bits
+        are rounded to the half precision that a model was exported in.
+
+    Raises:
+        BadRequestError: A name is missing or unknown, a type or rank is wrong, a number is too large for the model's
+            precision, a fixed axis has another size, axes of one letter disagree, there is no image, anchor point or
+            cell of a level, the maps are not the levels of one image, pictures are not made of whole cells, an anchor
+            point lies nowhere, or a class does not exist.
+    """
+    _check_names(contract, arrays)
+    axes: dict[str, tuple[int, str]] = {}
+    inputs = {spec.name: _converted(spec, arrays[spec.name]) for spec in contract.inputs}
+    maps = {spec.name: inputs[spec.name] for spec in contract.maps}
+    strides = strides_of(contract) if maps else []
+    with _shared_words():
+        if maps:
+            check_maps(maps, strides, channels_of(contract))
+    for spec in contract.inputs:
+        _bind_axes(spec, inputs[spec.name], axes)
+    classes = axes["C"][0] if "C" in axes else contract.hyperparameters["num_classes"]
+    with _shared_words():
+        check_batch_size(len(inputs["gt_labels"]))
+        check_pyramid(maps, strides)
+        check_slots(inputs["gt_labels"], inputs["mask_gt"], classes, negative=False)
+    if "images" in inputs:
+        _check_images(contract, inputs["images"])
+    if "anc_points" in inputs:
+        _check_points(inputs["anc_points"])
+    return inputs
+
+
+def check_outputs(contract: Contract, names: list[str]) -> None:
+    """Check that outputs exist.
+
+    Raises:
+        BadRequestError: One does not.
+    """
+    known = [spec.name for spec in contract.outputs]
+    for name in names:
+        if name not in known:
+            raise BadRequestError(f"model {contract.name!r} has no output {name!r}; it has {', '.join(known)}")
+
+
+def channels_of(contract: Contract) -> int:
+    """4R + C of a model that takes maps."""
+    return int(contract.maps[0].axes[1])
+
+
+@contextmanager
+def _shared_words() -> Iterator[None]:
+    """Inside are checks that training and the client make as well; a request that fails one is a bad one."""
+    try:
+        yield
+    except ValueError as error:
+        raise BadRequestError(str(error)) from error
+
+
+def _check_names(contract: Contract, arrays: Mapping[str, Array]) -> None:
+    known = [spec.name for spec in contract.inputs]
+    unknown = [name for name in arrays if name not in known]
+    missing = [name for name in known if name not in arrays]
+    if unknown:
+        raise BadRequestError(f"model {contract.name!r} has no input {unknown[0]!r}; it takes {', '.join(known)}")
+    if missing:
+        raise BadRequestError(f"model {contract.name!r} needs input {', '.join(missing)}; it takes {', '.join(known)}")
+
+
+def _converted(spec: TensorSpec, array: Array) -> Array:
+    given, wanted = wire_name(array.dtype), wire_name(spec.dtype)
+    if given == wanted:
+        return array
+    if widens(given, wanted):
+        return array.astype(spec.dtype)
+    if narrows(given, wanted):
+        return _rounded(spec, array)
+    narrower = " (FP16 and BF16 are widened when sent as binary)" if wanted == "FP32" else ""
+    accepted = f"{wanted} or FP32" if wanted in BINARY_ONLY else wanted
+    raise BadRequestError(f"input {spec.name!r} is {given}; convert it to {accepted} before sending{narrower}")
+
+
+def _rounded(spec: TensorSpec, array: Array) -> Array:
+    try:
+        with np.errstate(over="raise"):
+            # From bfloat16 by way of float32: its own conversion tells nothing of an overflow.
+            return array.astype(np.float32, copy=False).astype(spec.dtype)
+    except FloatingPointError as error:
+        raise BadRequestError(
+            f"input {spec.name!r} has numbers beyond the largest {wire_name(spec.dtype)}, the model's precision; "
+            "scale them down, or serve a model exported with --precision bf16 or fp32"
+        ) from error
+
+
+def _bind_axes(spec: TensorSpec, array: Array, axes: dict[str, tuple[int, str]]) -> None:
+    """Compare a shape with its axes. ``axes`` holds the size of each letter and the input that first said it."""
+    shape = list(array.shape)
+    layout = f"[{', '.join(map(str, spec.axes))}]"
+    if len(shape) != len(spec.axes):
+        raise BadRequestError(f"input {spec.name!r} has shape {shape}; it needs {len(spec.axes)} axes, {layout}")
+    for place, (axis, size) in enumerate(zip(spec.axes, shape, strict=True)):
+        if isinstance(axis, int):
+            if size != axis:
+                raise BadRequestError(
+                    f"input {spec.name!r} has shape {shape}; axis {place} must be {axis}, as in {layout}"
+                )
+            continue
+        bound, owner = axes.setdefault(axis, (size, spec.name))
+        if bound != size:
+            meaning = f" ({AXES[axis]})" if axis in AXES else ""
+            raise BadRequestError(
+                f"axis {axis}{meaning} is {size} in input {spec.name!r} {shape}, but {bound} in input {owner!r}; "
+                "all inputs of a request must agree"
+            )
+
+
+def _check_images(contract: Contract, images: Array) -> None:
+    """Sides must be whole cells of every level."""
+    cell = max(strides_of(contract))
+    height, width = images.shape[2:]
+    if not height or not width or height % cell or width % cell:
+        raise BadRequestError(
+            f"input 'images' has pictures of {height} x {width}; resize or pad both sides to multiples of {cell}"
+        )
+
+
+def _check_points(points: Array) -> None:
+    with _shared_words():
+        check_anchors(len(points))
+        check_points(points)

@@ -1,0 +1,234 @@
+"""How much memory an engine will need beside inputs and outputs, judged before anything is computed.
+
+The assignment compares ground truths with anchor points, and their number is that of images times slots times points: a
+request of a few megabytes can ask for more than any machine has.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from yolo_assigner.export.contract import Contract
+from yolo_assigner.serve.detection.grid import strides_of
+from yolo_assigner.serve.errors import TooLargeError
+from yolo_assigner.serve.wire.dtypes import Array
+
+# Bytes of ONNX Runtime's peak memory, measured with boxes around all points, on one thread.
+PER_PAIR = {"dense": 32.0, "sparse": 120.0}
+PER_CELL = 1.0  # of the sparse tables of B x M x A / 64 rows of 10, when one box has all points and the others few
+PER_CROSSING = 12.0  # of the sparse comparison of boxes with blocks of rows
+PER_CHOSEN = 12.0  # of the dense lists of each ground truth's topk best
+PER_TOPK = 64.0  # of the sparse list that has room for topk pairs whatever boxes there are
+MOST_PER_CELL = PER_PAIR["sparse"] + PER_CELL + PER_CROSSING
+BOXES_AT_ONCE = 2**16
+
+
+class Work(NamedTuple):
+    """What a request asks for.
+
+    Attributes:
+        images: B.
+        slots: M.
+        anchors: A.
+        pairs: Of a ground truth and an anchor point that are compared, at most.
+        nbytes: Memory for it, about.
+    """
+
+    images: int
+    slots: int
+    anchors: int
+    pairs: int
+    nbytes: int
+
+
+def check_work(contract: Contract, inputs: Mapping[str, Array], limit: int) -> None:
+    """Refuse what would need too much memory.
+
+    Args:
+        contract: The model's.
+        inputs: As :func:`yolo_assigner.serve.detection.validate.check_inputs` returns them.
+        limit: Bytes.
+
+    Raises:
+        TooLargeError: It would.
+    """
+    if most_work(contract, inputs) <= limit:
+        return
+    work = work_of(contract, inputs)
+    if work.nbytes > limit:
+        raise TooLargeError(
+            f"{work.images} images x {work.slots} slots x {work.anchors} anchor points, {work.pairs} pairs to compare, "
+            f"would need about {work.nbytes} bytes of memory, the limit is {limit}; send fewer images or slots in one "
+            "request, or raise --max-work-bytes"
+        )
+
+
+def most_work(contract: Contract, inputs: Mapping[str, Array]) -> int:
+    """Bytes that are enough whatever boxes there are, also when slots are padded to the next power of two less one."""
+    images, slots, anchors = _sizes(contract, inputs)
+    slots = 1 << slots.bit_length()
+    if contract.formulation == "dense":
+        return _dense_bytes(contract, images * slots, anchors)
+    return math.ceil(images * slots * anchors * MOST_PER_CELL + _topk(contract) * PER_TOPK)
+
+
+def work_of(contract: Contract, inputs: Mapping[str, Array]) -> Work:
+    """What a request asks for."""
+    images, slots, anchors = _sizes(contract, inputs)
+    cells: int = images * (slots + 1) * anchors
+    if contract.formulation == "dense":
+        return Work(images, slots, anchors, cells, _dense_bytes(contract, images * (slots + 1), anchors))
+    where = _where(contract, inputs)
+    boxes, mask = inputs["gt_bboxes"].reshape(-1, 4), inputs["mask_gt"].reshape(-1)
+    pairs = runs = 0
+    for start in range(0, len(boxes), BOXES_AT_ONCE):
+        part = slice(start, start + BOXES_AT_ONCE)
+        corners = _areas(boxes[part][mask[part]], contract.hyperparameters.get("min_box_side"))
+        inside, crossed = where.count(corners)
+        pairs, runs = pairs + inside, runs + crossed
+    crossings: int = images * (slots + 1) * where.rows
+    # Runs of points are listed first, then written out as pairs.
+    nbytes = max(pairs, runs) * PER_PAIR["sparse"] + cells * PER_CELL + crossings * PER_CROSSING
+    return Work(images, slots, anchors, pairs, math.ceil(nbytes + _topk(contract) * PER_TOPK))
+
+
+def _dense_bytes(contract: Contract, rows: int, anchors: int) -> int:
+    """Memory for so many rows of B x M, each with all anchor points."""
+    return math.ceil(rows * (anchors * PER_PAIR["dense"] + min(_topk(contract), anchors) * PER_CHOSEN))
+
+
+def _topk(contract: Contract) -> int:
+    """Most pairs that a ground truth may have room for, first or in the end."""
+    return max(int(contract.hyperparameters[name] or 0) for name in ("topk", "topk2"))
+
+
+def _sizes(contract: Contract, inputs: Mapping[str, Array]) -> tuple[int, int, int]:
+    images, slots = inputs["gt_bboxes"].shape[:2]
+    if "anc_points" in inputs:
+        return images, slots, len(inputs["anc_points"])
+    return images, slots, sum(rows * columns for rows, columns, _ in _levels(contract, inputs))
+
+
+def _where(contract: Contract, inputs: Mapping[str, Array]) -> Grid | Points:
+    return Points(inputs["anc_points"]) if "anc_points" in inputs else Grid(_levels(contract, inputs))
+
+
+def _levels(contract: Contract, inputs: Mapping[str, Array]) -> list[tuple[int, int, int]]:
+    """Rows, columns and stride of each level."""
+    strides = strides_of(contract)
+    if "images" in inputs:
+        height, width = inputs["images"].shape[2:]
+        return [(height // stride, width // stride, stride) for stride in strides]
+    shapes = [inputs[spec.name].shape[2:] for spec in contract.maps]
+    return [(rows, columns, stride) for (rows, columns), stride in zip(shapes, strides, strict=True)]
+
+
+def _areas(boxes: Array, least: float | None) -> Array:
+    """Where candidates are sought, (N, 4) float64: the boxes, enlarged where the model does so, that are any."""
+    low, high = np.split(boxes.astype(np.float64), 2, axis=1)
+    if least is not None:
+        small, centre = high - low < least, (low + high) / 2
+        low, high = np.where(small, centre - least / 2, low), np.where(small, centre + least / 2, high)
+    return np.concatenate((low, high), axis=1)[(high > low).all(axis=1)]
+
+
+CELLS = 64  # along a side, into which points in any order are sorted
+TOLERANCE = 5e-4  # half of what the models take as equal steps, so that what they hold for uneven is uneven here
+
+
+class Grid:
+    """The centres of a pyramid's cells.
+
+    Args:
+        levels: Rows, columns and stride of each.
+
+    Attributes:
+        rows: Of all levels.
+    """
+
+    def __init__(self, levels: Sequence[tuple[int, int, int]]) -> None:
+        self._levels = levels
+        self.rows = sum(rows for rows, _, _ in levels)
+
+    def count(self, corners: Array) -> tuple[int, int]:
+        """Pairs of a box and a point inside it, and of a box and a row that it reaches into.
+
+        Args:
+            corners: (N, 4) float64 xyxy, x1 < x2 and y1 < y2; infinite too.
+        """
+        x1, y1, x2, y2 = corners.T
+        pairs = runs = 0
+        for rows, columns, stride in self._levels:
+            across, down = _members(x1, x2, columns, stride), _members(y1, y2, rows, stride)
+            pairs, runs = pairs + int((across * down).sum()), runs + int(down.sum())
+        return pairs, runs
+
+
+class Points:
+    """Points in any order.
+
+    Args:
+        points: (A, 2) x and y; those that are not finite are inside nothing.
+
+    Attributes:
+        rows: Series of neighbours with one y and equal steps of x.
+    """
+
+    def __init__(self, points: Array) -> None:
+        starts = _row_starts(points.astype(np.float32, copy=False))
+        self.rows = int(starts.sum())
+        self._row_y = np.sort(points[starts, 1].astype(np.float64))
+        finite = points[np.isfinite(points).all(axis=1)].astype(np.float64)
+        self._low = finite.min(axis=0, initial=np.inf)
+        step = (finite.max(axis=0, initial=-np.inf) - self._low) / CELLS
+        self._step = np.where(step > 0, step, 1.0)
+        places = np.minimum((finite - self._low) / self._step, CELLS - 1).astype(np.int64)
+        cells = np.zeros((CELLS, CELLS), np.int64)
+        np.add.at(cells, (places[:, 0], places[:, 1]), 1)
+        self._below = np.zeros((CELLS + 1, CELLS + 1), np.int64)  # points left of and above each corner
+        self._below[1:, 1:] = cells.cumsum(axis=0).cumsum(axis=1)
+
+    def count(self, corners: Array) -> tuple[int, int]:
+        """As of a grid; of pairs, all in the cells that a box reaches into."""
+        low, high = np.split(corners, 2, axis=1)
+        begin, end = self._cell(low), self._cell(high) + 1
+        (left, top), (right, bottom) = begin.T, end.T
+        below = self._below
+        pairs = below[right, bottom] - below[left, bottom] - below[right, top] + below[left, top]
+        runs = self._row_y.searchsorted(high[:, 1], "right") - self._row_y.searchsorted(low[:, 1], "left")
+        return int(pairs.sum()), int(runs.sum())
+
+    def _cell(self, positions: Array) -> Array:
+        with np.errstate(invalid="ignore"):  # there may be no point, and then its place is infinite
+            place = np.nan_to_num((positions - self._low) / self._step)
+        cell: Array = place.clip(0, CELLS - 1).astype(np.int64)
+        return cell
+
+
+def _members(low: Array, high: Array, count: int, stride: int) -> Array:
+    """How many of the centres of so many cells lie between two bounds, (N,) int64."""
+    first = np.ceil(low / stride - 0.5).clip(0, count)
+    past = (np.floor(high / stride - 0.5) + 1).clip(0, count)
+    members: Array = np.maximum(past - first, 0).astype(np.int64)
+    return members
+
+
+def _row_starts(points: Array) -> Array:
+    """Whether each point begins a row, as ``yolo_loss.assignment.anchor_grid`` finds them, (A,) bool."""
+    x, y = points.T
+    if not len(x):
+        return np.zeros(0, np.bool_)
+    with np.errstate(invalid="ignore", over="ignore"):
+        step = np.append(np.diff(x), np.float32(0))
+        begins = np.append(True, ~((np.diff(y) == 0) & (step[:-1] > 0)))
+        row = begins.cumsum() - 1
+        first = np.flatnonzero(begins)[row]
+        drift = np.abs(x - (x[first] + step[first] * (np.arange(len(x)) - first)))
+        uneven = np.zeros(int(row[-1]) + 1, np.bool_)
+        uneven[row[~(drift <= TOLERANCE * np.abs(step[first]))]] = True
+    starts: Array = begins | uneven[row]
+    return starts

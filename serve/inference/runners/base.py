@@ -1,0 +1,88 @@
+"""The protocol of everything that runs a model, and what can go wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from yolo_assigner.serve.wire.dtypes import Array
+
+
+class RunnerError(RuntimeError):
+    """A runner cannot be used on this machine or with this file; the text names the remedy."""
+
+
+class UnfitRequestError(ValueError):
+    """Inputs that fit the contract but not the sizes that an engine was built for; the text is for the caller."""
+
+
+class Runner(Protocol):
+    """A model that can be run. Called from one thread at a time."""
+
+    @property
+    def platform(self) -> str:
+        """For the protocol's metadata: Triton's name where it has one, for example ``onnxruntime_onnx``."""
+
+    @property
+    def description(self) -> str:
+        """Library, version and device, for the log."""
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Sizes of axes, by their letters, with which it can be tried; an axis that is not named may have any."""
+
+    def load(self) -> None:
+        """Make ready for :meth:`infer`; may take long.
+
+        Raises:
+            RunnerError: It cannot be used here.
+            Exception: Whatever the library raises on a bad file.
+        """
+
+    def infer(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        """Compute the named outputs.
+
+        Args:
+            inputs: All inputs of the model, in its types.
+            outputs: Names of outputs.
+
+        Returns:
+            One array per name, in the contract's types, owned by the caller.
+
+        Raises:
+            UnfitRequestError: It takes no inputs of these sizes.
+        """
+
+    def close(self) -> None:
+        """Give back memory and device; nothing may be called afterwards. Does no harm when never loaded."""
+
+
+class Device(NamedTuple):
+    """A processor.
+
+    Attributes:
+        kind: ``cpu`` or ``cuda``.
+        number: Which GPU.
+    """
+
+    kind: str
+    number: int = 0
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == "cpu" else f"{self.kind}:{self.number}"
+
+
+HOST = Device("cpu")
+
+
+def parse_device(text: str) -> Device:
+    """Read ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        ValueError: It is none of them.
+    """
+    found = re.fullmatch(r"(cpu|cuda)|cuda:(\d{1,3})", text)
+    if found is None:
+        raise ValueError(f"device {text!r} is unknown; write cpu, cuda or cuda:N")
+    return Device(found[1]) if found[1] else Device("cuda", int(found[2]))

@@ -1,0 +1,190 @@
+"""What a process asks of the system for itself."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+# mallopt(3). By default blocks of 128 KiB come from the system and go back to it, page by page, until the first large
+# one was freed: a request of 19 MB then takes 1.2 times as long.
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+LARGE, KEPT = 2**25, 2**26  # bytes: what glibc itself comes to at most
+MOST_OOM_SCORE = 1000  # proc_pid_oom_score_adj(5): worth as much as all the memory that is short
+SPARE_DESCRIPTORS = 32  # or an eighth of all if that is less
+LIMIT_FILES = {"cgroup2": "memory.max", "cgroup": "memory.limit_in_bytes"}  # by the type of the file system
+
+
+class Memory(NamedTuple):
+    """How much memory this process and its children may have together.
+
+    Attributes:
+        nbytes: So much.
+        source: The file that says so, or "the machine".
+    """
+
+    nbytes: int
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.nbytes // 2**20} MiB of memory by {self.source}"
+
+
+def keep_large_blocks() -> None:
+    """Let this process use freed memory again in place of giving it back. Does nothing without glibc."""
+    if sys.platform == "linux":
+        with suppress(AttributeError, OSError):
+            library = ctypes.CDLL(None)
+            library.mallopt(MMAP_THRESHOLD, LARGE)
+            library.mallopt(TRIM_THRESHOLD, KEPT)
+
+
+def allow_descriptors() -> int:
+    """Open as many files as the system lets: every connection is one, and every piece of shared memory up to three.
+
+    Returns:
+        How many that are, as far as it is known.
+    """
+    if sys.platform == "linux":
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        now, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if now != resource.RLIM_INFINITY:
+            return now
+    return sys.maxsize
+
+
+def is_spare(descriptor: int) -> bool:
+    """Whether a new descriptor is one of the last, which are for what is closed soon: refusals and objects read once.
+
+    The system hands out the lowest free number.
+    """
+    if sys.platform != "linux":
+        return False
+    import resource
+
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return most != resource.RLIM_INFINITY and descriptor >= most - min(SPARE_DESCRIPTORS, most // 8)
+
+
+def end_before_others(pid: int) -> None:
+    """Let the system end a process of ours before all others when memory is short."""
+    if sys.platform == "linux":
+        with suppress(OSError):  # it has ended already, or there is no /proc
+            Path(f"/proc/{pid}/oom_score_adj").write_text(str(MOST_OOM_SCORE), encoding="ascii")
+
+
+def memory_limit(root: Path = Path("/")) -> Memory:
+    """The least of the limits of this process's control groups, those around them, and the machine's memory.
+
+    Args:
+        root: Folder of ``proc`` and of the mounts that it names.
+    """
+    found = [Memory(nbytes, str(file)) for file in _limit_files(root) if (nbytes := _read_limit(file)) is not None]
+    if hasattr(os, "sysconf"):
+        found.append(Memory(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "the machine"))
+    return min(found, default=Memory(sys.maxsize, "a system that does not say how much"))
+
+
+def _limit_files(root: Path) -> Iterator[Path]:
+    """Of version 2 and version 1, from the innermost group outwards; some may not exist."""
+    try:
+        groups = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+        mounts = (root / "proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    paths = {}
+    for line in groups:
+        _, controllers, path = line.split(":", 2)
+        if not controllers or "memory" in controllers.split(","):
+            paths["cgroup" if controllers else "cgroup2"] = path
+    for line in mounts:
+        left, _, right = line.partition(" - ")
+        shown, place = left.split()[3:5]
+        kind, _, options = right.split()
+        if kind in paths and (kind == "cgroup2" or "memory" in options.split(",")):
+            yield from _outwards(root / place.lstrip("/"), shown, paths[kind], LIMIT_FILES[kind])
+
+
+def _outwards(mount: Path, shown: str, path: str, name: str) -> Iterator[Path]:
+    """A file in a group and in those around it, as far as a mount shows them.
+
+    Args:
+        mount: Where.
+        shown: Group that stands there; in a container it often is the process's own.
+        path: The process's group.
+        name: Of the file.
+    """
+    inner = PurePosixPath(path)
+    inside = inner.relative_to(shown) if inner.is_relative_to(shown) else PurePosixPath()
+    for group in (inside, *inside.parents):
+        yield mount / group / name
+
+
+def _read_limit(file: Path) -> int | None:
+    """Bytes; None when there is no limit."""
+    try:
+        text = file.read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+# Above the event loop: a third of its share of a core for which both wait, and a ninth. Threads of one process wait for
+# each other's interpreter, too, so that those of engines must not be held up as long.
+NICENESS, PROCESS_NICENESS = 5, 10
+# Of the interpreter, in place of 0.005: the event loop needs it several times for one reply, and waits each time.
+SWITCH_SECONDS = 0.001
+MOST_HELPERS = 32
+_USUAL = os.getpriority(os.PRIO_PROCESS, 0) if sys.platform == "linux" else 0  # when the process began
+
+
+def give_way() -> None:
+    """Lower the priority of the calling thread, and of those that libraries start from it. Linux only, else nothing."""
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        with contextlib.suppress(OSError):  # forbidden in some sandboxes; then all are alike, as before
+            level = max(os.getpriority(os.PRIO_PROCESS, thread), _USUAL + NICENESS)
+            os.setpriority(os.PRIO_PROCESS, thread, level)
+
+
+def all_give_way() -> None:
+    """The same for a process of engines alone: all threads that it has, and those that they start. Linux only."""
+    if sys.platform == "linux":
+        for task in Path("/proc/self/task").iterdir():
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, int(task.name), _USUAL + PROCESS_NICENESS)
+
+
+def helpers() -> ThreadPoolExecutor:
+    """Threads for work on large bodies. More than there are cores would only wait for the interpreter.
+
+    They do not give way: they hold the interpreter much of the time, and the event loop waits for it.
+    """
+    count = min(max(os.cpu_count() or 1, 2), MOST_HELPERS)
+    return ThreadPoolExecutor(count, thread_name_prefix="helper")
+
+
+def switch_quickly() -> None:
+    """Let threads take the interpreter from each other more often."""
+    sys.setswitchinterval(SWITCH_SECONDS)
+
+
+def settle() -> None:
+    """Take what is there now, such as modules and graphs, out of the garbage collector's view.
+
+    A full collection would go through all of it, tenths of a second on a busy machine, while nobody is answered.
+    """
+    gc.collect()
+    gc.freeze()
