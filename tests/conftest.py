@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.exports import NUM_CLASSES, exported
+from tests.processes import children, start_guard
 
 __all__ = ["KINDS", "NUM_CLASSES", "export_detector", "export_kinds"]
 
 KINDS = ("assigner", "loss", "loss_grad")
+
+
+@pytest.fixture(scope="session", autouse=sys.platform == "linux")
+def guard() -> Iterator[subprocess.Popen[bytes]]:
+    """Ends what the tests have started when the run ends, also when it is killed."""
+    with start_guard() as process:
+        yield process
+
+
+@pytest.fixture(autouse=sys.platform == "linux")
+def nothing_is_left(guard: subprocess.Popen[bytes]) -> Iterator[None]:
+    """End the processes that a test has left behind, and fail it."""
+    before = {*children(), guard.pid}
+    yield
+    left = {pid: command for pid, command in children().items() if pid not in before}
+    for pid in left:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert not left, f"processes left behind: {left}"
 
 
 @pytest.fixture(scope="session")
