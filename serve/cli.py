@@ -142,8 +142,8 @@ def _service(settings: Settings) -> Service:
     local = service_of(setup)
     if not settings.engine_process:
         return local
-    setup = setup._replace(failures=tuple(local.catalogue.failures.items()))
-    return RemoteService([model.contract for model in local.catalogue.models.values()], setup)
+    setup = setup._replace(failures=tuple(local.registry.failures.items()))
+    return RemoteService([model.contract for model in local.registry.models.values()], setup)
 
 
 def _config(app: FastAPI, settings: Settings, refusals: Refusals) -> uvicorn.Config:

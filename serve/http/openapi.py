@@ -31,7 +31,7 @@ from yolo_assigner.serve.http.schemas_v2 import (
     ServerMetadata,
     Statistics,
 )
-from yolo_assigner.serve.inference.registry import VERSION, Catalogue, Known
+from yolo_assigner.serve.inference.registry import VERSION, ModelInfo, ModelRegistry
 from yolo_assigner.serve.v1.examples import REDUCE_EXAMPLES, assign_examples, loss_examples
 from yolo_assigner.serve.v1.schemas import (
     AssignReply,
@@ -55,35 +55,35 @@ CUDA_EXAMPLES = {"region": {"value": {"raw_handle": {"b64": "A" * 86 + "=="}, "d
 REGION_EXAMPLES = {"region": {"value": {"key": "/yolo-assigner-0", "offset": 0, "byte_size": 4096}}}
 
 
-def document_requests(app: FastAPI, catalogue: Catalogue[Known]) -> None:
+def document_requests(app: FastAPI, registry: ModelRegistry[ModelInfo]) -> None:
     """Describe all routes.
 
     Args:
         app: Its OpenAPI document is completed when it is first asked for.
-        catalogue: The models that the examples are made for.
+        registry: The models that the examples are made for.
     """
     build = app.openapi
 
     def complete() -> dict[str, Any]:
         if app.openapi_schema is None:
-            _complete(build(), catalogue)
+            _complete(build(), registry)
         assert app.openapi_schema is not None  # noqa: S101 - build() keeps what it made
         return app.openapi_schema
 
-    def forget(_: Known) -> None:
+    def forget(_: ModelInfo) -> None:
         app.openapi_schema = None
 
     app.openapi = complete  # type: ignore[method-assign]
-    catalogue.watch(forget)  # examples are made for the models of now
+    registry.watch(forget)  # examples are made for the models of now
 
 
-def _complete(document: dict[str, Any], catalogue: Catalogue[Known]) -> None:
+def _complete(document: dict[str, Any], registry: ModelRegistry[ModelInfo]) -> None:
     schemas, definitions = schemas_of(ROUTES, REF)
     parts = document.setdefault("components", {})
     parts["schemas"] = {**definitions, "Error": TypeAdapter(Error).json_schema(ref_template=REF)}
     parts["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     refusal = {"$ref": REF.format(model="Error")}
-    models = {name: {"value": name} for name in catalogue.models}
+    models = {name: {"value": name} for name in registry.models}
     for path, verbs in document["paths"].items():
         for verb, entry in verbs.items():
             route = ROUTES[f"{verb} {path.replace(VERSIONED, '')}"]
@@ -93,7 +93,7 @@ def _complete(document: dict[str, Any], catalogue: Catalogue[Known]) -> None:
                 entry["parameters"].append(JSON_LENGTH)
             if not path.startswith("/v2/health"):
                 entry["security"] = [{}, {"key": []}]  # whether one is needed is for the operator to say
-    _add_examples(document["paths"], catalogue)
+    _add_examples(document["paths"], registry)
 
 
 def _parameter(name: str, path: str, models: dict[str, Any]) -> dict[str, Any]:
@@ -108,10 +108,10 @@ def _parameter(name: str, path: str, models: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _add_examples(paths: dict[str, Any], catalogue: Catalogue[Known]) -> None:
+def _add_examples(paths: dict[str, Any], registry: ModelRegistry[ModelInfo]) -> None:
     examples = {
-        "/v1/loss": loss_examples(catalogue),
-        "/v1/assign": assign_examples(catalogue),
+        "/v1/loss": loss_examples(registry),
+        "/v1/assign": assign_examples(registry),
         "/v1/reduce": REDUCE_EXAMPLES,
         "/v2/systemsharedmemory/region/{name}/register": REGION_EXAMPLES,
         "/v2/cudasharedmemory/region/{name}/register": CUDA_EXAMPLES,

@@ -13,8 +13,8 @@ from yolo_assigner.serve.errors import BadRequestError, BusyError, UnsupportedEr
 from yolo_assigner.serve.http.body import BodyReader, header_number
 from yolo_assigner.serve.http.disconnect import unless_gone
 from yolo_assigner.serve.http.replies import JSON_LENGTH, ReplyInParts, reply
-from yolo_assigner.serve.inference.registry import VERSION, Catalogue, Known, check_loaded
-from yolo_assigner.serve.inference.service import Service, Verb, call_now
+from yolo_assigner.serve.inference.registry import VERSION, ModelInfo, ModelRegistry, check_loaded
+from yolo_assigner.serve.inference.service import Operation, Service, new_call
 from yolo_assigner.serve.options import AppOptions
 from yolo_assigner.serve.versions import CLIENT_HEADER, check_client
 from yolo_assigner.serve.wire.dtypes import wire_name
@@ -31,7 +31,7 @@ Version = Annotated[str | None, Depends(_version)]
 
 def health_routes(service: Service, options: AppOptions) -> APIRouter:
     """Rows 1 to 5 and 8: what the server and its models are, whether they can be used, and what they have done."""
-    catalogue = service.catalogue
+    registry = service.registry
     router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 
     # The lower route is added first and answers both verbs; the upper one describes them: OpenAPI has a reply's body
@@ -57,8 +57,8 @@ def health_routes(service: Service, options: AppOptions) -> APIRouter:
     @router.get("/models/{name}/versions/{version}/ready", summary="One version can be used")
     @router.get("/models/{name}/ready", summary="One model can be used")
     async def model_ready(name: str, version: Version) -> Response:
-        catalogue.find(name, version)
-        check_loaded(catalogue, name)
+        registry.find(name, version)
+        check_loaded(registry, name)
         return reply({"name": name, "ready": True})
 
     @router.get("/models/stats", summary="What all models have done")
@@ -66,31 +66,31 @@ def health_routes(service: Service, options: AppOptions) -> APIRouter:
     @router.get("/models/{name}/stats", summary="What one model has done")
     async def stats(request: Request, version: Version) -> Response:
         name = request.path_params.get("name")
-        models = catalogue.models.values() if name is None else [catalogue.find(name, version)]
+        models = registry.models.values() if name is None else [registry.find(name, version)]
         return reply({"model_stats": [model.stats.as_json(model.contract.name, VERSION) for model in models]})
 
     @router.get("/models/{name}/versions/{version}", summary="Inputs and outputs of one version")
     @router.get("/models/{name}", summary="Inputs and outputs of one model")
     async def model(name: str, version: Version) -> Response:
-        return reply(model_metadata(catalogue.find(name, version)))
+        return reply(model_metadata(registry.find(name, version)))
 
     return router
 
 
 def infer_routes(service: Service, bodies: BodyReader, options: AppOptions) -> APIRouter:
     """Row 6. The body is taken from the raw stream: clients send no Content-Type."""
-    catalogue = service.catalogue
+    registry = service.registry
     router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 
     @router.post("/models/{name}/versions/{version}/infer", summary="Run one version")
     @router.post("/models/{name}/infer", summary="Run one model")
     async def infer(request: Request, name: str, version: Version) -> Response:
         check_client(request.headers.get(CLIENT_HEADER))
-        catalogue.find(name, version)
+        registry.find(name, version)
         service.check(name)
         json_length = header_number(request.headers, JSON_LENGTH)
         body = await bodies.read(request.scope, request.receive, json_length)
-        work = service.run(call_now(Verb.INFER, name, json_length, options.request_timeout), body)
+        work = service.run(new_call(Operation.INFER, name, json_length, options.request_timeout), body)
         return ReplyInParts(await unless_gone(request.receive, work))
 
     return router
@@ -104,7 +104,7 @@ def server_metadata(extensions: Sequence[str] = ()) -> dict[str, Any]:
     return {"name": "yolo-assigner", "version": __version__, "extensions": [*EXTENSIONS, *extensions]}
 
 
-def model_metadata(model: Known) -> dict[str, Any]:
+def model_metadata(model: ModelInfo) -> dict[str, Any]:
     """Row 5. Outputs that are only sent when named say ``"parameters": {"default": false}``."""
     contract = model.contract
     outputs = [_metadata(spec) | {"parameters": {"default": not spec.heavy}} for spec in contract.outputs]
@@ -134,7 +134,7 @@ def repository_routes(service: Service, options: AppOptions) -> APIRouter:
     @router.get("/models/{name}/versions/{version}/config", summary="Configuration of one version")
     @router.get("/models/{name}/config", summary="Configuration of one model")
     async def config(name: str, version: Version) -> Response:
-        return reply(model_config(service.catalogue.find(name, version)))
+        return reply(model_config(service.registry.find(name, version)))
 
     @router.post("/repository/index", summary="All models and their states; the body may be empty")
     async def index(request: Request) -> Response:
@@ -142,7 +142,7 @@ def repository_routes(service: Service, options: AppOptions) -> APIRouter:
         ready = parse_object(body).get("ready", False) if len(body) else False
         if not isinstance(ready, bool):
             raise BadRequestError(f"ready is {ready!r}; write true or false")
-        entries = index_entries(service.catalogue)
+        entries = index_entries(service.registry)
         return reply([entry for entry in entries if entry["state"] == READY or not ready])
 
     @router.post(
@@ -154,12 +154,12 @@ def repository_routes(service: Service, options: AppOptions) -> APIRouter:
             raise UnsupportedError("files and configurations are not taken from requests; put them into --artifacts")
         # It goes on when its caller hangs up: half of it would be of no use.
         await asyncio.shield(asyncio.ensure_future(service.reload(name)))
-        return reply(next(entry for entry in index_entries(service.catalogue) if entry["name"] == name))
+        return reply(next(entry for entry in index_entries(service.registry) if entry["name"] == name))
 
     return router
 
 
-def model_config(model: Known) -> dict[str, Any]:
+def model_config(model: ModelInfo) -> dict[str, Any]:
     """A model's configuration in Triton's terms.
 
     Every axis is among the dims, the first one too, of which callers send as many images as they like.
@@ -172,14 +172,14 @@ def model_config(model: Known) -> dict[str, Any]:
         "max_batch_size": 0,
         "input": [_describe(spec) for spec in contract.inputs],
         "output": [_describe(spec) for spec in contract.outputs],
-        **({"dynamic_batching": delay} if model.merges else {}),
+        **({"dynamic_batching": delay} if model.dynamic_batching else {}),
     }
 
 
-def index_entries(catalogue: Catalogue[Known]) -> list[dict[str, Any]]:
+def index_entries(registry: ModelRegistry[ModelInfo]) -> list[dict[str, Any]]:
     """A line for each model, by name, also for those that cannot be loaded."""
-    reasons = {name: "" if model.ready else "it is being loaded" for name, model in catalogue.models.items()}
-    reasons |= catalogue.failures
+    reasons = {name: "" if model.ready else "it is being loaded" for name, model in registry.models.items()}
+    reasons |= registry.failures
     return [
         {"name": name, "version": VERSION, "state": "UNAVAILABLE" if reason else READY, "reason": reason}
         for name, reason in sorted(reasons.items())
@@ -198,14 +198,14 @@ class Verbs(NamedTuple):
     """What can be asked about one kind of shared memory, and how that is called."""
 
     name: str
-    status: Verb
-    register: Verb
-    unregister: Verb
+    status: Operation
+    register: Operation
+    unregister: Operation
 
 
 KINDS = {
-    "system": Verbs("shared memory", Verb.REGION_STATUS, Verb.REGION_REGISTER, Verb.REGION_UNREGISTER),
-    "cuda": Verbs("CUDA shared memory", Verb.CUDA_STATUS, Verb.CUDA_REGISTER, Verb.CUDA_UNREGISTER),
+    "system": Verbs("shared memory", Operation.REGION_STATUS, Operation.REGION_REGISTER, Operation.REGION_UNREGISTER),
+    "cuda": Verbs("CUDA shared memory", Operation.CUDA_STATUS, Operation.CUDA_REGISTER, Operation.CUDA_UNREGISTER),
 }
 
 
@@ -221,8 +221,8 @@ def shared_memory_routes(service: Service, options: AppOptions, kind: str) -> AP
     router = APIRouter(prefix=f"/v2/{kind}sharedmemory", tags=["Open Inference Protocol"])
     bodies = BodyReader(BODY_BYTES, pause=options.client_timeout, remedy="send what the protocol asks for")
 
-    async def answer(verb: Verb, request: Request, body: memoryview = NOTHING) -> Response:
-        return ReplyInParts(await service.run(call_now(verb, request.path_params.get("name")), body))
+    async def answer(verb: Operation, request: Request, body: memoryview = NOTHING) -> Response:
+        return ReplyInParts(await service.run(new_call(verb, request.path_params.get("name")), body))
 
     @router.get("/region/{name}/status", summary=f"One region of {verbs.name}")
     @router.get("/status", summary=f"All regions of {verbs.name}")

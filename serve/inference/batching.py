@@ -13,8 +13,16 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from yolo_assigner.export.contract import Contract
-from yolo_assigner.serve.inference.memory_estimate import most_work
-from yolo_assigner.serve.inference.merging import MERGEABLE, Request, computed_outputs, likeness, merge, split, why_not
+from yolo_assigner.serve.inference.memory_estimate import memory_bound
+from yolo_assigner.serve.inference.merging import (
+    MERGEABLE,
+    Request,
+    batch_key,
+    check_batch_invariance,
+    computed_outputs,
+    merge,
+    split,
+)
 from yolo_assigner.serve.inference.runners.base import Runner
 from yolo_assigner.serve.wire.dtypes import Array
 
@@ -25,8 +33,8 @@ class BatchLimits(NamedTuple):
     Attributes:
         images: Most images of one call of the engine; with 1, nothing is put together.
         seconds: Longest wait of a request for others, while the engine has nothing else to do.
-        work_bytes: Most memory that a call may need, as :func:`yolo_assigner.serve.inference.memory_estimate.most_work`
-            judges it.
+        work_bytes: Most memory that a call may need, estimated by
+            :func:`yolo_assigner.serve.inference.memory_estimate.memory_bound`.
     """
 
     images: int = 1
@@ -54,7 +62,7 @@ class Job:
 
     Attributes:
         request: What to compute.
-        likeness: Jobs of one likeness may be computed together; None: with no other.
+        batch_key: Jobs of one batch_key may be computed together; None: with no other.
         work_bytes: Memory that it may need.
         wait_until: It is not to wait for others after this, by ``time.monotonic``.
         future: Where its outcome goes; cancelled when nobody waits any more.
@@ -62,7 +70,7 @@ class Job:
     """
 
     request: Request
-    likeness: Hashable = None
+    batch_key: Hashable = None
     work_bytes: int = 0
     wait_until: float = math.inf
     future: Future[Done] = field(default_factory=Future)
@@ -132,11 +140,11 @@ class JobQueue:
         Returns:
             Whether to wait for more: there is room, and nothing else waits.
         """
-        if jobs[0].likeness is None:
+        if jobs[0].batch_key is None:
             return False
         others, full = deque[Job](), not self._has_room(jobs)
         for job in self._waiting:
-            alike = job.likeness == jobs[0].likeness
+            alike = job.batch_key == jobs[0].batch_key
             full = full or (alike and not self._fits([*jobs, job]))  # nobody is overtaken by one who is alike
             (jobs if alike and not full else others).append(job)
         self._waiting = others
@@ -185,7 +193,7 @@ class Batching:
         if self._contract.kind not in MERGEABLE:
             logger.info("model %s: its requests are not put together, images of one depend on each other", name)
             return
-        reason = why_not(self._runner, self._contract, self.limits.images)
+        reason = check_batch_invariance(self._runner, self._contract, self.limits.images)
         self.on = reason is None
         if reason is not None:
             logger.warning("model %s: its requests are not put together: %s", name, reason)
@@ -196,10 +204,10 @@ class Batching:
             return Job(request)
         now = time.monotonic()
         wait_until = math.inf if deadline is None else now + (deadline - now) / 2
-        return Job(request, likeness(request), most_work(self._contract, request.inputs), wait_until)
+        return Job(request, batch_key(request), memory_bound(self._contract, request.inputs), wait_until)
 
     def compute(self, requests: Sequence[Request]) -> list[dict[str, Array] | Exception]:
-        """Compute requests of one likeness.
+        """Compute requests of one batch_key.
 
         Returns:
             For each its outputs, or what it failed with. When all together fail, each is tried alone.

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 from yolo_assigner.serve.detection.validate import check_inputs, check_outputs
-from yolo_assigner.serve.inference.memory_estimate import check_work
+from yolo_assigner.serve.inference.memory_estimate import check_memory
 from yolo_assigner.serve.inference.model import Model
 from yolo_assigner.serve.inference.registry import VERSION
 from yolo_assigner.serve.inference.service import Call
@@ -99,7 +99,7 @@ def _prepare(model: Model, request: InferRequest, regions: Regions | None, max_w
         check_places(regions, wanted)
         inputs = inputs | read_tensors(regions, request.shared)
     checked = check_inputs(contract, inputs)
-    check_work(contract, checked, max_work_bytes)
+    check_memory(contract, checked, max_work_bytes)
     return _Job(request.id, checked, wanted, request.timeout)
 
 

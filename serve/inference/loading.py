@@ -14,7 +14,7 @@ from yolo_assigner.serve.detection.grid import strides_of
 from yolo_assigner.serve.errors import NotFoundError, UnsupportedError
 from yolo_assigner.serve.inference.batching import BatchLimits
 from yolo_assigner.serve.inference.model import Model
-from yolo_assigner.serve.inference.registry import Catalogue, reason_of
+from yolo_assigner.serve.inference.registry import ModelRegistry, reason_of
 from yolo_assigner.serve.inference.runners.choice import RunnerOptions, choose, runtimes_of
 
 DEFAULTS = RunnerOptions()
@@ -37,7 +37,7 @@ class Source(Protocol):
         """
 
 
-class Registry(Catalogue[Model]):
+class LoadedModels(ModelRegistry[Model]):
     """Models that are computed in this process.
 
     Args:
@@ -211,7 +211,7 @@ def names_in(folder: Path) -> set[str]:
     return {*damaged, *(contract.name for _, contract in found)}
 
 
-def open_artifacts(folder: Path, options: RunnerOptions = DEFAULTS, limits: BatchLimits = ALONE) -> Registry:
+def open_artifacts(folder: Path, options: RunnerOptions = DEFAULTS, limits: BatchLimits = ALONE) -> LoadedModels:
     """Find the models of a folder and the runners that each may get; nothing is loaded yet.
 
     Args:
@@ -239,4 +239,4 @@ def open_artifacts(folder: Path, options: RunnerOptions = DEFAULTS, limits: Batc
             errors[contract.name] = error
     if not models:
         raise errors[min(errors)]
-    return Registry(models, {name: reason_of(errors[name]) for name in sorted(errors)}, source)
+    return LoadedModels(models, {name: reason_of(errors[name]) for name in sorted(errors)}, source)

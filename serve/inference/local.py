@@ -12,11 +12,11 @@ from typing import NamedTuple
 from yolo_assigner.serve.errors import ServeError, exhausted
 from yolo_assigner.serve.inference.batching import BatchLimits
 from yolo_assigner.serve.inference.infer import infer
-from yolo_assigner.serve.inference.loading import Registry, open_artifacts
+from yolo_assigner.serve.inference.loading import LoadedModels, open_artifacts
 from yolo_assigner.serve.inference.model import Model
 from yolo_assigner.serve.inference.registry import check_loaded, not_loaded, reason_of
 from yolo_assigner.serve.inference.runners.choice import RunnerOptions
-from yolo_assigner.serve.inference.service import Call, Verb
+from yolo_assigner.serve.inference.service import Call, Operation
 from yolo_assigner.serve.settings import MIB
 from yolo_assigner.serve.shared_memory.cuda import Gpus
 from yolo_assigner.serve.shared_memory.operations import run_region_call
@@ -40,7 +40,7 @@ class LocalService:
         keep_bytes: Most bytes of idle memory for bodies that are kept.
 
     Attributes:
-        catalogue: The models.
+        registry: The models.
         memory: What bodies are to be read into.
         extensions: Of the protocol, beyond binary tensors.
         restarts: 0.
@@ -52,12 +52,12 @@ class LocalService:
 
     def __init__(
         self,
-        registry: Registry,
+        registry: LoadedModels,
         regions: Regions | None = None,
         max_work_bytes: int = 4096 * MIB,
         keep_bytes: int = 256 * MIB,
     ) -> None:
-        self.catalogue = registry
+        self.registry = registry
         self.memory = BufferPool(keep_bytes)
         self.restarts = 0
         self.extensions: Sequence[str] = [EXTENSIONS[kind] for kind in regions.kinds] if regions is not None else []
@@ -78,7 +78,7 @@ class LocalService:
         if self.regions is not None:
             await asyncio.to_thread(self.regions.load)
         async with self._reloading:
-            await self.catalogue.load(on_change)
+            await self.registry.load(on_change)
 
     def check(self, name: str | None = None) -> None:
         """See that a model, or all of them, can be used.
@@ -87,7 +87,7 @@ class LocalService:
             NotReadyError: It is still being loaded.
             ModelFailedError: It cannot be loaded.
         """
-        check_loaded(self.catalogue, name)
+        check_loaded(self.registry, name)
 
     async def run(self, call: Call, body: memoryview, on_begun: Callable[[], None] | None = None) -> EncodedResponse:
         """Answer a request.
@@ -100,10 +100,10 @@ class LocalService:
         Raises:
             ServeError: The request is refused or failed; the text says why.
         """
-        if call.verb == Verb.LOAD:
+        if call.operation == Operation.LOAD:
             await self.reload(call.target or "")
             return EncodedResponse([b"{}"], None)
-        with self.catalogue.call():
+        with self.registry.call():
             return await self._run(call, body, on_begun)
 
     async def reload(self, name: str) -> None:
@@ -115,16 +115,16 @@ class LocalService:
         """
         async with self._reloading:
             try:
-                await self.catalogue.reload(name)
+                await self.registry.reload(name)
             except ServeError:
                 raise
             except Exception as error:
                 logger.debug("its traceback", exc_info=True)
-                raise exhausted(error) or not_loaded(self.catalogue, name, reason_of(error)) from error
+                raise exhausted(error) or not_loaded(self.registry, name, reason_of(error)) from error
 
     def names(self) -> set[str]:
         """All models that can be reloaded."""
-        return self.catalogue.names()
+        return self.registry.names()
 
     def check_alive(self) -> None:
         """The engines are in this process, which ends with them."""
@@ -135,18 +135,18 @@ class LocalService:
         Raises:
             NotReadyError: Models are being loaded.
         """
-        check_loaded(self.catalogue)
+        check_loaded(self.registry)
 
     async def _run(self, call: Call, body: memoryview, on_begun: Callable[[], None] | None) -> EncodedResponse:
-        registry, work = self.catalogue, self._max_work_bytes
-        match call.verb:
-            case Verb.INFER:
+        registry, work = self.registry, self._max_work_bytes
+        match call.operation:
+            case Operation.INFER:
                 return await infer(registry.find(call.target or ""), call, body, self.regions, work, on_begun)
-            case Verb.LOSS:
+            case Operation.LOSS:
                 return await loss(registry, call, body, work, on_begun)
-            case Verb.ASSIGN:
+            case Operation.ASSIGN:
                 return await assign(registry, call, body, work, on_begun)
-            case Verb.REDUCE:
+            case Operation.REDUCE:
                 return await asyncio.to_thread(lambda: reduce(registry, body))
             case _:
                 # GPUs take their time, and regions are registered and forgotten in one thread.
@@ -156,7 +156,7 @@ class LocalService:
 
     def close(self) -> None:
         """Stop all models."""
-        self.catalogue.close()
+        self.registry.close()
         self._registrar.shutdown(wait=False)
 
 

@@ -27,7 +27,7 @@ MOST_PER_CELL = PER_PAIR["sparse"] + PER_CELL + PER_CROSSING
 BOXES_AT_ONCE = 2**16
 
 
-class Work(NamedTuple):
+class MemoryEstimate(NamedTuple):
     """What a request asks for.
 
     Attributes:
@@ -45,7 +45,7 @@ class Work(NamedTuple):
     nbytes: int
 
 
-def check_work(contract: Contract, inputs: Mapping[str, Array], limit: int) -> None:
+def check_memory(contract: Contract, inputs: Mapping[str, Array], limit: int) -> None:
     """Refuse what would need too much memory.
 
     Args:
@@ -56,9 +56,9 @@ def check_work(contract: Contract, inputs: Mapping[str, Array], limit: int) -> N
     Raises:
         TooLargeError: It would.
     """
-    if most_work(contract, inputs) <= limit:
+    if memory_bound(contract, inputs) <= limit:
         return
-    work = work_of(contract, inputs)
+    work = estimate_memory(contract, inputs)
     if work.nbytes > limit:
         raise TooLargeError(
             f"{work.images} images x {work.slots} slots x {work.anchors} anchor points, {work.pairs} pairs to compare, "
@@ -67,7 +67,7 @@ def check_work(contract: Contract, inputs: Mapping[str, Array], limit: int) -> N
         )
 
 
-def most_work(contract: Contract, inputs: Mapping[str, Array]) -> int:
+def memory_bound(contract: Contract, inputs: Mapping[str, Array]) -> int:
     """Bytes that are enough whatever boxes there are, also when slots are padded to the next power of two less one."""
     images, slots, anchors = _sizes(contract, inputs)
     slots = 1 << slots.bit_length()
@@ -76,12 +76,12 @@ def most_work(contract: Contract, inputs: Mapping[str, Array]) -> int:
     return math.ceil(images * slots * anchors * MOST_PER_CELL + _topk(contract) * PER_TOPK)
 
 
-def work_of(contract: Contract, inputs: Mapping[str, Array]) -> Work:
+def estimate_memory(contract: Contract, inputs: Mapping[str, Array]) -> MemoryEstimate:
     """What a request asks for."""
     images, slots, anchors = _sizes(contract, inputs)
     cells: int = images * (slots + 1) * anchors
     if contract.formulation == "dense":
-        return Work(images, slots, anchors, cells, _dense_bytes(contract, images * (slots + 1), anchors))
+        return MemoryEstimate(images, slots, anchors, cells, _dense_bytes(contract, images * (slots + 1), anchors))
     where = _where(contract, inputs)
     boxes, mask = inputs["gt_bboxes"].reshape(-1, 4), inputs["mask_gt"].reshape(-1)
     pairs = runs = 0
@@ -93,7 +93,7 @@ def work_of(contract: Contract, inputs: Mapping[str, Array]) -> Work:
     crossings: int = images * (slots + 1) * where.rows
     # Runs of points are listed first, then written out as pairs.
     nbytes = max(pairs, runs) * PER_PAIR["sparse"] + cells * PER_CELL + crossings * PER_CROSSING
-    return Work(images, slots, anchors, pairs, math.ceil(nbytes + _topk(contract) * PER_TOPK))
+    return MemoryEstimate(images, slots, anchors, pairs, math.ceil(nbytes + _topk(contract) * PER_TOPK))
 
 
 def _dense_bytes(contract: Contract, rows: int, anchors: int) -> int:

@@ -48,7 +48,7 @@ class Request(NamedTuple):
         return int(self.inputs["gt_bboxes"].shape[1])
 
 
-def likeness(request: Request) -> Hashable:
+def batch_key(request: Request) -> Hashable:
     """What requests must have in common to be put together; None: this one goes alone.
 
     The outputs, the sizes of everything but the numbers of images and slots, the anchor points, and slots to a power of
@@ -71,7 +71,7 @@ def merge(requests: Sequence[Request]) -> dict[str, Array]:
     """Inputs of all requests, one after the other.
 
     Args:
-        requests: Of one likeness, at least one.
+        requests: Of one batch_key, at least one.
     """
     first = requests[0].inputs
     if len(requests) == 1:
@@ -133,7 +133,7 @@ REQUESTS = ((1, 2), (1, 3), (3, 3), (2, 2))
 ROUNDS = 4
 
 
-def why_not(runner: Runner, contract: Contract, images: int) -> str | None:
+def check_batch_invariance(runner: Runner, contract: Contract, images: int) -> str | None:
     """Run a few requests alone and together, and make each one's loss from its images' sums both times.
 
     Args:

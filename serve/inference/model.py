@@ -52,7 +52,7 @@ class Model:
         )
 
     @property
-    def merges(self) -> bool:
+    def dynamic_batching(self) -> bool:
         """Requests are put together."""
         return self.batching.on
 

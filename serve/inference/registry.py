@@ -16,7 +16,7 @@ RELOAD = "POST /v2/repository/models/NAME/load, or SIGHUP for all"
 logger = logging.getLogger("serve")
 
 
-class Known(Protocol):
+class ModelInfo(Protocol):
     """What is known of a model.
 
     Attributes:
@@ -38,14 +38,14 @@ class Known(Protocol):
         """What runs it, by Triton's names; empty while that is not decided."""
 
     @property
-    def merges(self) -> bool:
+    def dynamic_batching(self) -> bool:
         """Requests are put together."""
 
 
-AnyModel_co = TypeVar("AnyModel_co", bound=Known, covariant=True)
+AnyModel_co = TypeVar("AnyModel_co", bound=ModelInfo, covariant=True)
 
 
-class Catalogue(Generic[AnyModel_co]):
+class ModelRegistry(Generic[AnyModel_co]):
     """All models by name.
 
     Args:
@@ -70,7 +70,7 @@ class Catalogue(Generic[AnyModel_co]):
         for model in self.models.values():
             told(model)
 
-    def put(self, model: AnyModel_co) -> None:  # type: ignore[misc]  # a catalogue is written by its owner alone
+    def put(self, model: AnyModel_co) -> None:  # type: ignore[misc]  # a registry is written by its owner alone
         """Exchange the model of a name, or add one. Statistics go on."""
         name = model.contract.name
         if name in self.models:
@@ -139,14 +139,14 @@ class Catalogue(Generic[AnyModel_co]):
         raise NotFoundError(f"this server has no model of {what}; export one with `yolo-assigner export onnx`")
 
 
-def check_loaded(catalogue: Catalogue[Known], name: str | None = None) -> None:
+def check_loaded(registry: ModelRegistry[ModelInfo], name: str | None = None) -> None:
     """See that a model, or with None every one, can be used.
 
     Raises:
         NotReadyError: It is still being loaded.
         ModelFailedError: It cannot be loaded. Of all models that is no reason: the others can be used.
     """
-    ready = catalogue.ready if name is None else catalogue.find(name).ready
+    ready = registry.ready if name is None else registry.find(name).ready
     if not ready:
         what = "models are" if name is None else f"model {name!r} is"
         raise NotReadyError(f"{what} being loaded; try again in a moment")
@@ -157,9 +157,9 @@ def reason_of(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def not_loaded(catalogue: Catalogue[Known], name: str, reason: str) -> BadRequestError:
+def not_loaded(registry: ModelRegistry[ModelInfo], name: str, reason: str) -> BadRequestError:
     """The error of a model that could not be reloaded."""
-    usable = name in catalogue.models and name not in catalogue.failures
+    usable = name in registry.models and name not in registry.failures
     rest = "the one that was loaded before stays in use" if usable else "it stays out of use"
     return BadRequestError(f"model {name!r} cannot be loaded: {reason}; {rest}")
 

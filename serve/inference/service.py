@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
-from yolo_assigner.serve.inference.registry import Catalogue, Known
+from yolo_assigner.serve.inference.registry import ModelInfo, ModelRegistry
 from yolo_assigner.serve.wire.buffers import BufferPool
 from yolo_assigner.serve.wire.response import EncodedResponse
 
 
-class Verb(StrEnum):
+class Operation(StrEnum):
     """What can be asked for."""
 
     INFER = "infer"
@@ -32,14 +32,14 @@ class Call(NamedTuple):
     """A request but for its body.
 
     Attributes:
-        verb: What is asked for.
+        operation: What is asked for.
         target: Name of a model, or of a region of shared memory; None where that is in the body, or for all.
         json_length: Bytes of JSON before the first tensor; None when all of the body is JSON.
         arrived: When the body was there, by ``time.monotonic``.
         allowed: Seconds that it may wait for its model when it says nothing itself; None: for ever.
     """
 
-    verb: Verb
+    operation: Operation
     target: str | None = None
     json_length: int | None = None
     arrived: float = 0.0
@@ -55,11 +55,11 @@ class Call(NamedTuple):
         return None if seconds is None else self.arrived + seconds
 
 
-def call_now(
-    verb: Verb, target: str | None = None, json_length: int | None = None, allowed: float | None = None
+def new_call(
+    operation: Operation, target: str | None = None, json_length: int | None = None, allowed: float | None = None
 ) -> Call:
     """A call whose body is there."""
-    return Call(verb, target, json_length, time.monotonic(), allowed)
+    return Call(operation, target, json_length, time.monotonic(), allowed)
 
 
 class Service(Protocol):
@@ -82,7 +82,7 @@ class Service(Protocol):
         """Of the engines' process, where they have one of their own."""
 
     @property
-    def catalogue(self) -> Catalogue[Known]:
+    def registry(self) -> ModelRegistry[ModelInfo]:
         """The models."""
 
     async def load(self) -> None:

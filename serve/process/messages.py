@@ -106,7 +106,7 @@ class ModelState(NamedTuple):
         ready: It can be used.
         failure: Why it cannot be loaded; None: it has not failed.
         platform: What runs it, by Triton's names.
-        merges: Requests are put together.
+        dynamic_batching: Requests are put together.
     """
 
     name: str
@@ -114,7 +114,7 @@ class ModelState(NamedTuple):
     ready: bool = False
     failure: str | None = None
     platform: str = ""
-    merges: bool = False
+    dynamic_batching: bool = False
 
 
 class Extensions(NamedTuple):

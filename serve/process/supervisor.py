@@ -17,8 +17,8 @@ from yolo_assigner.serve.errors import BusyError, InferenceError, NotReadyError,
 from yolo_assigner.serve.inference.batching import BatchLimits
 from yolo_assigner.serve.inference.loading import find_model, names_in
 from yolo_assigner.serve.inference.local import Setup
-from yolo_assigner.serve.inference.registry import Catalogue, check_loaded, not_loaded, reason_of
-from yolo_assigner.serve.inference.service import Call, Verb
+from yolo_assigner.serve.inference.registry import ModelRegistry, check_loaded, not_loaded, reason_of
+from yolo_assigner.serve.inference.service import Call, Operation
 from yolo_assigner.serve.inference.stats import ModelStats
 from yolo_assigner.serve.process.child import COMMAND, ProcessEndedError, Told, WorkerProcess, ending
 from yolo_assigner.serve.process.messages import Counted, Extensions, ModelState, RegionsChanged
@@ -46,7 +46,7 @@ class RemoteService:
         command: How it is started.
 
     Attributes:
-        catalogue: The models.
+        registry: The models.
         memory: What bodies are to be read into.
         extensions: Of the protocol, beyond binary tensors.
         restarts: How often the process was started again.
@@ -54,7 +54,7 @@ class RemoteService:
 
     def __init__(self, contracts: Sequence[Contract], setup: Setup, command: Sequence[str] = COMMAND) -> None:
         models = [RemoteModel(contract, setup.limits) for contract in contracts]
-        self.catalogue = Catalogue(models, dict(setup.failures))
+        self.registry = ModelRegistry(models, dict(setup.failures))
         self.memory = SharedPool(setup.keep_bytes, self._segment_gone)
         self.extensions: Sequence[str] = ()
         self.restarts = 0
@@ -101,15 +101,15 @@ class RemoteService:
                 await asyncio.to_thread(find_model, self._setup.artifacts, name)
                 await self._rehearse(name)
             except (ValueError, OSError) as error:
-                raise exhausted(error) or not_loaded(self.catalogue, name, reason_of(error)) from error
+                raise exhausted(error) or not_loaded(self.registry, name, reason_of(error)) from error
             try:
-                await self._run(Call(Verb.LOAD, name), memoryview(b""), None)
+                await self._run(Call(Operation.LOAD, name), memoryview(b""), None)
             except ProcessEndedError as error:
                 raise InferenceError(f"the engines' process ended while it loaded model {name!r}; try again") from error
 
     def names(self) -> set[str]:
         """All models that can be reloaded: those that are known and those that are new among the artifacts."""
-        return {*self.catalogue.models, *self.catalogue.failures, *names_in(self._setup.artifacts)}
+        return {*self.registry.models, *self.registry.failures, *names_in(self._setup.artifacts)}
 
     def check_alive(self) -> None:
         """See whether waiting can help.
@@ -126,7 +126,7 @@ class RemoteService:
         Raises:
             NotReadyError: Models are being loaded, or the process is not up.
         """
-        check_loaded(self.catalogue)
+        check_loaded(self.registry)
         if not self._up.is_set():
             raise NotReadyError("models are being loaded; try again in a moment")
 
@@ -138,7 +138,7 @@ class RemoteService:
             ModelFailedError: It cannot be loaded.
         """
         if not self._loaded_once:
-            check_loaded(self.catalogue, name)
+            check_loaded(self.registry, name)
 
     async def run(self, call: Call, body: memoryview) -> EncodedResponse:
         """Answer a request. One that no engine had begun with when the process ended is sent to the next process.
@@ -152,7 +152,7 @@ class RemoteService:
         except ProcessEndedError as error:
             if error.begun:
                 raise ended_meanwhile() from error
-        logger.warning("%s is sent again, to the next process", call.verb)
+        logger.warning("%s is sent again, to the next process", call.operation)
         try:
             return await self._run(call, body, deadline)
         except ProcessEndedError as error:
@@ -177,8 +177,8 @@ class RemoteService:
             raise BusyError("this server is about to stop; send the request to another one")
         if self._loaded_once and not self._up.is_set():
             await self._restarted(deadline)
-        if call.verb != Verb.LOAD:
-            check_loaded(self.catalogue, call.target if call.verb == Verb.INFER else None)
+        if call.operation != Operation.LOAD:
+            check_loaded(self.registry, call.target if call.operation == Operation.INFER else None)
         assert self._process is not None  # noqa: S101 - it has loaded models
         return await ask(self._process, call, body, deadline)
 
@@ -199,12 +199,12 @@ class RemoteService:
         Raises:
             ValueError: No model can be loaded.
         """
-        failures = dict(self.catalogue.failures)
+        failures = dict(self.registry.failures)
         try:
             while not await self._start_once():
                 self.restarts += 1
         except BaseException:
-            self.catalogue.failures = failures
+            self.registry.failures = failures
             raise
 
     async def _start_once(self) -> bool:
@@ -213,8 +213,8 @@ class RemoteService:
         Returns:
             False when it ended while it loaded a model, and others are left.
         """
-        failures = tuple(self.catalogue.failures.items())
-        setup = self._setup._replace(models=tuple(self.catalogue.models), failures=failures)
+        failures = tuple(self.registry.failures.items())
+        setup = self._setup._replace(models=tuple(self.registry.models), failures=failures)
         told = Told(self._set_extensions, self._model_changed, self._counted, self._regions_changed, self._down)
         process = self._process = WorkerProcess(setup, self.memory, told, self._command)
         try:
@@ -226,8 +226,8 @@ class RemoteService:
             code = await asyncio.shield(process.ended)
             if self._loaded_once and code == -signal.SIGKILL:
                 raise  # memory is short, for what others have of it: this model has been loaded before
-            self.catalogue.fail(process.loading, CRASHED.format(ending(code)))
-            if not self.catalogue.usable:
+            self.registry.fail(process.loading, CRASHED.format(ending(code)))
+            if not self.registry.usable:
                 raise
             return False
         except BaseException:
@@ -289,30 +289,30 @@ class RemoteService:
         self._up.clear()
         if self._loaded_once and self._down_since is None:
             self._down_since = time.monotonic()
-        for model in self.catalogue.models.values():
+        for model in self.registry.models.values():
             model.ready = False
             model.stats.queued = 0
 
     def _model_changed(self, state: ModelState) -> None:
         if state.failure is not None:
             # The process has logged it.
-            self.catalogue.failures = {**self.catalogue.failures, state.name: state.failure}
+            self.registry.failures = {**self.registry.failures, state.name: state.failure}
             return
-        model = self.catalogue.models.get(state.name)
+        model = self.registry.models.get(state.name)
         if state.contract is not None and (model is None or model.contract != state.contract or self._is_mended(state)):
             model = RemoteModel(state.contract, self._setup.limits)
-            self.catalogue.put(model)
+            self.registry.put(model)
         assert model is not None  # noqa: S101 - one without a contract has failed
-        model.ready, model.platform, model.merges = state.ready, state.platform, state.merges
+        model.ready, model.platform, model.dynamic_batching = state.ready, state.platform, state.dynamic_batching
 
     def _is_mended(self, state: ModelState) -> bool:
-        return state.ready and state.name in self.catalogue.failures
+        return state.ready and state.name in self.registry.failures
 
     def _set_extensions(self, extensions: Extensions) -> None:
         self.extensions = extensions.names
 
     def _counted(self, counted: Counted) -> None:
-        getattr(self.catalogue.models[counted.model].stats, counted.method)(*counted.values)
+        getattr(self.registry.models[counted.model].stats, counted.method)(*counted.values)
 
     def _segment_gone(self, number: int) -> None:
         if self._process is not None:
@@ -336,7 +336,7 @@ class RemoteModel:
         limits: How far requests are put together.
         ready: It can be used.
         platform: What runs it, by Triton's names.
-        merges: Requests are put together.
+        dynamic_batching: Requests are put together.
         stats: What it has done, also in earlier processes.
     """
 
@@ -344,7 +344,7 @@ class RemoteModel:
     limits: BatchLimits
     ready: bool = False
     platform: str = ""
-    merges: bool = False
+    dynamic_batching: bool = False
     stats: ModelStats = field(default_factory=ModelStats)
 
 
@@ -380,7 +380,7 @@ def deadline_of(call: Call, body: memoryview) -> float | None:
     judges its deadline alone.
     """
     size = len(body) if call.json_length is None else call.json_length
-    if call.verb != Verb.INFER:
+    if call.operation != Operation.INFER:
         return call.deadline()
     if not 0 < size <= min(len(body), INLINE_BYTES):
         return None

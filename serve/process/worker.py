@@ -20,7 +20,7 @@ from yolo_assigner.serve.errors import BusyError, ServeError, exhausted
 from yolo_assigner.serve.inference.local import LocalService, Setup, service_of
 from yolo_assigner.serve.inference.model import Model
 from yolo_assigner.serve.inference.registry import reason_of
-from yolo_assigner.serve.inference.service import Verb
+from yolo_assigner.serve.inference.service import Operation
 from yolo_assigner.serve.inference.stats import ModelStats
 from yolo_assigner.serve.logs import configure_logs, request_id
 from yolo_assigner.serve.process.channel import Channel
@@ -55,7 +55,7 @@ from yolo_assigner.serve.system import (
 from yolo_assigner.serve.wire.dtypes import Array
 from yolo_assigner.serve.wire.response import EncodedResponse
 
-CHANGES = (Verb.REGION_REGISTER, Verb.REGION_UNREGISTER, Verb.CUDA_REGISTER, Verb.CUDA_UNREGISTER)
+CHANGES = (Operation.REGION_REGISTER, Operation.REGION_UNREGISTER, Operation.CUDA_REGISTER, Operation.CUDA_UNREGISTER)
 HUNG = 70  # EX_SOFTWARE of sysexits.h
 logger = logging.getLogger("serve")
 
@@ -90,12 +90,12 @@ class Host:
         try:
             service = self._service = build(setup)
             if setup.models is not None:
-                service.catalogue.keep(setup.models, dict(setup.failures))
+                service.registry.keep(setup.models, dict(setup.failures))
             if service.regions is not None and setup.regions is not None:
                 service.regions.restore(pickle.loads(setup.regions))  # noqa: S301 - an earlier process of ours wrote it
-            for name, reason in service.catalogue.failures.items():
+            for name, reason in service.registry.failures.items():
                 self._channel.send(ModelState(name, failure=reason))
-            service.catalogue.watch(self._known)
+            service.registry.watch(self._known)
             self._channel.send(Extensions(tuple(service.extensions)))
             await service.load(self._changed)
         except Exception as error:
@@ -117,7 +117,7 @@ class Host:
         while True:
             self._channel.send(Alive())
             await asyncio.sleep(min(max(most_seconds / 4, 0.05), 1.0))
-            for model in self._service.catalogue.models.values():
+            for model in self._service.registry.models.values():
                 seconds = model.seconds_of_call()
                 if seconds > most_seconds:
                     logger.error(
@@ -149,8 +149,10 @@ class Host:
     def _say(self, model: Model) -> None:
         assert self._service is not None  # noqa: S101 - the model is one of its own
         contract = model.contract
-        failure = self._service.catalogue.failures.get(contract.name)
-        self._channel.send(ModelState(contract.name, contract, model.ready, failure, model.platform, model.merges))
+        failure = self._service.registry.failures.get(contract.name)
+        self._channel.send(
+            ModelState(contract.name, contract, model.ready, failure, model.platform, model.dynamic_batching)
+        )
 
     async def _changed(self, model: Model) -> None:
         self._say(model)
@@ -194,7 +196,7 @@ class Host:
         assert self._service is not None  # noqa: S101 - calls come once all is loaded
         try:
             encoded = await self._service.run(begin.call, body, lambda: self._mark(begin.id))
-            if begin.call.verb in CHANGES and self._service.regions is not None:
+            if begin.call.operation in CHANGES and self._service.regions is not None:
                 self._channel.send(RegionsChanged(pickle.dumps(self._service.regions.registered)))
             del body  # so that its memory is free for the caller's next request
             self._channel.send(await self._reply(begin.id, encoded))
@@ -203,9 +205,9 @@ class Host:
         except Exception as error:
             busy = exhausted(error)
             if busy is None:
-                logger.exception("%s failed", begin.call.verb)
+                logger.exception("%s failed", begin.call.operation)
             else:
-                logger.warning("%s is refused: %s", begin.call.verb, error)
+                logger.warning("%s is refused: %s", begin.call.operation, error)
             self._channel.send(Refusal(begin.id, busy))
 
     def _body(self, begin: Begin) -> memoryview:

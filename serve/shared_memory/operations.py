@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from yolo_assigner.serve.errors import BadRequestError, UnsupportedError
-from yolo_assigner.serve.inference.service import Call, Verb
+from yolo_assigner.serve.inference.service import Call, Operation
 from yolo_assigner.serve.shared_memory.region import Kind
 from yolo_assigner.serve.shared_memory.regions import Regions
 from yolo_assigner.serve.wire.request import parse_object
@@ -14,12 +14,12 @@ from yolo_assigner.serve.wire.response import EncodedResponse, dump_json
 from yolo_assigner.serve.wire.tensors import REMEDY
 
 KINDS = {
-    Verb.REGION_STATUS: Kind.SYSTEM,
-    Verb.REGION_REGISTER: Kind.SYSTEM,
-    Verb.REGION_UNREGISTER: Kind.SYSTEM,
-    Verb.CUDA_STATUS: Kind.CUDA,
-    Verb.CUDA_REGISTER: Kind.CUDA,
-    Verb.CUDA_UNREGISTER: Kind.CUDA,
+    Operation.REGION_STATUS: Kind.SYSTEM,
+    Operation.REGION_REGISTER: Kind.SYSTEM,
+    Operation.REGION_UNREGISTER: Kind.SYSTEM,
+    Operation.CUDA_STATUS: Kind.CUDA,
+    Operation.CUDA_REGISTER: Kind.CUDA,
+    Operation.CUDA_UNREGISTER: Kind.CUDA,
 }
 NAMES = {Kind.SYSTEM: "system", Kind.CUDA: "CUDA"}
 NEEDED = {Kind.SYSTEM: ("key", "byte_size"), Kind.CUDA: ("raw_handle", "device_id", "byte_size")}
@@ -39,15 +39,15 @@ def run_region_call(regions: Regions | None, call: Call, body: memoryview) -> En
         NotFoundError: There is no region of that name.
         BadRequestError: It cannot be registered.
     """
-    kind = KINDS[call.verb]
+    kind = KINDS[call.operation]
     if regions is None or kind not in regions.kinds:
-        if call.verb == Verb.CUDA_STATUS:
+        if call.operation == Operation.CUDA_STATUS:
             return EncodedResponse([b"[]"], None)
         raise UnsupportedError(f"{NAMES[kind]} shared memory is switched off; {REMEDY}")
-    match call.verb:
-        case Verb.REGION_STATUS | Verb.CUDA_STATUS:
+    match call.operation:
+        case Operation.REGION_STATUS | Operation.CUDA_STATUS:
             return EncodedResponse([dump_json(regions.status(kind, call.target))], None)
-        case Verb.REGION_UNREGISTER | Verb.CUDA_UNREGISTER:
+        case Operation.REGION_UNREGISTER | Operation.CUDA_UNREGISTER:
             regions.unregister(kind, call.target)
         case _:
             _register(regions, kind, call.target or "", parse_object(body))

@@ -9,7 +9,7 @@ import numpy as np
 
 from yolo_assigner.export.contract import Contract
 from yolo_assigner.serve.detection.grid import count_points, level_sizes, strides_of
-from yolo_assigner.serve.inference.registry import Catalogue, Known
+from yolo_assigner.serve.inference.registry import ModelInfo, ModelRegistry
 from yolo_assigner.serve.wire.dtypes import Array
 
 SEED = 0
@@ -21,9 +21,9 @@ REDUCE_EXAMPLES = {
 }
 
 
-def loss_examples(catalogue: Catalogue[Known]) -> dict[str, Any]:
+def loss_examples(registry: ModelRegistry[ModelInfo]) -> dict[str, Any]:
     """Examples of ``POST /v1/loss`` for the first loss model; none when there is no such model."""
-    models = catalogue.of_kind("loss")
+    models = registry.of_kind("loss")
     if not models:
         return {}
     contract = models[0].contract
@@ -34,12 +34,12 @@ def loss_examples(catalogue: Catalogue[Known]) -> dict[str, Any]:
     }
 
 
-def assign_examples(catalogue: Catalogue[Known]) -> dict[str, Any]:
+def assign_examples(registry: ModelRegistry[ModelInfo]) -> dict[str, Any]:
     """Examples of ``POST /v1/assign`` for the models that are served."""
     examples: dict[str, Any] = {}
-    if catalogue.of_kind("assigner"):
+    if registry.of_kind("assigner"):
         examples["decoded"] = {"summary": "Four anchors, decoded predictions", "value": _decoded()}
-    models = catalogue.of_kind("loss")
+    models = registry.of_kind("loss")
     if models:
         value = _maps(models[0].contract)
         examples["maps"] = {"summary": "One image, the head's maps", "value": value}

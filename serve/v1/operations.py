@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from yolo_assigner.serve.errors import BadRequestError
-from yolo_assigner.serve.inference.loading import Registry
+from yolo_assigner.serve.inference.loading import LoadedModels
 from yolo_assigner.serve.inference.registry import check_loaded
 from yolo_assigner.serve.inference.service import Call
 from yolo_assigner.serve.v1.reply import LOSS_OUTPUTS, TARGETS, assign_reply, loss_reply, reduce_reply
@@ -26,7 +26,7 @@ OnBegun = Callable[[], None] | None
 
 
 async def loss(
-    registry: Registry, call: Call, body: memoryview, max_work_bytes: int, on_begun: OnBegun = None
+    registry: LoadedModels, call: Call, body: memoryview, max_work_bytes: int, on_begun: OnBegun = None
 ) -> EncodedResponse:
     """``/v1/loss``.
 
@@ -46,7 +46,7 @@ async def loss(
 
 
 async def assign(
-    registry: Registry, call: Call, body: memoryview, max_work_bytes: int, on_begun: OnBegun = None
+    registry: LoadedModels, call: Call, body: memoryview, max_work_bytes: int, on_begun: OnBegun = None
 ) -> EncodedResponse:
     """``/v1/assign``; as :func:`loss`."""
     job = await asyncio.to_thread(lambda: _prepared(registry, AssignRequest, body, max_work_bytes))
@@ -54,12 +54,12 @@ async def assign(
     return await asyncio.to_thread(lambda: _encoded(assign_reply(job, outputs)))
 
 
-def reduce(registry: Registry, body: memoryview) -> EncodedResponse:
+def reduce(registry: LoadedModels, body: memoryview) -> EncodedResponse:
     """``/v1/reduce``, which needs no engine."""
     return _encoded(reduce_reply(registry, _parse(ReduceRequest, body)))
 
 
-def _prepared(registry: Registry, kind: type[LossRequest], body: memoryview, max_work_bytes: int) -> Prepared:
+def _prepared(registry: LoadedModels, kind: type[LossRequest], body: memoryview, max_work_bytes: int) -> Prepared:
     check_loaded(registry)
     return prepare(registry, _parse(kind, body), max_work_bytes)
 

@@ -10,7 +10,7 @@ from yolo_assigner.export.contract import Contract
 from yolo_assigner.serve.detection.grid import points_of
 from yolo_assigner.serve.detection.results import reduce_sums
 from yolo_assigner.serve.errors import BadRequestError
-from yolo_assigner.serve.inference.registry import Catalogue, Known
+from yolo_assigner.serve.inference.registry import ModelInfo, ModelRegistry
 from yolo_assigner.serve.v1.request import Prepared
 from yolo_assigner.serve.v1.schemas import ReduceRequest, WorkerSums
 from yolo_assigner.serve.wire.dtypes import Array
@@ -48,7 +48,7 @@ def assign_reply(prepared: Prepared, outputs: dict[str, Array]) -> dict[str, Any
     }
 
 
-def reduce_reply(catalogue: Catalogue[Known], request: ReduceRequest) -> dict[str, Any]:
+def reduce_reply(registry: ModelRegistry[ModelInfo], request: ReduceRequest) -> dict[str, Any]:
     """The body of :class:`yolo_assigner.serve.v1.schemas.ReduceReply`.
 
     Raises:
@@ -56,7 +56,7 @@ def reduce_reply(catalogue: Catalogue[Known], request: ReduceRequest) -> dict[st
         ModelFailedError: It cannot be loaded.
         BadRequestError: The model has no gains, or no worker has an image.
     """
-    contract = _contract(catalogue, request.model)
+    contract = _contract(registry, request.model)
     rows = [[_row(sums) for sums in worker] for worker in request.workers]
     if not any(rows):
         raise BadRequestError("workers has no image; give the image_sums of one at least")
@@ -74,10 +74,10 @@ def _row(sums: WorkerSums | tuple[float, ...]) -> list[float]:
     return [getattr(sums, term) for term in TERMS] if isinstance(sums, WorkerSums) else list(sums)
 
 
-def _contract(catalogue: Catalogue[Known], name: str | None) -> Contract:
+def _contract(registry: ModelRegistry[ModelInfo], name: str | None) -> Contract:
     if name is None:
-        return catalogue.some("a loss", _has_sums)[0].contract
-    contract = catalogue.find(name).contract
+        return registry.some("a loss", _has_sums)[0].contract
+    contract = registry.find(name).contract
     if not _has_sums(contract):
         raise BadRequestError(f"model {name!r} is of kind {contract.kind} and has no gains; name one of a loss")
     return contract

@@ -13,8 +13,8 @@ from yolo_assigner.serve.detection.collate import pad_ground_truth
 from yolo_assigner.serve.detection.grid import anchor_points, count_points, level_sizes, maps_from_flat, strides_of
 from yolo_assigner.serve.detection.validate import channels_of, check_inputs, check_outputs
 from yolo_assigner.serve.errors import BadRequestError
-from yolo_assigner.serve.inference.loading import Registry
-from yolo_assigner.serve.inference.memory_estimate import check_work
+from yolo_assigner.serve.inference.loading import LoadedModels
+from yolo_assigner.serve.inference.memory_estimate import check_memory
 from yolo_assigner.serve.inference.model import Model
 from yolo_assigner.serve.v1.schemas import AssignRequest, Batch, LossRequest, PackedTensor
 from yolo_assigner.serve.wire.dtypes import Array
@@ -42,7 +42,7 @@ class Prepared(NamedTuple):
     outputs: list[str]
 
 
-def prepare(registry: Registry, request: LossRequest, max_work_bytes: int) -> Prepared:
+def prepare(registry: LoadedModels, request: LossRequest, max_work_bytes: int) -> Prepared:
     """Choose the model and make its inputs.
 
     Args:
@@ -57,17 +57,17 @@ def prepare(registry: Registry, request: LossRequest, max_work_bytes: int) -> Pr
         prepared = _prepared(registry, request)
     except ValueError as error:  # of the grid and the padding, which clients use as well
         raise BadRequestError(str(error)) from error
-    check_work(prepared.model.contract, prepared.inputs, max_work_bytes)
+    check_memory(prepared.model.contract, prepared.inputs, max_work_bytes)
     return prepared
 
 
-def _prepared(registry: Registry, request: LossRequest) -> Prepared:
+def _prepared(registry: LoadedModels, request: LossRequest) -> Prepared:
     if isinstance(request, AssignRequest) and _is_decoded(request):
         return _decoded(_choose(registry, "assigner", request.model), request)
     return _raw(_choose(registry, "loss", request.model), request)
 
 
-def _choose(registry: Registry, kind: str, name: str | None) -> Model:
+def _choose(registry: LoadedModels, kind: str, name: str | None) -> Model:
     if name is not None:
         registry.find(name)
     models = {model.contract.name: model for model in registry.some(f"kind {kind}", lambda one: one.kind == kind)}

@@ -16,7 +16,7 @@ from tests.serve.toy_contract import CONTRACT
 from yolo_assigner.serve.errors import InferenceError
 from yolo_assigner.serve.inference.batching import BatchLimits
 from yolo_assigner.serve.inference.loading import open_artifacts
-from yolo_assigner.serve.inference.merging import Request, likeness, merge
+from yolo_assigner.serve.inference.merging import Request, batch_key, merge
 from yolo_assigner.serve.inference.model import Model
 from yolo_assigner.serve.inference.runners.base import UnfitRequestError
 from yolo_assigner.serve.inference.runners.choice import RunnerOptions
@@ -308,7 +308,7 @@ def test_memory_of_a_call_is_bounded() -> None:
 
 def test_slots_are_padded_with_nothing() -> None:
     requests = [Request(loss_inputs(images, slots), ()) for images, slots in ((1, 2), (2, 3))]
-    assert likeness(requests[0]) == likeness(requests[1])
+    assert batch_key(requests[0]) == batch_key(requests[1])
     merged = merge(requests)
     assert merged["gt_bboxes"].shape == (3, 3, 4)
     assert merged["mask_gt"][:, :, 0].tolist() == [[True, True, False], [True] * 3, [True] * 3]

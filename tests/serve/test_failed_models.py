@@ -15,13 +15,13 @@ import pytest
 
 from tests.serve.conftest import Live, Reply, assigner_inputs, binary_rows, json_rows, loss_inputs, start, stop
 from tests.serve.test_operation import free_port, samples
-from tests.serve.test_people import BATCH, maps, pack
+from tests.serve.test_v1 import BATCH, maps, pack
 from tests.serve.toy_contract import CONTRACT
 from yolo_assigner.export.contract import file_hash
 from yolo_assigner.serve.errors import ModelFailedError, NotFoundError
 from yolo_assigner.serve.inference.batching import BatchLimits
 from yolo_assigner.serve.inference.loading import open_artifacts
-from yolo_assigner.serve.inference.registry import Catalogue
+from yolo_assigner.serve.inference.registry import ModelRegistry
 from yolo_assigner.serve.inference.runners.base import HOST, RunnerError
 from yolo_assigner.serve.inference.runners.choice import RunnerOptions
 from yolo_assigner.serve.process.supervisor import RemoteModel
@@ -177,7 +177,7 @@ def test_why_there_is_no_model_of_a_kind() -> None:
     model = RemoteModel(CONTRACT, BatchLimits())
 
     def some(kind: str, **failures: str) -> list[RemoteModel]:
-        return Catalogue([model], failures).some(f"kind {kind}", lambda contract: contract.kind == kind)
+        return ModelRegistry([model], failures).some(f"kind {kind}", lambda contract: contract.kind == kind)
 
     assert some("assigner", other="no JSON") == [model]
     for failures in ({"toy": "no graph"}, {"toy": "no graph", "other": "no JSON"}):

@@ -15,7 +15,7 @@ from tests.serve.toy_contract import CONTRACT
 from yolo_assigner.serve.errors import ClientGoneError, TooLateError
 from yolo_assigner.serve.http.disconnect import unless_gone
 from yolo_assigner.serve.inference.model import Model
-from yolo_assigner.serve.inference.service import Verb, call_now
+from yolo_assigner.serve.inference.service import Operation, new_call
 from yolo_assigner.serve.wire.dtypes import Array
 
 
@@ -64,7 +64,7 @@ class Queue:
 
     async def ask(self, mark: float, seconds: float | None = None) -> dict[str, Array]:
         """The same, to be awaited."""
-        deadline = call_now(Verb.INFER, allowed=seconds).deadline()
+        deadline = new_call(Operation.INFER, allowed=seconds).deadline()
         return await self.model.infer(inputs(mark), ["target_weights"], deadline)
 
     async def __aenter__(self) -> Queue:

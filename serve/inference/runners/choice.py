@@ -11,7 +11,7 @@ from typing import NamedTuple
 from yolo_assigner.export.contract import Contract, ContractError
 from yolo_assigner.export.to_tensorrt.contract import ENGINE_FOLDER, RUNTIMES, EngineContract, find_engines
 from yolo_assigner.serve.inference.runners.base import HOST, Device, Runner, RunnerError
-from yolo_assigner.serve.inference.runners.warm_up import try_out
+from yolo_assigner.serve.inference.runners.warm_up import warm_up
 from yolo_assigner.serve.wire.dtypes import Array
 
 # Best first. ONNX Runtime's own way to use TensorRT is not among them: it builds an engine anew whenever a request is
@@ -41,7 +41,7 @@ class RunnerOptions(NamedTuple):
     threads: int = 0
 
 
-def choose(path: Path, contract: Contract, options: RunnerOptions) -> FirstThatLoads:
+def choose(path: Path, contract: Contract, options: RunnerOptions) -> FallbackRunner:
     """The runners of a model that the options leave open, best first.
 
     Args:
@@ -61,7 +61,7 @@ def choose(path: Path, contract: Contract, options: RunnerOptions) -> FirstThatL
             if options.engine != "auto":
                 raise
             candidates.append(Candidate(name, partial(_refuse, error)))
-    return FirstThatLoads(contract, candidates)
+    return FallbackRunner(contract, candidates)
 
 
 def runtimes_of(options: RunnerOptions) -> list[tuple[str, Device]]:
@@ -136,7 +136,7 @@ class Candidate(NamedTuple):
     make: Callable[[], Runner]
 
 
-class FirstThatLoads:
+class FallbackRunner:
     """The first of several runners that loads and runs. Nothing is decided before :meth:`load`.
 
     Args:
@@ -175,7 +175,7 @@ class FirstThatLoads:
         for candidate in self._candidates:
             try:
                 runner = candidate.make()
-                try_out(runner, self._contract)
+                warm_up(runner, self._contract)
             except Exception as error:
                 if len(self._candidates) == 1:
                     raise

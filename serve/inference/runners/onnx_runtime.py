@@ -109,7 +109,7 @@ class OnnxRuntimeRunner:
         options.log_severity_level = 4  # failures come back as exceptions; the server logs those itself
         # Idle threads of the other sessions must not burn the cores that the working one needs.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        graph = keep_outputs(self._graph, names).SerializeToString()
+        graph = prune_outputs(self._graph, names).SerializeToString()
         # The fallback prints to standard output and would run on the CPU without a word to us.
         session = onnxruntime.InferenceSession(graph, options, providers=self._providers(), enable_fallback=0)
         if self._provider not in session.get_providers():
@@ -133,7 +133,7 @@ def _element_type(array: Array) -> Any:
     return int(onnx.TensorProto.BFLOAT16) if array.dtype == BFLOAT16 else array.dtype
 
 
-def keep_outputs(graph: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
+def prune_outputs(graph: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
     """A copy with these outputs alone, and without the nodes that only the others need. Inputs stay as they are."""
     smaller = onnx.ModelProto()
     smaller.CopyFrom(graph)

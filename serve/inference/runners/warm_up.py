@@ -13,7 +13,7 @@ from yolo_assigner.serve.inference.runners.base import Runner
 from yolo_assigner.serve.wire.dtypes import Array
 
 
-def try_out(runner: Runner, contract: Contract) -> None:
+def warm_up(runner: Runner, contract: Contract) -> None:
     """Load and run with the outputs that are sent by default, then with all, so that no caller waits for a first time.
 
     Args:

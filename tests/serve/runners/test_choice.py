@@ -20,7 +20,7 @@ from yolo_assigner.export.to_tensorrt.contract import load_engine_contract
 from yolo_assigner.export.to_tensorrt.profiles import parse_profile
 from yolo_assigner.serve.inference.loading import open_artifacts
 from yolo_assigner.serve.inference.runners.base import HOST, Device, RunnerError, parse_device
-from yolo_assigner.serve.inference.runners.choice import Candidate, FirstThatLoads, RunnerOptions, choose
+from yolo_assigner.serve.inference.runners.choice import Candidate, FallbackRunner, RunnerOptions, choose
 from yolo_assigner.serve.inference.runners.warm_up import tiny_inputs
 from yolo_assigner.serve.wire.dtypes import Array
 
@@ -38,11 +38,11 @@ def with_engine(dense_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
-def choice(folder: Path, engine: str = "auto", device: Device | None = None, name: str = "assigner") -> FirstThatLoads:
+def choice(folder: Path, engine: str = "auto", device: Device | None = None, name: str = "assigner") -> FallbackRunner:
     return choose(folder / f"{name}.onnx", load_contract(folder / f"{name}.json"), RunnerOptions(engine, device, 1))
 
 
-def names(chosen: FirstThatLoads) -> list[str]:
+def names(chosen: FallbackRunner) -> list[str]:
     return [candidate.name for candidate in chosen._candidates]
 
 
@@ -183,7 +183,7 @@ def test_what_fails_in_its_first_run_is_not_taken(artifacts_dir: Path, caplog: p
     contract = load_contract(artifacts_dir / "assigner.json")
     failing = Failing()
     last = choice(artifacts_dir, device=HOST)._candidates[0]
-    chosen = FirstThatLoads(contract, [Candidate("failing", lambda: failing), last])
+    chosen = FallbackRunner(contract, [Candidate("failing", lambda: failing), last])
     with caplog.at_level(logging.INFO, "serve"):
         chosen.load()
     assert "failing is not taken: no kernel for 6 inputs and 5 outputs" in caplog.text

@@ -45,7 +45,7 @@ from yolo_assigner.serve.errors import (
 from yolo_assigner.serve.inference.batching import BatchLimits
 from yolo_assigner.serve.inference.local import Setup
 from yolo_assigner.serve.inference.runners.choice import RunnerOptions
-from yolo_assigner.serve.inference.service import Verb, call_now
+from yolo_assigner.serve.inference.service import Operation, new_call
 from yolo_assigner.serve.process import supervisor as remote
 from yolo_assigner.serve.process.child import CallFailedError
 from yolo_assigner.serve.process.supervisor import RemoteService
@@ -84,7 +84,7 @@ class Toy:
         text = json.dumps(document).encode()
         body = self.service.memory.take(len(text) + len(blob))[: len(text) + len(blob)].data
         body[:] = text + blob
-        call = call_now(Verb.INFER, model, len(text), allowed)
+        call = new_call(Operation.INFER, model, len(text), allowed)
         return asyncio.create_task(self.service.run(call, body))
 
 
@@ -131,7 +131,7 @@ def test_bytes_come_and_go(tmp_path: Path, side: int) -> None:
         await expected(toy, side=side)
         await asyncio.gather(*(expected(toy, side=side, images=1 + n % 3, outputs=BOTH, mark=n / 9) for n in range(9)))
         assert (toy.service.memory.held_bytes > 0) == (side == 320)
-        statistics = toy.service.catalogue.find("toy").stats
+        statistics = toy.service.registry.find("toy").stats
         assert (statistics.inference_count, statistics.queued) == (10, 0)
 
     scenario(tmp_path, play)
@@ -165,7 +165,7 @@ def test_refusals_and_failures(tmp_path: Path, capfd: pytest.CaptureFixture[str]
         with pytest.raises(InferenceError, match="the server's log says why"):
             await toy.ask(mark=FAIL)
         with pytest.raises(BadRequestError, match="not JSON"):
-            await toy.service.run(call_now(Verb.INFER, "toy"), memoryview(b"what?"))
+            await toy.service.run(new_call(Operation.INFER, "toy"), memoryview(b"what?"))
         with pytest.raises(CallFailedError):
             await toy.ask(mark=FORGET)
         await expected(toy)
@@ -188,7 +188,7 @@ def test_who_was_computed_when_the_process_died_fails_and_nobody_else(tmp_path: 
         await asyncio.gather(*others, expected(toy, side=side))
         assert service.restarts == 1
         assert service.pid != first
-        assert service.catalogue.find("toy").stats.queued == 0
+        assert service.registry.find("toy").stats.queued == 0
 
     scenario(tmp_path, play)
 
@@ -267,8 +267,8 @@ REASONS = {
 async def serves_all_but_b(toy: Toy, reason: str) -> None:
     await expected(toy, model="a")
     await expected(toy, model="c")
-    assert toy.service.catalogue.failures == {"b": reason}
-    assert toy.service.catalogue.ready
+    assert toy.service.registry.failures == {"b": reason}
+    assert toy.service.registry.ready
     with pytest.raises(ModelFailedError, match=re.escape(f"model 'b' cannot be loaded: {reason}")):
         await toy.ask(model="b")
 
@@ -334,7 +334,7 @@ def test_a_model_that_cannot_be_reloaded_stays_as_it_was(tmp_path: Path, file: s
         (tmp_path / file).unlink()
         await toy.service.reload("b")
         await expected(toy, model="b")
-        assert (toy.service.pid, toy.service.restarts, toy.service.catalogue.failures) == (pid, 0, {})
+        assert (toy.service.pid, toy.service.restarts, toy.service.registry.failures) == (pid, 0, {})
 
     scenario(tmp_path, play, names=ABC)
 
@@ -369,8 +369,8 @@ def test_requests_under_way_are_answered_by_the_model_they_began_with(tmp_path: 
         assert not under_way[-1].done()
         await expected(toy, model="b")
         await asyncio.gather(*under_way)
-        assert toy.service.catalogue.models["b"].stats.inference_count == SLOW_REQUESTS + 1  # they go on
-        assert toy.service.catalogue.models["b"].stats.queued == 0
+        assert toy.service.registry.models["b"].stats.inference_count == SLOW_REQUESTS + 1  # they go on
+        assert toy.service.registry.models["b"].stats.queued == 0
 
     scenario(tmp_path, play, names=ABC)
 
@@ -431,7 +431,7 @@ def test_it_is_tried_again_until_models_can_be_loaded(tmp_path: Path, monkeypatc
             await toy.ask()
         while toy.service.restarts < 2:
             await asyncio.sleep(0.01)
-        assert not toy.service.catalogue.ready
+        assert not toy.service.registry.ready
         (tmp_path / CANNOT_LOAD).unlink()
         monkeypatch.setattr(remote, "RESTART_SECONDS", 30.0)
         await expected(toy)
@@ -455,7 +455,7 @@ def test_who_hangs_up_leaves_nothing_in_the_queue(tmp_path: Path) -> None:
         began = time.monotonic()
         await expected(toy, side=320)
         assert time.monotonic() - began < SLOW_SECONDS
-        assert toy.service.catalogue.find("toy").stats.queued == 0
+        assert toy.service.registry.find("toy").stats.queued == 0
         before = toy.service.memory.held_bytes
         for _ in range(30):
             await expected(toy, side=320)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from tests.serve.toy_contract import CONTRACT as ASSIGNER
 from yolo_assigner.export.contract import TensorSpec
-from yolo_assigner.serve.inference.loading import Registry
+from yolo_assigner.serve.inference.loading import LoadedModels
 from yolo_assigner.serve.inference.local import LocalService, Setup, regions_of
 from yolo_assigner.serve.inference.model import Model
 from yolo_assigner.serve.process.worker import main
@@ -76,7 +76,7 @@ class Toy:
 def build(setup: Setup) -> LocalService:
     """The service with the toys that the setup names."""
     source = Toys(setup)
-    registry = Registry([source.open(name) for name in setup.models or ()], source=source)
+    registry = LoadedModels([source.open(name) for name in setup.models or ()], source=source)
     return LocalService(registry, regions_of(setup), setup.max_work_bytes, setup.keep_bytes)
 
 
