@@ -18,16 +18,12 @@ from yolo_assigner.serve.inference.registry import check_loaded, not_loaded, rea
 from yolo_assigner.serve.inference.runners.choice import RunnerOptions
 from yolo_assigner.serve.inference.service import Call, Operation
 from yolo_assigner.serve.settings import MIB
-from yolo_assigner.serve.shared_memory.cuda import Gpus
-from yolo_assigner.serve.shared_memory.operations import run_region_call
-from yolo_assigner.serve.shared_memory.region import Kind
-from yolo_assigner.serve.shared_memory.regions import Regions
+from yolo_assigner.serve.shared_memory.regions import Regions, run_region_call
 from yolo_assigner.serve.v1.operations import assign, loss, reduce
 from yolo_assigner.serve.wire.buffers import GRAIN, BufferPool
 from yolo_assigner.serve.wire.response import EncodedResponse
 
 logger = logging.getLogger("serve")
-EXTENSIONS = {Kind.SYSTEM: "system_shared_memory", Kind.CUDA: "cuda_shared_memory"}
 
 
 class LocalService:
@@ -60,7 +56,7 @@ class LocalService:
         self.registry = registry
         self.memory = BufferPool(keep_bytes)
         self.restarts = 0
-        self.extensions: Sequence[str] = [EXTENSIONS[kind] for kind in regions.kinds] if regions is not None else []
+        self.extensions: Sequence[str] = ["system_shared_memory"] if regions is not None else []
         self.regions = regions
         self._max_work_bytes = max_work_bytes
         self._reloading = asyncio.Lock()  # one at a time: each needs the memory of two models
@@ -73,10 +69,8 @@ class LocalService:
             on_change: Waited for before each model is loaded and after it.
 
         Raises:
-            Exception: No model can be loaded, or shared memory cannot be used.
+            Exception: No model can be loaded.
         """
-        if self.regions is not None:
-            await asyncio.to_thread(self.regions.load)
         async with self._reloading:
             await self.registry.load(on_change)
 
@@ -149,7 +143,7 @@ class LocalService:
             case Operation.REDUCE:
                 return await asyncio.to_thread(lambda: reduce(registry, body))
             case _:
-                # GPUs take their time, and regions are registered and forgotten in one thread.
+                # Opening objects may block, and regions are registered and unregistered in one thread.
                 return await asyncio.get_running_loop().run_in_executor(
                     self._registrar, run_region_call, self.regions, call, body
                 )
@@ -170,7 +164,6 @@ class Setup(NamedTuple):
         max_work_bytes: Most memory that a request may need while it is computed.
         engine_timeout: Seconds that one call of an engine may take, 0 for ever.
         shared_memory: What names of callers' shared memory begin with; None: switched off.
-        cuda_shared_memory: Whether it may be on GPUs.
         max_request_bytes: Most bytes of the inputs of a request in shared memory.
         max_total_bytes: Most bytes of those of all requests.
         log_level: Least level that is logged.
@@ -186,7 +179,6 @@ class Setup(NamedTuple):
     max_work_bytes: int
     engine_timeout: float
     shared_memory: str | None
-    cuda_shared_memory: bool
     max_request_bytes: int
     max_total_bytes: int
     log_level: str
@@ -218,7 +210,6 @@ def regions_of(setup: Setup) -> Regions | None:
     Raises:
         ValueError: It cannot be.
     """
-    gpus = Gpus() if setup.cuda_shared_memory else None
-    if setup.shared_memory is None and gpus is None:
+    if setup.shared_memory is None:
         return None
-    return Regions(setup.shared_memory, setup.max_request_bytes, setup.max_total_bytes, gpus)
+    return Regions(setup.shared_memory, setup.max_request_bytes, setup.max_total_bytes)
