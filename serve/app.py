@@ -117,7 +117,7 @@ def _watch(service: Service, options: AppOptions) -> None:
     metrics.watch(
         "queued_requests",
         "Requests in or before an engine.",
-        lambda: sum(model.stats.queued for model in registry.models.values()),
+        lambda: service.queued,
     )
     metrics.watch_count(
         "engine_restarts", "Times that the engines' process was started again.", lambda: service.restarts

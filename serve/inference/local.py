@@ -116,6 +116,11 @@ class LocalService:
                 logger.debug("its traceback", exc_info=True)
                 raise exhausted(error) or not_loaded(self.registry, name, reason_of(error)) from error
 
+    @property
+    def queued(self) -> int:
+        """Requests that wait for an engine, or that one computes."""
+        return sum(model.stats.queued for model in self.registry.models.values())
+
     def names(self) -> set[str]:
         """All models that can be reloaded."""
         return self.registry.names()

@@ -71,6 +71,10 @@ class Service(Protocol):
     restarts: int
 
     @property
+    def queued(self) -> int:
+        """Requests that wait for an engine, or that one computes."""
+
+    @property
     def memory(self) -> BufferPool:
         """What bodies are to be read into."""
 

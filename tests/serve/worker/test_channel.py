@@ -22,6 +22,7 @@ class End:
         self.got: list[Any] = []
         self.descriptors: list[int] = []
         self.closed = 0
+        self.socket = end
         self.channel = Channel(end, self._take, self._close)
 
     def _take(self, message: Any, descriptor: int | None) -> None:
@@ -57,12 +58,12 @@ def test_what_the_other_end_said_before_it_ended_arrives(first: str) -> None:
 
     async def scenario(ours: End, theirs: End) -> None:
         theirs.channel.send("last words")
-        theirs.channel._flush()
-        ours.channel._socket.send(b"unread")
+        theirs.channel.flush()
+        ours.socket.send(b"unread")
         theirs.channel.close()
         if first == "sending":
             ours.channel.send("to nobody")
-            ours.channel._flush()
+            ours.channel.flush()
         assert ours.got == []
         await ours.until(1)
         await asyncio.sleep(0.05)

@@ -48,6 +48,7 @@ from yolo_assigner.serve.inference.runners.choice import RunnerOptions
 from yolo_assigner.serve.inference.service import Operation, new_call
 from yolo_assigner.serve.process import supervisor as remote
 from yolo_assigner.serve.process.child import CallFailedError
+from yolo_assigner.serve.process.segments import LeaseTable
 from yolo_assigner.serve.process.supervisor import RemoteService
 from yolo_assigner.serve.wire.response import EncodedResponse
 
@@ -132,7 +133,7 @@ def test_bytes_come_and_go(tmp_path: Path, side: int) -> None:
         await asyncio.gather(*(expected(toy, side=side, images=1 + n % 3, outputs=BOTH, mark=n / 9) for n in range(9)))
         assert (toy.service.memory.held_bytes > 0) == (side == 320)
         statistics = toy.service.registry.find("toy").stats
-        assert (statistics.inference_count, statistics.queued) == (10, 0)
+        assert (statistics.inference_count, statistics.execution_count, toy.service.queued) == (10, 10, 0)
 
     scenario(tmp_path, play)
 
@@ -188,7 +189,7 @@ def test_who_was_computed_when_the_process_died_fails_and_nobody_else(tmp_path: 
         await asyncio.gather(*others, expected(toy, side=side))
         assert service.restarts == 1
         assert service.pid != first
-        assert service.registry.find("toy").stats.queued == 0
+        assert service.queued == 0
 
     scenario(tmp_path, play)
 
@@ -370,7 +371,7 @@ def test_requests_under_way_are_answered_by_the_model_they_began_with(tmp_path: 
         await expected(toy, model="b")
         await asyncio.gather(*under_way)
         assert toy.service.registry.models["b"].stats.inference_count == SLOW_REQUESTS + 1  # they go on
-        assert toy.service.registry.models["b"].stats.queued == 0
+        assert toy.service.queued == 0
 
     scenario(tmp_path, play, names=ABC)
 
@@ -455,11 +456,37 @@ def test_who_hangs_up_leaves_nothing_in_the_queue(tmp_path: Path) -> None:
         began = time.monotonic()
         await expected(toy, side=320)
         assert time.monotonic() - began < SLOW_SECONDS
-        assert toy.service.registry.find("toy").stats.queued == 0
+        assert toy.service.queued == 0
         before = toy.service.memory.held_bytes
         for _ in range(30):
             await expected(toy, side=320)
         assert toy.service.memory.held_bytes == before
+
+    scenario(tmp_path, play)
+
+
+def test_statistics_count_failures_and_hang_ups(tmp_path: Path) -> None:
+    """Those of a caller that hung up come without another request's answer to carry them."""
+
+    async def play(toy: Toy) -> None:
+        await expected(toy, images=2)
+        with pytest.raises(InferenceError):
+            await toy.ask(mark=FAIL)
+        slow = toy.ask(mark=SLOW)
+        await asyncio.sleep(0.1)
+        gone = toy.ask()
+        await asyncio.sleep(0.1)
+        assert toy.service.queued == 2
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        statistics = toy.service.registry.find("toy").stats
+        while statistics.phases["fail"].count < 2:
+            await asyncio.sleep(0.01)
+        assert not slow.done()
+        await slow
+        assert (statistics.inference_count, statistics.execution_count) == (2, 2)
+        assert {images: timing.count for images, timing in statistics.batches.items()} == {1: 1, 2: 1}
+        assert statistics.phases["compute_input"].count == statistics.phases["queue"].count == 2
 
     scenario(tmp_path, play)
 
@@ -535,11 +562,10 @@ def test_a_message_that_cannot_be_taken_ends_the_process_and_not_the_wait(
         def fail(*_: object) -> None:
             raise OSError("too many open files")
 
-        lost = toy.service._process
-        assert lost is not None
-        monkeypatch.setattr(lost._replies, "add", fail)
-        with pytest.raises(InferenceError, match="process ended"):
-            await toy.ask(side=320, outputs=BOTH)
+        with monkeypatch.context() as patched:
+            patched.setattr(LeaseTable, "map", fail)
+            with pytest.raises(InferenceError, match="process ended"):
+                await toy.ask(side=320, outputs=BOTH)
         await expected(toy, side=320, outputs=BOTH)
 
     scenario(tmp_path, play)
