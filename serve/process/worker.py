@@ -195,7 +195,11 @@ class Host:
         request_id.set(begin.request_id)
         assert self._service is not None  # noqa: S101 - calls come once all is loaded
         try:
-            encoded = await self._service.run(begin.call, body, lambda: self._mark(begin.id))
+            if begin.call.operation == Operation.LOAD:
+                await self._service.reload(begin.call.target or "")
+                encoded = EncodedResponse([b"{}"], None)
+            else:
+                encoded = await self._service.run(begin.call, body, lambda: self._mark(begin.id))
             if begin.call.operation in CHANGES and self._service.regions is not None:
                 self._channel.send(RegionsChanged(pickle.dumps(self._service.regions.registered)))
             del body  # so that its memory is free for the caller's next request
