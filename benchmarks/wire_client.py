@@ -203,7 +203,7 @@ async def count_bytes(scope: Any, receive: Any, send: Any) -> None:
 def setup(prefix: str | None = None) -> Setup:
     """Of a service that computes nothing; there are no artifacts."""
     limits = AppOptions.max_request_bytes, AppOptions.max_request_bytes
-    return Setup(Path(), RunnerOptions(), BatchLimits(), 2**32, 0.0, prefix, False, *limits, "warning", "text")
+    return Setup(Path(), RunnerOptions(), BatchLimits(), 2**32, 0.0, prefix, *limits, "warning", "text")
 
 
 def serve(app: Any, *, lifespan: bool = True) -> None:

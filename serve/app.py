@@ -23,13 +23,12 @@ from yolo_assigner.serve.http.origins import CrossOrigin, OriginGuard
 from yolo_assigner.serve.http.replies import error_reply, reply
 from yolo_assigner.serve.http.routes_v1 import add_people_routes
 from yolo_assigner.serve.http.routes_v2 import (
-    KINDS,
     health_routes,
     infer_routes,
     repository_routes,
     server_metadata,
     shared_memory_routes,
-    unsupported_routes,
+    triton_routes,
 )
 from yolo_assigner.serve.inference.registry import ModelInfo, log_failure
 from yolo_assigner.serve.inference.service import Service
@@ -75,9 +74,8 @@ def create_app(service: Service, options: AppOptions | None = None) -> FastAPI:
     app.include_router(health_routes(service, options))
     app.include_router(infer_routes(service, bodies, options))
     app.include_router(repository_routes(service, options))
-    for kind in KINDS:
-        app.include_router(shared_memory_routes(service, options, kind))
-    app.include_router(unsupported_routes())
+    app.include_router(shared_memory_routes(service, options))
+    app.include_router(triton_routes())
     add_people_routes(app, service, bodies, options)
     document_requests(app, service.registry)
     add_docs_page(app)

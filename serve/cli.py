@@ -133,7 +133,6 @@ def _service(settings: Settings) -> Service:
         settings.max_work_bytes,
         settings.engine_timeout,
         settings.shared_memory,
-        settings.cuda_shared_memory,
         settings.max_request_bytes,
         settings.max_total_bytes,
         settings.log_level,

@@ -13,8 +13,6 @@ from pydantic import TypeAdapter
 
 from yolo_assigner.serve.http.auth import DOCS
 from yolo_assigner.serve.http.schemas_v2 import (
-    CudaRegion,
-    CudaRegionRequest,
     Error,
     IndexRequest,
     InferReply,
@@ -51,7 +49,6 @@ JSON_LENGTH = {
     "description": "Bytes of JSON; binary tensors follow it. Without it all of the body is JSON.",
     "schema": {"type": "integer", "minimum": 0},
 }
-CUDA_EXAMPLES = {"region": {"value": {"raw_handle": {"b64": "A" * 86 + "=="}, "device_id": 0, "byte_size": 4096}}}
 REGION_EXAMPLES = {"region": {"value": {"key": "/yolo-assigner-0", "offset": 0, "byte_size": 4096}}}
 
 
@@ -114,7 +111,6 @@ def _add_examples(paths: dict[str, Any], registry: ModelRegistry[ModelInfo]) -> 
         "/v1/assign": assign_examples(registry),
         "/v1/reduce": REDUCE_EXAMPLES,
         "/v2/systemsharedmemory/region/{name}/register": REGION_EXAMPLES,
-        "/v2/cudasharedmemory/region/{name}/register": CUDA_EXAMPLES,
     }
     for path, values in examples.items():
         if values:
@@ -160,18 +156,7 @@ class Route(NamedTuple):
     binary: bool = False
 
 
-def _regions(kind: str, reply: Any, request: Any) -> dict[str, Route]:
-    """Of one kind of shared memory."""
-    path = f"/v2/{kind}sharedmemory"
-    return {
-        f"get {path}/status": Route(reply, (*KEYS, 501, 503)),
-        f"get {path}/region/{{name}}/status": Route(reply, (*NAMED, 501, 503)),
-        f"post {path}/region/{{name}}/register": Route(Nothing, (*NAMED, *BODY, 503), request),
-        f"post {path}/region/{{name}}/unregister": Route(Nothing, (*NAMED, 501, 503)),
-        f"post {path}/unregister": Route(Nothing, (*KEYS, 501, 503)),
-    }
-
-
+REGIONS = "/v2/systemsharedmemory"
 ROUTES = {
     "get /v2/health/live": Route(Live, (403, 503)),
     "get /v2/health/ready": Route(Ready, (403, 503)),
@@ -184,8 +169,11 @@ ROUTES = {
     "post /v2/models/{name}/infer": Route(InferReply, (*COMPUTED, 405), InferRequest, binary=True),
     "post /v2/repository/index": Route(list[ModelState], (*KEYS, *BODY), IndexRequest, required=False),
     "post /v2/repository/models/{name}/load": Route(ModelState, (*NAMED, *BODY, 500, 503), Nothing, required=False),
-    **_regions("system", list[Region], RegionRequest),
-    **_regions("cuda", list[CudaRegion], CudaRegionRequest),
+    f"get {REGIONS}/status": Route(list[Region], (*KEYS, 501, 503)),
+    f"get {REGIONS}/region/{{name}}/status": Route(list[Region], (*NAMED, 501, 503)),
+    f"post {REGIONS}/region/{{name}}/register": Route(Nothing, (*NAMED, *BODY, 503), RegionRequest),
+    f"post {REGIONS}/region/{{name}}/unregister": Route(Nothing, (*NAMED, 501, 503)),
+    f"post {REGIONS}/unregister": Route(Nothing, (*KEYS, 501, 503)),
     "post /v1/loss": Route(LossReply, COMPUTED, LossRequest),
     "post /v1/assign": Route(AssignReply, COMPUTED, AssignRequest),
     "post /v1/reduce": Route(ReduceReply, COMPUTED, ReduceRequest),

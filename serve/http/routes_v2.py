@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
@@ -194,49 +194,32 @@ def _describe(spec: TensorSpec) -> dict[str, Any]:
 NOTHING = memoryview(b"")
 
 
-class Verbs(NamedTuple):
-    """What can be asked about one kind of shared memory, and how that is called."""
-
-    name: str
-    status: Operation
-    register: Operation
-    unregister: Operation
-
-
-KINDS = {
-    "system": Verbs("shared memory", Operation.REGION_STATUS, Operation.REGION_REGISTER, Operation.REGION_UNREGISTER),
-    "cuda": Verbs("CUDA shared memory", Operation.CUDA_STATUS, Operation.CUDA_REGISTER, Operation.CUDA_UNREGISTER),
-}
-
-
-def shared_memory_routes(service: Service, options: AppOptions, kind: str) -> APIRouter:
-    """Status, register and unregister. While shared memory is switched off, that is what they say.
+def shared_memory_routes(service: Service, options: AppOptions) -> APIRouter:
+    """Routes that list, register and unregister regions of POSIX shared memory.
 
     Args:
-        service: What knows the regions.
+        service: Holds the regions; answers 501 while shared memory is switched off.
         options: Limits.
-        kind: A key of ``KINDS``.
     """
-    verbs = KINDS[kind]
-    router = APIRouter(prefix=f"/v2/{kind}sharedmemory", tags=["Open Inference Protocol"])
+    router = APIRouter(prefix="/v2/systemsharedmemory", tags=["Open Inference Protocol"])
     bodies = BodyReader(BODY_BYTES, pause=options.client_timeout, remedy="send what the protocol asks for")
 
-    async def answer(verb: Operation, request: Request, body: memoryview = NOTHING) -> Response:
-        return ReplyInParts(await service.run(new_call(verb, request.path_params.get("name")), body))
+    async def answer(operation: Operation, request: Request, body: memoryview = NOTHING) -> Response:
+        return ReplyInParts(await service.run(new_call(operation, request.path_params.get("name")), body))
 
-    @router.get("/region/{name}/status", summary=f"One region of {verbs.name}")
-    @router.get("/status", summary=f"All regions of {verbs.name}")
+    @router.get("/region/{name}/status", summary="One region of shared memory")
+    @router.get("/status", summary="All regions of shared memory")
     async def status(request: Request) -> Response:
-        return await answer(verbs.status, request)
+        return await answer(Operation.REGION_STATUS, request)
 
-    @router.post("/region/{name}/register", summary=f"Give a name to {verbs.name}")
+    @router.post("/region/{name}/register", summary="Register a region of shared memory")
     async def register(request: Request) -> Response:
-        return await answer(verbs.register, request, await bodies.read(request.scope, request.receive))
+        return await answer(Operation.REGION_REGISTER, request, await bodies.read(request.scope, request.receive))
 
-    @router.post("/region/{name}/unregister", summary=f"Forget one region of {verbs.name}")
-    @router.post("/unregister", summary=f"Forget all regions of {verbs.name}")
+    @router.post("/region/{name}/unregister", summary="Unregister one region of shared memory")
+    @router.post("/unregister", summary="Unregister all regions of shared memory")
     async def unregister(request: Request) -> Response:
-        return await answer(verbs.unregister, request)
+        return await answer(Operation.REGION_UNREGISTER, request)
 
     return router
 
@@ -244,7 +227,8 @@ def shared_memory_routes(service: Service, options: AppOptions, kind: str) -> AP
 UNLOADING = "models cannot be unloaded; remove the files from --artifacts and start the server again"
 TRACING = "tracing is not available; --log-level debug shows every request"
 LOGGING = "logging cannot be changed here; start the server with another --log-level"
-ROUTES = {
+CUDA = "CUDA shared memory is not available; use system shared memory, or send the tensors in the request"
+UNSUPPORTED = {
     "POST /repository/models/{name}/unload": UNLOADING,
     "GET /trace/setting": TRACING,
     "POST /trace/setting": TRACING,
@@ -252,16 +236,30 @@ ROUTES = {
     "POST /models/{name}/trace/setting": TRACING,
     "GET /logging": LOGGING,
     "POST /logging": LOGGING,
+    "POST /cudasharedmemory/region/{name}/register": CUDA,
+    "POST /cudasharedmemory/region/{name}/unregister": CUDA,
 }
 
 
-def unsupported_routes() -> APIRouter:
-    """Routes that are refused."""
+def triton_routes() -> APIRouter:
+    """Routes that Triton's clients call and this server has no use for.
+
+    Triton's examples begin by unregistering all CUDA regions: there are none, so that succeeds. All else is refused.
+    """
     router = APIRouter(prefix="/v2", include_in_schema=False)
 
-    for route, reason in ROUTES.items():
-        verb, path = route.split()
-        router.add_api_route(path, _refusing(reason), methods=[verb])
+    @router.get("/cudasharedmemory/region/{name}/status")
+    @router.get("/cudasharedmemory/status")
+    async def no_cuda_regions() -> Response:
+        return reply([])
+
+    @router.post("/cudasharedmemory/unregister")
+    async def unregister_cuda_regions() -> Response:
+        return reply({})
+
+    for route, reason in UNSUPPORTED.items():
+        method, path = route.split()
+        router.add_api_route(path, _refusing(reason), methods=[method])
     return router
 
 

@@ -18,15 +18,11 @@ from yolo_assigner.serve.inference.registry import check_loaded, not_loaded, rea
 from yolo_assigner.serve.inference.runners.choice import RunnerOptions
 from yolo_assigner.serve.inference.service import Call, Operation
 from yolo_assigner.serve.settings import MIB
-from yolo_assigner.serve.shared_memory.cuda import Gpus
-from yolo_assigner.serve.shared_memory.operations import run_region_call
-from yolo_assigner.serve.shared_memory.region import Kind
-from yolo_assigner.serve.shared_memory.regions import Regions
+from yolo_assigner.serve.shared_memory.regions import Regions, run_region_call
 from yolo_assigner.serve.v1.operations import detect, reduce
 from yolo_assigner.serve.wire.buffers import GRAIN, BufferPool
 from yolo_assigner.serve.wire.response import EncodedResponse
 
-EXTENSIONS = {Kind.SYSTEM: "system_shared_memory", Kind.CUDA: "cuda_shared_memory"}
 logger = logging.getLogger("serve")
 
 
@@ -60,7 +56,7 @@ class LocalService:
         self.registry = registry
         self.memory = BufferPool(keep_bytes)
         self.restarts = 0
-        self.extensions: Sequence[str] = [EXTENSIONS[kind] for kind in regions.kinds] if regions is not None else []
+        self.extensions: Sequence[str] = ["system_shared_memory"] if regions is not None else []
         self.regions = regions
         self._max_work_bytes = max_work_bytes
         self._reloading = asyncio.Lock()  # one at a time: each needs the memory of two models
@@ -73,10 +69,8 @@ class LocalService:
             on_change: Awaited before and after each model is loaded.
 
         Raises:
-            Exception: No model can be loaded, or shared memory cannot be used.
+            Exception: No model can be loaded.
         """
-        if self.regions is not None:
-            await asyncio.to_thread(self.regions.load)
         async with self._reloading:
             await self.registry.load(on_change)
 
@@ -137,7 +131,7 @@ class LocalService:
                 case Operation.REDUCE:
                     return await asyncio.to_thread(reduce, registry, body)
                 case _:
-                    # GPUs take their time, and one thread registers and unregisters all regions.
+                    # Opening objects may block, and one thread registers and unregisters all regions.
                     return await asyncio.get_running_loop().run_in_executor(
                         self._registrar, run_region_call, self.regions, call, body
                     )
@@ -158,7 +152,6 @@ class Setup(NamedTuple):
         max_work_bytes: Most memory that computing one request may need.
         engine_timeout: Seconds that one call of an engine may take; 0: no limit.
         shared_memory: Prefix of the names of callers' shared memory; None: switched off.
-        cuda_shared_memory: Whether shared memory may be on GPUs.
         max_request_bytes: Most bytes of one request's inputs in shared memory.
         max_total_bytes: Most bytes of all requests' inputs in shared memory.
         log_level: Least level that is logged.
@@ -174,7 +167,6 @@ class Setup(NamedTuple):
     max_work_bytes: int
     engine_timeout: float
     shared_memory: str | None
-    cuda_shared_memory: bool
     max_request_bytes: int
     max_total_bytes: int
     log_level: str
@@ -206,7 +198,6 @@ def regions_of(setup: Setup) -> Regions | None:
     Raises:
         ValueError: It cannot be used.
     """
-    gpus = Gpus() if setup.cuda_shared_memory else None
-    if setup.shared_memory is None and gpus is None:
+    if setup.shared_memory is None:
         return None
-    return Regions(setup.shared_memory, setup.max_request_bytes, setup.max_total_bytes, gpus)
+    return Regions(setup.shared_memory, setup.max_request_bytes, setup.max_total_bytes)

@@ -22,9 +22,6 @@ class Operation(StrEnum):
     REGION_STATUS = "region status"
     REGION_REGISTER = "region register"
     REGION_UNREGISTER = "region unregister"
-    CUDA_STATUS = "CUDA region status"
-    CUDA_REGISTER = "CUDA region register"
-    CUDA_UNREGISTER = "CUDA region unregister"
     LOAD = "load"  # sent to the engine process alone; routes call Service.reload
 
 

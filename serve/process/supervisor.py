@@ -241,9 +241,7 @@ class RemoteService:
         Raises:
             ValueError: It cannot be loaded.
         """
-        setup = self._setup._replace(
-            models=(name,), failures=(), shared_memory=None, cuda_shared_memory=False, regions=None
-        )
+        setup = self._setup._replace(models=(name,), failures=(), shared_memory=None, regions=None)
         told = Told(_ignore, _ignore, _ignore, _ignore, lambda: None)
         process = WorkerProcess(setup, self.memory, told, self._command)
         try:

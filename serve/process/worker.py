@@ -55,7 +55,7 @@ from yolo_assigner.serve.system import (
 from yolo_assigner.serve.wire.dtypes import Array
 from yolo_assigner.serve.wire.response import EncodedResponse
 
-CHANGES = (Operation.REGION_REGISTER, Operation.REGION_UNREGISTER, Operation.CUDA_REGISTER, Operation.CUDA_UNREGISTER)
+CHANGES = (Operation.REGION_REGISTER, Operation.REGION_UNREGISTER)
 HUNG = 70  # EX_SOFTWARE of sysexits.h
 logger = logging.getLogger("serve")
 
@@ -92,7 +92,7 @@ class Host:
             if setup.models is not None:
                 service.registry.keep(setup.models, dict(setup.failures))
             if service.regions is not None and setup.regions is not None:
-                service.regions.restore(pickle.loads(setup.regions))  # noqa: S301 - an earlier process of ours wrote it
+                service.regions.registered = pickle.loads(setup.regions)  # noqa: S301 - an earlier worker wrote it
             for name, reason in service.registry.failures.items():
                 self._channel.send(ModelState(name, failure=reason))
             service.registry.watch(self._known)

@@ -15,7 +15,7 @@ from yolo_assigner.serve.wire.json import show, tensor_from_json
 REGION = "shared_memory_region"
 BYTE_SIZE = "shared_memory_byte_size"
 OFFSET = "shared_memory_offset"
-REMEDY = "start the server with --shared-memory or --cuda-shared-memory, or send the tensors in the request"
+REMEDY = "start the server with --shared-memory, or send the tensors in the request"
 
 
 class Place(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 from functools import cache
 from types import ModuleType
@@ -10,8 +9,6 @@ from typing import Any, Protocol
 
 from yolo_assigner.serve.inference.runners.base import RunnerError
 from yolo_assigner.serve.wire.dtypes import Array
-
-HANDLE_BYTES = 64  # CUDA_IPC_HANDLE_SIZE
 
 
 class Memory(Protocol):
@@ -86,27 +83,6 @@ class CudaMemory:
         """Free an allocation."""
         call("cudaFree", address)
 
-    def open_shared(self, handle: bytes) -> int:
-        """Address of memory of another process; to be closed as often as it was opened.
-
-        Args:
-            handle: ``HANDLE_BYTES`` that ``cudaIpcGetMemHandle`` gave there.
-        """
-        shared = bindings().cudaIpcMemHandle_t()
-        ctypes.memmove(shared.getPtr(), handle, HANDLE_BYTES)  # its bytes have no public name
-        return int(call("cudaIpcOpenMemHandle", shared, bindings().cudaIpcMemLazyEnablePeerAccess))
-
-    def close_shared(self, address: int) -> None:
-        """Give it back to the other process alone."""
-        call("cudaIpcCloseMemHandle", address)
-
-    def size_from(self, address: int) -> int:
-        """Bytes from an address to the end of its allocation."""
-        error, begin, size = driver().cuMemGetAddressRange(address)
-        if error != driver().CUresult.CUDA_SUCCESS:
-            raise RuntimeError(f"cuMemGetAddressRange failed: {error.name}")
-        return int(begin) + int(size) - address
-
     def copy_in(self, address: int, array: Array) -> None:
         """Queue a copy to the device."""
         kind = bindings().cudaMemcpyKind.cudaMemcpyHostToDevice
@@ -156,21 +132,7 @@ def bindings() -> ModuleType:
     Raises:
         RunnerError: They are missing.
     """
-    return _imported("cuda.bindings.runtime")
-
-
-@cache
-def driver() -> ModuleType:
-    """Those of its driver, for what the runtime has not.
-
-    Raises:
-        RunnerError: They are missing.
-    """
-    return _imported("cuda.bindings.driver")
-
-
-def _imported(name: str) -> ModuleType:
     try:
-        return importlib.import_module(name)
+        return importlib.import_module("cuda.bindings.runtime")
     except ImportError as error:
         raise RunnerError(f"CUDA's bindings do not import ({error}); pip install cuda-bindings") from error

@@ -17,7 +17,7 @@ from yolo_assigner.serve.shared_memory.object import DIRECTORY
 from yolo_assigner.serve.wire.dtypes import Array, wire_name
 
 PREFIX = f"yolo-assigner-test-{os.getpid()}-"
-ROW_10 = "/v2/systemsharedmemory"
+REGIONS = "/v2/systemsharedmemory"
 ALIGNMENT = 64
 SIZE = 64 * 1024
 # Elsewhere shared memory cannot be read like files, and the server refuses the setting.
@@ -40,7 +40,7 @@ def _leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
         path.unlink() if not path.is_dir() else path.rmdir()
     if "shm" in request.fixturenames:
         live: Live = request.getfixturevalue("shm")
-        assert live.send("POST", f"{ROW_10}/unregister").status == 200
+        assert live.send("POST", f"{REGIONS}/unregister").status == 200
         rows, blob = binary_rows(loss_inputs(images=1))
         assert live.infer("loss", {"inputs": rows}, blob).status == 200
 
@@ -114,7 +114,7 @@ def register(live: Live, name: str = "r", **changes: Any) -> Reply:
         path.write_bytes(bytes(SIZE))
     document = {"key": f"/{path.name}", "offset": 0, "byte_size": SIZE} | changes
     wanted = {key: value for key, value in document.items() if value is not None}
-    return live.send("POST", f"{ROW_10}/region/{name}/register", wanted)
+    return live.send("POST", f"{REGIONS}/region/{name}/register", wanted)
 
 
 def feat_2(**changes: Any) -> dict[str, Any]:

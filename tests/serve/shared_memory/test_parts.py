@@ -21,7 +21,6 @@ from tests.serve.test_app import Started, SumRunner, until_ready
 from tests.serve.test_cli import refuses, run
 from yolo_assigner.serve.errors import BadRequestError, BusyError, TooLargeError, UnsupportedError
 from yolo_assigner.serve.shared_memory.object import DIRECTORY, opened
-from yolo_assigner.serve.shared_memory.region import Kind
 from yolo_assigner.serve.shared_memory.regions import MAX_REGIONS, Regions
 from yolo_assigner.serve.wire.buffers import ALIGNMENT, TensorMemory
 from yolo_assigner.serve.wire.dtypes import wire_name
@@ -113,13 +112,13 @@ def test_there_are_only_so_many_regions(path: Path) -> None:
         regions.register("more", path.name, 0, 1)
     path.with_name(f"{PREFIX}other").unlink()
     regions.register("more", path.name, 0, 1)
-    assert len(regions.status(Kind.SYSTEM)) == MAX_REGIONS
+    assert len(regions.status()) == MAX_REGIONS
     with pytest.raises(BadRequestError, match="no region 'r0' is registered"):
         regions.check(Place("r0", 0, 1))
     path.unlink()
     path.write_bytes(b"x")  # another object of the same key
     regions.register("one", path.name, 0, 1)
-    assert [row["name"] for row in regions.status(Kind.SYSTEM)] == ["one"]
+    assert [row["name"] for row in regions.status()] == ["one"]
 
 
 def test_a_read_that_comes_back_short(path: Path) -> None:

@@ -63,7 +63,7 @@ class Toy:
     def __init__(self, folder: Path, engine_timeout: float = 0.0, names: Sequence[str] = ("toy",)) -> None:
         sizes = (16 * MIB, 64 * MIB)
         limits = (BatchLimits(), 2**30, engine_timeout)
-        setup = Setup(folder, RunnerOptions(), *limits, None, False, *sizes, "error", "text")
+        setup = Setup(folder, RunnerOptions(), *limits, None, *sizes, "error", "text")
         self.service = RemoteService([replace(CONTRACT, name=name) for name in names], setup, COMMAND)
 
     def ask(
