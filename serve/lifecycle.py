@@ -138,7 +138,7 @@ class Reloader:
                 logger.error("%s not reloaded: %s", name, reason_of(error))
             else:
                 logger.info("%s reloaded", name)
-        for model in sorted(await asyncio.to_thread(self._service.names)):
+        for model in sorted(await asyncio.to_thread(self._service.registry.names)):
             try:
                 await self._service.reload(model)
             except Exception as error:

@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope
 
 from yolo_assigner.serve.errors import BadRequestError, ClientGoneError, TooLargeError, UnsupportedError
-from yolo_assigner.serve.http.admission import holder
+from yolo_assigner.serve.http import admission
 from yolo_assigner.serve.http.limits import Pace, keeping_up
 from yolo_assigner.serve.wire.buffers import BufferPool
 
@@ -108,9 +108,9 @@ class BodyReader:
         async with keeping_up(self._pause) as pace:
             raw = await _collect(receive, limit, pace)
         if encoding is None:
-            holder(scope)(len(raw))  # until now it counted as the largest
+            admission.holder(scope)(len(raw))  # until now it counted as the largest
         else:
-            raw = await unpack(raw, encoding, limit, holder(scope))
+            raw = await unpack(raw, encoding, limit, admission.holder(scope))
         body = self._aligned(len(raw), json_length or 0)
         await asyncio.to_thread(_copy, raw, body)
         return body

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 import orjson
 
@@ -17,7 +18,7 @@ from yolo_assigner.serve.errors import BusyError, InferenceError, NotReadyError,
 from yolo_assigner.serve.inference.batching import BatchLimits
 from yolo_assigner.serve.inference.loading import find_model, names_in
 from yolo_assigner.serve.inference.local import Setup
-from yolo_assigner.serve.inference.registry import ModelRegistry, check_loaded, not_loaded, reason_of
+from yolo_assigner.serve.inference.registry import MutableModelRegistry, check_loaded, not_loaded, reason_of
 from yolo_assigner.serve.inference.service import Call, Operation
 from yolo_assigner.serve.inference.stats import ModelStats
 from yolo_assigner.serve.process.child import COMMAND, ProcessEndedError, WorkerProcess, exit_text, too_late
@@ -76,7 +77,7 @@ class RemoteService:
 
     def __init__(self, contracts: Sequence[Contract], setup: Setup, command: Sequence[str] = COMMAND) -> None:
         models = [RemoteModel(contract, setup.limits) for contract in contracts]
-        self.registry = ModelRegistry(models, dict(setup.failures))
+        self.registry = MutableModelRegistry(models, dict(setup.failures), partial(names_in, setup.artifacts))
         self.memory = SharedPool(setup.keep_bytes, self._forget_segment)
         self.extensions: Sequence[str] = ()
         self.restarts = 0
@@ -129,10 +130,6 @@ class RemoteService:
                 await self._run(Call(Operation.LOAD, name), memoryview(b""), None)
             except ProcessEndedError as error:
                 raise InferenceError(f"the engines' process ended while it loaded model {name!r}; try again") from error
-
-    def names(self) -> set[str]:
-        """All models that can be reloaded: those that are known and those that are new among the artifacts."""
-        return {*self.registry.models, *self.registry.failures, *names_in(self._setup.artifacts)}
 
     def check_alive(self) -> None:
         """Check that waiting can help.

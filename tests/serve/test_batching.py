@@ -89,7 +89,7 @@ def test_gradients_are_never_put_together(artifacts_dir: Path) -> None:
     model = open_artifacts(artifacts_dir, RunnerOptions(), TOGETHER).find("loss_grad")
     requests = [Request(loss_inputs(seed=seed), ("loss",)) for seed in range(3)]
     asyncio.run(answers(model, requests))
-    assert not model.batching.on
+    assert not model.dynamic_batching
     assert model.stats.execution_count == len(requests)
 
 
@@ -171,7 +171,7 @@ def test_a_runner_that_computes_them_differently_is_found_out(
     runner: Rows, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = asyncio.run(loaded(runner, BatchLimits(images=8)))
-    assert not model.batching.on
+    assert not model.dynamic_batching
     assert reason in caplog.text
     model.close()
 
@@ -272,7 +272,7 @@ def test_an_engine_for_large_batches_alone_is_served_one_by_one(caplog: pytest.L
 
     async def scenario() -> None:
         model = await loaded(FourAtLeast(), BatchLimits(images=16))
-        assert not model.batching.on
+        assert not model.dynamic_batching
         assert "less than 4" in caplog.text
         assert await ask(model, 0.5, images=4) == 2.5
         model.close()
@@ -298,7 +298,7 @@ def test_calls_are_counted_as_they_are_made() -> None:
 def test_memory_of_a_call_is_bounded() -> None:
     async def scenario() -> None:
         runner = Rows()
-        model = await loaded(runner, BatchLimits(images=100, seconds=0.1, work_bytes=1))
+        model = await loaded(runner, BatchLimits(images=100, seconds=0.1, memory_bytes=1))
         await asyncio.gather(*(ask(model, 0.1) for _ in range(3)))
         assert runner.calls == [1, 1, 1]
         model.close()

@@ -22,6 +22,9 @@ from tests.exports import exported
 from tests.serve.conftest import ROOT, Live, binary_rows, loss_inputs, start, stop, worker_of
 from tests.serve.test_failed_models import edit, index, no_graph
 from tests.serve.test_tls import command
+from yolo_assigner.export import contract
+from yolo_assigner.serve.errors import NotFoundError
+from yolo_assigner.serve.inference.loading import find_model, names_in
 
 LOAD = "/v2/repository/models/{}/load"
 OUTPUTS = {"outputs": [{"name": "loss"}]}
@@ -189,6 +192,25 @@ def test_artifacts_exchanged_under_engines_that_die(tmp_path: Path, versions: di
         assert loss_of(live) == versions["bce"]
     finally:
         assert stop(live) == 0
+
+
+def test_one_model_is_opened_without_reading_the_others(artifacts_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Model files may be large, and SIGHUP opens all models one by one."""
+    read: list[str] = []
+    hash_of = contract.file_hash
+
+    def recorded(path: Path) -> str:
+        read.append(path.name)
+        return hash_of(path)
+
+    monkeypatch.setattr(contract, "file_hash", recorded)
+    assert names_in(artifacts_dir) == {"assigner", "loss", "loss_grad"}
+    assert read == []
+    path, found = find_model(artifacts_dir, "loss")
+    assert (path.name, found.name, read) == ("loss.onnx", "loss", ["loss.onnx"])
+    for name in ("nobody", f"../{artifacts_dir.name}/loss"):  # names come from requests
+        with pytest.raises(NotFoundError, match="only assigner, loss, loss_grad; export the model there"):
+            find_model(artifacts_dir, name)
 
 
 def test_sighup_reloads_the_certificate(tmp_path: Path, artifacts_dir: Path) -> None:

@@ -1,4 +1,4 @@
-"""Memory of a GPU, and everything that is asked of CUDA."""
+"""Memory of a GPU, through CUDA's Python bindings."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from yolo_assigner.serve.wire.dtypes import Array
 
 
 class Memory(Protocol):
-    """Memory of a device, with one stream in whose order it is copied. Addresses are numbers."""
+    """Memory of a device and the stream in which copies are queued. Addresses are integers."""
 
     @property
     def stream(self) -> int:
-        """Handle of the stream."""
+        """Handle of the stream, for libraries."""
 
     def enter(self) -> None:
-        """Make the device the calling thread's own; comes before all else in each call from outside."""
+        """Make the device current in the calling thread; every entry point calls it first."""
 
     def allocate(self, size: int) -> int:
-        """Address of ``size`` bytes, aligned to 256."""
+        """Allocate ``size`` bytes and return their address, aligned to 256."""
 
     def free(self, address: int) -> None:
-        """Give them back."""
+        """Free an allocation."""
 
     def copy_in(self, address: int, array: Array) -> None:
         """Copy a contiguous array to the device; it must not change before :meth:`synchronise`."""
@@ -34,17 +34,17 @@ class Memory(Protocol):
         """Fill a contiguous array from the device; it is filled after :meth:`synchronise`."""
 
     def synchronise(self) -> None:
-        """Wait for all that was queued in the stream."""
+        """Wait for everything queued in the stream."""
 
     def close(self) -> None:
-        """Give the stream back."""
+        """Destroy the stream."""
 
 
 class CudaMemory:
-    """Memory of a real GPU, by CUDA's own bindings.
+    """Memory of a real GPU.
 
     Args:
-        index: Which GPU.
+        index: Index of the GPU.
 
     Raises:
         RunnerError: The bindings, a driver or the GPU is missing.
@@ -52,7 +52,7 @@ class CudaMemory:
 
     def __init__(self, index: int) -> None:
         self._index = index
-        bindings()  # when they are missing, that is the error
+        bindings()  # where they are missing, that is the error to raise
         try:
             count = call("cudaGetDeviceCount")
         except RuntimeError as error:
@@ -72,15 +72,15 @@ class CudaMemory:
         return ".".join(str(call("cudaDeviceGetAttribute", part, self._index)) for part in parts)
 
     def enter(self) -> None:
-        """Make the device the calling thread's own."""
+        """Make the GPU current in the calling thread."""
         call("cudaSetDevice", self._index)
 
     def allocate(self, size: int) -> int:
-        """Address of ``size`` bytes."""
+        """Allocate ``size`` bytes and return their address."""
         return int(call("cudaMalloc", size))
 
     def free(self, address: int) -> None:
-        """Give them back."""
+        """Free an allocation."""
         call("cudaFree", address)
 
     def copy_in(self, address: int, array: Array) -> None:
@@ -94,11 +94,11 @@ class CudaMemory:
         call("cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, self.stream)
 
     def synchronise(self) -> None:
-        """Wait for the stream; failures of what was queued come back here."""
+        """Wait for the stream; raises what failed in it."""
         call("cudaStreamSynchronize", self.stream)
 
     def close(self) -> None:
-        """Give the stream back."""
+        """Destroy the stream."""
         self.enter()
         call("cudaStreamDestroy", self.stream)
 
@@ -107,15 +107,15 @@ def call(name: str, *arguments: Any) -> Any:
     """Call a function of CUDA's runtime.
 
     Args:
-        name: The function's.
-        arguments: The function's.
+        name: Name of the function.
+        arguments: Arguments of the function.
 
     Returns:
-        What it gives beside its status, if anything.
+        The function's result beside its status; None where it has none.
 
     Raises:
         RunnerError: CUDA's bindings are missing.
-        RuntimeError: It failed; the text names it and CUDA's reason.
+        RuntimeError: The function failed; the text has its name and CUDA's reason.
     """
     cuda = bindings()
     error, *values = getattr(cuda, name)(*arguments)
@@ -127,7 +127,7 @@ def call(name: str, *arguments: Any) -> Any:
 
 @cache
 def bindings() -> ModuleType:
-    """CUDA's own bindings of its runtime.
+    """Import CUDA's bindings of its runtime.
 
     Raises:
         RunnerError: They are missing.

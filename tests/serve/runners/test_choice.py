@@ -43,7 +43,7 @@ def choice(folder: Path, engine: str = "auto", device: Device | None = None, nam
 
 
 def names(chosen: FallbackRunner) -> list[str]:
-    return [candidate.name for candidate in chosen._candidates]
+    return [candidate.name for candidate in chosen.candidates]
 
 
 def test_the_order_is_from_the_fastest_to_the_one_that_always_runs(with_engine: Path) -> None:
@@ -182,7 +182,7 @@ class Failing:
 def test_what_fails_in_its_first_run_is_not_taken(artifacts_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     contract = load_contract(artifacts_dir / "assigner.json")
     failing = Failing()
-    last = choice(artifacts_dir, device=HOST)._candidates[0]
+    last = choice(artifacts_dir, device=HOST).candidates[0]
     chosen = FallbackRunner(contract, [Candidate("failing", lambda: failing), last])
     with caplog.at_level(logging.INFO, "serve"):
         chosen.load()
