@@ -18,7 +18,7 @@ from yolo_assigner.serve.inference.registry import check_loaded, not_loaded, rea
 from yolo_assigner.serve.inference.runners.choice import RunnerOptions
 from yolo_assigner.serve.inference.service import Call, Operation
 from yolo_assigner.serve.settings import MIB
-from yolo_assigner.serve.shared_memory.regions import Regions, run_region_call
+from yolo_assigner.serve.shared_memory.regions import Regions, extensions, run_region_call
 from yolo_assigner.serve.v1.operations import detect, reduce
 from yolo_assigner.serve.wire.buffers import GRAIN, BufferPool
 from yolo_assigner.serve.wire.response import EncodedResponse
@@ -56,7 +56,7 @@ class LocalService:
         self.registry = registry
         self.memory = BufferPool(keep_bytes)
         self.restarts = 0
-        self.extensions: Sequence[str] = ["system_shared_memory"] if regions is not None else []
+        self.extensions: Sequence[str] = extensions(regions is not None)
         self.regions = regions
         self._max_work_bytes = max_work_bytes
         self._reloading = asyncio.Lock()  # one at a time: each needs the memory of two models

@@ -22,11 +22,9 @@ from yolo_assigner.serve.logs import request_id
 from yolo_assigner.serve.process.channel import Channel
 from yolo_assigner.serve.process.messages import (
     Alive,
-    AllLoaded,
     Answer,
     CancelCall,
-    Extensions,
-    LoadFailed,
+    Loaded,
     ModelState,
     Recorded,
     Refusal,
@@ -191,15 +189,15 @@ class WorkerProcess:
             case Refusal():
                 self._record(message.recorded)
                 self._fail(message.id, message.error or CallFailedError("the log of the engines' process says why"))
-            case AllLoaded():
+            case Loaded(failure=None):
                 self.ready.set_result(None)
-            case LoadFailed():
+            case Loaded():
                 self.loading = None
-                self.ready.set_exception(ValueError(message.reason))
+                self.ready.set_exception(ValueError(message.failure))
             case ModelState():
                 self.loading = None if message.ready or message.failure is not None else message.name
                 self._on_report(message)
-            case Extensions() | RegionsChanged():
+            case RegionsChanged():
                 self._on_report(message)
             case Alive():
                 pass  # it was heard

@@ -141,12 +141,6 @@ class ModelState(NamedTuple):
     dynamic_batching: bool = False
 
 
-class Extensions(NamedTuple):
-    """Extensions of the protocol; sent before any model is ready, since callers may ask as soon as one is."""
-
-    names: tuple[str, ...]
-
-
 class RegionsChanged(NamedTuple):
     """Regions of shared memory were registered or unregistered.
 
@@ -157,17 +151,13 @@ class RegionsChanged(NamedTuple):
     state: bytes
 
 
-Report = ModelState | Extensions | RegionsChanged | Recorded
+Report = ModelState | RegionsChanged | Recorded
 
 
-class AllLoaded(NamedTuple):
-    """All models are ready or have failed."""
+class Loaded(NamedTuple):
+    """All models are ready or have failed. With a reason none is ready, and the worker ends."""
 
-
-class LoadFailed(NamedTuple):
-    """No model can be loaded; the worker ends."""
-
-    reason: str
+    failure: str | None = None
 
 
 class Alive(NamedTuple):

@@ -22,8 +22,9 @@ from yolo_assigner.serve.inference.registry import MutableModelRegistry, check_l
 from yolo_assigner.serve.inference.service import Call, Operation
 from yolo_assigner.serve.inference.stats import ModelStats
 from yolo_assigner.serve.process.child import COMMAND, ProcessEndedError, WorkerProcess, exit_text, too_late
-from yolo_assigner.serve.process.messages import Extensions, ModelState, Recorded, RegionsChanged, Report
+from yolo_assigner.serve.process.messages import ModelState, Recorded, RegionsChanged, Report
 from yolo_assigner.serve.process.segments import INLINE_BYTES, SharedPool
+from yolo_assigner.serve.shared_memory.regions import extensions
 from yolo_assigner.serve.wire.response import EncodedResponse
 
 RESTART_SECONDS = 30.0  # that a caller waits for the next worker
@@ -79,7 +80,7 @@ class RemoteService:
         models = [RemoteModel(contract, setup.limits) for contract in contracts]
         self.registry = MutableModelRegistry(models, dict(setup.failures), partial(names_in, setup.artifacts))
         self.memory = SharedPool(setup.keep_bytes, self._forget_segment)
-        self.extensions: Sequence[str] = ()
+        self.extensions: Sequence[str] = extensions(setup.shared_memory is not None)
         self.restarts = 0
         self.queued = 0
         self._setup = setup
@@ -335,8 +336,6 @@ class RemoteService:
         match report:
             case ModelState():
                 self._set_state(report)
-            case Extensions():
-                self.extensions = report.names
             case RegionsChanged():
                 self._setup = self._setup._replace(regions=report.state)  # for the next worker
             case Recorded():

@@ -26,11 +26,9 @@ from yolo_assigner.serve.process.channel import Channel
 from yolo_assigner.serve.process.child import STOPPING
 from yolo_assigner.serve.process.messages import (
     Alive,
-    AllLoaded,
     Answer,
     CancelCall,
-    Extensions,
-    LoadFailed,
+    Loaded,
     ModelState,
     Recorded,
     Refusal,
@@ -130,13 +128,12 @@ class Worker:
             for name, reason in service.registry.failures.items():
                 self._channel.send(ModelState(name, failure=reason))
             service.registry.watch(self._watch_model)
-            self._channel.send(Extensions(tuple(service.extensions)))
             await service.load(self._report_state)
         except Exception as error:
             logger.debug("models cannot be loaded", exc_info=True)
-            self._channel.send(LoadFailed(reason_of(error)))
+            self._channel.send(Loaded(failure=reason_of(error)))
             return False
-        self._channel.send(AllLoaded())
+        self._channel.send(Loaded())
         return True
 
     async def watch(self, most_seconds: float) -> None:

@@ -22,6 +22,11 @@ MAX_NAME = 255  # characters
 MAX_TOTAL_BYTES = 2**30
 
 
+def extensions(shared_memory: bool) -> list[str]:
+    """Return the extensions of the protocol that a server has with shared memory, or without."""
+    return ["system_shared_memory"] if shared_memory else []
+
+
 class Region(NamedTuple):
     """A registered part of an object of shared memory.
 

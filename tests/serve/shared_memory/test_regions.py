@@ -90,7 +90,7 @@ def test_bad_registrations(shm: Live, case: str, tmp_path: Path) -> None:
         (b" " * 70_000, "70000", 413),
     ],
 )
-def test_registrations_that_are_no_request(shm: Live, body: bytes, words: str, status: int) -> None:
+def test_registrations_with_invalid_bodies(shm: Live, body: bytes, words: str, status: int) -> None:
     refused(shm.send("POST", f"{REGIONS}/region/r/register", body), words, status=status)
 
 
@@ -107,7 +107,7 @@ def test_names_of_regions(shm: Live) -> None:
 
 
 def test_switched_off(live: Live) -> None:
-    """The default. Each way in says how to switch it on; requests with tensors are in test_refusals."""
+    """It is off by default, and every route says how to switch it on. For infer see ``test_refusals``."""
     for method, path in [
         ("GET", "/status"),
         ("GET", "/region/r/status"),

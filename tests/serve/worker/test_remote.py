@@ -1,4 +1,4 @@
-"""Calls of a service in another process, which fails, dies and hangs."""
+"""Requests to models in a worker that fails, dies and hangs."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ SLOW_REQUESTS = 10  # which take 5 s together, longer than a reload
 
 
 class Toy:
-    """The service and requests for it."""
+    """A service with toy models, and requests to it."""
 
     def __init__(self, folder: Path, engine_timeout: float = 0.0, names: Sequence[str] = ("toy",)) -> None:
         sizes = (16 * MIB, 64 * MIB)
@@ -90,7 +90,7 @@ class Toy:
 
 
 async def expected(toy: Toy, **asked: Any) -> None:
-    """See that a request gets what it should."""
+    """Check that a request gets the right answer."""
     outputs = asked.get("outputs", BOTH[:1])
     encoded = await toy.ask(**asked, binary_data_output=True)
     scores = assigner_inputs(images=asked.get("images", 1), side=asked.get("side", 64))["pd_scores"]
@@ -127,7 +127,7 @@ def scenario(
 
 
 @pytest.mark.parametrize("side", [64, 320], ids=["in messages", "in segments"])
-def test_bytes_come_and_go(tmp_path: Path, side: int) -> None:
+def test_requests_are_answered(tmp_path: Path, side: int) -> None:
     async def play(toy: Toy) -> None:
         await expected(toy, side=side)
         await asyncio.gather(*(expected(toy, side=side, images=1 + n % 3, outputs=BOTH, mark=n / 9) for n in range(9)))
@@ -139,7 +139,7 @@ def test_bytes_come_and_go(tmp_path: Path, side: int) -> None:
 
 
 def test_memory_is_used_again(tmp_path: Path) -> None:
-    """Both that of bodies and that of replies, also where callers went away."""
+    """Memory of bodies and of replies is used again, also when callers hang up."""
 
     async def play(toy: Toy) -> None:
         pid = toy.service.pid
@@ -176,7 +176,7 @@ def test_refusals_and_failures(tmp_path: Path, capfd: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize("side", [64, 320])
-def test_who_was_computed_when_the_process_died_fails_and_nobody_else(tmp_path: Path, side: int) -> None:
+def test_only_the_request_that_was_computed_fails_when_the_worker_dies(tmp_path: Path, side: int) -> None:
     async def play(toy: Toy) -> None:
         service, first = toy.service, toy.service.pid
         slow = toy.ask(mark=SLOW, side=side)
@@ -194,7 +194,7 @@ def test_who_was_computed_when_the_process_died_fails_and_nobody_else(tmp_path: 
     scenario(tmp_path, play)
 
 
-def test_a_request_that_kills_does_so_once(tmp_path: Path) -> None:
+def test_a_request_that_kills_the_worker_is_not_sent_again(tmp_path: Path) -> None:
     async def play(toy: Toy) -> None:
         with pytest.raises(InferenceError, match="ended while it computed this request"):
             await toy.ask(mark=DIE)
@@ -205,7 +205,7 @@ def test_a_request_that_kills_does_so_once(tmp_path: Path) -> None:
 
 
 def test_an_engine_that_hangs_is_ended(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Also when its caller has gone; and what only takes a while is not."""
+    """A hanging engine ends the worker also when its caller hung up; a slow one does not."""
 
     async def play(toy: Toy) -> None:
         hanging = toy.ask(mark=HANG)
@@ -221,8 +221,8 @@ def test_an_engine_that_hangs_is_ended(tmp_path: Path, capfd: pytest.CaptureFixt
     assert "more than --engine-timeout" in capfd.readouterr().err
 
 
-def test_deadlines_are_kept_here(tmp_path: Path) -> None:
-    """Of the request or of the server; what an engine has begun with is waited for."""
+def test_deadlines_are_kept_without_the_worker(tmp_path: Path) -> None:
+    """Deadlines are the request's or the server's; a request that an engine has started on is waited for."""
 
     async def play(toy: Toy) -> None:
         slow = toy.ask(mark=SLOW, allowed=0.1)
@@ -278,7 +278,7 @@ async def serves_all_but_b(toy: Toy, reason: str) -> None:
 def test_a_model_that_cannot_be_loaded_leaves_the_others(
     tmp_path: Path, file: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nor is it tried again when the process is started again for another reason."""
+    """It is not tried again when the worker is started again for another reason."""
     (tmp_path / file).write_text("b")
 
     async def play(toy: Toy) -> None:
@@ -309,7 +309,7 @@ def test_a_model_that_cannot_be_loaded_again_leaves_the_others(tmp_path: Path, f
 
 
 def write_models(folder: Path, names: Sequence[str] = ABC) -> None:
-    """Contracts of toys, which must be there to be loaded again."""
+    """Write contracts and files of toys: reloading reads them."""
     for name in names:
         (folder / f"{name}.onnx").write_bytes(b"a toy")
         contract = replace(CONTRACT, name=name, file=f"{name}.onnx", sha256=file_hash(folder / f"{name}.onnx"))
@@ -318,7 +318,7 @@ def write_models(folder: Path, names: Sequence[str] = ABC) -> None:
 
 @pytest.mark.parametrize("file", REASONS)
 def test_a_model_that_cannot_be_reloaded_stays_as_it_was(tmp_path: Path, file: str) -> None:
-    """Also when whoever loads it ends: that is another process than the one in use."""
+    """The worker in use goes on also when loading the model kills the process that loads it."""
     write_models(tmp_path)
     reason = {CANNOT_LOAD: "the toy is broken", DIES_LOADING: "process ended while models were loaded (signal 11)"}[
         file
@@ -376,7 +376,7 @@ def test_requests_under_way_are_answered_by_the_model_they_began_with(tmp_path: 
     scenario(tmp_path, play, names=ABC)
 
 
-def test_nobody_is_reloaded_before_all_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reloading_is_refused_before_models_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "RESTART_SECONDS", 0.1)
 
     async def run() -> None:
@@ -420,7 +420,7 @@ def test_models_that_all_end_the_process_end_it_once_each(tmp_path: Path) -> Non
     asyncio.run(run())
 
 
-def test_it_is_tried_again_until_models_can_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_is_tried_again_until_it_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "RESTART_SECONDS", 0.3)
     monkeypatch.setattr(remote, "LEAST_PAUSE", 0.1)
 
@@ -440,8 +440,8 @@ def test_it_is_tried_again_until_models_can_be_loaded(tmp_path: Path, monkeypatc
     scenario(tmp_path, play)
 
 
-def test_who_hangs_up_leaves_nothing_in_the_queue(tmp_path: Path) -> None:
-    """Neither work nor memory, though he named no deadline."""
+def test_hanging_up_dequeues_the_request(tmp_path: Path) -> None:
+    """Neither the request nor its memory stays, though it has no deadline."""
 
     async def play(toy: Toy) -> None:
         slow = toy.ask(mark=SLOW)
@@ -466,7 +466,7 @@ def test_who_hangs_up_leaves_nothing_in_the_queue(tmp_path: Path) -> None:
 
 
 def test_statistics_count_failures_and_hang_ups(tmp_path: Path) -> None:
-    """Those of a caller that hung up come without another request's answer to carry them."""
+    """A request whose caller hung up is counted at once, without another answer to carry it."""
 
     async def play(toy: Toy) -> None:
         await expected(toy, images=2)
@@ -491,7 +491,7 @@ def test_statistics_count_failures_and_hang_ups(tmp_path: Path) -> None:
     scenario(tmp_path, play)
 
 
-def test_refused_bodies_are_given_back_at_once(tmp_path: Path) -> None:
+def test_memory_of_refused_bodies_is_returned_at_once(tmp_path: Path) -> None:
     async def play(toy: Toy) -> None:
         for _ in range(20):
             with pytest.raises(BadRequestError):
@@ -520,8 +520,8 @@ def test_a_deadline_holds_while_the_process_is_started_again(tmp_path: Path) -> 
     scenario(tmp_path, play)
 
 
-def test_a_request_may_allow_itself_more_than_the_server_would(tmp_path: Path) -> None:
-    """Also in JSON that is too large to be read here."""
+def test_a_request_may_wait_longer_than_the_server_allows_by_default(tmp_path: Path) -> None:
+    """Its timeout counts also in JSON that is too large to be read before the worker reads it."""
 
     async def play(toy: Toy) -> None:
         slow = toy.ask(mark=SLOW)
@@ -532,7 +532,7 @@ def test_a_request_may_allow_itself_more_than_the_server_would(tmp_path: Path) -
     scenario(tmp_path, play)
 
 
-def test_a_system_that_cannot_start_a_process_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_starting_a_worker_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "LEAST_PAUSE", 0.05)
 
     async def play(toy: Toy) -> None:
@@ -553,10 +553,8 @@ def test_a_system_that_cannot_start_a_process_for_a_while(tmp_path: Path, monkey
     scenario(tmp_path, play)
 
 
-def test_a_message_that_cannot_be_taken_ends_the_process_and_not_the_wait(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As when no descriptor is left for a segment of a reply."""
+def test_a_message_that_cannot_be_handled_ends_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its callers must not wait for ever, for example when a segment of a reply cannot be mapped."""
 
     async def play(toy: Toy) -> None:
         def fail(*_: object) -> None:
@@ -582,7 +580,7 @@ def test_an_engine_that_holds_the_interpreter_is_ended(tmp_path: Path, monkeypat
     scenario(tmp_path, play, engine_timeout=1.0)
 
 
-def test_a_closed_service_answers(tmp_path: Path) -> None:
+def test_a_closed_service_refuses_requests(tmp_path: Path) -> None:
     async def run() -> None:
         toy = Toy(tmp_path)
         await toy.service.load()

@@ -16,7 +16,8 @@ from yolo_assigner.serve.errors import BusyError
 from yolo_assigner.serve.process.channel import Channel
 from yolo_assigner.serve.process.messages import SegmentMade, Span
 from yolo_assigner.serve.process.segments import INLINE_BYTES, LeaseTable, SharedPool, StartedFlags
-from yolo_assigner.serve.wire.buffers import GRAIN
+from yolo_assigner.serve.wire.buffers import GRAIN, lease
+from yolo_assigner.serve.wire.dtypes import Array
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="only Linux has such sockets and memory")
 MIB = 2**20
@@ -78,6 +79,28 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not condition():
             await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize(
+    "derive",
+    [
+        lambda view: view[4:],
+        lambda view: view[4:][::2],
+        lambda view: view.reshape(4, -1).T,
+        lambda view: view.data,
+        lambda view: view[8:].data[8:],
+        lambda view: np.frombuffer(view[8:].data, np.float32)[1:],
+    ],
+    ids=["slice", "slice of a slice", "reshaped", "memoryview", "part of one", "other type"],
+)
+def test_a_lease_ends_with_the_last_view(derive: Callable[[Array], Any]) -> None:
+    ended: list[bool] = []
+    view = lease(np.zeros(64, np.uint8), lambda: ended.append(True))
+    derived = derive(view)
+    del view
+    assert ended == []
+    del derived
+    assert ended == [True]
 
 
 def test_what_one_end_writes_the_other_reads() -> None:
