@@ -75,12 +75,7 @@ class LocalService:
             await self.registry.load(on_change)
 
     async def reload(self, name: str) -> None:
-        """Load the current files of a model and replace the one in use.
-
-        Raises:
-            NotFoundError: The artifacts have no such model.
-            BadRequestError: The model cannot be loaded; the one in use stays.
-        """
+        """See :meth:`yolo_assigner.serve.inference.service.Service.reload`."""
         async with self._reloading:
             try:
                 await self.registry.reload(name)
@@ -99,32 +94,20 @@ class LocalService:
         """Do nothing: there is no engine process to wait for."""
 
     def check_ready(self) -> None:
-        """Check that requests can be answered now.
-
-        Raises:
-            NotReadyError: Models are being loaded.
-        """
+        """See :meth:`yolo_assigner.serve.inference.service.Service.check_ready`."""
         check_loaded(self.registry)
 
     def check(self, name: str | None = None) -> None:
-        """Check that a model, or with None the whole registry, is loaded.
-
-        Raises:
-            NotReadyError: Loading has not finished.
-            ModelFailedError: The model could not be loaded.
-        """
+        """See :meth:`yolo_assigner.serve.inference.service.Service.check`."""
         check_loaded(self.registry, name)
 
     async def run(self, call: Call, body: memoryview, on_begun: Callable[[], None] | None = None) -> EncodedResponse:
-        """Answer a request.
+        """See :meth:`yolo_assigner.serve.inference.service.Service.run`.
 
         Args:
             call: The request but for its body.
             body: JSON and raw tensors.
             on_begun: Called in the engine's thread when computing begins.
-
-        Raises:
-            ServeError: The request was refused or failed; the text says why.
         """
         registry, limit = self.registry, self._max_work_bytes
         with registry.call():

@@ -1,4 +1,4 @@
-"""Tiny requests for ``/v1``, made for the models that are served."""
+"""Small example requests of the v1 JSON API, made for the models that are served."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REDUCE_EXAMPLES = {
 
 
 def loss_examples(registry: ModelRegistry[ModelInfo]) -> dict[str, Any]:
-    """Examples of ``POST /v1/loss`` for the first loss model; none when there is no such model."""
+    """Make examples of ``POST /v1/loss`` for the first loss model, if there is one."""
     models = registry.of_kind("loss")
     if not models:
         return {}
@@ -35,7 +35,7 @@ def loss_examples(registry: ModelRegistry[ModelInfo]) -> dict[str, Any]:
 
 
 def assign_examples(registry: ModelRegistry[ModelInfo]) -> dict[str, Any]:
-    """Examples of ``POST /v1/assign`` for the models that are served."""
+    """Make examples of ``POST /v1/assign`` for the models that are served."""
     examples: dict[str, Any] = {}
     if registry.of_kind("assigner"):
         examples["decoded"] = {"summary": "Four anchors, decoded predictions", "value": _decoded()}
@@ -47,7 +47,7 @@ def assign_examples(registry: ModelRegistry[ModelInfo]) -> dict[str, Any]:
 
 
 def _decoded() -> dict[str, Any]:
-    """An image of 32 x 32 with one level of stride 16; the boxes are where the predictions are."""
+    """One image of 32 x 32 with one level of stride 16 and two boxes close to two predictions."""
     return {
         "pd_scores": [[[0.9, 0.1], [0.2, 0.3], [0.1, 0.1], [0.2, 0.8]]],
         "pd_bboxes": [[[1, 1, 16, 15], [14, 0, 30, 14], [0, 15, 15, 31], [15, 17, 32, 31]]],

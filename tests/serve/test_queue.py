@@ -1,4 +1,4 @@
-"""The queue before a model: deadlines, callers who hang up, and what the engine still does then."""
+"""The queue before a model: deadlines, cancelled callers, and what is still computed then."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from yolo_assigner.serve.wire.dtypes import Array
 
 
 class SlowRunner:
-    """Waits in every call until it is told to go on."""
+    """Blocks in every call until the test lets it go on."""
 
     platform = "slow"
     description = "slow"
@@ -32,17 +32,17 @@ class SlowRunner:
         self.go_on = threading.Event()
 
     def load(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def infer(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-        """Its first score, which tells whose request it was."""
+        """Record the first score, which tells whose request it is, and wait."""
         self.begun.append(float(inputs["pd_scores"].flat[0]))
         self.entered.set()
         assert self.go_on.wait(10)
         return {name: inputs["pd_scores"].sum(axis=2) for name in outputs}
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def inputs(mark: float) -> dict[str, Array]:
@@ -52,7 +52,7 @@ def inputs(mark: float) -> dict[str, Array]:
 
 
 class Queue:
-    """A model whose engine is in a first call."""
+    """A model whose engine is blocked in its first call."""
 
     def __init__(self) -> None:
         self.runner = SlowRunner()
@@ -63,7 +63,7 @@ class Queue:
         return asyncio.create_task(self.ask(mark, seconds))
 
     async def ask(self, mark: float, seconds: float | None = None) -> dict[str, Array]:
-        """The same, to be awaited."""
+        """As :meth:`infer`, as a coroutine."""
         deadline = new_call(Operation.INFER, allowed=seconds).deadline()
         return await self.model.infer(inputs(mark), ["target_weights"], deadline)
 
@@ -92,7 +92,7 @@ def test_a_request_whose_time_is_over_is_not_computed() -> None:
     asyncio.run(scenario())
 
 
-def test_what_has_begun_before_its_deadline_is_answered() -> None:
+def test_a_request_that_began_before_its_deadline_is_answered() -> None:
     async def scenario() -> None:
         async with Queue() as queue:
             queue.runner.go_on.set()
@@ -110,7 +110,7 @@ def test_what_has_begun_before_its_deadline_is_answered() -> None:
 
 
 @pytest.mark.parametrize("seconds", [None, 60.0])
-def test_work_of_a_caller_who_hung_up_is_dropped(seconds: float | None) -> None:
+def test_the_request_of_a_disconnected_caller_is_dequeued(seconds: float | None) -> None:
     async def scenario() -> None:
         async with Queue() as queue:
             messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
@@ -160,7 +160,7 @@ def test_timeout_of_a_request(live: Live) -> None:
 
 
 def test_results_are_their_callers(live: Live) -> None:
-    """After all that, too."""
+    """Replies are the same after all that."""
     rows, blob = binary_rows(loss_inputs(seed=5))
     first, second = (live.infer("loss", {"inputs": rows}, blob).body for _ in range(2))
     assert first == second

@@ -32,7 +32,7 @@ class DamagedRunner(SumRunner):
     """Fails once it may load."""
 
     def load(self) -> None:
-        """Wait, then fail."""
+        """Wait until the test allows loading, then fail."""
         super().load()
         raise ValueError("no graph")
 

@@ -1,4 +1,4 @@
-"""Threads in which engines compute have a lower priority than the one that answers."""
+"""The threads of engines have a lower priority than the thread that answers callers."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from yolo_assigner.serve.system import NICENESS, PROCESS_NICENESS, give_way, set
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority of their own")
 
 
-def test_who_answers_goes_before_who_computes(live: Live) -> None:
-    """Every thread of the process in which engines are, also those that libraries started."""
+def test_answering_has_priority_over_computing(live: Live) -> None:
+    """Every thread of the engine process, also those that libraries started."""
     rows, blob = binary_rows(loss_inputs())
     assert live.infer("loss", {"inputs": rows}, blob).status == 200
     usual = os.getpriority(os.PRIO_PROCESS, 0)

@@ -41,7 +41,7 @@ def flattened(feats: list[Array]) -> dict[str, Any]:
 
 
 def infer(live: Live, model: str, arrays: dict[str, Array], outputs: list[str]) -> dict[str, Array]:
-    """The same through the protocol."""
+    """Send the same request through the Open Inference Protocol."""
     wanted = [{"name": name} for name in outputs]
     reply = live.infer(model, {"inputs": json_rows(arrays), "outputs": wanted})
     return {row["name"]: np.array(row["data"]).reshape(row["shape"]) for row in reply.json["outputs"]}
@@ -259,7 +259,7 @@ def test_unknown_models_are_not_found(live: Live) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000])
-def test_bodies_that_are_no_request(live: Live, body: bytes) -> None:
+def test_bodies_that_are_not_requests(live: Live, body: bytes) -> None:
     for route in ("loss", "assign"):
         reply = live.send("POST", f"/v1/{route}", body)
         assert (reply.status, bool(reply.error)) == (400, True)

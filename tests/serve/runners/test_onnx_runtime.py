@@ -1,4 +1,4 @@
-"""ONNX Runtime on toy graphs: what is not asked for is not computed, and a failure is not the end."""
+"""ONNX Runtime on toy graphs: only requested outputs are computed, and failures leave the runner usable."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_strided_and_empty_inputs(toy: Path) -> None:
 
 
 @pytest.mark.parametrize("values", [[], [1.5, -2.0, 3.0]])
-def test_bfloat16_goes_in(tmp_path: Path, values: list[float]) -> None:
+def test_bfloat16_inputs(tmp_path: Path, values: list[float]) -> None:
     """There is no such type in numpy itself, and ONNX Runtime's Python takes no array of it."""
     nodes = [helper.make_node("Cast", ["x"], ["wide"], to=TensorProto.FLOAT)]
     path = save(tmp_path / "half.onnx", nodes, {"x": TensorProto.BFLOAT16}, {"wide": TensorProto.FLOAT})

@@ -1,4 +1,4 @@
-"""Which profile a request gets, and what it is told when it fits none."""
+"""Which profile a request gets, and the error when it fits none."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_no_ground_truth_is_refused_when_an_engine_needs_a_slot() -> None:
     assert choose_profile(engine({**ONE, "M": (0, 8, 64)}), {"B": 1, "M": 0}) == 0
 
 
-def test_of_several_profiles_the_one_that_lacks_least_is_widened() -> None:
+def test_of_several_profiles_the_nearest_one_is_widened() -> None:
     """B 5 fits only the second, M 0 neither."""
     with pytest.raises(UnfitRequestError) as caught:
         choose_profile(engine(ONE, MANY), {"B": 5, "M": 0})

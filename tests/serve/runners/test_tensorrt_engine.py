@@ -1,4 +1,4 @@
-"""Engines: real ones up to where a GPU is needed, then on a pretended GPU (`fake_gpu`)."""
+"""Engines: real ones up to where a GPU is needed, then on the simulated GPU of `fake_gpu`."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def built(
 
 @pytest.fixture
 def pretend(dense_dir: Path, contract: Contract, monkeypatch: pytest.MonkeyPatch) -> Callable[..., HostMemory]:
-    """Puts a GPU there whose engines compute what the ONNX file says."""
+    """Install a simulated GPU whose engines compute the ONNX file."""
 
     def put(engine: EngineContract) -> HostMemory:
         memory = HostMemory()

@@ -1,4 +1,4 @@
-"""The torch modules as a runner give what their exported files give."""
+"""The torch runner gives the results of the exported files."""
 
 from __future__ import annotations
 
