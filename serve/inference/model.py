@@ -15,7 +15,7 @@ from yolo_assigner.serve.inference.batching import Batching, BatchLimits, Done, 
 from yolo_assigner.serve.inference.merging import Request
 from yolo_assigner.serve.inference.runners.base import Runner, UnfitRequestError
 from yolo_assigner.serve.inference.stats import ModelStats
-from yolo_assigner.serve.system import give_way
+from yolo_assigner.serve.system import lower_thread_priority
 from yolo_assigner.serve.wire.dtypes import Array
 
 logger = logging.getLogger("serve")
@@ -48,7 +48,7 @@ class Model:
         self._computing_since: int | None = None
         # One thread of its own: calls queue up here and never in a pool that others need.
         self._worker = ThreadPoolExecutor(
-            max_workers=1, thread_name_prefix=f"engine-{contract.name}", initializer=give_way
+            max_workers=1, thread_name_prefix=f"engine-{contract.name}", initializer=lower_thread_priority
         )
 
     @property

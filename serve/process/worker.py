@@ -45,12 +45,12 @@ from yolo_assigner.serve.process.messages import (
 )
 from yolo_assigner.serve.process.segments import INLINE_BYTES, Lender, MappedSegments, Marks, SharedPool
 from yolo_assigner.serve.system import (
-    all_give_way,
-    allow_descriptors,
-    helpers,
+    freeze_gc,
+    helper_threads,
     keep_large_blocks,
-    settle,
-    switch_quickly,
+    lower_process_priority,
+    raise_descriptor_limit,
+    shorten_switch_interval,
 )
 from yolo_assigner.serve.wire.dtypes import Array
 from yolo_assigner.serve.wire.response import EncodedResponse
@@ -262,16 +262,16 @@ def main(descriptor: int, build: Callable[[Setup], LocalService] | None = None) 
     if sys.platform == "linux":
         # Even when all threads are inside native code for long.
         ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-    all_give_way()
-    switch_quickly()
+    lower_process_priority()
+    shorten_switch_interval()
     keep_large_blocks()
-    allow_descriptors()
+    raise_descriptor_limit()
     with asyncio.Runner(loop_factory=_new_loop) as runner:
         runner.run(_serve(socket.socket(fileno=descriptor), build or service_of))
 
 
 async def _serve(end: socket.socket, build: Callable[[Setup], LocalService]) -> None:
-    asyncio.get_running_loop().set_default_executor(helpers())
+    asyncio.get_running_loop().set_default_executor(helper_threads())
     setups: asyncio.Queue[Setup] = asyncio.Queue()
     host = Host(end, setups.put_nowait)
     setup = await setups.get()
@@ -279,7 +279,7 @@ async def _serve(end: socket.socket, build: Callable[[Setup], LocalService]) -> 
     if not await host.load(build, setup):
         await host.flushed()
         os._exit(1)
-    settle()
+    freeze_gc()
     logging.getLogger("serve").debug("the engines' process is ready")
     await host.watch(setup.engine_timeout)
 
