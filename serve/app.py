@@ -11,7 +11,7 @@ from functools import partial
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from yolo_assigner.serve.errors import ClientGoneError, ServeError, exhausted
+from yolo_assigner.serve.errors import ClientDisconnectedError, ServeError, exhausted
 from yolo_assigner.serve.http.admission import Admission, AdmissionGate
 from yolo_assigner.serve.http.auth import KeyGuard
 from yolo_assigner.serve.http.body import BodyReader
@@ -81,7 +81,7 @@ def create_app(service: Service, options: AppOptions | None = None) -> FastAPI:
     add_docs_page(app)
     app.add_exception_handler(ServeError, _refused)
     app.add_exception_handler(HTTPException, _not_routed)
-    app.add_exception_handler(ClientGoneError, _gone)
+    app.add_exception_handler(ClientDisconnectedError, _gone)
     for shortage in (OSError, MemoryError):
         app.add_exception_handler(shortage, _exhausted)
     app.add_exception_handler(Exception, _failed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI, Request, Response
 
 from yolo_assigner.serve.http.body import BodyReader
-from yolo_assigner.serve.http.disconnect import unless_gone
+from yolo_assigner.serve.http.disconnect import unless_disconnected
 from yolo_assigner.serve.http.replies import ReplyInParts
 from yolo_assigner.serve.inference.service import Operation, Service, new_call
 from yolo_assigner.serve.options import AppOptions
@@ -28,7 +28,7 @@ def add_people_routes(app: FastAPI, service: Service, bodies: BodyReader, option
     async def answer(request: Request, verb: Operation) -> Response:
         body = await bodies.read(request.scope, request.receive)
         work = service.run(new_call(verb, allowed=options.request_timeout), body)
-        return ReplyInParts(await unless_gone(request.receive, work))
+        return ReplyInParts(await unless_disconnected(request.receive, work))
 
     @app.post("/v1/loss", summary="The detection loss of a batch", response_model=LossReply, tags=["For people"])
     async def loss(request: Request) -> Response:

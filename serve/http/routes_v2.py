@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from yolo_assigner.export.contract import TensorSpec
 from yolo_assigner.serve.errors import BadRequestError, BusyError, UnsupportedError
 from yolo_assigner.serve.http.body import BodyReader, header_number
-from yolo_assigner.serve.http.disconnect import unless_gone
+from yolo_assigner.serve.http.disconnect import unless_disconnected
 from yolo_assigner.serve.http.replies import JSON_LENGTH, ReplyInParts, reply
 from yolo_assigner.serve.inference.registry import VERSION, ModelInfo, ModelRegistry, check_loaded
 from yolo_assigner.serve.inference.service import Operation, Service, new_call
@@ -91,7 +91,7 @@ def infer_routes(service: Service, bodies: BodyReader, options: AppOptions) -> A
         json_length = header_number(request.headers, JSON_LENGTH)
         body = await bodies.read(request.scope, request.receive, json_length)
         work = service.run(new_call(Operation.INFER, name, json_length, options.request_timeout), body)
-        return ReplyInParts(await unless_gone(request.receive, work))
+        return ReplyInParts(await unless_disconnected(request.receive, work))
 
     return router
 

@@ -25,7 +25,7 @@ from yolo_assigner.serve.inference.merging import (
 )
 from yolo_assigner.serve.inference.runners.base import Runner, UnfitRequestError
 from yolo_assigner.serve.inference.stats import ModelStats
-from yolo_assigner.serve.system import give_way
+from yolo_assigner.serve.system import lower_thread_priority
 from yolo_assigner.serve.wire.dtypes import Array
 
 logger = logging.getLogger("serve")
@@ -58,7 +58,7 @@ class Model:
         self._call_began_ns: int | None = None
         # A thread of its own: calls wait here and not in a pool that others need.
         self._thread = ThreadPoolExecutor(
-            max_workers=1, thread_name_prefix=f"engine-{contract.name}", initializer=give_way
+            max_workers=1, thread_name_prefix=f"engine-{contract.name}", initializer=lower_thread_priority
         )
 
     @property

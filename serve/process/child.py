@@ -34,7 +34,7 @@ from yolo_assigner.serve.process.messages import (
 )
 from yolo_assigner.serve.process.segments import MAX_CALLS, LeaseTable, SharedPool, StartedFlags
 from yolo_assigner.serve.settings import PREFIX
-from yolo_assigner.serve.system import end_before_others
+from yolo_assigner.serve.system import prefer_as_oom_victim
 from yolo_assigner.serve.wire.response import EncodedResponse
 
 # `-m` puts the working folder on the path, where a user's own modules may be; it does so only if this program does.
@@ -267,7 +267,7 @@ def start(command: Sequence[str], descriptor: int) -> subprocess.Popen[bytes]:
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    end_before_others(process.pid)
+    prefer_as_oom_victim(process.pid)
     assert process.stdout is not None  # noqa: S101 - it is a pipe
     threading.Thread(target=_pass_on, args=(process.stdout,), name="engines-log", daemon=True).start()
     return process

@@ -38,12 +38,12 @@ from yolo_assigner.serve.process.messages import (
 )
 from yolo_assigner.serve.process.segments import INLINE_BYTES, LeaseTable, SharedPool, StartedFlags
 from yolo_assigner.serve.system import (
-    all_give_way,
-    allow_descriptors,
-    helpers,
+    freeze_gc,
+    helper_threads,
     keep_large_blocks,
-    settle,
-    switch_quickly,
+    lower_process_priority,
+    raise_descriptor_limit,
+    shorten_switch_interval,
 )
 from yolo_assigner.serve.wire.dtypes import Array
 from yolo_assigner.serve.wire.response import EncodedResponse
@@ -276,23 +276,23 @@ def main(descriptor: int, build: Callable[[Setup], LocalService] | None = None) 
     if sys.platform == "linux":
         # Works also when all threads are inside native code for long.
         ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-    all_give_way()
-    switch_quickly()
+    lower_process_priority()
+    shorten_switch_interval()
     keep_large_blocks()
-    allow_descriptors()
+    raise_descriptor_limit()
     with asyncio.Runner(loop_factory=_new_loop) as runner:
         runner.run(_serve(socket.socket(fileno=descriptor), build or service_of))
 
 
 async def _serve(end: socket.socket, build: Callable[[Setup], LocalService]) -> None:
-    asyncio.get_running_loop().set_default_executor(helpers())
+    asyncio.get_running_loop().set_default_executor(helper_threads())
     worker = Worker(end)
     setup = await worker.setup
     configure_logs(setup.log_level, setup.log_format)
     if not await worker.load(build, setup):
         await worker.flushed()
         os._exit(1)
-    settle()
+    freeze_gc()
     logger.debug("the engines' process is ready")
     await worker.watch(setup.engine_timeout)
 

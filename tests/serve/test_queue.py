@@ -12,8 +12,8 @@ import pytest
 
 from tests.serve.conftest import Live, assigner_inputs, binary_rows, loss_inputs
 from tests.serve.toy_contract import CONTRACT
-from yolo_assigner.serve.errors import ClientGoneError, TooLateError
-from yolo_assigner.serve.http.disconnect import unless_gone
+from yolo_assigner.serve.errors import ClientDisconnectedError, TooLateError
+from yolo_assigner.serve.http.disconnect import unless_disconnected
 from yolo_assigner.serve.inference.model import Model
 from yolo_assigner.serve.inference.service import Operation, new_call
 from yolo_assigner.serve.wire.dtypes import Array
@@ -114,11 +114,11 @@ def test_the_request_of_a_disconnected_caller_is_dequeued(seconds: float | None)
     async def scenario() -> None:
         async with Queue() as queue:
             messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-            gone = asyncio.create_task(unless_gone(messages.get, queue.ask(2.0, seconds)))
+            gone = asyncio.create_task(unless_disconnected(messages.get, queue.ask(2.0, seconds)))
             other = queue.infer(3.0)
             await asyncio.sleep(0.05)
             await messages.put({"type": "http.disconnect"})
-            with pytest.raises(ClientGoneError):
+            with pytest.raises(ClientDisconnectedError):
                 await gone
             queue.runner.go_on.set()
             await other
@@ -141,9 +141,9 @@ def test_the_result_comes_through_while_the_caller_listens() -> None:
         async def fails() -> int:
             raise ZeroDivisionError
 
-        assert await unless_gone(receive, work()) == 7
+        assert await unless_disconnected(receive, work()) == 7
         with pytest.raises(ZeroDivisionError):
-            await unless_gone(receive, fails())
+            await unless_disconnected(receive, fails())
 
     asyncio.run(scenario())
 
