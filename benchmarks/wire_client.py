@@ -22,7 +22,7 @@ from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.specs import input_specs, output_specs
 from yolo_assigner.serve.app import create_app
 from yolo_assigner.serve.inference.batching import BatchLimits
-from yolo_assigner.serve.inference.loading import Registry
+from yolo_assigner.serve.inference.loading import LoadedModels
 from yolo_assigner.serve.inference.local import LocalService, Setup, regions_of
 from yolo_assigner.serve.inference.model import Model
 from yolo_assigner.serve.inference.runners.choice import RunnerOptions
@@ -203,7 +203,7 @@ async def count_bytes(scope: Any, receive: Any, send: Any) -> None:
 def setup(prefix: str | None = None) -> Setup:
     """Of a service that computes nothing; there are no artifacts."""
     limits = AppOptions.max_request_bytes, AppOptions.max_request_bytes
-    return Setup(Path(), RunnerOptions(), BatchLimits(), 2**32, 0.0, prefix, False, *limits, "warning", "text")
+    return Setup(Path(), RunnerOptions(), BatchLimits(), 2**32, 0.0, prefix, *limits, "warning", "text")
 
 
 def serve(app: Any, *, lifespan: bool = True) -> None:
@@ -217,7 +217,7 @@ def serve(app: Any, *, lifespan: bool = True) -> None:
 
 def nothing_service(setup: Setup) -> LocalService:
     """The service in the engines' process."""
-    return LocalService(Registry([Model(contract(), Nothing())]), regions_of(setup), keep_bytes=setup.keep_bytes)
+    return LocalService(LoadedModels([Model(contract(), Nothing())]), regions_of(setup), keep_bytes=setup.keep_bytes)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from functools import partial
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from yolo_assigner.serve.errors import ClientGoneError, ServeError, exhausted
+from yolo_assigner.serve.errors import ClientDisconnectedError, ServeError, exhausted
 from yolo_assigner.serve.http.admission import Admission, AdmissionGate
 from yolo_assigner.serve.http.auth import KeyGuard
 from yolo_assigner.serve.http.body import BodyReader
@@ -23,15 +23,14 @@ from yolo_assigner.serve.http.origins import CrossOrigin, OriginGuard
 from yolo_assigner.serve.http.replies import error_reply, reply
 from yolo_assigner.serve.http.routes_v1 import add_people_routes
 from yolo_assigner.serve.http.routes_v2 import (
-    KINDS,
     health_routes,
     infer_routes,
     repository_routes,
     server_metadata,
     shared_memory_routes,
-    unsupported_routes,
+    triton_routes,
 )
-from yolo_assigner.serve.inference.registry import Known, log_failure
+from yolo_assigner.serve.inference.registry import ModelInfo, log_failure
 from yolo_assigner.serve.inference.service import Service
 from yolo_assigner.serve.options import AppOptions
 
@@ -75,15 +74,14 @@ def create_app(service: Service, options: AppOptions | None = None) -> FastAPI:
     app.include_router(health_routes(service, options))
     app.include_router(infer_routes(service, bodies, options))
     app.include_router(repository_routes(service, options))
-    for kind in KINDS:
-        app.include_router(shared_memory_routes(service, options, kind))
-    app.include_router(unsupported_routes())
+    app.include_router(shared_memory_routes(service, options))
+    app.include_router(triton_routes())
     add_people_routes(app, service, bodies, options)
-    document_requests(app, service.catalogue)
+    document_requests(app, service.registry)
     add_docs_page(app)
     app.add_exception_handler(ServeError, _refused)
     app.add_exception_handler(HTTPException, _not_routed)
-    app.add_exception_handler(ClientGoneError, _gone)
+    app.add_exception_handler(ClientDisconnectedError, _gone)
     for shortage in (OSError, MemoryError):
         app.add_exception_handler(shortage, _exhausted)
     app.add_exception_handler(Exception, _failed)
@@ -107,30 +105,30 @@ def _wrap(app: FastAPI, options: AppOptions) -> None:
 
 def _watch(service: Service, options: AppOptions) -> None:
     """Let the metrics see what goes on."""
-    metrics, admission, catalogue = options.metrics, options.admission, service.catalogue
+    metrics, admission, registry = options.metrics, options.admission, service.registry
     metrics.describe({"version": server_metadata()["version"]})
     metrics.watch("requests_under_way", "Requests from headers to reply.", lambda: admission.requests)
     metrics.watch("bytes_under_way", "Bytes of their bodies.", lambda: admission.bytes)
     metrics.watch("ready", "1 while /v2/health/ready is 200, else 0.", lambda: _is_ready(service, admission))
     metrics.watch(
-        "models_ready", "Models that can be used.", lambda: sum(model.ready for model in catalogue.models.values())
+        "models_ready", "Models that can be used.", lambda: sum(model.ready for model in registry.models.values())
     )
-    metrics.watch("models_failed", "Models that cannot be loaded.", lambda: len(catalogue.failures))
+    metrics.watch("models_failed", "Models that cannot be loaded.", lambda: len(registry.failures))
     metrics.watch(
         "queued_requests",
         "Requests in or before an engine.",
-        lambda: sum(model.stats.queued for model in catalogue.models.values()),
+        lambda: service.queued,
     )
     metrics.watch_count(
         "engine_restarts", "Times that the engines' process was started again.", lambda: service.restarts
     )
     metrics.watch_process(lambda: service.pid)
 
-    def count(model: Known) -> None:
+    def count(model: ModelInfo) -> None:
         name = model.contract.name
         model.stats.on_called, model.stats.on_waited = partial(metrics.called, name), partial(metrics.waited, name)
 
-    catalogue.watch(count)
+    registry.watch(count)
 
 
 def _is_ready(service: Service, admission: Admission) -> bool:
@@ -143,7 +141,7 @@ def _is_ready(service: Service, admission: Admission) -> bool:
 
 async def _load(service: Service, options: AppOptions) -> None:
     try:
-        for name, reason in service.catalogue.failures.items():
+        for name, reason in service.registry.failures.items():
             log_failure(name, reason)
         await service.load()
         if options.on_loaded is not None:

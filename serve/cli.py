@@ -16,7 +16,7 @@ from yolo_assigner.serve.app import create_app
 from yolo_assigner.serve.http.admission import Admission
 from yolo_assigner.serve.http.auth import Keys, KeySource
 from yolo_assigner.serve.http.connection import protocol
-from yolo_assigner.serve.http.limits import Room
+from yolo_assigner.serve.http.limits import ConnectionLimits
 from yolo_assigner.serve.http.metrics import serve_metrics
 from yolo_assigner.serve.http.observe import Refusals
 from yolo_assigner.serve.http.origins import origins_of
@@ -27,11 +27,11 @@ from yolo_assigner.serve.inference.runners.choice import RunnerOptions
 from yolo_assigner.serve.inference.service import Service
 from yolo_assigner.serve.lifecycle import Reloader, Server
 from yolo_assigner.serve.listening import Listener, check_certificate, listen, reload_certificate
-from yolo_assigner.serve.logs import configure_logs, free_streams
+from yolo_assigner.serve.logs import configure_logs, make_streams_nonblocking
 from yolo_assigner.serve.options import AppOptions
 from yolo_assigner.serve.process.supervisor import RemoteService
 from yolo_assigner.serve.settings import Configuration, Settings, describe, read_settings
-from yolo_assigner.serve.system import allow_descriptors, keep_large_blocks, settle, switch_quickly
+from yolo_assigner.serve.system import freeze_gc, keep_large_blocks, raise_descriptor_limit, shorten_switch_interval
 from yolo_assigner.serve.versions import OURS, SERVER_HEADER
 
 KEEP_ALIVE_SECONDS = 120  # longer than proxies hold a connection, 75 s and less: the proxy closes it, never we
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0 after a clean stop, 2 when the settings, the models or the address cannot be used.
     """
-    dropped = free_streams()
+    dropped = make_streams_nonblocking()
     try:
         configuration = read_settings(arguments, os.environ)
         if configuration.show:
@@ -72,7 +72,7 @@ def _run(configuration: Configuration, dropped: Callable[[], int]) -> int:
         failures.append(error)
         server.should_exit = True
 
-    switch_quickly()
+    shorten_switch_interval()
     keep_large_blocks()
     options = _options(settings, fail)
     options.metrics.watch_count("log_records_dropped", "Lines of the log that nobody read in time.", dropped)
@@ -107,7 +107,7 @@ def _options(settings: Settings, fail: Callable[[BaseException], None]) -> AppOp
         admission=Admission(settings.max_requests, settings.max_total_bytes),
         keys=keys,
         origins=origins_of(settings, keys.needed),
-        on_loaded=settle,
+        on_loaded=freeze_gc,
         on_load_failure=fail,
     )
 
@@ -133,7 +133,6 @@ def _service(settings: Settings) -> Service:
         settings.max_work_bytes,
         settings.engine_timeout,
         settings.shared_memory,
-        settings.cuda_shared_memory,
         settings.max_request_bytes,
         settings.max_total_bytes,
         settings.log_level,
@@ -142,8 +141,8 @@ def _service(settings: Settings) -> Service:
     local = service_of(setup)
     if not settings.engine_process:
         return local
-    setup = setup._replace(failures=tuple(local.catalogue.failures.items()))
-    return RemoteService([model.contract for model in local.catalogue.models.values()], setup)
+    setup = setup._replace(failures=tuple(local.registry.failures.items()))
+    return RemoteService([model.contract for model in local.registry.models.values()], setup)
 
 
 def _config(app: FastAPI, settings: Settings, refusals: Refusals) -> uvicorn.Config:
@@ -165,13 +164,13 @@ def _config(app: FastAPI, settings: Settings, refusals: Refusals) -> uvicorn.Con
     )
 
 
-def _room(settings: Settings) -> Room:
+def _room(settings: Settings) -> ConnectionLimits:
     """For connections. The other half of the descriptors is for shared memory and what libraries open."""
-    descriptors = allow_descriptors()
+    descriptors = raise_descriptor_limit()
     most = min(settings.max_connections, max(descriptors // 2, 1))
     if most < settings.max_connections:
         logger.warning("%d connections at most, of %d descriptors; raise `ulimit -n` for more", most, descriptors)
-    return Room(most)
+    return ConnectionLimits(most)
 
 
 def _password(settings: Settings) -> str | None:

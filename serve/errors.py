@@ -127,5 +127,5 @@ def exhausted(error: BaseException) -> BusyError | None:
     return None
 
 
-class ClientGoneError(Exception):
+class ClientDisconnectedError(Exception):
     """The caller hung up before its request was complete; nobody is left to answer."""

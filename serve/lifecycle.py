@@ -17,7 +17,7 @@ import uvicorn
 from yolo_assigner.serve.http.admission import Admission
 from yolo_assigner.serve.inference.registry import reason_of
 from yolo_assigner.serve.inference.service import Service
-from yolo_assigner.serve.system import helpers
+from yolo_assigner.serve.system import helper_threads
 
 logger = logging.getLogger("serve")
 
@@ -55,7 +55,7 @@ class Server(uvicorn.Server):
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until stopped."""
         self._loop = asyncio.get_running_loop()
-        self._loop.set_default_executor(helpers())
+        self._loop.set_default_executor(helper_threads())
         # Not the loop's own handler, which goes with the loop: then the signal would end the process.
         signal.signal(signal.SIGHUP, lambda *_: self._soon(self._on_hangup))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # one that came before may have waited
@@ -138,7 +138,7 @@ class Reloader:
                 logger.error("%s not reloaded: %s", name, reason_of(error))
             else:
                 logger.info("%s reloaded", name)
-        for model in sorted(await asyncio.to_thread(self._service.names)):
+        for model in sorted(await asyncio.to_thread(self._service.registry.names)):
             try:
                 await self._service.reload(model)
             except Exception as error:

@@ -128,7 +128,7 @@ class NonBlockingStream(io.BufferedIOBase):
                 logger.warning("%d log records were dropped: standard error was not read, or was full", unreported)
 
 
-def free_streams() -> Callable[[], int]:
+def make_streams_nonblocking() -> Callable[[], int]:
     """Replace ``sys.stdout`` and ``sys.stderr``: what writes to them never waits and never fails.
 
     Returns:

@@ -76,7 +76,6 @@ class Settings(BaseModel):
     lame_duck_seconds: Seconds = setting(0.0, "still serving, but not ready, after SIGTERM", "SECONDS")
     drain_seconds: Seconds = setting(30.0, "then for requests under way to end", "SECONDS")
     shared_memory: str | None = setting(None, "take tensors from shared memory whose names begin so", "PREFIX")
-    cuda_shared_memory: bool = setting(False, "take tensors from memory of GPUs that callers share by CUDA's handles")
 
     api_key_file: Path | None = setting(None, "keys for inference, one a line, as KEY or NAME: KEY", "FILE")
     admin_key_file: Path | None = setting(None, "keys for administration, likewise", "FILE")

@@ -47,7 +47,7 @@ def keep_large_blocks() -> None:
             library.mallopt(TRIM_THRESHOLD, KEPT)
 
 
-def allow_descriptors() -> int:
+def raise_descriptor_limit() -> int:
     """Open as many files as the system lets: every connection is one, and every piece of shared memory up to three.
 
     Returns:
@@ -78,7 +78,7 @@ def is_spare(descriptor: int) -> bool:
     return most != resource.RLIM_INFINITY and descriptor >= most - min(SPARE_DESCRIPTORS, most // 8)
 
 
-def end_before_others(pid: int) -> None:
+def prefer_as_oom_victim(pid: int) -> None:
     """Let the system end a process of ours before all others when memory is short."""
     if sys.platform == "linux":
         with suppress(OSError):  # it has ended already, or there is no /proc
@@ -150,7 +150,7 @@ MOST_HELPERS = 32
 _USUAL = os.getpriority(os.PRIO_PROCESS, 0) if sys.platform == "linux" else 0  # when the process began
 
 
-def give_way() -> None:
+def lower_thread_priority() -> None:
     """Lower the priority of the calling thread, and of those that libraries start from it. Linux only, else nothing."""
     if sys.platform == "linux":
         thread = threading.get_native_id()
@@ -159,7 +159,7 @@ def give_way() -> None:
             os.setpriority(os.PRIO_PROCESS, thread, level)
 
 
-def all_give_way() -> None:
+def lower_process_priority() -> None:
     """The same for a process of engines alone: all threads that it has, and those that they start. Linux only."""
     if sys.platform == "linux":
         for task in Path("/proc/self/task").iterdir():
@@ -167,7 +167,7 @@ def all_give_way() -> None:
                 os.setpriority(os.PRIO_PROCESS, int(task.name), _USUAL + PROCESS_NICENESS)
 
 
-def helpers() -> ThreadPoolExecutor:
+def helper_threads() -> ThreadPoolExecutor:
     """Threads for work on large bodies. More than there are cores would only wait for the interpreter.
 
     They do not give way: they hold the interpreter much of the time, and the event loop waits for it.
@@ -176,12 +176,12 @@ def helpers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="helper")
 
 
-def switch_quickly() -> None:
+def shorten_switch_interval() -> None:
     """Let threads take the interpreter from each other more often."""
     sys.setswitchinterval(SWITCH_SECONDS)
 
 
-def settle() -> None:
+def freeze_gc() -> None:
     """Take what is there now, such as modules and graphs, out of the garbage collector's view.
 
     A full collection would go through all of it, tenths of a second on a busy machine, while nobody is answered.

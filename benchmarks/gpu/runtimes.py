@@ -69,7 +69,7 @@ def _session(path: Path, outputs: Sequence[str], device: torch.device) -> Any:
         import onnxruntime
     except ImportError as error:
         raise MissingError(f"not installed ({error})") from error
-    from yolo_assigner.serve.inference.runners.onnx_runtime import keep_outputs
+    from yolo_assigner.serve.inference.runners.onnx_runtime import prune_outputs
 
     providers: list[Any] = [CPU]
     if device.type == "cuda":
@@ -80,7 +80,7 @@ def _session(path: Path, outputs: Sequence[str], device: torch.device) -> Any:
         providers = [(CUDA, {"device_id": device.index or 0, "use_tf32": 0, "user_compute_stream": stream}), CPU]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    graph = keep_outputs(onnx.load(path), outputs).SerializeToString()
+    graph = prune_outputs(onnx.load(path), outputs).SerializeToString()
     session = onnxruntime.InferenceSession(graph, options, providers=providers, enable_fallback=0)
     if device.type == "cuda" and CUDA not in session.get_providers():
         raise MissingError(f"{CUDA} did not start; what ONNX Runtime printed names the missing library")

@@ -1,6 +1,6 @@
-"""A small client: maps and a batch in, NamedTuples of numpy arrays out.
+"""The client: feature maps and a batch in, NamedTuples of numpy arrays out.
 
-Takes numpy arrays or torch tensors (torch is not imported), talks binary tensors through ``tritonclient``::
+Takes numpy arrays or torch tensors without importing torch, and sends binary tensors through ``tritonclient``::
 
     with AssignerClient("localhost:8000") as client:
         result = client.loss(feats, {"batch_idx": ..., "cls": ..., "bboxes": ...})
@@ -50,10 +50,10 @@ LOSS_OUTPUTS = ("loss", "loss_items", "image_sums")
 
 
 class ServerError(RuntimeError):
-    """The server refused or could not be reached; the text is its reason.
+    """The server refused the request or could not be reached; the text is the reason.
 
     Attributes:
-        status: HTTP status, None when there was no reply.
+        status: HTTP status; None: there was no reply.
     """
 
     def __init__(self, text: str, status: int | None = None) -> None:
@@ -62,13 +62,13 @@ class ServerError(RuntimeError):
 
 
 class _Connection(InferenceServerClient):  # type: ignore[misc]  # it has no types
-    """The protocol's client, which shows no headers of replies."""
+    """The protocol's client, with a look at the reply's headers, which it does not return."""
 
     def _post(self, *arguments: Any, **named: Any) -> Any:
         reply = super()._post(*arguments, **named)
-        said = reply.get(SERVER_HEADER)
+        server = reply.get(SERVER_HEADER)
         try:
-            check_server(None if said is None else str(said))
+            check_server(None if server is None else str(server))
         except ValueError as error:
             reply.release()
             raise ServerError(str(error), reply.status_code) from error
@@ -78,8 +78,7 @@ class _Connection(InferenceServerClient):  # type: ignore[misc]  # it has no typ
 class AssignerClient:
     """A connection to a server. Use one per thread.
 
-    Client and server tell each other their versions; a server that says nothing, as other servers of the same
-    protocol, is taken as it is.
+    Client and server tell each other their versions; other servers of the same protocol send none, and are accepted.
 
     Args:
         url: ``host:port``, with or without ``http://``, or ``https://host:port`` for TLS.
@@ -87,11 +86,11 @@ class AssignerClient:
             has steps of half a pixel above 512.
         strides: Pixels per cell of the served loss model's levels, one for each map.
         timeout: Seconds to wait for the connection and for each reply.
-        key: Where the server wants one.
-        ca_file: PEM file of the authority that signed the server's certificate; None: those that are widely trusted.
+        key: API key, where the server needs one.
+        ca_file: PEM file of the authority that signed the server's certificate; None: the widely trusted ones.
 
     Raises:
-        ValueError: A stride is not above 0, or the file cannot be used or was given without TLS.
+        ValueError: A stride is not above 0, or ``ca_file`` cannot be used or was given without TLS.
     """
 
     def __init__(
@@ -125,13 +124,13 @@ class AssignerClient:
     def loss(
         self, feats: Sequence[Any], batch: Mapping[str, Any], *, model: str = "loss", outputs: Sequence[str] = ()
     ) -> LossResult:
-        """The detection loss of a batch.
+        """Compute the detection loss of a batch.
 
         Args:
             feats: One map (B, 4R + C, H_i, W_i) per stride.
             batch: ``batch_idx`` (T,), ``cls`` (T,) and ``bboxes`` (T, 4) normalised centre x, centre y, width, height.
             model: Name of the served model.
-            outputs: Targets to fetch as well, by their names in :class:`LossResult`.
+            outputs: Names of targets to fetch as well, fields of :class:`LossResult`.
 
         Raises:
             ValueError: The maps are not the levels of one image in the order of the strides, the batch is not regular,
@@ -144,13 +143,13 @@ class AssignerClient:
     def loss_and_gradients(
         self, feats: Sequence[Any], batch: Mapping[str, Any], *, model: str = "loss_grad", outputs: Sequence[str] = ()
     ) -> LossAndGradients:
-        """The detection loss of a batch and its gradient by each map.
+        """Compute the detection loss of a batch and its gradient by each map.
 
         Args:
             feats: As for :meth:`loss`.
             batch: As for :meth:`loss`.
             model: Name of a served model of kind ``loss_grad``.
-            outputs: Targets to fetch as well, by their names in :class:`LossResult`.
+            outputs: Names of targets to fetch as well, fields of :class:`LossResult`.
 
         Raises:
             ValueError: As :meth:`loss`.
@@ -164,7 +163,7 @@ class AssignerClient:
         return LossAndGradients(LossResult(**values), gradients)
 
     def criterion(self, model: str = "loss_grad") -> RemoteDetectionLoss:
-        """A torch criterion whose loss, ``criterion(feats, batch)``, has gradients: ``backward`` works on it.
+        """Make a torch criterion, whose loss ``criterion(feats, batch)`` supports ``backward``.
 
         Args:
             model: Name of a served model of kind ``loss_grad``.
@@ -187,7 +186,7 @@ class AssignerClient:
         *,
         model: str = "assigner",
     ) -> AssignmentResult:
-        """The task-aligned assignment, with the inputs and outputs of the assigner module.
+        """Compute the task-aligned assignment, with the inputs and outputs of the assigner module.
 
         Args:
             pd_scores: (B, A, C) class probabilities.
@@ -199,7 +198,7 @@ class AssignerClient:
             model: Name of the served model.
 
         Raises:
-            ValueError: Shapes do not belong together, there is no image or anchor point, or a class does not exist.
+            ValueError: Shapes disagree, there is no image or anchor point, or a class does not exist.
             ServerError: The server refused, or could not be reached.
         """
         given = {
@@ -218,7 +217,7 @@ class AssignerClient:
         types: dict[str, Any] = {"pd_scores": self._scores_type, "gt_labels": np.int64, "mask_gt": np.bool_}
         with np.errstate(invalid="ignore"):  # labels of padding may be anything
             inputs = {name: np.ascontiguousarray(array, types.get(name, np.float32)) for name, array in given.items()}
-        # What the rest of the outputs says follows from these and from what was sent.
+        # The other outputs follow from these and the inputs.
         targets = self._infer(model, inputs, COMPACT)
         return complete_targets(inputs["gt_labels"], inputs["gt_bboxes"], **targets, num_classes=classes)
 
@@ -240,9 +239,9 @@ class AssignerClient:
         for name, array in arrays.items():
             tensor = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
             inputs.append(tensor.set_data_from_numpy(array))
-        wanted = [InferRequestedOutput(name, binary_data=True) for name in outputs]
+        requested = [InferRequestedOutput(name, binary_data=True) for name in outputs]
         try:
-            reply = self._http.infer(model, inputs, outputs=wanted, headers=dict(self._headers))
+            reply = self._http.infer(model, inputs, outputs=requested, headers=dict(self._headers))
         except InferenceServerException as error:
             status = error.status()
             text = str(error.message())
@@ -260,7 +259,7 @@ class AssignerClient:
 
 
 def _tls(url: str, ca_file: str | Path | None) -> dict[str, Any]:
-    """What the client library needs to know of it."""
+    """Options of the client library for TLS."""
     if not url.startswith("https://"):
         if ca_file is not None:
             raise ValueError(f"ca_file is for TLS, but the address is {url}; write https:// before it")

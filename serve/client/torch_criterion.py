@@ -1,6 +1,6 @@
-"""A served loss as a torch criterion. The only module of the client that needs torch.
+"""A served loss as a torch criterion; the only module of the client that needs torch.
 
-The reply to one request has the loss and its gradients; the backward pass sends nothing.
+One reply has the loss and its gradients; the backward pass sends nothing.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from yolo_assigner.serve.detection.results import LossAndGradients, LossResult
 
 
 class LossClient(Protocol):
-    """What of :class:`yolo_assigner.serve.client.AssignerClient` a criterion needs."""
+    """The methods of :class:`yolo_assigner.serve.client.AssignerClient` that a criterion calls."""
 
     def loss(self, feats: Sequence[Any], batch: Mapping[str, Any], *, model: str) -> LossResult:
-        """The loss alone."""
+        """Compute the loss."""
 
     def loss_and_gradients(self, feats: Sequence[Any], batch: Mapping[str, Any], *, model: str) -> LossAndGradients:
-        """The loss with its gradients."""
+        """Compute the loss and its gradients."""
 
 
 class RemoteLoss(NamedTuple):
-    """What a service answered, as tensors on the maps' device.
+    """The reply of a server, as tensors on the maps' device.
 
     Attributes:
-        loss: () float32, the sum of the terms times B; ``backward`` works on it.
+        loss: () float32, the sum of the terms times B; supports ``backward``.
         loss_items: (3,) float32: box, cls, dfl with their gains, before times B; detached.
         image_sums: (B, 4) float32, without gains, not normalised: box, cls, dfl and target-score sums; detached.
     """
@@ -40,10 +40,10 @@ class RemoteLoss(NamedTuple):
 
 
 class RemoteDetectionLoss:
-    """The detection loss of a service, used like one in this process: ``criterion(feats, batch).backward()``.
+    """The detection loss of a server, used like a local one: ``criterion(feats, batch).backward()``.
 
     Args:
-        client: The connection; as that, for one thread.
+        client: The connection, which one thread may use.
         model: Name of a served model of kind ``loss_grad``.
     """
 
@@ -52,7 +52,7 @@ class RemoteDetectionLoss:
         self._model = model
 
     def __call__(self, feats: Sequence[Tensor], batch: Mapping[str, Any]) -> Tensor:
-        """The loss ().
+        """Compute the loss, () float32.
 
         Args:
             feats: One map (B, 4R + C, H_i, W_i) per stride, of any floating type, on any device.
@@ -65,16 +65,16 @@ class RemoteDetectionLoss:
         return self.evaluate(feats, batch).loss
 
     def evaluate(self, feats: Sequence[Tensor], batch: Mapping[str, Any]) -> RemoteLoss:
-        """The loss with its parts. Gradients are fetched only where a map needs one."""
+        """Compute the loss and its parts. Gradients are fetched only where a map needs one."""
         if torch.is_grad_enabled() and any(feat.requires_grad for feat in feats):
-            # A loss that comes out of autograd alone is not enough: the parts come with the same reply.
+            # The autograd function returns the parts too: they come with the same reply.
             loss, items, sums = _Fetched.apply(self, batch, *feats)  # type: ignore[no-untyped-call]
             return RemoteLoss(loss, items, sums)
         result = self._client.loss(feats, batch, model=self._model)
         return RemoteLoss(*(_tensor(part, feats[0].device) for part in result[: len(RemoteLoss._fields)]))
 
     def fetch(self, feats: Sequence[Tensor], batch: Mapping[str, Any]) -> tuple[RemoteLoss, list[Any]]:
-        """The parts, and the gradients as they came, float32 arrays on the host."""
+        """Fetch the parts as tensors, and the gradients as float32 arrays on the host."""
         result, gradients = self._client.loss_and_gradients(feats, batch, model=self._model)
         parts = (_tensor(part, feats[0].device) for part in (result.loss, result.loss_items, result.image_sums))
         return RemoteLoss(*parts), gradients
@@ -90,9 +90,9 @@ class _Fetched(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> Any:
-        factor = float(upstream)
-        # Scaled in float32, then narrowed: a gradient scaler's factor keeps small ones above 0 in half precision.
+    def backward(ctx: Any, grad_output: Tensor, *_: Tensor) -> Any:
+        factor = float(grad_output)
+        # Scaled before narrowing: a gradient scaler's factor keeps small gradients above 0 in half precision.
         gradients = (
             _tensor(gradient * factor, device).to(dtype) if needed else None
             for gradient, (device, dtype), needed in zip(
@@ -103,5 +103,5 @@ class _Fetched(torch.autograd.Function):
 
 
 def _tensor(array: Any, device: torch.device) -> Tensor:
-    # What arrives lies in read-only memory, which torch does not take.
+    # The reply lies in read-only memory, which torch does not accept.
     return torch.from_numpy(array if array.flags.writeable else array.copy()).to(device)

@@ -1,4 +1,7 @@
-"""The anchor grid in numpy: level sizes, anchor points, and maps from flattened predictions."""
+"""The anchor grid: level sizes, anchor points, and maps from flattened predictions.
+
+The numpy twin of ``yolo_loss.anchors``: the server and the client load no torch.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ def strides_of(contract: Contract) -> list[int]:
     """Pixels per cell of a model's levels.
 
     Raises:
-        ContractError: They are not whole numbers.
+        ContractError: The contract has no strides, or they are not positive integers.
     """
     strides = contract.hyperparameters.get("strides", [])
     if not strides or any(stride <= 0 or stride != int(stride) for stride in strides):
@@ -30,7 +33,7 @@ def level_sizes(image_size: tuple[int, int], strides: Sequence[int]) -> list[tup
         strides: Pixels per cell, one per level.
 
     Raises:
-        ValueError: The image is not made of whole cells.
+        ValueError: The image does not consist of whole cells.
     """
     height, width = image_size
     for stride in strides:
@@ -43,20 +46,20 @@ def level_sizes(image_size: tuple[int, int], strides: Sequence[int]) -> list[tup
 
 
 def count_points(image_size: tuple[int, int], strides: Sequence[int]) -> int:
-    """A, the number of anchor points, without making them.
+    """Count the anchor points, A, without making them.
 
     Args:
         image_size: (height, width) in pixels.
         strides: Pixels per cell, one per level.
 
     Raises:
-        ValueError: The image is not made of whole cells.
+        ValueError: The image does not consist of whole cells.
     """
     return sum(rows * columns for rows, columns in level_sizes(image_size, strides))
 
 
 def anchor_points(image_size: tuple[int, int], strides: Sequence[int]) -> Array:
-    """:func:`points_of` an image of whole cells.
+    """Make the anchor points of an image of whole cells, in the order of :func:`points_of`.
 
     Args:
         image_size: (height, width) in pixels.
@@ -66,13 +69,13 @@ def anchor_points(image_size: tuple[int, int], strides: Sequence[int]) -> Array:
         (A, 2) float32, x and y in pixels.
 
     Raises:
-        ValueError: The image is not made of whole cells.
+        ValueError: The image does not consist of whole cells.
     """
     return points_of(level_sizes(image_size, strides), strides)
 
 
 def points_of(sizes: Sequence[tuple[int, int]], strides: Sequence[int]) -> Array:
-    """Centres of all cells, level by level, row by row, x fastest.
+    """Make the centres of all cells, level by level, row by row, x fastest.
 
     Args:
         sizes: Cells (H_i, W_i) of each level.
@@ -91,7 +94,7 @@ def points_of(sizes: Sequence[tuple[int, int]], strides: Sequence[int]) -> Array
 def maps_from_flat(
     pred_distri: Array, pred_scores: Array, image_size: tuple[int, int], strides: Sequence[int]
 ) -> list[Array]:
-    """Undo the flattening of a head's output.
+    """Make feature maps from a head's flattened output.
 
     Args:
         pred_distri: (B, A, 4R) logits of the box distributions.
@@ -103,7 +106,7 @@ def maps_from_flat(
         One map (B, 4R + C, H_i, W_i) per level.
 
     Raises:
-        ValueError: The image is not made of whole cells, or A is not their number.
+        ValueError: The image does not consist of whole cells, or A is not their number.
     """
     points = count_points(image_size, strides)
     for name, array in (("pred_distri", pred_distri), ("pred_scores", pred_scores)):

@@ -1,6 +1,6 @@
-"""What passes across the boundary, in numpy. Field names are the exported models' tensor names.
+"""Ground truth, losses and targets as NamedTuples of numpy arrays; field names are the exported models' tensor names.
 
-Imports nothing but numpy: the client needs it without the server's packages.
+Imports only numpy: the client needs it without the server's packages.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+COMPACT = ("fg_mask", "target_gt_idx", "target_weights")  # the outputs from which the others follow
+NUM_SUMS = 4  # box, cls, dfl, target scores
 
 
 class GroundTruth(NamedTuple):
@@ -29,10 +31,10 @@ class GroundTruth(NamedTuple):
 
 
 class LossResult(NamedTuple):
-    """The loss, and those targets that were asked for.
+    """The loss, and the targets that were requested.
 
     Attributes:
-        loss: () float32, sum of the three terms times B.
+        loss: () float32, the sum of the three terms, times B.
         loss_items: (3,) float32: box, cls, dfl with their gains, before times B.
         image_sums: (B, 4) float32, without gains, not normalised: box, cls, dfl and target-score sums.
         target_labels: (B, A) int64, or None.
@@ -55,11 +57,11 @@ class LossResult(NamedTuple):
 
 
 class LossAndGradients(NamedTuple):
-    """The loss with what a backward pass starts from.
+    """The loss and its gradients.
 
     Attributes:
         result: The loss.
-        gradients: Of ``loss`` by each map, in the maps' shapes, float32.
+        gradients: Gradient of ``loss`` by each map, in the map's shape, float32.
     """
 
     result: LossResult
@@ -84,13 +86,10 @@ class AssignmentResult(NamedTuple):
     target_gt_idx: Array
 
 
-COMPACT = ("fg_mask", "target_gt_idx", "target_weights")
-
-
 def complete_targets(
     gt_labels: Array, gt_bboxes: Array, fg_mask: Array, target_gt_idx: Array, target_weights: Array, num_classes: int
 ) -> AssignmentResult:
-    """What the model itself gives, to the bit.
+    """Rebuild the assigner's five outputs from three small ones, equal to the bit to those of the model.
 
     Args:
         gt_labels: (B, M, 1) int64, as sent.
@@ -101,7 +100,7 @@ def complete_targets(
         num_classes: C.
 
     Returns:
-        Background anchors have label and box of slot 0; without any slot label C and a box of zeros.
+        Background anchors have the label and box of slot 0; without any slot, label C and a box of zeros.
     """
     images, slots, _ = gt_labels.shape
     if slots:
@@ -116,17 +115,14 @@ def complete_targets(
     return AssignmentResult(labels, bboxes, scores, fg_mask, target_gt_idx)
 
 
-NUM_SUMS = 4  # box, cls, dfl, target scores
-
-
 class Reduced(NamedTuple):
-    """The loss of all images together.
+    """The loss of the images of all workers.
 
     Attributes:
-        loss: Sum of the terms times the number of images.
+        loss: Sum of the terms, times the number of images.
         loss_items: (3,) box, cls, dfl with their gains, before times the number of images.
-        num_images: Of all workers.
-        gradient_scales: (W,) what turns the gradients of each worker's own loss into those of this one.
+        num_images: Number of images of all workers.
+        gradient_scales: (W,) factors from the gradients of each worker's own loss to those of this one.
     """
 
     loss: float
@@ -136,11 +132,11 @@ class Reduced(NamedTuple):
 
 
 def reduce_sums(workers: Sequence[Array], gains: Sequence[float]) -> Reduced:
-    """Add up and divide once.
+    """Compute the loss of one batch that several workers share.
 
-    A worker's own loss is its images' sums over its own target scores S_w, times its B_w images; the loss of all is
-    over all target scores S, times all B images. So gradients of the former times (B / S) / (B_w / S_w) are those of
-    the latter. Target scores carry no gradient.
+    A worker's own loss divides its images' sums by its own target scores S_w, times its B_w images; the shared loss
+    divides by all target scores S, times all B images. So the gradients of the former times (B / S) / (B_w / S_w) are
+    those of the latter. Target scores have no gradient.
 
     Args:
         workers: (B_w, 4) box, cls, dfl and target-score sums of each worker's images; B_w may be 0.
@@ -149,7 +145,7 @@ def reduce_sums(workers: Sequence[Array], gains: Sequence[float]) -> Reduced:
     Returns:
         Computed in float64. A worker without images has scale 0.
     """
-    with np.errstate(over="ignore", invalid="ignore"):  # what is beyond float64 comes out as an infinity or NaN
+    with np.errstate(over="ignore", invalid="ignore"):  # overflow gives an infinity or NaN
         sums = [np.asarray(rows, np.float64).reshape(-1, NUM_SUMS) for rows in workers]
         total = np.concatenate([np.zeros((0, NUM_SUMS)), *sums]).sum(axis=0)
         images = sum(len(rows) for rows in sums)

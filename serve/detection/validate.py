@@ -1,4 +1,4 @@
-"""Whether named arrays are an input of a model, judged by its contract alone."""
+"""Checks that named arrays are inputs of a model, from its contract alone."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ def check_inputs(contract: Contract, arrays: Mapping[str, Array]) -> dict[str, A
     """Check inputs against a contract.
 
     Args:
-        contract: The model's.
-        arrays: By name, in the types in which they came.
+        contract: Contract of the model.
+        arrays: Inputs by name, in the types in which they were sent.
 
     Returns:
         The same values in the order and types of the contract: narrower floats are widened, and floats of up to 32 bits
-        are rounded to the half precision that a model was exported in.
+        are rounded to the half precision of a model that was exported in it.
 
     Raises:
         BadRequestError: A name is missing or unknown, a type or rank is wrong, a number is too large for the model's
             precision, a fixed axis has another size, axes of one letter disagree, there is no image, anchor point or
-            cell of a level, the maps are not the levels of one image, pictures are not made of whole cells, an anchor
-            point lies nowhere, or a class does not exist.
+            cell of a level, the maps are not the levels of one image, images do not consist of whole cells, an anchor
+            point is not finite, or a class does not exist.
     """
     _check_names(contract, arrays)
     axes: dict[str, tuple[int, str]] = {}
     inputs = {spec.name: _converted(spec, arrays[spec.name]) for spec in contract.inputs}
     maps = {spec.name: inputs[spec.name] for spec in contract.maps}
     strides = strides_of(contract) if maps else []
-    with _shared_words():
+    with _bad_requests():
         if maps:
             check_maps(maps, strides, channels_of(contract))
     for spec in contract.inputs:
         _bind_axes(spec, inputs[spec.name], axes)
     classes = axes["C"][0] if "C" in axes else contract.hyperparameters["num_classes"]
-    with _shared_words():
+    with _bad_requests():
         check_batch_size(len(inputs["gt_labels"]))
         check_pyramid(maps, strides)
         check_slots(inputs["gt_labels"], inputs["mask_gt"], classes, negative=False)
@@ -56,10 +56,10 @@ def check_inputs(contract: Contract, arrays: Mapping[str, Array]) -> dict[str, A
 
 
 def check_outputs(contract: Contract, names: list[str]) -> None:
-    """Check that outputs exist.
+    """Check that a model has outputs of these names.
 
     Raises:
-        BadRequestError: One does not.
+        BadRequestError: It lacks one.
     """
     known = [spec.name for spec in contract.outputs]
     for name in names:
@@ -68,13 +68,13 @@ def check_outputs(contract: Contract, names: list[str]) -> None:
 
 
 def channels_of(contract: Contract) -> int:
-    """4R + C of a model that takes maps."""
+    """Number of channels, 4R + C, of the maps that a model takes."""
     return int(contract.maps[0].axes[1])
 
 
 @contextmanager
-def _shared_words() -> Iterator[None]:
-    """Inside are checks that training and the client make as well; a request that fails one is a bad one."""
+def _bad_requests() -> Iterator[None]:
+    """Turn the ValueErrors of checks that training and the client share into errors of a request."""
     try:
         yield
     except ValueError as error:
@@ -92,22 +92,22 @@ def _check_names(contract: Contract, arrays: Mapping[str, Array]) -> None:
 
 
 def _converted(spec: TensorSpec, array: Array) -> Array:
-    given, wanted = wire_name(array.dtype), wire_name(spec.dtype)
-    if given == wanted:
+    given, expected = wire_name(array.dtype), wire_name(spec.dtype)
+    if given == expected:
         return array
-    if widens(given, wanted):
+    if widens(given, expected):
         return array.astype(spec.dtype)
-    if narrows(given, wanted):
+    if narrows(given, expected):
         return _rounded(spec, array)
-    narrower = " (FP16 and BF16 are widened when sent as binary)" if wanted == "FP32" else ""
-    accepted = f"{wanted} or FP32" if wanted in BINARY_ONLY else wanted
+    narrower = " (FP16 and BF16 are widened when sent as binary)" if expected == "FP32" else ""
+    accepted = f"{expected} or FP32" if expected in BINARY_ONLY else expected
     raise BadRequestError(f"input {spec.name!r} is {given}; convert it to {accepted} before sending{narrower}")
 
 
 def _rounded(spec: TensorSpec, array: Array) -> Array:
     try:
         with np.errstate(over="raise"):
-            # From bfloat16 by way of float32: its own conversion tells nothing of an overflow.
+            # By way of float32: bfloat16's own conversion does not report overflow.
             return array.astype(np.float32, copy=False).astype(spec.dtype)
     except FloatingPointError as error:
         raise BadRequestError(
@@ -117,7 +117,7 @@ def _rounded(spec: TensorSpec, array: Array) -> Array:
 
 
 def _bind_axes(spec: TensorSpec, array: Array, axes: dict[str, tuple[int, str]]) -> None:
-    """Compare a shape with its axes. ``axes`` holds the size of each letter and the input that first said it."""
+    """Compare a shape with its axes. ``axes`` maps each letter to its size and the input that first set it."""
     shape = list(array.shape)
     layout = f"[{', '.join(map(str, spec.axes))}]"
     if len(shape) != len(spec.axes):
@@ -139,7 +139,7 @@ def _bind_axes(spec: TensorSpec, array: Array, axes: dict[str, tuple[int, str]])
 
 
 def _check_images(contract: Contract, images: Array) -> None:
-    """Sides must be whole cells of every level."""
+    """Check that both sides are whole cells of every level."""
     cell = max(strides_of(contract))
     height, width = images.shape[2:]
     if not height or not width or height % cell or width % cell:
@@ -149,6 +149,6 @@ def _check_images(contract: Contract, images: Array) -> None:
 
 
 def _check_points(points: Array) -> None:
-    with _shared_words():
+    with _bad_requests():
         check_anchors(len(points))
         check_points(points)

@@ -116,12 +116,14 @@ class AdmissionGate:
         try:
             length = header_number(Headers(scope=scope), "content-length")
             # No more than the limit: what is over it is refused right away.
-            held = Held(self._admission, min(self._unknown_size if length is None else length, self._unknown_size))
+            held = Reservation(
+                self._admission, min(self._unknown_size if length is None else length, self._unknown_size)
+            )
         except ServeError as error:
             await send_error(error, scope, receive, closing)
             return
         try:
-            await self._app({**scope, HELD: held}, receive, _until_taken(held, self._closing(send)))
+            await self._app({**scope, RESERVATION: held}, receive, _until_taken(held, self._closing(send)))
         finally:
             held.leave()
 
@@ -136,7 +138,7 @@ class AdmissionGate:
         return send_closing
 
 
-def _until_taken(held: Held, send: Send) -> Send:
+def _until_taken(held: Reservation, send: Send) -> Send:
     """Count a reply in place of its request's body, and return from its end only when the caller has taken nearly all.
 
     The HTTP server waits for that before each part of a reply, but not after the last one.
@@ -155,7 +157,7 @@ def _until_taken(held: Held, send: Send) -> Send:
     return send_and_wait
 
 
-HELD = "yolo_assigner.serve.http.admission"  # in the ASGI scope
+RESERVATION = "yolo_assigner.serve.http.admission"  # in the ASGI scope
 
 
 class Room(Protocol):
@@ -174,7 +176,7 @@ class Room(Protocol):
         """It has ended."""
 
 
-class Held:
+class Reservation:
     """A place for one request, from its headers to the end of its reply.
 
     Args:
@@ -210,8 +212,8 @@ class Held:
 
 def holder(scope: Scope) -> Callable[[int], None]:
     """What the body of a request must tell its size once that is known."""
-    held = scope.get(HELD)
-    return held.become if isinstance(held, Held) else _nobody
+    held = scope.get(RESERVATION)
+    return held.become if isinstance(held, Reservation) else _nobody
 
 
 def _nobody(_: int) -> None:

@@ -11,9 +11,9 @@ import numpy as np
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope
 
-from yolo_assigner.serve.errors import BadRequestError, ClientGoneError, TooLargeError, UnsupportedError
-from yolo_assigner.serve.http.admission import holder
-from yolo_assigner.serve.http.limits import Pace, keeping_up
+from yolo_assigner.serve.errors import BadRequestError, ClientDisconnectedError, TooLargeError, UnsupportedError
+from yolo_assigner.serve.http import admission
+from yolo_assigner.serve.http.limits import DataRate, minimum_data_rate
 from yolo_assigner.serve.wire.buffers import BufferPool
 
 ALIGNMENT = 64  # bytes: a cache line, and enough for any vector instruction
@@ -94,7 +94,7 @@ class BodyReader:
             BusyError: There is no room for what it unpacks to.
             UnsupportedError: It is encoded in a way that is not understood.
             BadRequestError: It is not what its encoding says.
-            ClientGoneError: It broke off.
+            ClientDisconnectedError: It broke off.
         """
         headers = Headers(scope=scope)
         encoding = _encoding(headers)
@@ -103,14 +103,14 @@ class BodyReader:
         if length is not None:
             limit.check(length, "has")
         if encoding is None and length is not None:
-            async with keeping_up(self._pause) as pace:
+            async with minimum_data_rate(self._pause) as pace:
                 return await _read_into(self._aligned(length, json_length or 0), receive, pace)
-        async with keeping_up(self._pause) as pace:
+        async with minimum_data_rate(self._pause) as pace:
             raw = await _collect(receive, limit, pace)
         if encoding is None:
-            holder(scope)(len(raw))  # until now it counted as the largest
+            admission.holder(scope)(len(raw))  # until now it counted as the largest
         else:
-            raw = await unpack(raw, encoding, limit, holder(scope))
+            raw = await decompress(raw, encoding, limit, admission.holder(scope))
         body = self._aligned(len(raw), json_length or 0)
         await asyncio.to_thread(_copy, raw, body)
         return body
@@ -132,15 +132,15 @@ class BodyReader:
         return buffer[start : start + length].data
 
 
-async def _next(receive: Receive, pace: Pace) -> Message:
+async def _next(receive: Receive, pace: DataRate) -> Message:
     message = await receive()
     if message["type"] == "http.disconnect":
-        raise ClientGoneError
+        raise ClientDisconnectedError
     pace.came(len(message.get("body", b"")))
     return message
 
 
-async def _read_into(body: memoryview, receive: Receive, pace: Pace) -> memoryview:
+async def _read_into(body: memoryview, receive: Receive, pace: DataRate) -> memoryview:
     """Fill memory that still holds another request's bytes: all of it, or nothing."""
     filled, more = 0, True
     while more:
@@ -156,7 +156,7 @@ async def _read_into(body: memoryview, receive: Receive, pace: Pace) -> memoryvi
     return body
 
 
-async def _collect(receive: Receive, limit: Limit, pace: Pace) -> bytes:
+async def _collect(receive: Receive, limit: Limit, pace: DataRate) -> bytes:
     parts, size, more = [], 0, True
     while more:
         message = await _next(receive, pace)
@@ -177,7 +177,7 @@ WINDOW_BITS = {"gzip": GZIP, "x-gzip": GZIP, "deflate": zlib.MAX_WBITS}
 # Bytes of a step, in and out.
 PIECE, STEP = 2**20, 2**22
 FEED = 2**16  # bytes given to zlib at once, which copies what it leaves of them
-MAX_MEMBERS = 2**16  # of a gzip body: an empty one is 20 bytes, and as dear to begin as some kilobytes are to unpack
+MAX_MEMBERS = 2**16  # of a gzip body: an empty one is 20 bytes, and costs as much to begin as kilobytes to decompress
 
 
 class Limit(NamedTuple):
@@ -197,7 +197,7 @@ class Limit(NamedTuple):
             raise TooLargeError(f"{self.what} {having} {size} bytes, the limit is {self.bytes}; {self.remedy}")
 
 
-async def unpack(raw: bytes, encoding: str, limit: Limit, hold: Callable[[int], None]) -> bytes:
+async def decompress(raw: bytes, encoding: str, limit: Limit, hold: Callable[[int], None]) -> bytes:
     """Unpack a body, in threads.
 
     Args:

@@ -17,7 +17,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from yolo_assigner.serve.errors import BusyError
-from yolo_assigner.serve.http.limits import MOST_HELD, SLOWEST, Room, Timer, WriteWatch
+from yolo_assigner.serve.http.limits import MAX_BUFFERED_BYTES, MINIMUM_RATE, ConnectionLimits, Timer, WriteWatch
 from yolo_assigner.serve.http.observe import Refusals, identifier_of
 from yolo_assigner.serve.listening import caller_of
 from yolo_assigner.serve.wire.response import dump_json
@@ -40,16 +40,16 @@ if missing := [name for name in NEEDED if not hasattr(HttpToolsProtocol, name)]:
     )
 
 
-def protocol(client_timeout: float | None, room: Room, refusals: Refusals) -> type[asyncio.Protocol]:
+def protocol(client_timeout: float | None, limits: ConnectionLimits, refusals: Refusals) -> type[asyncio.Protocol]:
     """The class for uvicorn's setting ``http``.
 
     Args:
         client_timeout: Seconds in which a head must have come, and without progress while the rest of a refused body is
             dropped or a reply is sent; None: for ever.
-        room: For all connections together.
+        limits: For all connections together.
         refusals: Told of every refusal.
     """
-    shared = {"client_timeout": client_timeout, "room": room, "refusals": refusals}
+    shared = {"client_timeout": client_timeout, "limits": limits, "refusals": refusals}
     return type("Guarded", (GuardedProtocol,), shared)
 
 
@@ -75,7 +75,7 @@ class GuardedProtocol(HttpToolsProtocol):
     """One connection."""
 
     client_timeout: float | None = None
-    room: Room
+    limits: ConnectionLimits
     refusals: Refusals
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -97,7 +97,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self.client = caller_of(self.client, self.server)
         self.flow = _Flow(transport, lambda: self._deaf or bool(self.pipeline))
-        self.room.enter(transport)
+        self.limits.enter(transport)
         self._watch_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -106,7 +106,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._writing.end()
         self._unset_keepalive_if_required()
         self._hold(NOTHING)
-        self.room.leave(self.transport)
+        self.limits.leave(self.transport)
         if self._running is not None and not self._running.response_complete:
             # uvicorn tells the last request that came, of those that wait for earlier ones.
             self._running.disconnected = True
@@ -132,7 +132,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """The end of a head."""
         self._in_head = False
         self._refusal = _head_fault(self.headers, self.parser.get_http_version())
-        if self._refusal is None and not self._busy and (full := self.room.why_full(self.transport)):
+        if self._refusal is None and not self._busy and (full := self.limits.why_full(self.transport)):
             self._refusal = BUSY, full
         if self._refusal is not None:
             raise ValueError(self._refusal)  # which stops the parser
@@ -189,9 +189,9 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _hold(self, data: memoryview) -> None:
         """Keep what is to be parsed later; of all connections no more than there is room for."""
-        self.room.held += _size(data) - _size(self._held)
+        self.limits.buffered_bytes += _size(data) - _size(self._held)
         self._held = data
-        if data and self.room.held > MOST_HELD:
+        if data and self.limits.buffered_bytes > MAX_BUFFERED_BYTES:
             self._refuse(BUSY, "too many requests were sent before earlier ones were answered")
 
     def _parse_piece(self, data: memoryview) -> None:
@@ -219,9 +219,9 @@ class GuardedProtocol(HttpToolsProtocol):
         """Set the timer that fits what is awaited."""
         patience, now = self.client_timeout, self.loop.time()
         if self._busy or self.transport.is_closing():
-            self.room.works(self.transport)
+            self.limits.works(self.transport)
         else:
-            self.room.waits(self.transport)
+            self.limits.waits(self.transport)
         if self._in_head and not self._busy and not self.transport.is_closing():
             if patience is not None and not self._reading.running:
                 self._reading.start(now + patience, self._too_slow)
@@ -235,7 +235,7 @@ class GuardedProtocol(HttpToolsProtocol):
             if self.timeout_keep_alive_task is None:
                 self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self._close)
         elif patience is not None:
-            least = min(now, self._dropped_since + self._dropped / SLOWEST)
+            least = min(now, self._dropped_since + self._dropped / MINIMUM_RATE)
             self._reading.start(least + patience, self._close)
 
     def _too_slow(self) -> None:

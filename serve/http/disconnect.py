@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from yolo_assigner.serve.errors import ClientGoneError
+from yolo_assigner.serve.errors import ClientDisconnectedError
 
 TOO_SLOW = 408
 LINGER_SECONDS = 30.0  # a caller that still sends then is cut off
@@ -98,7 +98,7 @@ def _says_close(values: Iterable[str]) -> bool:
 Result = TypeVar("Result")
 
 
-async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
+async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
     """Do work, and drop it when its caller hangs up.
 
     Args:
@@ -106,14 +106,14 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Re
         work: Cancelled then; what already runs in an engine's thread ends by itself and its result is dropped.
 
     Raises:
-        ClientGoneError: The caller hung up first.
+        ClientDisconnectedError: The caller hung up first.
     """
     doing = asyncio.ensure_future(work)
     listening = asyncio.ensure_future(_disconnected(receive))
     try:
         await asyncio.wait({doing, listening}, return_when=asyncio.FIRST_COMPLETED)
         if not doing.done():
-            raise ClientGoneError
+            raise ClientDisconnectedError
         return doing.result()
     finally:
         for task in (doing, listening):

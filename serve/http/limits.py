@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager
 from yolo_assigner.serve.errors import TooSlowError
 from yolo_assigner.serve.system import is_spare
 
-SLOWEST = 4096  # bytes a second on average, once the longest pause is over
+MINIMUM_RATE = 4096  # bytes a second on average, once the longest pause is over
 GRAIN = 0.25  # of the longest pause; the timer is not set anew for every piece of a fast body
 
 
-class Pace:
+class DataRate:
     """Told of every piece that came.
 
     Args:
@@ -33,13 +33,13 @@ class Pace:
         self._received += size
         if self._pause is None or (now := self._clock()) < self._again or not size:
             return
-        slowest = self._begun + self._received / SLOWEST
+        slowest = self._begun + self._received / MINIMUM_RATE
         self._again = min(now + GRAIN * self._pause, slowest)
         self._timeout.reschedule(self._again + self._pause)
 
 
 @asynccontextmanager
-async def keeping_up(pause: float | None) -> AsyncIterator[Pace]:
+async def minimum_data_rate(pause: float | None) -> AsyncIterator[DataRate]:
     """Bound the time in which a body is read.
 
     Args:
@@ -50,10 +50,10 @@ async def keeping_up(pause: float | None) -> AsyncIterator[Pace]:
     """
     try:
         async with asyncio.timeout(pause) as timeout:
-            yield Pace(pause, timeout)
+            yield DataRate(pause, timeout)
     except TimeoutError as error:
         raise TooSlowError(
-            f"the body came too slowly: nothing for {pause:g} s, or less than {SLOWEST} bytes a second; send it "
+            f"the body came too slowly: nothing for {pause:g} s, or less than {MINIMUM_RATE} bytes a second; send it "
             "in one go, or raise --client-timeout"
         ) from error
 
@@ -85,7 +85,7 @@ class WriteWatch:
     """Cuts callers off that do not take what is sent to them.
 
     Args:
-        patience: Seconds in which ``SLOWEST`` bytes a second have to be taken; None: for ever.
+        patience: Seconds in which ``MINIMUM_RATE`` bytes a second have to be taken; None: for ever.
         cut_off: Told then.
     """
 
@@ -102,7 +102,7 @@ class WriteWatch:
     def begin(self, transport: asyncio.Transport) -> None:
         """Something waits to be taken."""
         if self._patience is not None:
-            most = max(0, transport.get_write_buffer_size() - SLOWEST * self._patience)
+            most = max(0, transport.get_write_buffer_size() - MINIMUM_RATE * self._patience)
             self._timer.start(self._then(self._patience), lambda: self._look(transport, most))
 
     def begin_closing(self, transport: asyncio.Transport) -> None:
@@ -128,11 +128,11 @@ class WriteWatch:
         return asyncio.get_running_loop().time() + seconds
 
 
-MOST_HELD = 2**26  # bytes of all connections that were read and wait behind requests without replies
+MAX_BUFFERED_BYTES = 2**26  # bytes of all connections that were read and wait behind requests without replies
 MOST_CONNECTIONS = 1000
 
 
-class Room:
+class ConnectionLimits:
     """Called from the event loop's thread alone.
 
     Args:
@@ -140,12 +140,12 @@ class Room:
 
     Attributes:
         most: The same.
-        held: Bytes that were read and not parsed, because they came behind requests without replies.
+        buffered_bytes: Bytes that were read and not parsed, because they came behind requests without replies.
     """
 
     def __init__(self, most: int = MOST_CONNECTIONS) -> None:
         self.most = most
-        self.held = 0
+        self.buffered_bytes = 0
         self._waiting: dict[asyncio.Transport, None] = {}  # in the order in which their waits began
         self._working: set[asyncio.Transport] = set()
         self._crowding: set[asyncio.Transport] = set()  # have one of the last descriptors

@@ -13,8 +13,6 @@ from pydantic import TypeAdapter
 
 from yolo_assigner.serve.http.auth import DOCS
 from yolo_assigner.serve.http.schemas_v2 import (
-    CudaRegion,
-    CudaRegionRequest,
     Error,
     IndexRequest,
     InferReply,
@@ -31,7 +29,7 @@ from yolo_assigner.serve.http.schemas_v2 import (
     ServerMetadata,
     Statistics,
 )
-from yolo_assigner.serve.inference.registry import VERSION, Catalogue, Known
+from yolo_assigner.serve.inference.registry import VERSION, ModelInfo, ModelRegistry
 from yolo_assigner.serve.v1.examples import REDUCE_EXAMPLES, assign_examples, loss_examples
 from yolo_assigner.serve.v1.schemas import (
     AssignReply,
@@ -51,39 +49,38 @@ JSON_LENGTH = {
     "description": "Bytes of JSON; binary tensors follow it. Without it all of the body is JSON.",
     "schema": {"type": "integer", "minimum": 0},
 }
-CUDA_EXAMPLES = {"region": {"value": {"raw_handle": {"b64": "A" * 86 + "=="}, "device_id": 0, "byte_size": 4096}}}
 REGION_EXAMPLES = {"region": {"value": {"key": "/yolo-assigner-0", "offset": 0, "byte_size": 4096}}}
 
 
-def document_requests(app: FastAPI, catalogue: Catalogue[Known]) -> None:
+def document_requests(app: FastAPI, registry: ModelRegistry[ModelInfo]) -> None:
     """Describe all routes.
 
     Args:
         app: Its OpenAPI document is completed when it is first asked for.
-        catalogue: The models that the examples are made for.
+        registry: The models that the examples are made for.
     """
     build = app.openapi
 
     def complete() -> dict[str, Any]:
         if app.openapi_schema is None:
-            _complete(build(), catalogue)
+            _complete(build(), registry)
         assert app.openapi_schema is not None  # noqa: S101 - build() keeps what it made
         return app.openapi_schema
 
-    def forget(_: Known) -> None:
+    def forget(_: ModelInfo) -> None:
         app.openapi_schema = None
 
     app.openapi = complete  # type: ignore[method-assign]
-    catalogue.watch(forget)  # examples are made for the models of now
+    registry.watch(forget)  # examples are made for the models of now
 
 
-def _complete(document: dict[str, Any], catalogue: Catalogue[Known]) -> None:
+def _complete(document: dict[str, Any], registry: ModelRegistry[ModelInfo]) -> None:
     schemas, definitions = schemas_of(ROUTES, REF)
     parts = document.setdefault("components", {})
     parts["schemas"] = {**definitions, "Error": TypeAdapter(Error).json_schema(ref_template=REF)}
     parts["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     refusal = {"$ref": REF.format(model="Error")}
-    models = {name: {"value": name} for name in catalogue.models}
+    models = {name: {"value": name} for name in registry.models}
     for path, verbs in document["paths"].items():
         for verb, entry in verbs.items():
             route = ROUTES[f"{verb} {path.replace(VERSIONED, '')}"]
@@ -93,7 +90,7 @@ def _complete(document: dict[str, Any], catalogue: Catalogue[Known]) -> None:
                 entry["parameters"].append(JSON_LENGTH)
             if not path.startswith("/v2/health"):
                 entry["security"] = [{}, {"key": []}]  # whether one is needed is for the operator to say
-    _add_examples(document["paths"], catalogue)
+    _add_examples(document["paths"], registry)
 
 
 def _parameter(name: str, path: str, models: dict[str, Any]) -> dict[str, Any]:
@@ -108,13 +105,12 @@ def _parameter(name: str, path: str, models: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _add_examples(paths: dict[str, Any], catalogue: Catalogue[Known]) -> None:
+def _add_examples(paths: dict[str, Any], registry: ModelRegistry[ModelInfo]) -> None:
     examples = {
-        "/v1/loss": loss_examples(catalogue),
-        "/v1/assign": assign_examples(catalogue),
+        "/v1/loss": loss_examples(registry),
+        "/v1/assign": assign_examples(registry),
         "/v1/reduce": REDUCE_EXAMPLES,
         "/v2/systemsharedmemory/region/{name}/register": REGION_EXAMPLES,
-        "/v2/cudasharedmemory/region/{name}/register": CUDA_EXAMPLES,
     }
     for path, values in examples.items():
         if values:
@@ -160,18 +156,7 @@ class Route(NamedTuple):
     binary: bool = False
 
 
-def _regions(kind: str, reply: Any, request: Any) -> dict[str, Route]:
-    """Of one kind of shared memory."""
-    path = f"/v2/{kind}sharedmemory"
-    return {
-        f"get {path}/status": Route(reply, (*KEYS, 501, 503)),
-        f"get {path}/region/{{name}}/status": Route(reply, (*NAMED, 501, 503)),
-        f"post {path}/region/{{name}}/register": Route(Nothing, (*NAMED, *BODY, 503), request),
-        f"post {path}/region/{{name}}/unregister": Route(Nothing, (*NAMED, 501, 503)),
-        f"post {path}/unregister": Route(Nothing, (*KEYS, 501, 503)),
-    }
-
-
+REGIONS = "/v2/systemsharedmemory"
 ROUTES = {
     "get /v2/health/live": Route(Live, (403, 503)),
     "get /v2/health/ready": Route(Ready, (403, 503)),
@@ -184,8 +169,11 @@ ROUTES = {
     "post /v2/models/{name}/infer": Route(InferReply, (*COMPUTED, 405), InferRequest, binary=True),
     "post /v2/repository/index": Route(list[ModelState], (*KEYS, *BODY), IndexRequest, required=False),
     "post /v2/repository/models/{name}/load": Route(ModelState, (*NAMED, *BODY, 500, 503), Nothing, required=False),
-    **_regions("system", list[Region], RegionRequest),
-    **_regions("cuda", list[CudaRegion], CudaRegionRequest),
+    f"get {REGIONS}/status": Route(list[Region], (*KEYS, 501, 503)),
+    f"get {REGIONS}/region/{{name}}/status": Route(list[Region], (*NAMED, 501, 503)),
+    f"post {REGIONS}/region/{{name}}/register": Route(Nothing, (*NAMED, *BODY, 503), RegionRequest),
+    f"post {REGIONS}/region/{{name}}/unregister": Route(Nothing, (*NAMED, 501, 503)),
+    f"post {REGIONS}/unregister": Route(Nothing, (*KEYS, 501, 503)),
     "post /v1/loss": Route(LossReply, COMPUTED, LossRequest),
     "post /v1/assign": Route(AssignReply, COMPUTED, AssignRequest),
     "post /v1/reduce": Route(ReduceReply, COMPUTED, ReduceRequest),

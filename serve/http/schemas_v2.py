@@ -183,27 +183,5 @@ class Region(BaseModel):
     byte_size: Size
 
 
-class CudaHandle(BaseModel):
-    """What CUDA gives for memory that other processes are to see."""
-
-    b64: str = Field(description="64 bytes of cudaIpcGetMemHandle in base64")
-
-
-class CudaRegionRequest(BaseModel):
-    """Memory of a GPU."""
-
-    raw_handle: CudaHandle
-    device_id: Size
-    byte_size: Annotated[int, Field(ge=1)]
-
-
-class CudaRegion(BaseModel):
-    """A registered region on a GPU."""
-
-    name: str
-    device_id: Size
-    byte_size: Size
-
-
 class Nothing(BaseModel):
     """An empty object."""

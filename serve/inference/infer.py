@@ -1,14 +1,19 @@
-"""The protocol's infer request: from its bytes to those of its reply."""
+"""Inference: from the bytes of a request to those of its response.
+
+Requests of both APIs go through :func:`answer`. Each API decodes its own form into a :class:`PreparedRequest`; that of
+the Open Inference Protocol is here, that of the v1 JSON API in :mod:`yolo_assigner.serve.v1`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple, TypeVar
 
+from yolo_assigner.export.contract import Contract
 from yolo_assigner.serve.detection.validate import check_inputs, check_outputs
-from yolo_assigner.serve.inference.memory_estimate import check_work
+from yolo_assigner.serve.inference.memory_estimate import check_memory
 from yolo_assigner.serve.inference.model import Model
 from yolo_assigner.serve.inference.registry import VERSION
 from yolo_assigner.serve.inference.service import Call
@@ -18,8 +23,81 @@ from yolo_assigner.serve.wire.dtypes import Array
 from yolo_assigner.serve.wire.request import InferRequest, RequestedOutput, decode_request
 from yolo_assigner.serve.wire.response import EncodedResponse, encode_response
 
-Result = TypeVar("Result")
 INLINE_BYTES = 1 << 16  # up to here a thread switch costs more than the work
+Result = TypeVar("Result")
+OnBegun = Callable[[], None] | None
+
+
+class PreparedRequest(NamedTuple):
+    """A request that fits its model.
+
+    Attributes:
+        inputs: As :func:`fit_inputs` returns them.
+        outputs: Names of the outputs to compute.
+        copied: Outputs that ``encode`` copies or writes as JSON; the others are sent from where they lie.
+        encode: Writes the response from the computed outputs; callable in any thread.
+        timeout: Microseconds that the request may wait for its model; None: it names none.
+    """
+
+    inputs: dict[str, Array]
+    outputs: tuple[str, ...]
+    copied: tuple[str, ...]
+    encode: Callable[[dict[str, Array]], EncodedResponse]
+    timeout: int | None = None
+
+
+async def answer(
+    model: Model,
+    call: Call,
+    prepare: Callable[[], Awaitable[PreparedRequest]],
+    on_begun: OnBegun = None,
+    began_ns: int | None = None,
+) -> EncodedResponse:
+    """Prepare a request, compute it, encode the response, and count all of that in the model's statistics.
+
+    Args:
+        model: Computes the request.
+        call: Says how long the request may wait for its model.
+        prepare: Decodes and checks the request.
+        on_begun: Called in the engine's thread when computing begins.
+        began_ns: When decoding began, by ``time.monotonic_ns``; None: now.
+
+    Raises:
+        ServeError: The request was refused or failed; the text says why.
+    """
+    began = time.monotonic_ns() if began_ns is None else began_ns
+    try:
+        request = await prepare()
+        prepared = time.monotonic_ns()
+        arrays = await model.infer(request.inputs, request.outputs, call.deadline(request.timeout), on_begun)
+        computed = time.monotonic_ns()
+        copied_bytes = sum(arrays[name].nbytes for name in request.copied)
+        response = await off_loop(copied_bytes, lambda: request.encode(arrays))
+    except BaseException:
+        model.stats.failed(time.monotonic_ns() - began)
+        raise
+    model.stats.carried(prepared - began, time.monotonic_ns() - computed)
+    return response
+
+
+def fit_inputs(contract: Contract, inputs: Mapping[str, Array], max_work_bytes: int) -> dict[str, Array]:
+    """Check inputs against a contract and the memory that computing them may need.
+
+    Returns:
+        The inputs in the order and types of the contract.
+
+    Raises:
+        BadRequestError: They do not fit the contract.
+        TooLargeError: They would need too much memory.
+    """
+    checked = check_inputs(contract, inputs)
+    check_memory(contract, checked, max_work_bytes)
+    return checked
+
+
+async def off_loop(size: int, work: Callable[[], Result]) -> Result:
+    """Process so many bytes without delaying other requests: in a thread, unless they are few."""
+    return work() if size <= INLINE_BYTES else await asyncio.to_thread(work)
 
 
 async def infer(
@@ -28,82 +106,51 @@ async def infer(
     body: memoryview,
     regions: Regions | None,
     max_work_bytes: int,
-    on_begun: Callable[[], None] | None = None,
+    on_begun: OnBegun = None,
 ) -> EncodedResponse:
-    """Row 6 of the protocol.
+    """Answer ``POST /v2/models/{model}/infer``.
 
     Args:
-        model: The one that was asked.
-        call: How much of the body is JSON, and how long it may wait.
+        model: Computes the request.
+        call: Says how much of the body is JSON, and how long the request may wait.
         body: JSON and raw tensors.
         regions: Shared memory in which tensors may lie; None: switched off.
-        max_work_bytes: Most memory that computing it may need.
-        on_begun: Told when the engine begins with it.
+        max_work_bytes: Most memory that computing the request may need.
+        on_begun: Called in the engine's thread when computing begins.
 
     Raises:
-        ServeError: The request is refused or failed; the text says why.
+        ServeError: The request was refused or failed; the text says why.
     """
-    begun = time.monotonic_ns()
-    try:
-        job = await _job(model, body, call.json_length, regions, max_work_bytes)
-        read = time.monotonic_ns()
-        names = [output.name for output in job.wanted]
-        arrays = await model.infer(job.inputs, names, call.deadline(job.timeout), on_begun)
-        computed = time.monotonic_ns()
-        written = sum(arrays[output.name].nbytes for output in job.wanted if not output.binary)
-        response = await aside(written, lambda: _respond(model, job, arrays, regions))
-    except BaseException:
-        model.stats.failed(time.monotonic_ns() - begun)
-        raise
-    model.stats.carried(read - begun, time.monotonic_ns() - computed)
-    return response
 
-
-async def aside(size: int, work: Callable[[], Result]) -> Result:
-    """Do work on so many bytes where it does not hold up other callers: in a thread, unless it is tiny."""
-    return work() if size <= INLINE_BYTES else await asyncio.to_thread(work)
-
-
-class _Job(NamedTuple):
-    """A request that fits its model."""
-
-    id: str | None
-    inputs: dict[str, Array]
-    wanted: tuple[RequestedOutput, ...]
-    timeout: int | None
-
-
-async def _job(
-    model: Model, body: memoryview, json_length: int | None, regions: Regions | None, max_work_bytes: int
-) -> _Job:
     def decode() -> InferRequest:
-        return decode_request(body, json_length, shared_memory=regions is not None)
+        return decode_request(body, call.json_length, shared_memory=regions is not None)
 
-    def prepare(request: InferRequest) -> _Job:
-        return _prepare(model, request, regions, max_work_bytes)
+    async def prepare() -> PreparedRequest:
+        if len(body) > INLINE_BYTES:
+            return await asyncio.to_thread(lambda: _prepare(model, decode(), regions, max_work_bytes))
+        request = decode()  # a small one has to be read to know how much lies in shared memory
+        return await off_loop(request.shared_bytes, lambda: _prepare(model, request, regions, max_work_bytes))
 
-    if len(body) > INLINE_BYTES:
-        return await asyncio.to_thread(lambda: prepare(decode()))
-    request = decode()  # only a small one has to be read to know how much lies in shared memory
-    return await aside(request.shared_bytes, lambda: prepare(request))
+    return await answer(model, call, prepare, on_begun)
 
 
-def _prepare(model: Model, request: InferRequest, regions: Regions | None, max_work_bytes: int) -> _Job:
+def _prepare(model: Model, request: InferRequest, regions: Regions | None, max_work_bytes: int) -> PreparedRequest:
     contract = model.contract
     check_outputs(contract, [output.name for output in request.outputs])
-    wanted = request.outputs or tuple(
+    requested = request.outputs or tuple(
         RequestedOutput(name, request.binary_default) for name in contract.default_outputs
     )
     inputs = request.inputs
     if regions is not None:
-        check_places(regions, wanted)
+        check_places(regions, requested)
         inputs = inputs | read_tensors(regions, request.shared)
-    checked = check_inputs(contract, inputs)
-    check_work(contract, checked, max_work_bytes)
-    return _Job(request.id, checked, wanted, request.timeout)
 
+    def encode(arrays: dict[str, Array]) -> EncodedResponse:
+        if regions is not None:
+            write_outputs(regions, requested, arrays)
+        return encode_response(contract.name, VERSION, request.id, requested, arrays)
 
-def _respond(model: Model, job: _Job, arrays: dict[str, Array], regions: Regions | None) -> EncodedResponse:
-    if regions is not None:
-        write_outputs(regions, job.wanted, arrays)
-    return encode_response(model.contract.name, VERSION, job.id, job.wanted, arrays)
+    names = tuple(output.name for output in requested)
+    copied = tuple(output.name for output in requested if not output.binary)
+    checked = fit_inputs(contract, inputs, max_work_bytes)
+    return PreparedRequest(checked, names, copied, encode, request.timeout)

@@ -1,4 +1,4 @@
-"""A service in this process."""
+"""The service that computes in its own process, and the setup that describes one."""
 
 from __future__ import annotations
 
@@ -12,172 +12,141 @@ from typing import NamedTuple
 from yolo_assigner.serve.errors import ServeError, exhausted
 from yolo_assigner.serve.inference.batching import BatchLimits
 from yolo_assigner.serve.inference.infer import infer
-from yolo_assigner.serve.inference.loading import Registry, open_artifacts
+from yolo_assigner.serve.inference.loading import LoadedModels, open_artifacts
 from yolo_assigner.serve.inference.model import Model
 from yolo_assigner.serve.inference.registry import check_loaded, not_loaded, reason_of
 from yolo_assigner.serve.inference.runners.choice import RunnerOptions
-from yolo_assigner.serve.inference.service import Call, Verb
+from yolo_assigner.serve.inference.service import Call, Operation
 from yolo_assigner.serve.settings import MIB
-from yolo_assigner.serve.shared_memory.cuda import Gpus
-from yolo_assigner.serve.shared_memory.operations import run_region_call
-from yolo_assigner.serve.shared_memory.region import Kind
-from yolo_assigner.serve.shared_memory.regions import Regions
-from yolo_assigner.serve.v1.operations import assign, loss, reduce
+from yolo_assigner.serve.shared_memory.regions import Regions, extensions, run_region_call
+from yolo_assigner.serve.v1.operations import detect, reduce
 from yolo_assigner.serve.wire.buffers import GRAIN, BufferPool
 from yolo_assigner.serve.wire.response import EncodedResponse
 
 logger = logging.getLogger("serve")
-EXTENSIONS = {Kind.SYSTEM: "system_shared_memory", Kind.CUDA: "cuda_shared_memory"}
 
 
 class LocalService:
-    """Computes where it is called.
+    """A :class:`yolo_assigner.serve.inference.service.Service` that computes in its own process.
 
     Args:
         registry: The models.
         regions: Shared memory; None: switched off.
-        max_work_bytes: Most memory that a request may need while it is computed.
-        keep_bytes: Most bytes of idle memory for bodies that are kept.
+        max_work_bytes: Most memory that computing one request may need.
+        keep_bytes: Most bytes of idle body memory to keep.
 
     Attributes:
-        catalogue: The models.
-        memory: What bodies are to be read into.
-        extensions: Of the protocol, beyond binary tensors.
-        restarts: 0.
+        registry: The models.
+        memory: Memory that bodies are read into.
+        extensions: Extensions of the protocol, beyond binary tensors.
+        restarts: Always 0.
         regions: As given.
-        pid: None: the engines have no process of their own.
+        pid: Always None: there is no engine process.
     """
 
     pid = None
 
     def __init__(
         self,
-        registry: Registry,
+        registry: LoadedModels,
         regions: Regions | None = None,
         max_work_bytes: int = 4096 * MIB,
         keep_bytes: int = 256 * MIB,
     ) -> None:
-        self.catalogue = registry
+        self.registry = registry
         self.memory = BufferPool(keep_bytes)
         self.restarts = 0
-        self.extensions: Sequence[str] = [EXTENSIONS[kind] for kind in regions.kinds] if regions is not None else []
+        self.extensions: Sequence[str] = extensions(regions is not None)
         self.regions = regions
         self._max_work_bytes = max_work_bytes
         self._reloading = asyncio.Lock()  # one at a time: each needs the memory of two models
         self._registrar = ThreadPoolExecutor(1, thread_name_prefix="regions")
 
     async def load(self, on_change: Callable[[Model], Awaitable[None]] | None = None) -> None:
-        """Bring all models up. Those that cannot be loaded are among the catalogue's failures.
+        """Load all models. Those that cannot be loaded are among the registry's failures.
 
         Args:
-            on_change: Waited for before each model is loaded and after it.
+            on_change: Awaited before and after each model is loaded.
 
         Raises:
-            Exception: No model can be loaded, or shared memory cannot be used.
+            Exception: No model can be loaded.
         """
-        if self.regions is not None:
-            await asyncio.to_thread(self.regions.load)
         async with self._reloading:
-            await self.catalogue.load(on_change)
-
-    def check(self, name: str | None = None) -> None:
-        """See that a model, or all of them, can be used.
-
-        Raises:
-            NotReadyError: It is still being loaded.
-            ModelFailedError: It cannot be loaded.
-        """
-        check_loaded(self.catalogue, name)
-
-    async def run(self, call: Call, body: memoryview, on_begun: Callable[[], None] | None = None) -> EncodedResponse:
-        """Answer a request.
-
-        Args:
-            call: What is asked for.
-            body: JSON and raw tensors.
-            on_begun: Told when the engine begins with it, in its thread.
-
-        Raises:
-            ServeError: The request is refused or failed; the text says why.
-        """
-        if call.verb == Verb.LOAD:
-            await self.reload(call.target or "")
-            return EncodedResponse([b"{}"], None)
-        with self.catalogue.call():
-            return await self._run(call, body, on_begun)
+            await self.registry.load(on_change)
 
     async def reload(self, name: str) -> None:
-        """Exchange a model for what its files are now.
-
-        Raises:
-            NotFoundError: There is no such model among the artifacts.
-            BadRequestError: It cannot be loaded; the one in use stays.
-        """
+        """See :meth:`yolo_assigner.serve.inference.service.Service.reload`."""
         async with self._reloading:
             try:
-                await self.catalogue.reload(name)
+                await self.registry.reload(name)
             except ServeError:
                 raise
             except Exception as error:
                 logger.debug("its traceback", exc_info=True)
-                raise exhausted(error) or not_loaded(self.catalogue, name, reason_of(error)) from error
+                raise exhausted(error) or not_loaded(self.registry, name, reason_of(error)) from error
 
-    def names(self) -> set[str]:
-        """All models that can be reloaded."""
-        return self.catalogue.names()
+    @property
+    def queued(self) -> int:
+        """Requests that wait for an engine, or that one computes."""
+        return sum(model.stats.queued for model in self.registry.models.values())
 
     def check_alive(self) -> None:
-        """The engines are in this process, which ends with them."""
+        """Do nothing: there is no engine process to wait for."""
 
     def check_ready(self) -> None:
-        """See whether requests can be answered now.
+        """See :meth:`yolo_assigner.serve.inference.service.Service.check_ready`."""
+        check_loaded(self.registry)
 
-        Raises:
-            NotReadyError: Models are being loaded.
+    def check(self, name: str | None = None) -> None:
+        """See :meth:`yolo_assigner.serve.inference.service.Service.check`."""
+        check_loaded(self.registry, name)
+
+    async def run(self, call: Call, body: memoryview, on_begun: Callable[[], None] | None = None) -> EncodedResponse:
+        """See :meth:`yolo_assigner.serve.inference.service.Service.run`.
+
+        Args:
+            call: The request but for its body.
+            body: JSON and raw tensors.
+            on_begun: Called in the engine's thread when computing begins.
         """
-        check_loaded(self.catalogue)
-
-    async def _run(self, call: Call, body: memoryview, on_begun: Callable[[], None] | None) -> EncodedResponse:
-        registry, work = self.catalogue, self._max_work_bytes
-        match call.verb:
-            case Verb.INFER:
-                return await infer(registry.find(call.target or ""), call, body, self.regions, work, on_begun)
-            case Verb.LOSS:
-                return await loss(registry, call, body, work, on_begun)
-            case Verb.ASSIGN:
-                return await assign(registry, call, body, work, on_begun)
-            case Verb.REDUCE:
-                return await asyncio.to_thread(lambda: reduce(registry, body))
-            case _:
-                # GPUs take their time, and regions are registered and forgotten in one thread.
-                return await asyncio.get_running_loop().run_in_executor(
-                    self._registrar, run_region_call, self.regions, call, body
-                )
+        registry, limit = self.registry, self._max_work_bytes
+        with registry.call():
+            match call.operation:
+                case Operation.INFER:
+                    return await infer(registry.find(call.target or ""), call, body, self.regions, limit, on_begun)
+                case Operation.LOSS | Operation.ASSIGN:
+                    return await detect(registry, call, body, limit, on_begun)
+                case Operation.REDUCE:
+                    return await asyncio.to_thread(reduce, registry, body)
+                case _:
+                    # Opening objects may block, and one thread registers and unregisters all regions.
+                    return await asyncio.get_running_loop().run_in_executor(
+                        self._registrar, run_region_call, self.regions, call, body
+                    )
 
     def close(self) -> None:
-        """Stop all models."""
-        self.catalogue.close()
+        """Close all models."""
+        self.registry.close()
         self._registrar.shutdown(wait=False)
 
 
 class Setup(NamedTuple):
-    """What a service is to be.
+    """Describes a service; sent to the engine process.
 
     Attributes:
         artifacts: Folder of the models.
-        runners: What is to run them.
-        limits: How far requests are put together.
-        max_work_bytes: Most memory that a request may need while it is computed.
-        engine_timeout: Seconds that one call of an engine may take, 0 for ever.
-        shared_memory: What names of callers' shared memory begin with; None: switched off.
-        cuda_shared_memory: Whether it may be on GPUs.
-        max_request_bytes: Most bytes of the inputs of a request in shared memory.
-        max_total_bytes: Most bytes of those of all requests.
+        runners: Engine, device and threads.
+        limits: Limits of dynamic batching.
+        max_work_bytes: Most memory that computing one request may need.
+        engine_timeout: Seconds that one call of an engine may take; 0: no limit.
+        shared_memory: Prefix of the names of callers' shared memory; None: switched off.
+        max_request_bytes: Most bytes of one request's inputs in shared memory.
+        max_total_bytes: Most bytes of all requests' inputs in shared memory.
         log_level: Least level that is logged.
         log_format: text or json.
         models: Names of the models that callers have been told of; None: any.
-        failures: Names of models that are not to be loaded, each with the reason.
-        regions: Those that an earlier process had; None: none.
+        failures: Models that are not to be loaded, with reasons.
+        regions: Regions registered in an earlier process; None: none.
     """
 
     artifacts: Path
@@ -186,7 +155,6 @@ class Setup(NamedTuple):
     max_work_bytes: int
     engine_timeout: float
     shared_memory: str | None
-    cuda_shared_memory: bool
     max_request_bytes: int
     max_total_bytes: int
     log_level: str
@@ -197,15 +165,15 @@ class Setup(NamedTuple):
 
     @property
     def keep_bytes(self) -> int:
-        """Most bytes of idle memory that are kept: the largest body, aligned."""
+        """Most bytes of idle body memory to keep: the largest body, aligned."""
         return self.max_request_bytes + GRAIN
 
 
 def service_of(setup: Setup) -> LocalService:
-    """The service that a setup describes.
+    """Make the service that a setup describes, without loading its models.
 
     Raises:
-        ValueError: It cannot be.
+        ValueError: The artifacts, the engine or the shared memory cannot be used.
     """
     regions = regions_of(setup)
     registry = open_artifacts(setup.artifacts, setup.runners, setup.limits)
@@ -213,12 +181,11 @@ def service_of(setup: Setup) -> LocalService:
 
 
 def regions_of(setup: Setup) -> Regions | None:
-    """The shared memory of a setup; None: switched off.
+    """Make the shared memory of a setup; None: switched off.
 
     Raises:
-        ValueError: It cannot be.
+        ValueError: It cannot be used.
     """
-    gpus = Gpus() if setup.cuda_shared_memory else None
-    if setup.shared_memory is None and gpus is None:
+    if setup.shared_memory is None:
         return None
-    return Regions(setup.shared_memory, setup.max_request_bytes, setup.max_total_bytes, gpus)
+    return Regions(setup.shared_memory, setup.max_request_bytes, setup.max_total_bytes)

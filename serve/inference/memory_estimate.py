@@ -1,7 +1,7 @@
-"""How much memory an engine will need beside inputs and outputs, judged before anything is computed.
+"""Estimates, before anything is computed, how much memory an engine needs beside inputs and outputs.
 
-The assignment compares ground truths with anchor points, and their number is that of images times slots times points: a
-request of a few megabytes can ask for more than any machine has.
+The assignment compares every ground truth with anchor points: images x slots x points pairs. A request of a few
+megabytes can need more memory than any machine has.
 """
 
 from __future__ import annotations
@@ -17,25 +17,27 @@ from yolo_assigner.serve.detection.grid import strides_of
 from yolo_assigner.serve.errors import TooLargeError
 from yolo_assigner.serve.wire.dtypes import Array
 
-# Bytes of ONNX Runtime's peak memory, measured with boxes around all points, on one thread.
+# Bytes of ONNX Runtime's peak memory, measured on one thread with boxes around all points.
 PER_PAIR = {"dense": 32.0, "sparse": 120.0}
-PER_CELL = 1.0  # of the sparse tables of B x M x A / 64 rows of 10, when one box has all points and the others few
-PER_CROSSING = 12.0  # of the sparse comparison of boxes with blocks of rows
-PER_CHOSEN = 12.0  # of the dense lists of each ground truth's topk best
-PER_TOPK = 64.0  # of the sparse list that has room for topk pairs whatever boxes there are
+PER_CELL = 1.0  # sparse: tables of B x M x A / 64 rows of 10, when one box has all points and the others few
+PER_CROSSING = 12.0  # sparse: comparison of boxes with blocks of rows
+PER_CHOSEN = 12.0  # dense: lists of each ground truth's topk best points
+PER_TOPK = 64.0  # sparse: a list with room for topk pairs, whatever boxes there are
 MOST_PER_CELL = PER_PAIR["sparse"] + PER_CELL + PER_CROSSING
 BOXES_AT_ONCE = 2**16
+SIDE_CELLS = 64  # per side of the table in which points of any order are counted
+TOLERANCE = 5e-4  # half of the models' tolerance for equal steps, so that no row that they split counts as one here
 
 
-class Work(NamedTuple):
-    """What a request asks for.
+class MemoryEstimate(NamedTuple):
+    """The size of a request and the memory that computing it needs.
 
     Attributes:
         images: B.
         slots: M.
         anchors: A.
-        pairs: Of a ground truth and an anchor point that are compared, at most.
-        nbytes: Memory for it, about.
+        pairs: Most pairs of a ground truth and an anchor point that are compared.
+        nbytes: About so many bytes of memory.
     """
 
     images: int
@@ -45,30 +47,33 @@ class Work(NamedTuple):
     nbytes: int
 
 
-def check_work(contract: Contract, inputs: Mapping[str, Array], limit: int) -> None:
-    """Refuse what would need too much memory.
+def check_memory(contract: Contract, inputs: Mapping[str, Array], limit: int) -> None:
+    """Check that computing a request needs no more memory than is allowed.
 
     Args:
-        contract: The model's.
+        contract: Contract of the model.
         inputs: As :func:`yolo_assigner.serve.detection.validate.check_inputs` returns them.
         limit: Bytes.
 
     Raises:
-        TooLargeError: It would.
+        TooLargeError: It needs more.
     """
-    if most_work(contract, inputs) <= limit:
+    if memory_bound(contract, inputs) <= limit:
         return
-    work = work_of(contract, inputs)
-    if work.nbytes > limit:
+    need = estimate_memory(contract, inputs)
+    if need.nbytes > limit:
         raise TooLargeError(
-            f"{work.images} images x {work.slots} slots x {work.anchors} anchor points, {work.pairs} pairs to compare, "
-            f"would need about {work.nbytes} bytes of memory, the limit is {limit}; send fewer images or slots in one "
+            f"{need.images} images x {need.slots} slots x {need.anchors} anchor points, {need.pairs} pairs to compare, "
+            f"would need about {need.nbytes} bytes of memory, the limit is {limit}; send fewer images or slots in one "
             "request, or raise --max-work-bytes"
         )
 
 
-def most_work(contract: Contract, inputs: Mapping[str, Array]) -> int:
-    """Bytes that are enough whatever boxes there are, also when slots are padded to the next power of two less one."""
+def memory_bound(contract: Contract, inputs: Mapping[str, Array]) -> int:
+    """Bound a request's memory without looking at its boxes, in bytes.
+
+    The bound also holds when merging pads the slots to the next power of two less one.
+    """
     images, slots, anchors = _sizes(contract, inputs)
     slots = 1 << slots.bit_length()
     if contract.formulation == "dense":
@@ -76,33 +81,33 @@ def most_work(contract: Contract, inputs: Mapping[str, Array]) -> int:
     return math.ceil(images * slots * anchors * MOST_PER_CELL + _topk(contract) * PER_TOPK)
 
 
-def work_of(contract: Contract, inputs: Mapping[str, Array]) -> Work:
-    """What a request asks for."""
+def estimate_memory(contract: Contract, inputs: Mapping[str, Array]) -> MemoryEstimate:
+    """Estimate a request's memory from its boxes; never less than it needs."""
     images, slots, anchors = _sizes(contract, inputs)
     cells: int = images * (slots + 1) * anchors
     if contract.formulation == "dense":
-        return Work(images, slots, anchors, cells, _dense_bytes(contract, images * (slots + 1), anchors))
-    where = _where(contract, inputs)
+        return MemoryEstimate(images, slots, anchors, cells, _dense_bytes(contract, images * (slots + 1), anchors))
+    points = _point_index(contract, inputs)
     boxes, mask = inputs["gt_bboxes"].reshape(-1, 4), inputs["mask_gt"].reshape(-1)
     pairs = runs = 0
     for start in range(0, len(boxes), BOXES_AT_ONCE):
         part = slice(start, start + BOXES_AT_ONCE)
         corners = _areas(boxes[part][mask[part]], contract.hyperparameters.get("min_box_side"))
-        inside, crossed = where.count(corners)
+        inside, crossed = points.count(corners)
         pairs, runs = pairs + inside, runs + crossed
-    crossings: int = images * (slots + 1) * where.rows
-    # Runs of points are listed first, then written out as pairs.
+    crossings: int = images * (slots + 1) * points.rows
+    # The sparse assignment lists runs of points first, then expands them to pairs.
     nbytes = max(pairs, runs) * PER_PAIR["sparse"] + cells * PER_CELL + crossings * PER_CROSSING
-    return Work(images, slots, anchors, pairs, math.ceil(nbytes + _topk(contract) * PER_TOPK))
+    return MemoryEstimate(images, slots, anchors, pairs, math.ceil(nbytes + _topk(contract) * PER_TOPK))
 
 
 def _dense_bytes(contract: Contract, rows: int, anchors: int) -> int:
-    """Memory for so many rows of B x M, each with all anchor points."""
+    """Bytes for so many rows of the B x M ground truths, each with all anchor points."""
     return math.ceil(rows * (anchors * PER_PAIR["dense"] + min(_topk(contract), anchors) * PER_CHOSEN))
 
 
 def _topk(contract: Contract) -> int:
-    """Most pairs that a ground truth may have room for, first or in the end."""
+    """The larger of topk and topk2: the most candidates that a ground truth keeps."""
     return max(int(contract.hyperparameters[name] or 0) for name in ("topk", "topk2"))
 
 
@@ -113,12 +118,12 @@ def _sizes(contract: Contract, inputs: Mapping[str, Array]) -> tuple[int, int, i
     return images, slots, sum(rows * columns for rows, columns, _ in _levels(contract, inputs))
 
 
-def _where(contract: Contract, inputs: Mapping[str, Array]) -> Grid | Points:
+def _point_index(contract: Contract, inputs: Mapping[str, Array]) -> Grid | Points:
     return Points(inputs["anc_points"]) if "anc_points" in inputs else Grid(_levels(contract, inputs))
 
 
 def _levels(contract: Contract, inputs: Mapping[str, Array]) -> list[tuple[int, int, int]]:
-    """Rows, columns and stride of each level."""
+    """List rows, columns and stride of each level."""
     strides = strides_of(contract)
     if "images" in inputs:
         height, width = inputs["images"].shape[2:]
@@ -128,7 +133,7 @@ def _levels(contract: Contract, inputs: Mapping[str, Array]) -> list[tuple[int, 
 
 
 def _areas(boxes: Array, least: float | None) -> Array:
-    """Where candidates are sought, (N, 4) float64: the boxes, enlarged where the model does so, that are any."""
+    """Boxes in which candidates are sought, (N, 4) float64 xyxy: enlarged as the model does, without empty ones."""
     low, high = np.split(boxes.astype(np.float64), 2, axis=1)
     if least is not None:
         small, centre = high - low < least, (low + high) / 2
@@ -136,18 +141,14 @@ def _areas(boxes: Array, least: float | None) -> Array:
     return np.concatenate((low, high), axis=1)[(high > low).all(axis=1)]
 
 
-CELLS = 64  # along a side, into which points in any order are sorted
-TOLERANCE = 5e-4  # half of what the models take as equal steps, so that what they hold for uneven is uneven here
-
-
 class Grid:
-    """The centres of a pyramid's cells.
+    """Counts the cell centres of a pyramid that lie in boxes.
 
     Args:
-        levels: Rows, columns and stride of each.
+        levels: Rows, columns and stride of each level.
 
     Attributes:
-        rows: Of all levels.
+        rows: Number of rows of all levels.
     """
 
     def __init__(self, levels: Sequence[tuple[int, int, int]]) -> None:
@@ -155,10 +156,10 @@ class Grid:
         self.rows = sum(rows for rows, _, _ in levels)
 
     def count(self, corners: Array) -> tuple[int, int]:
-        """Pairs of a box and a point inside it, and of a box and a row that it reaches into.
+        """Count the pairs of a box and a point inside it, and of a box and a row that it reaches into.
 
         Args:
-            corners: (N, 4) float64 xyxy, x1 < x2 and y1 < y2; infinite too.
+            corners: (N, 4) float64 xyxy, x1 < x2 and y1 < y2; may be infinite.
         """
         x1, y1, x2, y2 = corners.T
         pairs = runs = 0
@@ -169,13 +170,13 @@ class Grid:
 
 
 class Points:
-    """Points in any order.
+    """Bounds how many points of any order lie in boxes.
 
     Args:
-        points: (A, 2) x and y; those that are not finite are inside nothing.
+        points: (A, 2) x and y; no box contains a point that is not finite.
 
     Attributes:
-        rows: Series of neighbours with one y and equal steps of x.
+        rows: Number of regular runs: neighbours with one y and equal steps of x.
     """
 
     def __init__(self, points: Array) -> None:
@@ -184,16 +185,16 @@ class Points:
         self._row_y = np.sort(points[starts, 1].astype(np.float64))
         finite = points[np.isfinite(points).all(axis=1)].astype(np.float64)
         self._low = finite.min(axis=0, initial=np.inf)
-        step = (finite.max(axis=0, initial=-np.inf) - self._low) / CELLS
+        step = (finite.max(axis=0, initial=-np.inf) - self._low) / SIDE_CELLS
         self._step = np.where(step > 0, step, 1.0)
-        places = np.minimum((finite - self._low) / self._step, CELLS - 1).astype(np.int64)
-        cells = np.zeros((CELLS, CELLS), np.int64)
+        places = np.minimum((finite - self._low) / self._step, SIDE_CELLS - 1).astype(np.int64)
+        cells = np.zeros((SIDE_CELLS, SIDE_CELLS), np.int64)
         np.add.at(cells, (places[:, 0], places[:, 1]), 1)
-        self._below = np.zeros((CELLS + 1, CELLS + 1), np.int64)  # points left of and above each corner
+        self._below = np.zeros((SIDE_CELLS + 1, SIDE_CELLS + 1), np.int64)  # points left of and above each corner
         self._below[1:, 1:] = cells.cumsum(axis=0).cumsum(axis=1)
 
     def count(self, corners: Array) -> tuple[int, int]:
-        """As of a grid; of pairs, all in the cells that a box reaches into."""
+        """As :meth:`Grid.count`, but with all points of the table's cells that a box reaches into."""
         low, high = np.split(corners, 2, axis=1)
         begin, end = self._cell(low), self._cell(high) + 1
         (left, top), (right, bottom) = begin.T, end.T
@@ -203,14 +204,14 @@ class Points:
         return int(pairs.sum()), int(runs.sum())
 
     def _cell(self, positions: Array) -> Array:
-        with np.errstate(invalid="ignore"):  # there may be no point, and then its place is infinite
+        with np.errstate(invalid="ignore"):  # without points, the step to the lowest one is infinite
             place = np.nan_to_num((positions - self._low) / self._step)
-        cell: Array = place.clip(0, CELLS - 1).astype(np.int64)
+        cell: Array = place.clip(0, SIDE_CELLS - 1).astype(np.int64)
         return cell
 
 
 def _members(low: Array, high: Array, count: int, stride: int) -> Array:
-    """How many of the centres of so many cells lie between two bounds, (N,) int64."""
+    """Count how many of a row's cell centres lie between two bounds, (N,) int64."""
     first = np.ceil(low / stride - 0.5).clip(0, count)
     past = (np.floor(high / stride - 0.5) + 1).clip(0, count)
     members: Array = np.maximum(past - first, 0).astype(np.int64)
@@ -218,7 +219,10 @@ def _members(low: Array, high: Array, count: int, stride: int) -> Array:
 
 
 def _row_starts(points: Array) -> Array:
-    """Whether each point begins a row, as ``yolo_loss.assignment.anchor_grid`` finds them, (A,) bool."""
+    """Whether each point begins a regular run, (A,) bool.
+
+    The numpy twin of ``yolo_loss.assignment.anchor_grid``: the server loads no torch.
+    """
     x, y = points.T
     if not len(x):
         return np.zeros(0, np.bool_)

@@ -1,7 +1,7 @@
-"""Several requests as one call of the engine: which may be put together, how, and what each gets back.
+"""Merges several requests into one call of the engine and splits the outputs again.
 
-Only what is independent for each image is put together. The loss divides by a sum over the whole batch, so of a merged
-call only the sums of images are taken, and each request's loss is made from its own images' sums, here.
+Only what is independent for each image is merged. The loss divides by a sum over the whole batch, so a merged call
+computes the sums of each image, and each request's loss is made here from the sums of its own images.
 """
 
 from __future__ import annotations
@@ -17,17 +17,23 @@ from yolo_assigner.serve.inference.runners.base import Runner
 from yolo_assigner.serve.inference.runners.warm_up import axis_sizes, shape_of
 from yolo_assigner.serve.wire.dtypes import Array
 
-MERGEABLE = ("assigner", "loss")
+BATCHABLE_KINDS = ("assigner", "loss")
 GROUND_TRUTH = ("gt_labels", "gt_bboxes", "mask_gt")
-SHARED = "anc_points"  # of all images of a request
-MOST_POINTS = 2**20  # bytes of them, which are copied and compared where all requests pass
+SHARED = "anc_points"  # one for all images of a request
+MOST_SHARED_BYTES = 2**20  # larger ones are not copied into keys
 SUMS = "image_sums"
-# What is made from the sums.
-FINISHED = ("loss", "loss_items")
+FINISHED = ("loss", "loss_items")  # made from the sums
+
+# The batch-invariance check. Cells of the coarsest level are odd, so that images begin anywhere in memory.
+ROWS, COLUMNS = 3, 5
+CLASSES = 3
+# Images and slots of each request: slots up to one power of two, some requests of several images.
+REQUEST_SIZES = ((1, 2), (1, 3), (3, 3), (2, 2))
+ROUNDS = 4
 
 
 class Request(NamedTuple):
-    """What one caller asks of a model.
+    """The inputs and outputs of one caller.
 
     Attributes:
         inputs: All inputs of the model, in its types.
@@ -39,7 +45,7 @@ class Request(NamedTuple):
 
     @property
     def images(self) -> int:
-        """B; the ground truth is of every model's inputs."""
+        """B; every model takes ground truth."""
         return len(self.inputs["gt_bboxes"])
 
     @property
@@ -48,30 +54,33 @@ class Request(NamedTuple):
         return int(self.inputs["gt_bboxes"].shape[1])
 
 
-def likeness(request: Request) -> Hashable:
-    """What requests must have in common to be put together; None: this one goes alone.
+def batch_key(request: Request) -> Hashable:
+    """Make the key that requests must share to be merged; None: the request is computed alone.
 
-    The outputs, the sizes of everything but the numbers of images and slots, the anchor points, and slots to a power of
-    two, so that padding at most doubles them and no request without slots is padded.
+    The key holds the outputs, the sizes of all axes but images and slots, the anchor points, and the power of two of
+    the slots: padding at most doubles them, and a request without slots is never padded.
     """
     sizes = tuple((name, array.shape[1:]) for name, array in request.inputs.items() if name not in GROUND_TRUTH)
     shared = request.inputs.get(SHARED, np.empty(0))
-    if shared.nbytes > MOST_POINTS:
+    if shared.nbytes > MOST_SHARED_BYTES:
         return None
     return frozenset(request.outputs), sizes, shared.tobytes(), request.slots.bit_length()
 
 
 def computed_outputs(outputs: Sequence[str]) -> list[str]:
-    """What the engine computes for these outputs: what is made from sums, too, so that no other graph is needed."""
+    """Name what the engine computes for these outputs.
+
+    The loss is requested beside the sums although it is not used: another set of outputs would need another graph.
+    """
     finished = any(name in FINISHED for name in outputs)
     return [*outputs, SUMS] if finished and SUMS not in outputs else list(outputs)
 
 
 def merge(requests: Sequence[Request]) -> dict[str, Array]:
-    """Inputs of all requests, one after the other.
+    """Concatenate the inputs of requests that share a batch key, padding slots with zeros.
 
     Args:
-        requests: Of one likeness, at least one.
+        requests: At least one.
     """
     first = requests[0].inputs
     if len(requests) == 1:
@@ -81,10 +90,10 @@ def merge(requests: Sequence[Request]) -> dict[str, Array]:
 
 
 def split(contract: Contract, requests: Sequence[Request], computed: Mapping[str, Array]) -> list[dict[str, Array]]:
-    """Outputs of a merged call, for each request its own.
+    """Give each request the outputs of its own images.
 
     Args:
-        contract: The model's.
+        contract: Contract of the model.
         requests: As merged.
         computed: The outputs that :func:`computed_outputs` names.
 
@@ -117,36 +126,29 @@ def _own(contract: Contract, request: Request, rows: dict[str, Array]) -> dict[s
 
 
 def _finish(sums: Array, gains: Sequence[float]) -> dict[str, Array]:
-    """The loss as the graph makes it, in float32 and the graph's order: its results are equal to the bit on a CPU."""
-    with np.errstate(all="ignore"):  # predictions without bounds have losses without
+    """Make the loss in the graph's float32 operations and order, so that it is equal to the bit on a CPU."""
+    with np.errstate(all="ignore"):  # unbounded predictions have unbounded losses
         total = np.add.reduce(sums, axis=0, dtype=np.float32)  # row by row
         items = total[:3] / np.maximum(total[3], np.float32(1)) * np.array(gains, np.float32)
         loss = (items[0] + items[1] + items[2]) * np.float32(len(sums))
     return {"loss": np.asarray(loss, np.float32), "loss_items": items}
 
 
-# Cells of the coarsest level: odd, so that images begin anywhere in memory.
-ROWS, COLUMNS = 3, 5
-CLASSES = 3
-# Images and slots of each request: slots of one power of two, some requests of several images.
-REQUESTS = ((1, 2), (1, 3), (3, 3), (2, 2))
-ROUNDS = 4
-
-
-def why_not(runner: Runner, contract: Contract, images: int) -> str | None:
-    """Run a few requests alone and together, and make each one's loss from its images' sums both times.
+def check_batch_invariance(runner: Runner, contract: Contract, images: int) -> str | None:
+    """Compute a few random requests alone and merged, and compare the outputs to the bit.
 
     Args:
-        runner: Loaded.
-        contract: Of its model.
-        images: Most of a call.
+        runner: A loaded runner.
+        contract: Contract of its model.
+        images: Most images of a call.
 
     Returns:
-        What is against computing requests together; None when nothing was found.
+        Why requests must not be merged; None when no difference was found.
     """
     outputs = tuple(spec.name for spec in contract.outputs)
     rng = np.random.default_rng(0)
-    sizes = [size for place, size in enumerate(REQUESTS) if sum(count for count, _ in REQUESTS[: place + 1]) <= images]
+    images_until = np.cumsum([count for count, _ in REQUEST_SIZES])
+    sizes = [size for size, total in zip(REQUEST_SIZES, images_until, strict=True) if total <= images]
     try:
         for _ in range(ROUNDS):
             requests = [Request(_inputs(contract, runner.sizes, size, rng), outputs) for size in sizes]
@@ -171,7 +173,7 @@ def _compute(runner: Runner, contract: Contract, requests: list[Request]) -> lis
 def _inputs(
     contract: Contract, sizes: Mapping[str, int], size: tuple[int, int], rng: np.random.Generator
 ) -> dict[str, Array]:
-    """Predictions and boxes at random, with all slots but the last of the first image filled."""
+    """Random predictions and boxes; all slots are filled but the last one of the first image."""
     images, slots = size
     axes = {**axis_sizes(contract, ROWS, COLUMNS), "C": CLASSES, **sizes, "B": images, "M": slots}
     side = max(strides_of(contract)) * max(ROWS, COLUMNS)

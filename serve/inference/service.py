@@ -1,4 +1,4 @@
-"""What routes ask for, whoever computes it."""
+"""The interface between the HTTP layer and the models, in this process or in another."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
-from yolo_assigner.serve.inference.registry import Catalogue, Known
+from yolo_assigner.serve.inference.registry import ModelInfo, ModelRegistry
 from yolo_assigner.serve.wire.buffers import BufferPool
 from yolo_assigner.serve.wire.response import EncodedResponse
 
 
-class Verb(StrEnum):
-    """What can be asked for."""
+class Operation(StrEnum):
+    """What a call asks for."""
 
     INFER = "infer"
     LOSS = "loss"
@@ -22,122 +22,120 @@ class Verb(StrEnum):
     REGION_STATUS = "region status"
     REGION_REGISTER = "region register"
     REGION_UNREGISTER = "region unregister"
-    CUDA_STATUS = "CUDA region status"
-    CUDA_REGISTER = "CUDA region register"
-    CUDA_UNREGISTER = "CUDA region unregister"
-    LOAD = "load"
+    LOAD = "load"  # sent to the engine process alone; routes call Service.reload
 
 
 class Call(NamedTuple):
-    """A request but for its body.
+    """A request without its body.
 
     Attributes:
-        verb: What is asked for.
-        target: Name of a model, or of a region of shared memory; None where that is in the body, or for all.
-        json_length: Bytes of JSON before the first tensor; None when all of the body is JSON.
-        arrived: When the body was there, by ``time.monotonic``.
-        allowed: Seconds that it may wait for its model when it says nothing itself; None: for ever.
+        operation: What is asked for.
+        target: Name of a model or of a shared-memory region; None where the body names it, or for all.
+        json_length: Bytes of JSON before the first tensor; None when the whole body is JSON.
+        arrived: When the body was complete, by ``time.monotonic``.
+        allowed: Seconds that the request may wait for its model unless it names a timeout; None: no limit.
     """
 
-    verb: Verb
+    operation: Operation
     target: str | None = None
     json_length: int | None = None
     arrived: float = 0.0
     allowed: float | None = None
 
     def deadline(self, microseconds: int | None = None) -> float | None:
-        """When it must have begun to be computed, by ``time.monotonic``; None: whenever.
+        """When computing must have begun, by ``time.monotonic``; None: no limit.
 
         Args:
-            microseconds: What the request itself allows; None: nothing said.
+            microseconds: The timeout that the request names; None: it names none.
         """
         seconds = self.allowed if microseconds is None else microseconds / 1e6
         return None if seconds is None else self.arrived + seconds
 
 
-def call_now(
-    verb: Verb, target: str | None = None, json_length: int | None = None, allowed: float | None = None
+def new_call(
+    operation: Operation, target: str | None = None, json_length: int | None = None, allowed: float | None = None
 ) -> Call:
-    """A call whose body is there."""
-    return Call(verb, target, json_length, time.monotonic(), allowed)
+    """Make a call whose body has just arrived."""
+    return Call(operation, target, json_length, time.monotonic(), allowed)
 
 
 class Service(Protocol):
-    """Models, and all that happens between the bytes of a request and those of its reply.
+    """Models, and everything between the bytes of a request and those of its response.
 
     Attributes:
-        extensions: Of the protocol, beyond binary tensors.
-        restarts: How often the engines' process was started again.
+        extensions: Extensions of the protocol, beyond binary tensors.
+        restarts: How often the engine process was restarted.
     """
 
     extensions: Sequence[str]
     restarts: int
 
     @property
+    def queued(self) -> int:
+        """Requests that wait for an engine, or that one computes."""
+
+    @property
     def memory(self) -> BufferPool:
-        """What bodies are to be read into."""
+        """Memory that bodies are read into."""
 
     @property
     def pid(self) -> int | None:
-        """Of the engines' process, where they have one of their own."""
+        """Process id of the engine process; None where models run in this process."""
 
     @property
-    def catalogue(self) -> Catalogue[Known]:
-        """The models."""
+    def registry(self) -> ModelRegistry[ModelInfo]:
+        """All models."""
 
     async def load(self) -> None:
-        """Bring all models up. Those that cannot be loaded are among the catalogue's failures.
+        """Load all models. Those that cannot be loaded are among the registry's failures.
 
         Raises:
             Exception: No model can be loaded.
         """
 
     async def reload(self, name: str) -> None:
-        """Load a model's files as they are now, and exchange them for those in use, between two requests.
+        """Load the current files of a model and replace the one in use, between two requests.
 
         Raises:
-            NotFoundError: There is no such model among the artifacts.
-            BadRequestError: It cannot be loaded; the one in use stays.
+            NotFoundError: The artifacts have no such model.
+            BadRequestError: The model cannot be loaded; the one in use stays.
         """
 
-    def names(self) -> set[str]:
-        """All models that can be reloaded: those that are known and those that are new among the artifacts."""
-
     def check_alive(self) -> None:
-        """See whether waiting can help.
+        """Check that waiting can help.
 
         Raises:
-            StuckError: Nothing has been computed for long, and only a restart of this process is left to try.
+            StuckError: The engine process has been down for long; only a restart of the server is left to try.
         """
 
     def check_ready(self) -> None:
-        """See whether requests can be answered now.
+        """Check that requests can be answered now.
 
         Raises:
-            NotReadyError: Models are still being loaded, or no engine is up.
+            NotReadyError: Models are still being loaded, or no engine process is up.
         """
 
     def check(self, name: str | None = None) -> None:
-        """See, before a body is read, that a request can be answered, if not at once.
+        """Check, before a body is read, that a request can be answered now or soon.
 
         Args:
-            name: Of a model that exists; None: all of them are needed.
+            name: A model that exists; None: the request may need any.
 
         Raises:
-            NotReadyError: It is still being loaded.
-            ModelFailedError: It cannot be loaded.
+            NotReadyError: The model is being loaded for the first time.
+            ModelFailedError: The model could not be loaded.
         """
 
     async def run(self, call: Call, body: memoryview) -> EncodedResponse:
-        """Answer a request. Whoever is cancelled while he waits takes his work out of the queue.
+        """Answer a request. Cancelling the caller dequeues its request.
 
         Args:
-            call: What is asked for.
-            body: In memory of :attr:`memory`, or anywhere.
+            call: The request but for its body.
+            body: JSON and raw tensors, in memory of :attr:`memory` or anywhere.
 
         Raises:
-            ServeError: The request is refused or failed; the text says why.
+            ServeError: The request was refused or failed; the text says why.
         """
 
     def close(self) -> None:
-        """Stop."""
+        """Close all models."""

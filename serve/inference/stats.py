@@ -1,4 +1,4 @@
-"""What a model has done since the server started, as the protocol's statistics show it."""
+"""Counters of a model since the server started, in the form of the protocol's statistics."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+MOST_EXACT = 64
+PHASES = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
 
-def _nobody(*_: int) -> None:
-    """Nobody wants to know."""
+
+def _ignore(*_: int) -> None:
+    """The default of callbacks."""
 
 
 @dataclass
 class Timing:
-    """How often something was done, and how long it took in all."""
+    """A count of events and their total duration."""
 
     count: int = 0
     ns: int = 0
 
     def add(self, ns: int) -> None:
-        """Once more."""
+        """Count one event of so many nanoseconds."""
         self.count += 1
         self.ns += ns
 
@@ -29,23 +32,19 @@ class Timing:
         return {"count": self.count, "ns": self.ns}
 
 
-MOST_EXACT = 64
-PHASES = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
-
-
 @dataclass
 class ModelStats:
-    """Counted from the event loop's thread alone.
+    """The statistics of one model; used from the event loop's thread alone.
 
     Attributes:
-        queued: Requests that wait for the engine or are in it.
-        inference_count: Requests answered.
+        queued: Requests that wait for the engine or are being computed.
+        inference_count: Requests computed.
         execution_count: Calls of the engine.
-        last_inference: Milliseconds since 1970, 0 for never.
-        phases: By the protocol's names.
-        batches: Calls of the engine by their numbers of images.
-        on_called: Told of every call of the engine: images, nanoseconds.
-        on_waited: Told how long every answered request waited for its call.
+        last_inference: Time of the last request in milliseconds since 1970; 0: never.
+        phases: Timings by the protocol's names.
+        batches: Timings of the engine's calls by their numbers of images.
+        on_called: Called with the images and nanoseconds of every call of the engine.
+        on_waited: Called with the nanoseconds that every computed request waited.
     """
 
     queued: int = 0
@@ -54,19 +53,19 @@ class ModelStats:
     last_inference: int = 0
     phases: dict[str, Timing] = field(default_factory=lambda: {name: Timing() for name in PHASES})
     batches: dict[int, Timing] = field(default_factory=dict)
-    on_called: Callable[[int, int], None] = _nobody
-    on_waited: Callable[[int], None] = _nobody
+    on_called: Callable[[int, int], None] = _ignore
+    on_waited: Callable[[int], None] = _ignore
 
     def entered(self) -> None:
-        """A request waits for the engine."""
+        """Count a request into the queue."""
         self.queued += 1
 
     def left(self) -> None:
-        """It has been computed, or will not be."""
+        """Count a request out of the queue, computed or not."""
         self.queued -= 1
 
     def executed(self, queue_ns: int, engine_ns: int) -> None:
-        """The engine has computed a request."""
+        """Count a computed request."""
         self.inference_count += 1
         self.on_waited(queue_ns)
         self.last_inference = time.time_ns() // 1_000_000
@@ -75,25 +74,25 @@ class ModelStats:
         self.phases["success"].add(queue_ns + engine_ns)
 
     def called(self, images: int, engine_ns: int) -> None:
-        """The engine has been called once, for one or more requests."""
+        """Count a call of the engine, which may serve several requests."""
         self.execution_count += 1
         self.on_called(images, engine_ns)
-        # Sizes that callers make up must not fill the memory: large ones are counted by powers of two.
+        # Callers choose sizes, which must not fill the memory: large ones are counted by powers of two.
         size = images if images <= MOST_EXACT else 1 << (images - 1).bit_length()
         self.batches.setdefault(size, Timing()).add(engine_ns)
 
     def carried(self, input_ns: int, output_ns: int) -> None:
-        """What was computed has been read from bytes and written to bytes."""
+        """Count the decoding and encoding of a request that was computed."""
         self.phases["compute_input"].add(input_ns)
         self.phases["compute_output"].add(output_ns)
         self.phases["success"].ns += input_ns + output_ns
 
     def failed(self, total_ns: int) -> None:
-        """A request has got none."""
+        """Count a request that was refused or failed."""
         self.phases["fail"].add(total_ns)
 
     def as_json(self, name: str, version: str) -> dict[str, Any]:
-        """An entry of the protocol's ``model_stats``, a batch being the images of one call of the engine."""
+        """An entry of the protocol's ``model_stats``; a batch is the images of one call of the engine."""
         return {
             "name": name,
             "version": version,

@@ -1,4 +1,4 @@
-"""The process that computes: started by the server with a socket, and gone when that is closed."""
+"""Run the worker; the server starts it with the descriptor of a socket, and it ends when that is closed."""
 
 from __future__ import annotations
 

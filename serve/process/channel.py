@@ -14,27 +14,27 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 PACKET_BYTES = 2**16  # well below what a socket takes at once
-MOST_PACKETS = 16  # that are read before others have their turn
-WHOLE, BEGIN = b"\0", b"\1"
+MAX_PACKETS = 16  # that are read before the event loop's other tasks have their turn
+LAST, CONTINUED = b"\0", b"\1"  # first byte of a packet: its last message ends with it, or goes on in the next one
 logger = logging.getLogger("serve")
 
 
 class Packet(NamedTuple):
-    """What is sent at once; with a descriptor it carries one message alone."""
+    """Bytes that are sent at once. A packet with a descriptor carries one whole message."""
 
     data: bytes
     descriptor: int | None
 
 
 class Channel:
-    """One end. Messages of one turn of the event loop travel together.
+    """One end of the socket. Messages of one turn of the event loop travel together.
 
-    They are pickled: the other end is this program, started by it, and nobody else has the socket.
+    Messages are pickled: the other end is this program, started by it, and no other process has the socket.
 
     Args:
         end: A socket of a pair of ``SOCK_SEQPACKET``.
-        on_message: Given every message, and the descriptor that came with it.
-        on_closed: Told once that the other end is gone.
+        on_message: Called with every message, and the descriptor that came with it.
+        on_closed: Called once when the other end is gone.
     """
 
     def __init__(
@@ -47,55 +47,37 @@ class Channel:
         self._packets: deque[Packet] = deque()
         self._parts: list[bytes] = []
         self._loop = asyncio.get_running_loop()
-        self._open, self._waits = True, False
+        self._open, self._waits_to_write = True, False
         end.setblocking(False)
         self._loop.add_reader(end, self._read)
 
     def send(self, message: Any, descriptor: int | None = None) -> None:
-        """Send a message; from the event loop's thread. Nothing happens when the channel is closed.
+        """Send a message, from the event loop's thread. On a closed channel this does nothing.
 
         Args:
             message: Anything that can be pickled.
-            descriptor: Of an open file, which the other end gets its own of. It may be closed when this returns.
+            descriptor: Descriptor of an open file, of which the other end gets a duplicate. The caller may close it
+                after this call.
         """
         if not self._open:
             return
         text = pickle.dumps(message)
         if descriptor is not None:
             self._pack()
-            self._packets.append(Packet(WHOLE + text, os.dup(descriptor)))
+            self._packets.append(Packet(LAST + text, os.dup(descriptor)))
         else:
             self._outbox.append(text)
             if len(self._outbox) > 1:
                 return
-        self._loop.call_soon(self._flush)
+        self._loop.call_soon(self.flush)
 
     def send_soon(self, message: Any) -> None:
-        """Send a message; from any thread."""
+        """Send a message, from any thread."""
         with suppress(RuntimeError):  # the loop may be closed already, and the channel with it
             self._loop.call_soon_threadsafe(self.send, message)
 
-    async def flushed(self) -> None:
-        """Wait until all that was sent has left."""
-        while self._open and (self._outbox or self._packets):
-            await asyncio.sleep(0.001)
-
-    def close(self) -> None:
-        """Close this end. The other one is told."""
-        if self._open:
-            self._open = False
-            self._loop.remove_reader(self._socket)
-            self._loop.remove_writer(self._socket)
-            self._socket.close()
-            self._drop()
-
-    def _drop(self) -> None:
-        """Forget what has not been sent."""
-        for packet in self._packets:
-            _close(packet.descriptor)
-        self._packets.clear()
-
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Give queued messages to the system, as many as it takes now; the rest follows by itself."""
         if not self._open:
             return
         self._pack()
@@ -109,20 +91,39 @@ class Channel:
                 self._packets.popleft()
                 _close(descriptor)
         except BlockingIOError:
-            if not self._waits:
-                self._waits = True
-                self._loop.add_writer(self._socket, self._flush)
+            if not self._waits_to_write:
+                self._waits_to_write = True
+                self._loop.add_writer(self._socket, self.flush)
         except ConnectionError:
-            self._drop()  # the end is noticed once all that the other end said before has been read
+            self._drop_packets()  # reading ends the channel, once all that the other end sent before has been read
         except OSError:
             self._end()
         else:
-            if self._waits:
-                self._waits = False
+            if self._waits_to_write:
+                self._waits_to_write = False
                 self._loop.remove_writer(self._socket)
 
+    async def flushed(self) -> None:
+        """Wait until the system has taken all messages."""
+        while self._open and (self._outbox or self._packets):
+            await asyncio.sleep(0.001)
+
+    def close(self) -> None:
+        """Close this end, which the other end notices. Queued messages are dropped."""
+        if self._open:
+            self._open = False
+            self._loop.remove_reader(self._socket)
+            self._loop.remove_writer(self._socket)
+            self._socket.close()
+            self._drop_packets()
+
+    def _drop_packets(self) -> None:
+        for packet in self._packets:
+            _close(packet.descriptor)
+        self._packets.clear()
+
     def _pack(self) -> None:
-        """Make packets of what waits: small messages together, large ones in parts."""
+        """Turn the outbox into packets: small messages together, large ones in parts."""
         together: list[bytes] = []
         size = 0
         for text in self._outbox:
@@ -137,7 +138,7 @@ class Channel:
         self._outbox.clear()
 
     def _read(self) -> None:
-        for _ in range(MOST_PACKETS):
+        for _ in range(MAX_PACKETS):
             if not self._open:
                 return
             try:
@@ -145,7 +146,7 @@ class Channel:
             except BlockingIOError:
                 return
             except ConnectionResetError:
-                continue  # the other end is gone; what it said before still comes
+                continue  # the other end is gone; what it sent before can still be read
             except OSError:
                 self._end()
                 return
@@ -153,7 +154,7 @@ class Channel:
                 self._end()
                 return
             self._parts.append(data[1:])
-            if data[:1] == WHOLE:
+            if data[:1] == LAST:
                 text = b"".join(self._parts)
                 self._parts.clear()
                 self._deliver(text, descriptors[0] if descriptors else None)
@@ -162,9 +163,9 @@ class Channel:
         stream = io.BytesIO(text)
         try:
             while stream.tell() < len(text):
-                self._on_message(pickle.load(stream), descriptor)  # noqa: S301 - see above
+                self._on_message(pickle.load(stream), descriptor)  # noqa: S301 - see the class
         except Exception:
-            # Whoever waits for what is lost would wait for ever; both sides know what to do when a channel ends.
+            # A task that waits for a lost message would wait for ever; the end of a channel is handled on both sides.
             logger.exception("a message between the server's processes cannot be taken; their channel is closed")
             self._end()
 
@@ -177,7 +178,7 @@ def _packets(text: bytes) -> Iterator[Packet]:
     starts = range(0, len(text), PACKET_BYTES)
     for start in starts:
         last = start == starts[-1]
-        yield Packet((WHOLE if last else BEGIN) + text[start : start + PACKET_BYTES], None)
+        yield Packet((LAST if last else CONTINUED) + text[start : start + PACKET_BYTES], None)
 
 
 def _close(descriptor: int | None) -> None:

@@ -1,4 +1,4 @@
-"""One life of the engines' process, seen from the process that answers."""
+"""One life of the worker, as the server's process sees it."""
 
 from __future__ import annotations
 
@@ -13,47 +13,247 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
-from yolo_assigner.serve.errors import BusyError
+from yolo_assigner.serve.errors import BusyError, TooLateError
 from yolo_assigner.serve.inference.local import Setup
 from yolo_assigner.serve.inference.service import Call
 from yolo_assigner.serve.logs import request_id
 from yolo_assigner.serve.process.channel import Channel
 from yolo_assigner.serve.process.messages import (
-    AllLoaded,
+    Alive,
     Answer,
-    Begin,
-    BodyFree,
-    Cancel,
-    Counted,
-    Extensions,
-    LoadFailed,
+    CancelCall,
+    Loaded,
     ModelState,
+    Recorded,
     Refusal,
     RegionsChanged,
-    ReplyFree,
-    SegmentGone,
-    SegmentLost,
-    SegmentMade,
+    Report,
+    StartCall,
 )
-from yolo_assigner.serve.process.segments import MARKS, Lender, MappedSegments, Marks, SharedPool
+from yolo_assigner.serve.process.segments import MAX_CALLS, LeaseTable, SharedPool, StartedFlags
 from yolo_assigner.serve.settings import PREFIX
-from yolo_assigner.serve.system import end_before_others
+from yolo_assigner.serve.system import prefer_as_oom_victim
 from yolo_assigner.serve.wire.response import EncodedResponse
 
 # `-m` puts the working folder on the path, where a user's own modules may be; it does so only if this program does.
 WORKING_FOLDER = sys.path[0] in ("", str(Path.cwd()))
 COMMAND = (sys.executable, *([] if WORKING_FOLDER else ["-P"]), "-m", "yolo_assigner.serve.process")
 STOPPING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
-LINE = 2**16  # most bytes of what it says that are passed on at a time
+LINE_BYTES = 2**16  # most bytes of the worker's log that are passed on at a time
+
+
+class ProcessEndedError(Exception):
+    """The worker ended before it answered a call.
+
+    Attributes:
+        started: Whether an engine had started on the call.
+    """
+
+    def __init__(self, *, started: bool) -> None:
+        super().__init__("the engines' process ended")
+        self.started = started
+
+
+class CallFailedError(Exception):
+    """A call failed for a reason that only the log has."""
+
+
+def too_late() -> TooLateError:
+    """Return the error of a call whose deadline passed before an engine started on it."""
+    return TooLateError("the time of this request was over before its model got to it")
+
+
+class WorkerProcess:
+    """A running worker. Lives in the event loop's thread.
+
+    Args:
+        setup: What the worker is to load.
+        memory: Memory in which the bodies of calls lie.
+        on_report: Called with what the worker says beside its answers.
+        on_ended: Called when the process has ended, before calls fail with it.
+        command: Command that starts it; the number of its socket's descriptor is appended.
+
+    Attributes:
+        ready: Done once all models are ready or have failed; fails with a :class:`ValueError` when none is ready or
+            the process ends before.
+        loading: Name of the model that is being loaded; None when none is.
+        ended: Done with the exit code when the process has ended.
+        heard: When its last message came, by ``time.monotonic``.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        memory: SharedPool,
+        on_report: Callable[[Report], None],
+        on_ended: Callable[[], None],
+        command: Sequence[str] = COMMAND,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.loading: str | None = None
+        self.ready: asyncio.Future[None] = loop.create_future()
+        self.ended: asyncio.Future[int] = loop.create_future()
+        self.heard = time.monotonic()
+        self._on_report = on_report
+        self._on_ended = on_ended
+        self._numbers = count()
+        self._answers: dict[int, asyncio.Future[EncodedResponse]] = {}
+        self._started = StartedFlags()
+        self._used_flags: set[int] = set()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs:
+                self._process = start(command, theirs.fileno())
+        except BaseException:
+            ours.close()
+            self._started.close()
+            raise
+        self._channel = Channel(ours, self._take, self._on_channel_closed)
+        self._leases = LeaseTable(memory, self._channel)
+        self._channel.send(setup, self._started.descriptor)
+
+    @property
+    def pid(self) -> int:
+        """The process identifier."""
+        return self._process.pid
+
+    async def run(self, call: Call, body: memoryview, deadline: float | None) -> EncodedResponse:
+        """Send a call, and wait for its answer. Cancelling the caller cancels the call.
+
+        Args:
+            call: What to do.
+            body: Memory of the pool, or any other.
+            deadline: When to stop waiting for an engine to start on the call, by ``time.monotonic``; None: never.
+
+        Raises:
+            TooLateError: The deadline passed first.
+            ProcessEndedError: The process ended before it answered.
+            ServeError: The worker refused the call.
+            CallFailedError: It failed; the log says why.
+        """
+        number = self._start_call(call, body)
+        answer = self._answers[number]
+        try:
+            if deadline is not None:
+                await asyncio.wait({answer}, timeout=max(deadline - time.monotonic(), 0.0))
+                if not (answer.done() or self._started[number]):
+                    raise too_late()
+            return await asyncio.shield(answer)  # a cancelled answer would look like one that came
+        finally:
+            self._end_call(number)
+            del answer  # an error that refers to itself would keep the body's memory
+
+    def forget_segment(self, number: int) -> None:
+        """Tell the worker that a segment of this process was dropped; from any thread."""
+        self._leases.forget(number)
+
+    def close(self) -> None:
+        """End the process, and fail what waits for it."""
+        if self.ended.done():
+            return
+        self._channel.close()
+        self.kill()
+        self._process.wait()
+        self._fail_all()
+        self._started.close()
+
+    def kill(self) -> None:
+        """Kill the process; the rest happens when its end of the channel closes."""
+        self._process.kill()
+
+    def _start_call(self, call: Call, body: memoryview) -> int:
+        number = next(number for number in self._numbers if number % MAX_CALLS not in self._used_flags)
+        lent = self._leases.lend(number, body)
+        self._used_flags.add(number % MAX_CALLS)
+        self._started[number] = False
+        self._answers[number] = asyncio.get_running_loop().create_future()
+        self._channel.send(StartCall(number, call, lent, request_id.get()))
+        return number
+
+    def _end_call(self, number: int) -> None:
+        answer = self._answers.pop(number)
+        self._used_flags.discard(number % MAX_CALLS)
+        if not answer.done():
+            self._channel.send(CancelCall(number))
+        elif not answer.cancelled():
+            answer.exception()  # marks it as seen, for a caller that was cancelled meanwhile
+
+    def _take(self, message: Any, descriptor: int | None) -> None:
+        self.heard = time.monotonic()
+        match message:
+            case Answer():
+                self._record(message.recorded)
+                self._answer(message)
+            case Refusal():
+                self._record(message.recorded)
+                self._fail(message.id, message.error or CallFailedError("the log of the engines' process says why"))
+            case Loaded(failure=None):
+                self.ready.set_result(None)
+            case Loaded():
+                self.loading = None
+                self.ready.set_exception(ValueError(message.failure))
+            case ModelState():
+                self.loading = None if message.ready or message.failure is not None else message.name
+                self._on_report(message)
+            case RegionsChanged():
+                self._on_report(message)
+            case Alive():
+                pass  # it was heard
+            case _:
+                self._leases.handle(message, descriptor)
+
+    def _record(self, recorded: Sequence[Recorded]) -> None:
+        for one in recorded:
+            self._on_report(one)
+
+    def _answer(self, answer: Answer) -> None:
+        try:
+            body = self._leases.borrow(answer.id, answer.body)
+        except BusyError as error:
+            self._fail(answer.id, error)
+            return
+        waiting = self._answers.get(answer.id)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(EncodedResponse([body], answer.header_length))
+
+    def _fail(self, number: int, error: Exception) -> None:
+        waiting = self._answers.get(number)
+        if waiting is not None and not waiting.done():
+            waiting.set_exception(error)
+
+    def _fail_all(self) -> None:
+        for number in self._answers:
+            self._fail(number, ProcessEndedError(started=self._started[number]))
+
+    def _on_channel_closed(self) -> None:
+        self.kill()  # it may have closed its end and live on
+        self._reaper = asyncio.create_task(self._reap())
+
+    async def _reap(self) -> None:
+        code = await asyncio.to_thread(self._process.wait)
+        self._leases.return_all()  # before its end, the process might still have read there
+        if not self.ready.done():
+            self.ready.set_exception(
+                ValueError(f"the engines' process ended while models were loaded ({exit_text(code)})")
+            )
+        self._on_ended()  # first, so that callers whose calls fail below do not take this process for a living one
+        self._fail_all()
+        self._started.close()
+        self.ended.set_result(code)
+
+
+def exit_text(code: int) -> str:
+    """Describe the exit code of a process."""
+    return f"exit code {code}" if code >= 0 else f"signal {-code}"
 
 
 def start(command: Sequence[str], descriptor: int) -> subprocess.Popen[bytes]:
     """Start the process. Signals for all processes of a group do not reach it before it ignores them.
 
     It gets no setting from the environment, keys and passwords among them; what it needs is sent to it.
-    Where memory is short, the system ends this process, which is started again, and not the one that answers.
+    Where memory is short, the system ends this process, which is started again, and not the server's.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
@@ -67,225 +267,14 @@ def start(command: Sequence[str], descriptor: int) -> subprocess.Popen[bytes]:
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    end_before_others(process.pid)
+    prefer_as_oom_victim(process.pid)
     assert process.stdout is not None  # noqa: S101 - it is a pipe
     threading.Thread(target=_pass_on, args=(process.stdout,), name="engines-log", daemon=True).start()
     return process
 
 
 def _pass_on(log: IO[bytes]) -> None:
-    """Write what the process says to standard error. It never waits for our reader, nor does its native code."""
+    """Write the worker's output to standard error. So neither it nor its native code waits for our reader."""
     with log:
-        while line := log.readline(LINE):
+        while line := log.readline(LINE_BYTES):
             sys.stderr.write(line.decode(errors="backslashreplace"))
-
-
-def ending(code: int) -> str:
-    """An exit code in words."""
-    return f"exit code {code}" if code >= 0 else f"signal {-code}"
-
-
-class ProcessEndedError(Exception):
-    """The process ended before it answered a call.
-
-    Attributes:
-        begun: An engine had begun with the call.
-    """
-
-    def __init__(self, *, begun: bool) -> None:
-        super().__init__("the engines' process ended")
-        self.begun = begun
-
-
-class CallFailedError(Exception):
-    """A call failed for a reason that only the log has."""
-
-
-class Told(NamedTuple):
-    """What is to be told.
-
-    Attributes:
-        extensions: Which extensions of the protocol it has.
-        changed: A model is loaded now, is ready or has failed.
-        counted: Something is to be counted.
-        regions: Others are registered.
-        ended: The process is gone.
-    """
-
-    extensions: Callable[[Extensions], None]
-    changed: Callable[[ModelState], None]
-    counted: Callable[[Counted], None]
-    regions: Callable[[RegionsChanged], None]
-    ended: Callable[[], None]
-
-
-class WorkerProcess:
-    """A process and what is said to it. Lives in the event loop's thread.
-
-    Args:
-        setup: What it is to be.
-        memory: In which bodies of calls lie.
-        told: Told of what it says beside answers.
-        command: How it is started; the number of its socket's descriptor follows.
-
-    Attributes:
-        ready: Done once all models are ready or have failed; fails with a :class:`ValueError` when none is ready or
-            the process ends before.
-        loading: Name of the model that is being loaded; None: there is none.
-        ended: Done with the exit code when the process is gone.
-        heard: When it last said anything, by ``time.monotonic``.
-    """
-
-    def __init__(self, setup: Setup, memory: SharedPool, told: Told, command: Sequence[str] = COMMAND) -> None:
-        loop = asyncio.get_running_loop()
-        self.loading: str | None = None
-        self.ready: asyncio.Future[None] = loop.create_future()
-        self.ended: asyncio.Future[int] = loop.create_future()
-        self._told = told
-        self._numbers = count()
-        self._calls: dict[int, asyncio.Future[EncodedResponse]] = {}
-        self._replies = MappedSegments()
-        self._marks = Marks()
-        self._used_marks: set[int] = set()
-        self.heard = time.monotonic()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            with theirs:
-                self._process = start(command, theirs.fileno())
-        except BaseException:
-            ours.close()
-            self._marks.close()
-            raise
-        self._channel = Channel(ours, self._take, self._lost)
-        self._bodies = Lender(memory, self._channel)
-        self._channel.send(setup, self._marks.descriptor)
-
-    @property
-    def pid(self) -> int:
-        """Of the process."""
-        return self._process.pid
-
-    def begin(self, call: Call, body: memoryview) -> int:
-        """Send a call; its number."""
-        number = next(number for number in self._numbers if number % MARKS not in self._used_marks)
-        span = self._bodies.lend(number, body)
-        self._used_marks.add(number % MARKS)
-        self._marks[number] = False
-        self._calls[number] = asyncio.get_running_loop().create_future()
-        self._channel.send(Begin(number, call, bytes(body) if span is None else span, request_id.get()))
-        return number
-
-    def answer(self, number: int) -> asyncio.Future[EncodedResponse]:
-        """What will come back of a call that has been sent and not been given up."""
-        return self._calls[number]
-
-    def has_begun(self, number: int) -> bool:
-        """Whether an engine has begun with a call."""
-        return self._marks[number]
-
-    def give_up(self, number: int) -> None:
-        """Nobody waits for a call any more."""
-        answer = self._calls.pop(number)
-        self._used_marks.discard(number % MARKS)
-        if not answer.done():
-            self._channel.send(Cancel(number))
-        elif not answer.cancelled():
-            answer.exception()  # seen, or not wanted
-
-    def forget_segment(self, number: int) -> None:
-        """A segment of ours is gone; from any thread."""
-        self._bodies.forget(number)
-
-    def close(self) -> None:
-        """End the process."""
-        if self.ended.done():
-            return
-        self._channel.close()
-        self.kill()
-        self._process.wait()
-        self._fail_all()
-        self._marks.close()
-
-    def kill(self) -> None:
-        """End the process, whatever it does."""
-        self._process.kill()
-
-    def _take(self, message: Any, descriptor: int | None) -> None:
-        self.heard = time.monotonic()
-        match message:
-            case Answer() | Refusal() | BodyFree():
-                self._take_of_call(message)
-            case Counted():
-                self._told.counted(message)
-            case Extensions():
-                self._told.extensions(message)
-            case RegionsChanged():
-                self._told.regions(message)
-            case ModelState():
-                self.loading = None if message.ready or message.failure is not None else message.name
-                self._told.changed(message)
-            case AllLoaded():
-                self.ready.set_result(None)
-            case LoadFailed():
-                self.loading = None
-                self.ready.set_exception(ValueError(message.reason))
-            case SegmentMade() | SegmentLost() | SegmentGone():
-                self._take_of_segment(message, descriptor)
-
-    def _take_of_call(self, message: Answer | Refusal | BodyFree) -> None:
-        match message:
-            case Answer():
-                self._answered(message)
-            case Refusal():
-                self._fail(message.id, message.error or CallFailedError("the log of the engines' process says why"))
-            case BodyFree():
-                self._bodies.give_back(message.id)
-
-    def _take_of_segment(self, message: SegmentMade | SegmentLost | SegmentGone, descriptor: int | None) -> None:
-        match message:
-            case SegmentMade():
-                if not self._replies.add(message.number, message.size, descriptor):
-                    self._channel.send(SegmentLost(message.number))
-            case SegmentLost():
-                self._bodies.announce_again(message.number)
-            case SegmentGone():
-                self._replies.drop(message.number)
-
-    def _answered(self, answer: Answer) -> None:
-        if isinstance(answer.body, bytes):
-            body: bytes | memoryview = answer.body
-        else:
-            try:
-                body = self._replies.view(answer.body, lambda: self._channel.send_soon(ReplyFree(answer.id)))
-            except BusyError as error:
-                self._channel.send(ReplyFree(answer.id))
-                self._fail(answer.id, error)
-                return
-        waiting = self._calls.get(answer.id)
-        if waiting is not None and not waiting.done():
-            waiting.set_result(EncodedResponse([body], answer.header_length))
-
-    def _fail(self, number: int, error: Exception) -> None:
-        waiting = self._calls.get(number)
-        if waiting is not None and not waiting.done():
-            waiting.set_exception(error)
-
-    def _fail_all(self) -> None:
-        for number in self._calls:
-            self._fail(number, ProcessEndedError(begun=self.has_begun(number)))
-
-    def _lost(self) -> None:
-        self._process.kill()  # it may have closed its end and live on
-        self._reaper = asyncio.create_task(self._reap())
-
-    async def _reap(self) -> None:
-        code = await asyncio.to_thread(self._process.wait)
-        self._bodies.give_all_back()  # only now nobody can read there
-        if not self.ready.done():
-            self.ready.set_exception(
-                ValueError(f"the engines' process ended while models were loaded ({ending(code)})")
-            )
-        self._told.ended()  # first, so that nobody who is told below takes this process for a living one
-        self._fail_all()
-        self._marks.close()
-        self.ended.set_result(code)

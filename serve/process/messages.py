@@ -1,8 +1,8 @@
-"""What the process that answers callers and the one that computes say to each other."""
+"""Messages between the server and its worker."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from yolo_assigner.export.contract import Contract
 from yolo_assigner.serve.errors import ServeError
@@ -13,9 +13,9 @@ class Span(NamedTuple):
     """A part of a segment of shared memory.
 
     Attributes:
-        segment: Its number.
+        segment: Number of the segment.
         start: First byte.
-        size: Bytes.
+        size: Number of bytes.
     """
 
     segment: int
@@ -23,14 +23,14 @@ class Span(NamedTuple):
     size: int
 
 
-class Begin(NamedTuple):
-    """Answer this.
+class StartCall(NamedTuple):
+    """Asks the worker to answer a call.
 
     Attributes:
-        id: Of the call; also of all that is said about it.
-        call: What is asked for.
-        body: Its bytes, or where they are.
-        request_id: For the log.
+        id: Identifies the call in all messages about it.
+        call: What to do.
+        body: Its bytes, or where they lie.
+        request_id: Identifies the request in the log.
     """
 
     id: int
@@ -39,74 +39,98 @@ class Begin(NamedTuple):
     request_id: str
 
 
-class Cancel(NamedTuple):
-    """Nobody waits for this call any more."""
+class CancelCall(NamedTuple):
+    """Tells the worker that the answer of a call is no longer wanted."""
 
     id: int
 
 
-class Answer(NamedTuple):
-    """A call's reply.
+class Recorded(NamedTuple):
+    """What the statistics of a model are to record; see :class:`yolo_assigner.serve.inference.stats.ModelStats`.
 
     Attributes:
-        id: Of the call.
-        body: Its bytes, or where they are.
-        header_length: Bytes of JSON; None when all of it is.
+        model: Name of the model.
+        executed: For each computed request, nanoseconds in the queue and in the engine.
+        called: For each call of the engine, images and nanoseconds.
+        carried: For each answered request, nanoseconds of decoding its inputs and of encoding its outputs.
+        failed: For each failed request, nanoseconds until then.
+    """
+
+    model: str
+    executed: tuple[tuple[int, int], ...]
+    called: tuple[tuple[int, int], ...]
+    carried: tuple[tuple[int, int], ...]
+    failed: tuple[int, ...]
+
+
+class Answer(NamedTuple):
+    """The reply to a call.
+
+    Attributes:
+        id: Identifies the call.
+        body: Its bytes, or where they lie.
+        header_length: Bytes of JSON before the first tensor; None when all of it is JSON.
+        recorded: What models have done since the last answer or refusal.
     """
 
     id: int
     body: bytes | Span
     header_length: int | None
+    recorded: tuple[Recorded, ...]
 
 
 class Refusal(NamedTuple):
-    """A call failed; without a reason for callers the log has it."""
+    """A call failed, or was cancelled.
+
+    Attributes:
+        id: Identifies the call.
+        error: What to tell the caller; None when only the log says why.
+        recorded: As in :class:`Answer`.
+    """
 
     id: int
     error: ServeError | None
-
-
-class BodyFree(NamedTuple):
-    """Nothing reads the body of this call any more."""
-
-    id: int
-
-
-class ReplyFree(NamedTuple):
-    """Nothing reads the reply of this call any more."""
-
-    id: int
+    recorded: tuple[Recorded, ...]
 
 
 class SegmentMade(NamedTuple):
-    """There is a new segment of the sender's; its descriptor comes along."""
+    """Announces a new segment of the sender; its descriptor comes along."""
 
     number: int
     size: int
 
 
-class SegmentGone(NamedTuple):
-    """The sender will not speak of this segment again."""
-
-    number: int
-
-
 class SegmentLost(NamedTuple):
-    """The receiver could not map this segment; it has to be sent again before it is used."""
+    """Tells the owner of a segment that it could not be mapped: it must be announced again before it is used."""
 
     number: int
+
+
+class SegmentGone(NamedTuple):
+    """Tells that the sender has dropped one of its segments."""
+
+    number: int
+
+
+class Returned(NamedTuple):
+    """Returns the memory that the receiver lent for a call: the body to the server, the reply to the worker."""
+
+    id: int
+
+
+LeaseMessage = SegmentMade | SegmentLost | SegmentGone | Returned
 
 
 class ModelState(NamedTuple):
-    """What has become of a model. One that is neither ready nor failed is being loaded from now on.
+    """State of a model. One that is neither ready nor failed is being loaded from now on.
 
     Attributes:
-        name: The model's.
-        contract: As its file has it now; None: it cannot be read.
-        ready: It can be used.
-        failure: Why it cannot be loaded; None: it has not failed.
-        platform: What runs it, by Triton's names.
-        merges: Requests are put together.
+        name: Name of the model.
+        contract: As its file has it now; None when it cannot be read.
+        ready: Whether requests can be computed.
+        failure: Why it cannot be loaded; None when it has not failed.
+        platform: Triton's name of the runtime.
+        dynamic_batching: Whether requests are merged into batches.
     """
 
     name: str
@@ -114,42 +138,27 @@ class ModelState(NamedTuple):
     ready: bool = False
     failure: str | None = None
     platform: str = ""
-    merges: bool = False
-
-
-class Extensions(NamedTuple):
-    """The protocol's extensions; said before any model is ready, for callers may ask as soon as one is."""
-
-    names: tuple[str, ...]
-
-
-class AllLoaded(NamedTuple):
-    """All models are ready or have failed."""
-
-
-class LoadFailed(NamedTuple):
-    """No model can be loaded; the worker ends."""
-
-    reason: str
-
-
-class Alive(NamedTuple):
-    """The worker's interpreter is not held by anybody; said now and then where engines are watched."""
+    dynamic_batching: bool = False
 
 
 class RegionsChanged(NamedTuple):
-    """Other regions of shared memory are registered now.
+    """Regions of shared memory were registered or unregistered.
 
     Attributes:
-        state: All of them, for the next worker alone to read.
+        state: All regions, pickled for the next worker.
     """
 
     state: bytes
 
 
-class Counted(NamedTuple):
-    """A method of a model's :class:`yolo_assigner.serve.inference.stats.ModelStats` is to be called."""
+Report = ModelState | RegionsChanged | Recorded
 
-    model: str
-    method: str
-    values: tuple[Any, ...]
+
+class Loaded(NamedTuple):
+    """All models are ready or have failed. With a reason none is ready, and the worker ends."""
+
+    failure: str | None = None
+
+
+class Alive(NamedTuple):
+    """Shows that the worker's interpreter is not blocked; sent periodically where engines have a time limit."""

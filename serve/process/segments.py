@@ -1,7 +1,7 @@
-"""Memory that two processes see: made by one of them, read by the other.
+"""Memory that two processes map: segments made by one of them, lent to the other for the time of a call.
 
-It has no name and no place in any file system, is not bound by the size of /dev/shm, and is gone with the last process
-that holds it, however that ends.
+Segments have no name and no place in any file system, are not bound by the size of /dev/shm, and are gone with the last
+process that maps them, however that ends.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import weakref
 from collections.abc import Callable
 from itertools import count
 from typing import NamedTuple
@@ -18,23 +17,30 @@ import numpy as np
 
 from yolo_assigner.serve.errors import BusyError, exhausted
 from yolo_assigner.serve.process.channel import Channel
-from yolo_assigner.serve.process.messages import SegmentGone, SegmentMade, Span
+from yolo_assigner.serve.process.messages import (
+    LeaseMessage,
+    Returned,
+    SegmentGone,
+    SegmentLost,
+    SegmentMade,
+    Span,
+)
 from yolo_assigner.serve.system import is_spare
-from yolo_assigner.serve.wire.buffers import BufferPool
+from yolo_assigner.serve.wire.buffers import BufferPool, lease
 from yolo_assigner.serve.wire.dtypes import Array
 
-MARKS = 2**16  # more than there can be calls at one time
+MAX_CALLS = 2**16  # more than there can be at one time
 INLINE_BYTES = 2**16  # up to here a copy in a message costs less than memory of its own
 
 
 class Segment(NamedTuple):
-    """A piece of memory that was made here.
+    """Memory that was made by this process.
 
     Attributes:
-        number: What both sides call it.
-        descriptor: Of its file.
-        address: Where it is in this process.
-        size: Bytes.
+        number: Identifies the segment in both processes.
+        descriptor: Descriptor of its file.
+        address: Address in this process.
+        size: Number of bytes.
     """
 
     number: int
@@ -44,43 +50,34 @@ class Segment(NamedTuple):
 
 
 class SharedPool(BufferPool):
-    """Buffers in segments, but for small ones.
+    """Lends buffers that lie in segments, except small ones.
 
     Args:
         keep_bytes: Most bytes of idle buffers that are kept.
-        on_gone: Told the number of a segment that was let go of; in any thread.
+        on_gone: Called with the number of a segment that was dropped; in any thread.
     """
 
     def __init__(self, keep_bytes: int, on_gone: Callable[[int], None]) -> None:
         super().__init__(keep_bytes)
         self._on_gone = on_gone
         self._numbers = count()
-        self._segments: dict[int, Segment] = {}
+        self._segments: dict[int, Segment] = {}  # by address
 
     def take(self, size: int) -> Array:
-        """At least ``size`` bytes of memory of any content, (n,) uint8; free again when the last view is gone."""
+        """Lend at least ``size`` bytes of memory of arbitrary content, (n,) uint8."""
         return np.empty(size, np.uint8) if size <= INLINE_BYTES else super().take(size)
 
-    def locate(self, view: memoryview) -> Span | None:
-        """Where memory that was taken here lies; None when it is in no segment."""
+    def find(self, view: memoryview) -> tuple[Segment, Span] | None:
+        """Return the segment in which memory of this pool lies, and where in it; None for all other memory."""
         if not view.nbytes:
             return None
         address = np.frombuffer(view, np.uint8).ctypes.data
-        for number, _, start, size in list(self._segments.values()):  # others may go meanwhile
-            if start <= address < start + size:
-                return Span(number, address - start, view.nbytes)
+        for segment in list(self._segments.values()):  # other threads may drop segments meanwhile
+            if segment.address <= address < segment.address + segment.size:
+                return segment, Span(segment.number, address - segment.address, view.nbytes)
         return None
 
-    def segment(self, number: int) -> Segment:
-        """A segment that is alive."""
-        return self._segments[number]
-
-    def close(self) -> None:
-        """Let go of all of them."""
-        self._buffers.clear()
-
     def _make(self, size: int) -> Array:
-        number = next(self._numbers)
         descriptor = os.memfd_create("yolo-assigner", os.MFD_CLOEXEC)
         try:
             if is_spare(descriptor):
@@ -90,62 +87,111 @@ class SharedPool(BufferPool):
         except BaseException:
             os.close(descriptor)
             raise
-        self._segments[number] = Segment(number, descriptor, buffer.ctypes.data, size)
-        when_gone(buffer, lambda: self._forget(number))
+        address = buffer.ctypes.data
+        self._segments[address] = Segment(next(self._numbers), descriptor, address, size)
         return buffer
 
-    def _forget(self, number: int) -> None:
-        os.close(self._segments.pop(number).descriptor)
-        self._on_gone(number)
+    def _drop(self, buffer: Array) -> None:
+        segment = self._segments.pop(buffer.ctypes.data)
+        os.close(segment.descriptor)
+        self._on_gone(segment.number)
 
 
-class Marks:
-    """A byte for each call, set by the side that computes and seen at once by the other, even if the first dies then.
+class LeaseTable:
+    """What the two ends of a channel lend each other: bodies of calls one way, and replies the other.
+
+    A lender announces each segment once, and keeps the memory of a call until it is returned. A borrower maps the
+    segments that were announced, and returns the memory of a call when the last view of it is gone.
 
     Args:
-        descriptor: Of the memory, made by the other side; None makes it.
+        pool: Memory of this end.
+        channel: Leads to the other end.
     """
 
-    def __init__(self, descriptor: int | None = None) -> None:
-        self.descriptor = os.memfd_create("yolo-assigner-marks", os.MFD_CLOEXEC) if descriptor is None else descriptor
-        if descriptor is None:
-            os.ftruncate(self.descriptor, MARKS)
-        self._memory = mmap.mmap(self.descriptor, MARKS)
+    def __init__(self, pool: SharedPool, channel: Channel) -> None:
+        self._pool = pool
+        self._channel = channel
+        self._announced: set[int] = set()
+        self._lent: dict[int, memoryview] = {}
+        self._mapped: dict[int, Array] = {}
 
-    def __getitem__(self, number: int) -> bool:
-        """Whether a call has its mark."""
-        return self._memory[number % MARKS] != 0
-
-    def __setitem__(self, number: int, value: bool) -> None:
-        self._memory[number % MARKS] = value
-
-    def close(self) -> None:
-        """Let go of the memory."""
-        self._memory.close()
-        os.close(self.descriptor)
-
-
-class MappedSegments:
-    """Segments that the other side made."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[int, Array] = {}
-
-    def add(self, number: int, size: int, descriptor: int | None) -> bool:
-        """Map one; its descriptor is closed.
+    def lend(self, call: int, view: memoryview) -> bytes | Span:
+        """Lend memory to the other end until it returns it.
 
         Args:
-            number: What both sides call it.
-            size: Bytes.
-            descriptor: Of its file; None: this process had none left when it came.
+            call: Identifies the call to which the memory belongs.
+            view: Memory of the pool, or any other.
 
         Returns:
-            False when there are no descriptors or no memory for it.
+            Where the memory lies; a copy of it when it is not in a segment.
+
+        Raises:
+            OSError: This process has no file descriptor left.
+        """
+        found = self._pool.find(view)
+        if found is None:
+            return bytes(view)
+        segment, span = found
+        if segment.number not in self._announced:
+            self._channel.send(SegmentMade(segment.number, segment.size), segment.descriptor)
+            self._announced.add(segment.number)
+        self._lent[call] = view
+        return span
+
+    def borrow(self, call: int, body: bytes | Span) -> memoryview:
+        """Return memory that the other end lent; it is returned when the last view is gone.
+
+        Raises:
+            BusyError: Its segment could not be mapped.
+        """
+        if isinstance(body, bytes):
+            return memoryview(body)
+        segment = self._mapped.get(body.segment)
+        if segment is None:
+            self._channel.send(Returned(call))
+            raise BusyError(
+                "the server has no file descriptors or no memory left for this request; try again in a moment, or "
+                "raise `ulimit -n`"
+            )
+        part = segment[body.start : body.start + body.size]
+        return lease(part, lambda: self._channel.send_soon(Returned(call))).data
+
+    def handle(self, message: LeaseMessage, descriptor: int | None) -> None:
+        """Take a message of the other end about memory, and the descriptor that came with it."""
+        match message:
+            case Returned():
+                self._lent.pop(message.id, None)
+            case SegmentMade():
+                if not self.map(message, descriptor):
+                    self._channel.send(SegmentLost(message.number))
+            case SegmentLost():
+                self._announced.discard(message.number)
+            case SegmentGone():
+                self._mapped.pop(message.number, None)
+
+    def return_all(self) -> None:
+        """Take back all memory that was lent: the other end has ended."""
+        self._lent.clear()
+
+    def forget(self, segment: int) -> None:
+        """Tell the other end that a segment of this end was dropped; from any thread."""
+        self._announced.discard(segment)
+        self._channel.send_soon(SegmentGone(segment))
+
+    def map(self, segment: SegmentMade, descriptor: int | None) -> bool:
+        """Map a segment of the other end, and close its descriptor.
+
+        Args:
+            segment: Its number and size.
+            descriptor: Descriptor of its file; None when this process had none left for it.
+
+        Returns:
+            Whether the system had a descriptor and memory for it.
         """
         if descriptor is None:
             return False
         try:
-            self._buffers[number] = np.frombuffer(mmap.mmap(descriptor, size), np.uint8)
+            self._mapped[segment.number] = np.frombuffer(mmap.mmap(descriptor, segment.size), np.uint8)
         except OSError as error:
             if exhausted(error) is None:
                 raise
@@ -154,82 +200,31 @@ class MappedSegments:
             os.close(descriptor)
         return True
 
-    def drop(self, number: int) -> None:
-        """Unmap one, as soon as its last view is gone."""
-        self._buffers.pop(number, None)
 
-    def view(self, span: Span, on_gone: Callable[[], None]) -> memoryview:
-        """A part of one.
+class StartedFlags:
+    """One byte for each call, set by the worker when an engine starts on it, and seen by the server at once.
 
-        Args:
-            span: Which.
-            on_gone: Told when nothing refers to it any more; in any thread.
-
-        Raises:
-            BusyError: The segment could not be mapped.
-        """
-        if span.segment not in self._buffers:
-            raise BusyError(
-                "the server has no file descriptors or no memory left for this request; try again in a moment, or "
-                "raise `ulimit -n`"
-            )
-        part = self._buffers[span.segment][span.start : span.start + span.size]
-        when_gone(part, on_gone)
-        return part.data
-
-
-def when_gone(array: Array, call: Callable[[], None]) -> None:
-    """Call once nothing refers to an array or to its memory through it; not when the interpreter ends."""
-    weakref.finalize(array, call).atexit = False
-
-
-class Lender:
-    """Lends memory to the other end of a channel, which is told of each segment once.
+    A message would be lost when the worker dies right after. A flag tells the server that the call must not be sent to
+    the next worker.
 
     Args:
-        pool: Of the memory.
-        channel: To the other end.
+        descriptor: Descriptor of the memory that the other process made; None makes it.
     """
 
-    def __init__(self, pool: SharedPool, channel: Channel) -> None:
-        self._pool = pool
-        self._channel = channel
-        self._announced: set[int] = set()
-        self._lent: dict[int, memoryview] = {}
+    def __init__(self, descriptor: int | None = None) -> None:
+        self.descriptor = os.memfd_create("yolo-assigner-flags", os.MFD_CLOEXEC) if descriptor is None else descriptor
+        if descriptor is None:
+            os.ftruncate(self.descriptor, MAX_CALLS)
+        self._memory = mmap.mmap(self.descriptor, MAX_CALLS)
 
-    def lend(self, number: int, view: memoryview) -> Span | None:
-        """Lend memory until it is given back; None when it is in no segment.
+    def __getitem__(self, call: int) -> bool:
+        """Return whether an engine has started on a call."""
+        return self._memory[call % MAX_CALLS] != 0
 
-        Args:
-            number: Of the call that it belongs to.
-            view: Taken from the pool, or any.
+    def __setitem__(self, call: int, value: bool) -> None:
+        self._memory[call % MAX_CALLS] = value
 
-        Raises:
-            OSError: No descriptor is left.
-        """
-        span = self._pool.locate(view)
-        if span is None:
-            return None
-        if span.segment not in self._announced:
-            segment = self._pool.segment(span.segment)
-            self._channel.send(SegmentMade(segment.number, segment.size), segment.descriptor)
-            self._announced.add(span.segment)
-        self._lent[number] = view
-        return span
-
-    def give_back(self, number: int) -> None:
-        """The other side does not read the memory of this call any more."""
-        self._lent.pop(number, None)
-
-    def give_all_back(self) -> None:
-        """There is no other side any more."""
-        self._lent.clear()
-
-    def announce_again(self, segment: int) -> None:
-        """The other side could not map a segment; it is sent again when it is lent the next time."""
-        self._announced.discard(segment)
-
-    def forget(self, segment: int) -> None:
-        """A segment is gone; from any thread."""
-        self._announced.discard(segment)
-        self._channel.send_soon(SegmentGone(segment))
+    def close(self) -> None:
+        """Unmap the memory."""
+        self._memory.close()
+        os.close(self.descriptor)

@@ -1,4 +1,4 @@
-"""A service, as it is called through a channel."""
+"""What runs in the worker: a service whose calls come through a channel."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -20,104 +19,135 @@ from yolo_assigner.serve.errors import BusyError, ServeError, exhausted
 from yolo_assigner.serve.inference.local import LocalService, Setup, service_of
 from yolo_assigner.serve.inference.model import Model
 from yolo_assigner.serve.inference.registry import reason_of
-from yolo_assigner.serve.inference.service import Verb
+from yolo_assigner.serve.inference.service import Operation
 from yolo_assigner.serve.inference.stats import ModelStats
 from yolo_assigner.serve.logs import configure_logs, request_id
 from yolo_assigner.serve.process.channel import Channel
 from yolo_assigner.serve.process.child import STOPPING
 from yolo_assigner.serve.process.messages import (
     Alive,
-    AllLoaded,
     Answer,
-    Begin,
-    BodyFree,
-    Cancel,
-    Counted,
-    Extensions,
-    LoadFailed,
+    CancelCall,
+    Loaded,
     ModelState,
+    Recorded,
     Refusal,
     RegionsChanged,
-    ReplyFree,
-    SegmentGone,
-    SegmentLost,
-    SegmentMade,
+    Span,
+    StartCall,
 )
-from yolo_assigner.serve.process.segments import INLINE_BYTES, Lender, MappedSegments, Marks, SharedPool
+from yolo_assigner.serve.process.segments import INLINE_BYTES, LeaseTable, SharedPool, StartedFlags
 from yolo_assigner.serve.system import (
-    all_give_way,
-    allow_descriptors,
-    helpers,
+    freeze_gc,
+    helper_threads,
     keep_large_blocks,
-    settle,
-    switch_quickly,
+    lower_process_priority,
+    raise_descriptor_limit,
+    shorten_switch_interval,
 )
 from yolo_assigner.serve.wire.dtypes import Array
 from yolo_assigner.serve.wire.response import EncodedResponse
 
-CHANGES = (Verb.REGION_REGISTER, Verb.REGION_UNREGISTER, Verb.CUDA_REGISTER, Verb.CUDA_UNREGISTER)
+REGION_CHANGES = (Operation.REGION_REGISTER, Operation.REGION_UNREGISTER)
 HUNG = 70  # EX_SOFTWARE of sysexits.h
+SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
 logger = logging.getLogger("serve")
 
 
-class Host:
+class Recorder(ModelStats):
+    """Collects what the statistics of a model are to record, until an answer takes it to the server's process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._executed: list[tuple[int, int]] = []
+        self._called: list[tuple[int, int]] = []
+        self._carried: list[tuple[int, int]] = []
+        self._failed: list[int] = []
+
+    def executed(self, queue_ns: int, engine_ns: int) -> None:
+        """Record that the engine has computed a request."""
+        self._executed.append((queue_ns, engine_ns))
+
+    def called(self, images: int, engine_ns: int) -> None:
+        """Record a call of the engine, for one or more requests."""
+        self._called.append((images, engine_ns))
+
+    def carried(self, input_ns: int, output_ns: int) -> None:
+        """Record how long it took to decode a request and to encode its outputs."""
+        self._carried.append((input_ns, output_ns))
+
+    def failed(self, total_ns: int) -> None:
+        """Record that a request failed."""
+        self._failed.append(total_ns)
+
+    def take(self, model: str) -> Recorded | None:
+        """Return what was recorded since the last time; None when that is nothing."""
+        lists = (self._executed, self._called, self._carried, self._failed)
+        if not any(lists):
+            return None
+        recorded = Recorded(
+            model, tuple(self._executed), tuple(self._called), tuple(self._carried), tuple(self._failed)
+        )
+        for one in lists:
+            one.clear()
+        return recorded
+
+
+class Worker:
     """Answers the calls of a channel. When that is closed, the process ends.
 
     Args:
         end: The channel's socket.
-        on_setup: Given what the service is to be.
+
+    Attributes:
+        setup: Done with what the service is to load, which is the first message.
     """
 
-    def __init__(self, end: socket.socket, on_setup: Callable[[Setup], None]) -> None:
+    def __init__(self, end: socket.socket) -> None:
+        self.setup: asyncio.Future[Setup] = asyncio.get_running_loop().create_future()
         self._channel = Channel(end, self._take, lambda: os._exit(0))
-        self._on_setup = on_setup
-        self._service: LocalService | None = None
-        self._bodies = MappedSegments()
-        self._replies = SharedPool(0, self._gone)  # until it is known how much is to be kept
-        self._lender = Lender(self._replies, self._channel)
-        self._marks: Marks | None = None
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._recorders: dict[str, Recorder] = {}
 
     async def load(self, build: Callable[[Setup], LocalService], setup: Setup) -> bool:
-        """Make the service and bring its models up, and tell so.
+        """Build the service, load its models, and report both.
 
         Args:
-            build: Makes it.
-            setup: What it is to be.
+            build: Builds the service.
+            setup: What it is to load.
+
+        Returns:
+            Whether a model was loaded.
         """
-        self._replies = SharedPool(setup.keep_bytes, self._gone)
-        self._lender = Lender(self._replies, self._channel)
         try:
             service = self._service = build(setup)
             if setup.models is not None:
-                service.catalogue.keep(setup.models, dict(setup.failures))
+                service.registry.keep(setup.models, dict(setup.failures))
             if service.regions is not None and setup.regions is not None:
-                service.regions.restore(pickle.loads(setup.regions))  # noqa: S301 - an earlier process of ours wrote it
-            for name, reason in service.catalogue.failures.items():
+                service.regions.registered = pickle.loads(setup.regions)  # noqa: S301 - an earlier worker wrote it
+            for name, reason in service.registry.failures.items():
                 self._channel.send(ModelState(name, failure=reason))
-            service.catalogue.watch(self._known)
-            self._channel.send(Extensions(tuple(service.extensions)))
-            await service.load(self._changed)
+            service.registry.watch(self._watch_model)
+            await service.load(self._report_state)
         except Exception as error:
             logger.debug("models cannot be loaded", exc_info=True)
-            self._channel.send(LoadFailed(reason_of(error)))
+            self._channel.send(Loaded(failure=reason_of(error)))
             return False
-        self._channel.send(AllLoaded())
+        self._channel.send(Loaded())
         return True
 
     async def watch(self, most_seconds: float) -> None:
         """End the process when an engine computes for too long: its thread cannot be ended alone.
 
         Args:
-            most_seconds: How long one call may take; 0: for ever.
+            most_seconds: How long one call of an engine may take; 0 for ever.
         """
         if not most_seconds:
             await asyncio.Event().wait()
-        assert self._service is not None  # noqa: S101 - it has been loaded
         while True:
             self._channel.send(Alive())
             await asyncio.sleep(min(max(most_seconds / 4, 0.05), 1.0))
-            for model in self._service.catalogue.models.values():
+            for model in self._service.registry.models.values():
                 seconds = model.seconds_of_call()
                 if seconds > most_seconds:
                     logger.error(
@@ -128,114 +158,103 @@ class Host:
                     os._exit(HUNG)
 
     async def flushed(self) -> None:
-        """Wait until what was said has been sent."""
+        """Wait until all messages have been sent."""
         await self._channel.flushed()
 
-    def _mark(self, identifier: int) -> None:
-        """In an engine's thread: it begins with a call."""
-        assert self._marks is not None  # noqa: S101 - they came with the setup
-        self._marks[identifier] = True
-
-    def _count(self, name: str, method: str, *values: int) -> None:
-        self._channel.send(Counted(name, method, values))
-
-    def _known(self, model: Model) -> None:
-        """There is a model, before it is loaded; or it has just come in use by a reload."""
-        if not isinstance(model.stats, _Forwarded):
-            model.stats = cast("ModelStats", _Forwarded(partial(self._count, model.contract.name)))
+    def _watch_model(self, model: Model) -> None:
+        """Take note of a model that is known now, and not loaded yet; or that a reload has just put into use."""
+        model.stats = self._recorders.setdefault(model.contract.name, Recorder())
         if model.ready:
-            self._say(model)
+            self._send_state(model)
 
-    def _say(self, model: Model) -> None:
-        assert self._service is not None  # noqa: S101 - the model is one of its own
+    async def _report_state(self, model: Model) -> None:
+        self._send_state(model)
+        await self._channel.flushed()  # loading a model may end this process at once
+
+    def _send_state(self, model: Model) -> None:
         contract = model.contract
-        failure = self._service.catalogue.failures.get(contract.name)
-        self._channel.send(ModelState(contract.name, contract, model.ready, failure, model.platform, model.merges))
-
-    async def _changed(self, model: Model) -> None:
-        self._say(model)
-        await self._channel.flushed()  # what comes next may end this process at once
-
-    def _gone(self, number: int) -> None:
-        self._lender.forget(number)
+        failure = self._service.registry.failures.get(contract.name)
+        state = ModelState(contract.name, contract, model.ready, failure, model.platform, model.dynamic_batching)
+        self._channel.send(state)
 
     def _take(self, message: Any, descriptor: int | None) -> None:
         match message:
-            case Begin():
-                self._begin(message)
-            case Cancel():
+            case StartCall():
+                self._start(message)
+            case CancelCall():
                 if message.id in self._tasks:
                     self._tasks[message.id].cancel()
-            case ReplyFree():
-                self._lender.give_back(message.id)
-            case SegmentMade():
-                if not self._bodies.add(message.number, message.size, descriptor):
-                    self._channel.send(SegmentLost(message.number))
-            case SegmentLost():
-                self._lender.announce_again(message.number)
-            case SegmentGone():
-                self._bodies.drop(message.number)
             case Setup():
-                self._marks = Marks(descriptor)
-                self._on_setup(message)
+                self._replies = SharedPool(message.keep_bytes, self._forget_segment)
+                self._leases = LeaseTable(self._replies, self._channel)
+                self._started = StartedFlags(descriptor)
+                self.setup.set_result(message)
+            case _:
+                self._leases.handle(message, descriptor)
 
-    def _begin(self, begin: Begin) -> None:
+    def _forget_segment(self, number: int) -> None:
+        self._leases.forget(number)
+
+    def _start(self, start: StartCall) -> None:
         try:
-            body = self._body(begin)
+            body = self._leases.borrow(start.id, start.body)
         except BusyError as error:
-            self._channel.send(BodyFree(begin.id))
-            self._channel.send(Refusal(begin.id, error))
+            self._refuse(start.id, error)
             return
-        task = self._tasks[begin.id] = asyncio.create_task(self._answer(begin, body))
-        task.add_done_callback(lambda _: self._tasks.pop(begin.id))
+        task = self._tasks[start.id] = asyncio.create_task(self._run(start, body))
+        task.add_done_callback(lambda _: self._tasks.pop(start.id))
 
-    async def _answer(self, begin: Begin, body: memoryview) -> None:
-        request_id.set(begin.request_id)
-        assert self._service is not None  # noqa: S101 - calls come once all is loaded
+    async def _run(self, start: StartCall, body: memoryview) -> None:
+        request_id.set(start.request_id)
         try:
-            encoded = await self._service.run(begin.call, body, lambda: self._mark(begin.id))
-            if begin.call.verb in CHANGES and self._service.regions is not None:
-                self._channel.send(RegionsChanged(pickle.dumps(self._service.regions.registered)))
-            del body  # so that its memory is free for the caller's next request
-            self._channel.send(await self._reply(begin.id, encoded))
+            encoded = await self._encoded(start, body)
+            del body  # its memory is free for the caller's next request then
+            reply = await self._lend(start.id, encoded)
+            self._channel.send(Answer(start.id, reply, encoded.header_length, self._recorded()))
         except ServeError as error:
-            self._channel.send(Refusal(begin.id, error))
+            self._refuse(start.id, error)
+        except asyncio.CancelledError:
+            self._refuse(start.id, None)
+            raise
         except Exception as error:
             busy = exhausted(error)
             if busy is None:
-                logger.exception("%s failed", begin.call.verb)
+                logger.exception("%s failed", start.call.operation)
             else:
-                logger.warning("%s is refused: %s", begin.call.verb, error)
-            self._channel.send(Refusal(begin.id, busy))
+                logger.warning("%s is refused: %s", start.call.operation, error)
+            self._refuse(start.id, busy)
 
-    def _body(self, begin: Begin) -> memoryview:
-        if isinstance(begin.body, bytes):
-            return memoryview(begin.body)
-        return self._bodies.view(begin.body, lambda: self._channel.send_soon(BodyFree(begin.id)))
+    async def _encoded(self, start: StartCall, body: memoryview) -> EncodedResponse:
+        service, call = self._service, start.call
+        if call.operation == Operation.LOAD:
+            await service.reload(call.target or "")
+            return EncodedResponse([b"{}"], None)
+        encoded = await service.run(call, body, lambda: self._set_started(start.id))
+        if call.operation in REGION_CHANGES and service.regions is not None:
+            self._channel.send(RegionsChanged(pickle.dumps(service.regions.registered)))
+        return encoded
 
-    async def _reply(self, identifier: int, encoded: EncodedResponse) -> Answer:
+    def _set_started(self, call: int) -> None:
+        self._started[call] = True
+
+    def _refuse(self, call: int, error: ServeError | None) -> None:
+        self._channel.send(Refusal(call, error, self._recorded()))
+
+    def _recorded(self) -> tuple[Recorded, ...]:
+        taken = (recorder.take(model) for model, recorder in self._recorders.items())
+        return tuple(recorded for recorded in taken if recorded is not None)
+
+    async def _lend(self, call: int, encoded: EncodedResponse) -> bytes | Span:
         size = sum(len(chunk) for chunk in encoded.chunks)
         if size <= INLINE_BYTES:
-            return Answer(identifier, b"".join(encoded.chunks), encoded.header_length)
+            return b"".join(encoded.chunks)
         buffer = self._replies.take(size)
         await asyncio.to_thread(_gather, encoded.chunks, buffer)
-        span = self._lender.lend(identifier, buffer[:size].data)
-        assert span is not None  # noqa: S101 - it is too large for any other memory
-        return Answer(identifier, span, encoded.header_length)
-
-
-class _Forwarded:
-    """Stands for a model's statistics, which are kept by the process that answers."""
-
-    def __init__(self, count: Callable[..., None]) -> None:
-        self._count = count
-
-    def __getattr__(self, method: str) -> Callable[..., None]:
-        return partial(self._count, method)
+        return self._leases.lend(call, buffer[:size].data)
 
 
 def _gather(chunks: list[bytes | memoryview], buffer: Array) -> None:
-    """Copy without holding the interpreter."""
+    """Copy chunks one after the other, without holding the interpreter."""
     end = 0
     for chunk in chunks:
         part = np.frombuffer(chunk, np.uint8)
@@ -243,43 +262,39 @@ def _gather(chunks: list[bytes | memoryview], buffer: Array) -> None:
         end += len(part)
 
 
-SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
-
-
 def main(descriptor: int, build: Callable[[Setup], LocalService] | None = None) -> None:
-    """Serve calls until the other end of a socket is closed. Does not return.
+    """Answer calls until the other end of a socket is closed. Does not return.
 
     Args:
-        descriptor: Of the socket.
-        build: Makes the service; that of the setup's artifacts when None.
+        descriptor: Descriptor of the socket.
+        build: Builds the service; None: from the setup's artifacts.
     """
     for sign in STOPPING:
         signal.signal(sign, signal.SIG_IGN)  # sent to all processes of a group; this one ends after the server
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     os.set_inheritable(descriptor, False)
     if sys.platform == "linux":
-        # Even when all threads are inside native code for long.
+        # Works also when all threads are inside native code for long.
         ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-    all_give_way()
-    switch_quickly()
+    lower_process_priority()
+    shorten_switch_interval()
     keep_large_blocks()
-    allow_descriptors()
+    raise_descriptor_limit()
     with asyncio.Runner(loop_factory=_new_loop) as runner:
         runner.run(_serve(socket.socket(fileno=descriptor), build or service_of))
 
 
 async def _serve(end: socket.socket, build: Callable[[Setup], LocalService]) -> None:
-    asyncio.get_running_loop().set_default_executor(helpers())
-    setups: asyncio.Queue[Setup] = asyncio.Queue()
-    host = Host(end, setups.put_nowait)
-    setup = await setups.get()
+    asyncio.get_running_loop().set_default_executor(helper_threads())
+    worker = Worker(end)
+    setup = await worker.setup
     configure_logs(setup.log_level, setup.log_format)
-    if not await host.load(build, setup):
-        await host.flushed()
+    if not await worker.load(build, setup):
+        await worker.flushed()
         os._exit(1)
-    settle()
-    logging.getLogger("serve").debug("the engines' process is ready")
-    await host.watch(setup.engine_timeout)
+    freeze_gc()
+    logger.debug("the engines' process is ready")
+    await worker.watch(setup.engine_timeout)
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

@@ -1,1 +1,1 @@
-"""Shared memory, the system's and that of GPUs, that callers leave tensors in."""
+"""POSIX shared memory in which callers leave tensors."""

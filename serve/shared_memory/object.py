@@ -4,7 +4,7 @@ Nothing is mapped, everything is copied by system calls. A client can shorten it
 mapped page beyond the end kills the process, while a read only comes back short. A client can also change values after
 they were checked, so that even mapped inputs would have to be copied first.
 
-Objects are neither made nor removed here, and none stays open: when its client has unlinked one, its memory is free.
+Objects are neither made nor removed here, and none stays open: once its client has unlinked one, its memory is free.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ PREFIX_FORM = re.compile(r"/?([A-Za-z0-9_][A-Za-z0-9_.-]*)")
 
 
 def check_prefix(prefix: str) -> str:
-    """What keys of objects have to begin with, without the slash in front.
+    """Check the beginning that the keys of all objects must have, and return it without the slash in front.
 
     Raises:
-        ValueError: It is unfit, or this system has no shared memory that can be read like files.
+        ValueError: The prefix is invalid, or this system has no shared memory that can be read like files.
     """
     form = PREFIX_FORM.fullmatch(prefix)
     if form is None:
@@ -40,14 +40,17 @@ def check_prefix(prefix: str) -> str:
 
 
 def check_key(key: object, prefix: str) -> str:
-    """Check that a key is of an object that may be opened.
+    """Check that a key belongs to an object that may be opened.
 
     Args:
         key: With or without slashes in front.
         prefix: As :func:`check_prefix` returns it.
 
+    Returns:
+        The key, unchanged.
+
     Raises:
-        BadRequestError: It is not.
+        BadRequestError: The key is not a string, has another prefix, or leads elsewhere.
     """
     name = key.lstrip("/") if isinstance(key, str) else ""
     if not isinstance(key, str) or not name.startswith(prefix) or "/" in name or "\0" in name:
@@ -61,8 +64,8 @@ class SharedObject:
     """An open object.
 
     Args:
-        key: What clients call it.
-        descriptor: Of the open file.
+        key: The object's key, for errors.
+        descriptor: Descriptor of the open file.
     """
 
     def __init__(self, key: str, descriptor: int) -> None:
@@ -74,19 +77,19 @@ class SharedObject:
 
     @property
     def size(self) -> int:
-        """Bytes, when it was opened."""
+        """Bytes of the object when it was opened."""
         return self._status.st_size
 
     @property
     def identity(self) -> tuple[int, int]:
-        """Tells it from a later object of the same key; Linux numbers these objects as they are made."""
+        """Device and inode, which tell the object from a later one of the same key."""
         return _identity(self._status)
 
     def read(self, target: memoryview, start: int) -> None:
-        """Fill memory with the bytes from ``start`` on.
+        """Fill memory with the object's bytes from ``start`` on.
 
         Raises:
-            BadRequestError: The object ends before.
+            BadRequestError: The object ends before the memory is full.
         """
         done = 0
         while done < len(target):
@@ -96,10 +99,10 @@ class SharedObject:
             done += count
 
     def write(self, data: memoryview, start: int) -> None:
-        """Write bytes from ``start`` on.
+        """Write bytes to the object from ``start`` on.
 
         Raises:
-            BadRequestError: There is no memory for the object's pages.
+            BadRequestError: The system has no memory for the object's pages.
         """
         done = 0
         while done < len(data):
@@ -117,11 +120,11 @@ def opened(key: str) -> Iterator[SharedObject]:
         key: With or without slashes in front, none inside.
 
     Raises:
-        BadRequestError: There is none, or this process may not read and write it.
-        BusyError: This process has no descriptor left.
+        BadRequestError: The object does not exist, or this process may not read and write it.
+        BusyError: This process has no file descriptor left.
     """
     try:
-        # A link would lead out of the folder, and a pipe would keep the caller waiting.
+        # A link would lead out of the folder, and opening a pipe would wait for its other end.
         descriptor = os.open(_path(key), os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError as error:
         raise BadRequestError(f"there is no shared memory object {key!r}; create it first") from error
@@ -136,7 +139,7 @@ def opened(key: str) -> Iterator[SharedObject]:
 
 
 def exists(key: str, identity: tuple[int, int]) -> bool:
-    """Whether the key still leads to the same object."""
+    """Return whether the key still leads to the object of that identity."""
     try:
         return _identity(_path(key).lstat()) == identity
     except FileNotFoundError:

@@ -14,16 +14,19 @@ from yolo_assigner.serve.wire.tensors import BYTE_SIZE, SharedTensor, view_bytes
 
 
 def read_tensors(regions: Regions, tensors: Mapping[str, SharedTensor]) -> dict[str, Array]:
-    """Copy inputs out of shared memory, so that nobody can change them any more.
+    """Copy inputs out of shared memory, so that no client can change them any more.
 
     Args:
-        regions: Where they lie.
-        tensors: By name.
+        regions: The registered regions.
+        tensors: Inputs by name.
+
+    Returns:
+        Arrays by name, of the tensors' shapes and types.
 
     Raises:
-        BadRequestError: A place cannot be read, or its bytes are no values of the tensor's type.
-        TooLargeError: Together they are over the limit.
-        BusyError: Those of other requests leave no room for them.
+        BadRequestError: A place cannot be read, or its bytes are not values of the tensor's type.
+        TooLargeError: Together the inputs are over the limit of a request.
+        BusyError: The inputs of other requests leave no room for them.
     """
     if not tensors:
         return {}
@@ -35,29 +38,29 @@ def read_tensors(regions: Regions, tensors: Mapping[str, SharedTensor]) -> dict[
     return arrays
 
 
-def check_places(regions: Regions, wanted: Sequence[RequestedOutput]) -> None:
-    """See that outputs have a place before they are computed.
+def check_places(regions: Regions, requested: Sequence[RequestedOutput]) -> None:
+    """Check, before outputs are computed, that those for shared memory have a place there.
 
     Raises:
-        BadRequestError: One has not.
+        BadRequestError: A place cannot be used.
     """
-    for output in wanted:
+    for output in requested:
         if output.place is not None:
             regions.check(output.place)
 
 
-def write_outputs(regions: Regions, wanted: Sequence[RequestedOutput], arrays: Mapping[str, Array]) -> None:
-    """Copy those outputs to shared memory that are wanted there. None is written before all are known to fit.
+def write_outputs(regions: Regions, requested: Sequence[RequestedOutput], arrays: Mapping[str, Array]) -> None:
+    """Copy the outputs for shared memory to their places. None is written before all are known to fit.
 
     Args:
-        regions: Where they shall lie.
-        wanted: All outputs of the request.
-        arrays: Their values.
+        regions: The registered regions.
+        requested: All outputs of the request.
+        arrays: Outputs by name.
 
     Raises:
         BadRequestError: A place is too small, or cannot be written.
     """
-    placed = [(output.name, output.place) for output in wanted if output.place is not None]
+    placed = [(output.name, output.place) for output in requested if output.place is not None]
     for name, place in placed:
         size = arrays[name].nbytes
         if place.byte_size < size:

@@ -1,1 +1,1 @@
-"""The routes for people: typed JSON under ``/v1``."""
+"""The v1 JSON API: detection in typed JSON under ``/v1``, for callers without a client library."""

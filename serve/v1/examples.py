@@ -1,4 +1,4 @@
-"""Tiny requests for ``/v1``, made for the models that are served."""
+"""Small example requests of the v1 JSON API, made for the models that are served."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from yolo_assigner.export.contract import Contract
 from yolo_assigner.serve.detection.grid import count_points, level_sizes, strides_of
-from yolo_assigner.serve.inference.registry import Catalogue, Known
+from yolo_assigner.serve.inference.registry import ModelInfo, ModelRegistry
 from yolo_assigner.serve.wire.dtypes import Array
 
 SEED = 0
@@ -21,9 +21,9 @@ REDUCE_EXAMPLES = {
 }
 
 
-def loss_examples(catalogue: Catalogue[Known]) -> dict[str, Any]:
-    """Examples of ``POST /v1/loss`` for the first loss model; none when there is no such model."""
-    models = catalogue.of_kind("loss")
+def loss_examples(registry: ModelRegistry[ModelInfo]) -> dict[str, Any]:
+    """Make examples of ``POST /v1/loss`` for the first loss model, if there is one."""
+    models = registry.of_kind("loss")
     if not models:
         return {}
     contract = models[0].contract
@@ -34,12 +34,12 @@ def loss_examples(catalogue: Catalogue[Known]) -> dict[str, Any]:
     }
 
 
-def assign_examples(catalogue: Catalogue[Known]) -> dict[str, Any]:
-    """Examples of ``POST /v1/assign`` for the models that are served."""
+def assign_examples(registry: ModelRegistry[ModelInfo]) -> dict[str, Any]:
+    """Make examples of ``POST /v1/assign`` for the models that are served."""
     examples: dict[str, Any] = {}
-    if catalogue.of_kind("assigner"):
+    if registry.of_kind("assigner"):
         examples["decoded"] = {"summary": "Four anchors, decoded predictions", "value": _decoded()}
-    models = catalogue.of_kind("loss")
+    models = registry.of_kind("loss")
     if models:
         value = _maps(models[0].contract)
         examples["maps"] = {"summary": "One image, the head's maps", "value": value}
@@ -47,7 +47,7 @@ def assign_examples(catalogue: Catalogue[Known]) -> dict[str, Any]:
 
 
 def _decoded() -> dict[str, Any]:
-    """An image of 32 x 32 with one level of stride 16; the boxes are where the predictions are."""
+    """One image of 32 x 32 with one level of stride 16 and two boxes close to two predictions."""
     return {
         "pd_scores": [[[0.9, 0.1], [0.2, 0.3], [0.1, 0.1], [0.2, 0.8]]],
         "pd_bboxes": [[[1, 1, 16, 15], [14, 0, 30, 14], [0, 15, 15, 31], [15, 17, 32, 31]]],

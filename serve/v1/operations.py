@@ -1,82 +1,144 @@
-"""The typed JSON of ``/v1``: from the bytes of a request to those of its reply."""
+"""The operations of the v1 JSON API: from the bytes of a request to those of its response."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 from pydantic import ValidationError
 
+from yolo_assigner.export.contract import Contract
+from yolo_assigner.serve.detection.grid import points_of
+from yolo_assigner.serve.detection.results import reduce_sums
 from yolo_assigner.serve.errors import BadRequestError
-from yolo_assigner.serve.inference.loading import Registry
-from yolo_assigner.serve.inference.registry import check_loaded
-from yolo_assigner.serve.inference.service import Call
-from yolo_assigner.serve.v1.reply import LOSS_OUTPUTS, TARGETS, assign_reply, loss_reply, reduce_reply
-from yolo_assigner.serve.v1.request import Prepared, prepare
-from yolo_assigner.serve.v1.schemas import AssignRequest, LossRequest, ReduceRequest, Strict
+from yolo_assigner.serve.inference.infer import OnBegun, PreparedRequest, answer, fit_inputs
+from yolo_assigner.serve.inference.loading import LoadedModels
+from yolo_assigner.serve.inference.registry import ModelInfo, ModelRegistry, check_loaded
+from yolo_assigner.serve.inference.service import Call, Operation
+from yolo_assigner.serve.v1.request import DetectionInputs, choose_model, read_inputs
+from yolo_assigner.serve.v1.schemas import AssignRequest, LossRequest, ReduceRequest, Strict, WorkerSums
 from yolo_assigner.serve.wire.dtypes import Array
 from yolo_assigner.serve.wire.json import check_parts
 from yolo_assigner.serve.wire.response import EncodedResponse, dump_json
 
 SHOWN = 60  # characters of a value in an error
-TAGS = ("nested", "packed", "object", "row")  # of alternatives in the schemas, no names of anything in a request
+TAGS = ("nested", "packed", "object", "row")  # pydantic's names of alternatives, which no request contains
+LOSS_OUTPUTS = ("loss", "loss_items", "image_sums")
+TARGETS = ("fg_mask", "target_gt_idx", "target_labels", "target_bboxes", "target_weights")
+TERMS = ("box", "cls", "dfl", "target_scores")
 AnyRequest = TypeVar("AnyRequest", bound=Strict)
-OnBegun = Callable[[], None] | None
 
 
-async def loss(
-    registry: Registry, call: Call, body: memoryview, max_work_bytes: int, on_begun: OnBegun = None
+async def detect(
+    registry: LoadedModels, call: Call, body: memoryview, max_work_bytes: int, on_begun: OnBegun = None
 ) -> EncodedResponse:
-    """``/v1/loss``.
+    """Answer ``POST /v1/loss`` or ``POST /v1/assign``, as the call's operation says.
 
     Args:
         registry: All models.
-        call: How long it may wait.
+        call: Names the operation, and says how long the request may wait.
         body: JSON.
-        max_work_bytes: Most memory that computing it may need.
-        on_begun: Told when the engine begins with it.
+        max_work_bytes: Most memory that computing the request may need.
+        on_begun: Called in the engine's thread when computing begins.
 
     Raises:
-        ServeError: The request is refused or failed; the text says why.
+        ServeError: The request was refused or failed; the text says why.
     """
-    job = await asyncio.to_thread(lambda: _prepared(registry, LossRequest, body, max_work_bytes))
-    outputs = await _computed(job, LOSS_OUTPUTS, call, on_begun)
-    return await asyncio.to_thread(lambda: _encoded(loss_reply(job, outputs)))
-
-
-async def assign(
-    registry: Registry, call: Call, body: memoryview, max_work_bytes: int, on_begun: OnBegun = None
-) -> EncodedResponse:
-    """``/v1/assign``; as :func:`loss`."""
-    job = await asyncio.to_thread(lambda: _prepared(registry, AssignRequest, body, max_work_bytes))
-    outputs = await _computed(job, TARGETS, call, on_begun)
-    return await asyncio.to_thread(lambda: _encoded(assign_reply(job, outputs)))
-
-
-def reduce(registry: Registry, body: memoryview) -> EncodedResponse:
-    """``/v1/reduce``, which needs no engine."""
-    return _encoded(reduce_reply(registry, _parse(ReduceRequest, body)))
-
-
-def _prepared(registry: Registry, kind: type[LossRequest], body: memoryview, max_work_bytes: int) -> Prepared:
+    began = time.monotonic_ns()
     check_loaded(registry)
-    return prepare(registry, _parse(kind, body), max_work_bytes)
+    endpoint = _LOSS if call.operation == Operation.LOSS else _ASSIGN
+    request = await asyncio.to_thread(_parse, endpoint.schema, body)
+    model = choose_model(registry, request)
+    contract = model.contract
+
+    def prepare() -> PreparedRequest:
+        given = read_inputs(contract, request)
+        outputs = tuple(dict.fromkeys((*endpoint.outputs, *given.outputs)))
+
+        def encode(arrays: dict[str, Array]) -> EncodedResponse:
+            tensors = {name: arrays[name].tolist() for name in given.outputs}
+            return _encoded({"model": contract.name, **endpoint.reply(given, arrays), "tensors": tensors})
+
+        return PreparedRequest(fit_inputs(contract, given.arrays, max_work_bytes), outputs, outputs, encode)
+
+    return await answer(model, call, lambda: asyncio.to_thread(prepare), on_begun, began)
 
 
-async def _computed(job: Prepared, needed: tuple[str, ...], call: Call, on_begun: OnBegun) -> dict[str, Array]:
-    return await job.model.infer(job.inputs, list(dict.fromkeys((*needed, *job.outputs))), call.deadline(), on_begun)
+def reduce(registry: ModelRegistry[ModelInfo], body: memoryview) -> EncodedResponse:
+    """Answer ``POST /v1/reduce``, which needs no engine.
+
+    Raises:
+        NotFoundError: No model has that name, or none has gains.
+        ModelFailedError: The model could not be loaded.
+        BadRequestError: The body is no request, the model has no gains, or no worker has an image.
+    """
+    request = _parse(ReduceRequest, body)
+    contract = _loss_contract(registry, request.model)
+    rows = [[_row(sums) for sums in worker] for worker in request.workers]
+    if not any(rows):
+        raise BadRequestError("workers has no image; give the image_sums of one at least")
+    reduced = reduce_sums([np.array(worker, np.float64) for worker in rows], contract.gains)
+    return _encoded(
+        {
+            "model": contract.name,
+            "loss": reduced.loss,
+            "loss_items": dict(zip(TERMS, reduced.loss_items.tolist(), strict=False)),
+            "num_images": reduced.num_images,
+            "gradient_scales": reduced.gradient_scales.tolist(),
+        }
+    )
+
+
+def _loss_reply(_: DetectionInputs, outputs: dict[str, Array]) -> dict[str, Any]:
+    """The fields of a :class:`yolo_assigner.serve.v1.schemas.LossReply` that the outputs decide."""
+    return {
+        "loss": outputs["loss"].item(),
+        "loss_items": dict(zip(TERMS, outputs["loss_items"].tolist(), strict=False)),
+        "image_sums": [dict(zip(TERMS, row, strict=True)) for row in outputs["image_sums"].tolist()],
+    }
+
+
+def _assign_reply(given: DetectionInputs, outputs: dict[str, Array]) -> dict[str, Any]:
+    """The fields of a :class:`yolo_assigner.serve.v1.schemas.AssignReply` that the outputs decide."""
+    points = points_of(given.level_sizes, given.strides)
+    images = []
+    for image, mask in enumerate(outputs["fg_mask"]):
+        chosen = np.flatnonzero(mask)  # (P,)
+        columns = {name: outputs[name][image, chosen] for name in TARGETS if name != "fg_mask"}
+        images.append({"anchor_idx": chosen, "anchor_points": points[chosen], **columns})
+    return {"imgsz": given.image_size, "num_anchors": len(points), "images": images}
+
+
+class _Endpoint(NamedTuple):
+    """What differs between the two operations that compute.
+
+    Attributes:
+        schema: Form of the request.
+        outputs: Outputs of the model that the reply is made from.
+        reply: Makes the reply's fields from the request's inputs and these outputs.
+    """
+
+    schema: type[LossRequest]
+    outputs: tuple[str, ...]
+    reply: Callable[[DetectionInputs, dict[str, Array]], dict[str, Any]]
+
+
+_LOSS = _Endpoint(LossRequest, LOSS_OUTPUTS, _loss_reply)
+_ASSIGN = _Endpoint(AssignRequest, TARGETS, _assign_reply)
 
 
 def _encoded(document: dict[str, Any]) -> EncodedResponse:
     return EncodedResponse([dump_json(document)], None)
 
 
-def _parse(kind: type[AnyRequest], body: memoryview) -> AnyRequest:
+def _parse(schema: type[AnyRequest], body: memoryview) -> AnyRequest:
     text = bytes(body)
     check_parts(text)
     try:
-        return kind.model_validate_json(text)
+        return schema.model_validate_json(text)
     except ValidationError as error:
         first, *others = error.errors(include_url=False)
         where = ".".join(str(part) for part in first["loc"] if part not in TAGS)
@@ -87,3 +149,21 @@ def _parse(kind: type[AnyRequest], body: memoryview) -> AnyRequest:
         raise BadRequestError(
             f"{where or 'the body'}: {first['msg']}{got}{more}; the form is shown at /docs"
         ) from error
+
+
+def _row(sums: WorkerSums | tuple[float, ...]) -> list[float]:
+    return [getattr(sums, term) for term in TERMS] if isinstance(sums, WorkerSums) else list(sums)
+
+
+def _loss_contract(registry: ModelRegistry[ModelInfo], name: str | None) -> Contract:
+    """Contract of the named model, or of the first one whose loss has gains."""
+    if name is None:
+        return registry.some("a loss", _has_sums)[0].contract
+    contract = registry.find(name).contract
+    if not _has_sums(contract):
+        raise BadRequestError(f"model {name!r} is of kind {contract.kind} and has no gains; name one of a loss")
+    return contract
+
+
+def _has_sums(contract: Contract) -> bool:
+    return any(spec.name == "image_sums" for spec in contract.outputs)

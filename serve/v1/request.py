@@ -1,4 +1,4 @@
-"""From the typed JSON of ``/v1`` to a model's inputs."""
+"""From the typed JSON of the v1 JSON API to a model's inputs."""
 
 from __future__ import annotations
 
@@ -9,65 +9,46 @@ from typing import NamedTuple
 
 import numpy as np
 
+from yolo_assigner.export.contract import Contract
 from yolo_assigner.serve.detection.collate import pad_ground_truth
 from yolo_assigner.serve.detection.grid import anchor_points, count_points, level_sizes, maps_from_flat, strides_of
-from yolo_assigner.serve.detection.validate import channels_of, check_inputs, check_outputs
+from yolo_assigner.serve.detection.validate import channels_of, check_outputs
 from yolo_assigner.serve.errors import BadRequestError
-from yolo_assigner.serve.inference.loading import Registry
-from yolo_assigner.serve.inference.memory_estimate import check_work
+from yolo_assigner.serve.inference.loading import LoadedModels
 from yolo_assigner.serve.inference.model import Model
-from yolo_assigner.serve.v1.schemas import AssignRequest, Batch, LossRequest, PackedTensor
+from yolo_assigner.serve.v1.schemas import AssignRequest, LossRequest, PackedTensor
 from yolo_assigner.serve.wire.dtypes import Array
 from yolo_assigner.serve.wire.tensors import check_size
 from yolo_loss.checks import check_batch_size, check_maps, check_pyramid
 
 
-class Prepared(NamedTuple):
-    """A request in the terms of the model that will answer it.
+class DetectionInputs(NamedTuple):
+    """The inputs that a request describes.
 
     Attributes:
-        model: That model.
-        inputs: Checked against its contract.
+        arrays: Inputs of the model by name, not checked against its contract yet.
         image_size: (height, width) in pixels.
         strides: Pixels per cell, one per level.
         level_sizes: Cells (H_i, W_i), one per level.
-        outputs: Dense outputs that the caller wants in the reply.
+        outputs: Outputs of the model that the caller requested, each once.
     """
 
-    model: Model
-    inputs: dict[str, Array]
+    arrays: dict[str, Array]
     image_size: tuple[int, int]
     strides: list[int]
     level_sizes: list[tuple[int, int]]
     outputs: list[str]
 
 
-def prepare(registry: Registry, request: LossRequest, max_work_bytes: int) -> Prepared:
-    """Choose the model and make its inputs.
-
-    Args:
-        registry: All models.
-        request: For the loss, or for the assignment.
-        max_work_bytes: Most memory that computing it may need.
+def choose_model(registry: LoadedModels, request: LossRequest) -> Model:
+    """Find the model that a request names, or the first one of the kind that its predictions need.
 
     Raises:
-        ServeError: No model fits, or the request's parts do not fit each other.
+        NotFoundError: There is no such model.
+        ModelFailedError: The model could not be loaded.
+        BadRequestError: The named model is of another kind.
     """
-    try:
-        prepared = _prepared(registry, request)
-    except ValueError as error:  # of the grid and the padding, which clients use as well
-        raise BadRequestError(str(error)) from error
-    check_work(prepared.model.contract, prepared.inputs, max_work_bytes)
-    return prepared
-
-
-def _prepared(registry: Registry, request: LossRequest) -> Prepared:
-    if isinstance(request, AssignRequest) and _is_decoded(request):
-        return _decoded(_choose(registry, "assigner", request.model), request)
-    return _raw(_choose(registry, "loss", request.model), request)
-
-
-def _choose(registry: Registry, kind: str, name: str | None) -> Model:
+    kind, name = "assigner" if _is_decoded(request) else "loss", request.model
     if name is not None:
         registry.find(name)
     models = {model.contract.name: model for model in registry.some(f"kind {kind}", lambda one: one.kind == kind)}
@@ -78,19 +59,36 @@ def _choose(registry: Registry, kind: str, name: str | None) -> Model:
     return models[name]
 
 
-def _is_decoded(request: AssignRequest) -> bool:
-    return request.pd_scores is not None or request.pd_bboxes is not None
+def read_inputs(contract: Contract, request: LossRequest) -> DetectionInputs:
+    """Make a model's inputs.
+
+    Args:
+        contract: Contract of the model that :func:`choose_model` found.
+        request: A request for the loss or for the assignment.
+
+    Raises:
+        BadRequestError: The parts of the request do not fit each other or the model.
+    """
+    try:
+        if isinstance(request, AssignRequest) and _is_decoded(request):
+            return _decoded_inputs(contract, request)
+        return _raw_inputs(contract, request)
+    except ValueError as error:  # of the grid, the padding and the checks that the client shares
+        raise BadRequestError(str(error)) from error
 
 
-def _raw(model: Model, request: LossRequest) -> Prepared:
+def _is_decoded(request: LossRequest) -> bool:
+    return isinstance(request, AssignRequest) and (request.pd_scores is not None or request.pd_bboxes is not None)
+
+
+def _raw_inputs(contract: Contract, request: LossRequest) -> DetectionInputs:
     """Inputs of a loss model: maps as they are, or made from flattened predictions."""
     if isinstance(request, AssignRequest) and request.strides is not None:
         raise BadRequestError("strides goes with pd_scores and pd_bboxes; a loss model has its own")
-    parameters = model.contract.hyperparameters
-    strides = strides_of(model.contract)
+    strides = strides_of(contract)
     if request.feats is not None and request.pred_distri is None and request.pred_scores is None:
         named = {f"feats[{level}]": read_tensor(f"feats[{level}]", feat, 4) for level, feat in enumerate(request.feats)}
-        check_maps(named, strides, channels_of(model.contract))
+        check_maps(named, strides, channels_of(contract))
         check_pyramid(named, strides)
         maps = list(named.values())
         height, width = (size * strides[0] for size in maps[0].shape[2:])
@@ -101,59 +99,61 @@ def _raw(model: Model, request: LossRequest) -> Prepared:
         maps = maps_from_flat(distri, read_tensor("pred_scores", request.pred_scores, 3), (height, width), strides)
     else:
         raise BadRequestError("give either feats, or all of pred_distri, pred_scores and imgsz")
-    inputs = {f"feat_{level}": feat for level, feat in enumerate(maps)}
+    arrays = {f"feat_{level}": feat for level, feat in enumerate(maps)}
     sizes = [(rows, columns) for _, _, rows, columns in (level.shape for level in maps)]
-    job = Prepared(model, inputs, (height, width), strides, sizes, request.outputs)
-    return _with_boxes(job, request.batch, maps[0].shape[0], parameters["num_classes"])
+    predictions = DetectionInputs(arrays, (height, width), strides, sizes, request.outputs)
+    return _with_truth(predictions, contract, request, maps[0].shape[0], contract.hyperparameters["num_classes"])
 
 
-def _decoded(model: Model, request: AssignRequest) -> Prepared:
+def _decoded_inputs(contract: Contract, request: AssignRequest) -> DetectionInputs:
     """Inputs of an assigner model."""
     if request.pd_scores is None or request.pd_bboxes is None or request.imgsz is None:
         raise BadRequestError("decoded predictions are pd_scores, pd_bboxes and imgsz; give all three")
     if request.feats is not None or request.pred_distri is not None or request.pred_scores is not None:
         raise BadRequestError("give either decoded predictions (pd_scores, pd_bboxes) or raw ones, not both")
     scores = read_tensor("pd_scores", request.pd_scores, 3)
-    strides = request.strides or strides_of(model.contract)
+    strides = request.strides or strides_of(contract)
     points = count_points(request.imgsz, strides)
     if scores.shape[1] != points:
         raise BadRequestError(
             f"pd_scores has {scores.shape[1]} anchor points, but an image of {request.imgsz[0]} x {request.imgsz[1]} "
             f"has {points} at strides {strides}"
         )
-    inputs = {
+    arrays = {
         "pd_scores": scores,
         "pd_bboxes": read_tensor("pd_bboxes", request.pd_bboxes, 3),
         "anc_points": anchor_points(request.imgsz, strides),
     }
     sizes = level_sizes(request.imgsz, strides)
-    job = Prepared(model, inputs, request.imgsz, list(strides), sizes, request.outputs)
-    return _with_boxes(job, request.batch, scores.shape[0], scores.shape[2])
+    predictions = DetectionInputs(arrays, request.imgsz, list(strides), sizes, request.outputs)
+    return _with_truth(predictions, contract, request, scores.shape[0], scores.shape[2])
 
 
-def _with_boxes(job: Prepared, batch: Batch, images: int, classes: int) -> Prepared:
-    """A request whose inputs are predictions alone, with the boxes added and all of it checked."""
-    contract = job.model.contract
+def _with_truth(
+    predictions: DetectionInputs, contract: Contract, request: LossRequest, images: int, classes: int
+) -> DetectionInputs:
+    """Add the padded ground truth to inputs that are predictions alone."""
     check_batch_size(images)
-    truth = pad_ground_truth(batch.batch_idx, batch.cls, batch.bboxes, images, job.image_size, classes)
-    check_outputs(contract, job.outputs)
-    checked = check_inputs(contract, {**job.inputs, **truth._asdict()})
-    return job._replace(inputs=checked, outputs=list(dict.fromkeys(job.outputs)))
+    batch = request.batch
+    truth = pad_ground_truth(batch.batch_idx, batch.cls, batch.bboxes, images, predictions.image_size, classes)
+    check_outputs(contract, request.outputs)
+    outputs = list(dict.fromkeys(request.outputs))
+    return predictions._replace(arrays=predictions.arrays | truth._asdict(), outputs=outputs)
 
 
 def read_tensor(name: str, value: object, rank: int) -> Array:
-    """An array from either way to write a tensor.
+    """Read an array from either form of a tensor.
 
     Args:
-        name: Where it stood in the request, for errors.
+        name: Its place in the request, for errors.
         value: Nested lists of numbers, or a packed tensor.
-        rank: Its number of axes.
+        rank: Number of axes.
 
     Returns:
-        float32, of that rank.
+        A float32 array of that rank.
 
     Raises:
-        BadRequestError: The lists are not regular, or the bytes are not what shape and dtype say.
+        BadRequestError: The lists are irregular, or the bytes do not fit shape and dtype.
     """
     if isinstance(value, PackedTensor):
         return _unpack(name, value, rank)
@@ -161,7 +161,7 @@ def read_tensor(name: str, value: object, rank: int) -> Array:
         array = np.array(value, np.float32)
     except ValueError as error:
         raise BadRequestError(f"{name} is not a regular list, its rows differ in length") from error
-    # Where an axis is empty, those below it cannot be told from nested lists.
+    # Nested lists do not tell the sizes of the axes below an empty one.
     return array.reshape(array.shape + (0,) * (rank - array.ndim))
 
 

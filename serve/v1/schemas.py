@@ -1,4 +1,4 @@
-"""The typed JSON of ``/v1``: what people send and get. The texts are shown in the OpenAPI page."""
+"""The requests and replies of the v1 JSON API. The OpenAPI page shows the docstrings and descriptions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, FiniteFloat, Tag
 
-# A list is given up at its first bad item: an account of all of them would take a thousand times the request's memory.
+# Validation stops at a list's first bad item: errors for all would take a thousand times the request's memory.
 FIRST = Field(fail_fast=True)
 MOST_SIDE = 2**31 - 1  # pixels
 MOST_LEVELS = 16
@@ -15,7 +15,7 @@ Row = Annotated[list[Item], FIRST]
 
 
 class Strict(BaseModel):
-    """No unknown fields, no numbers written as text."""
+    """Base of requests: refuses unknown fields, and numbers written as text."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -151,7 +151,7 @@ class ImageTargets(BaseModel):
     target_gt_idx: list[int] = Field(description="(P) which of the image's boxes, in the order they were given")
     target_labels: list[int] = Field(description="(P) its class")
     target_bboxes: list[list[float | None]] = Field(description="(P, 4) its corners x1, y1, x2, y2 in pixels")
-    target_weights: list[float | None] = Field(description="(P) the soft score to learn for that class")
+    target_weights: list[float | None] = Field(description="(P) the normalized alignment score of that class")
 
 
 class AssignReply(BaseModel):

@@ -1,1 +1,1 @@
-"""Tensors between bytes and arrays, and whether they are an input of a model. Knows no HTTP."""
+"""The Open Inference Protocol's requests and responses, between bytes and arrays; no HTTP and no models."""

@@ -1,28 +1,47 @@
-"""Memory for request bodies, used again and again: fresh pages cost as much as the transfer that fills them."""
+"""Memory for bodies, replies and tensors, used again: fresh pages cost as much as the copy that fills them."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from threading import Lock
-from weakref import ref
 
 import numpy as np
 
 from yolo_assigner.serve.errors import BusyError, TooLargeError
 from yolo_assigner.serve.wire.dtypes import Array
 
+ALIGNMENT = 64  # bytes: a cache line, and enough for any vector instruction
 GRAIN = 2**20  # bytes; capacities are multiples of it, so that bodies of nearly one size share buffers
 
 
+def lease(memory: Array, on_return: Callable[[], object]) -> Array:
+    """Lend memory until the last view of it is gone.
+
+    The returned array is what all its slices, memoryviews and arrays made from those refer to. So a lease outlives the
+    request that it was made for, where an engine still reads the request's inputs or a connection still sends its
+    reply, and no path of a request has to return it.
+
+    Args:
+        memory: (n,) uint8.
+        on_return: Called once when the last view is gone, in any thread and between any two operations: it must not
+            wait for a lock. Not called when the interpreter ends.
+
+    Returns:
+        A view of the memory, (n,) uint8.
+    """
+    # Slices of a plain slice would refer to the memory itself and not to the lease; slices of a foreign buffer do not.
+    view = np.frombuffer(memory.data, np.uint8)
+    weakref.finalize(view, on_return).atexit = False
+    return view
+
+
 class BufferPool:
-    """Buffers that are handed out again once nothing refers to them any more.
+    """Lends buffers, and lends them again once they are returned; see :func:`lease`.
 
-    Nobody gives a buffer back: as long as one array is a view of it, whoever holds that array, it is taken. So a view
-    never sees another request's bytes, also when a request is dropped while an engine still reads its inputs.
-
-    Called from one thread, that of the event loop.
+    Called from one thread; buffers may be returned in any.
 
     Args:
         keep_bytes: Most bytes of idle buffers that are kept.
@@ -30,78 +49,79 @@ class BufferPool:
 
     def __init__(self, keep_bytes: int) -> None:
         self._keep_bytes = keep_bytes
-        self._buffers: list[Array] = []
+        self._idle: list[Array] = []
+        self._lent_bytes = 0
+        self._returned: deque[Array] = deque()  # appending is atomic, so that any thread may do it
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of all buffers that the pool knows, taken or idle."""
-        return sum(buffer.nbytes for buffer in self._buffers)
+        """Bytes of the buffers that are idle, or lent and to be kept."""
+        return self._lent_bytes + sum(buffer.nbytes for buffer in self._idle)
 
     def take(self, size: int) -> Array:
-        """At least ``size`` bytes of memory of any content, (n,) uint8; free again when the last view is gone."""
+        """Lend at least ``size`` bytes of memory of arbitrary content, (n,) uint8."""
         if size > self._keep_bytes:
-            return self._make(size)
-        idle = [buffer for buffer in self._buffers if _references(buffer) <= _IDLE_REFERENCES]
-        fitting = [buffer for buffer in idle if buffer.nbytes >= size]
+            buffer = self._make(size)
+            return lease(buffer, lambda: self._drop(buffer))
+        self._collect()
+        fitting = [place for place, buffer in enumerate(self._idle) if buffer.nbytes >= size]
+        fitting.reverse()  # of equal ones that which was returned last: its pages are the likeliest in a cache
         if fitting:
-            return min(fitting, key=lambda buffer: buffer.nbytes)
-        buffer = self._make(-(-size // GRAIN) * GRAIN)
-        self._buffers.append(buffer)
-        self._shrink(idle)
-        return buffer
+            buffer = self._idle.pop(min(fitting, key=lambda place: self._idle[place].nbytes))
+        else:
+            buffer = self._make(-(-size // GRAIN) * GRAIN)
+            self._shrink(self._keep_bytes - buffer.nbytes)
+        self._lent_bytes += buffer.nbytes
+        return lease(buffer, lambda: self._returned.append(buffer))
+
+    def close(self) -> None:
+        """Drop all idle buffers."""
+        self._collect()
+        self._shrink(0)
+
+    def _collect(self) -> None:
+        while self._returned:
+            buffer = self._returned.popleft()
+            self._lent_bytes -= buffer.nbytes
+            self._idle.append(buffer)
+
+    def _shrink(self, most_bytes: int) -> None:
+        """Drop idle buffers, the smallest first, until no more bytes are held."""
+        self._idle.sort(key=lambda buffer: buffer.nbytes, reverse=True)
+        while self._idle and self.held_bytes > most_bytes:
+            self._drop(self._idle.pop())
 
     def _make(self, size: int) -> Array:
-        """New memory of any content."""
+        """Make a buffer of arbitrary content, (size,) uint8."""
         return np.empty(size, np.uint8)
 
-    def _shrink(self, idle: list[Array]) -> None:
-        """Let go of idle buffers, the smallest first, until what is held is within bounds."""
-        held = self.held_bytes
-        dropped = set()
-        for buffer in sorted(idle, key=lambda one: one.nbytes):
-            if held <= self._keep_bytes:
-                break
-            dropped.add(id(buffer))
-            held -= buffer.nbytes
-        self._buffers = [buffer for buffer in self._buffers if id(buffer) not in dropped]
-
-
-def _references(buffer: object) -> int:
-    return sys.getrefcount(buffer)
-
-
-def _references_when_idle() -> int:
-    """Of an object that stands in one list and nowhere else, counted as ``take`` counts."""
-    buffers = [np.empty(1, np.uint8)]
-    return next(iter([_references(buffer) for buffer in buffers]))
-
-
-_IDLE_REFERENCES = _references_when_idle()
-
-
-ALIGNMENT = 64  # bytes: a cache line, and enough for any vector instruction
+    def _drop(self, buffer: Array) -> None:
+        """Free what belongs to a buffer beside its memory; in any thread."""
 
 
 class TensorMemory:
-    """Hands out memory, in any thread.
+    """Lends memory for the tensors of requests, in any thread.
 
     Args:
         limit: Most bytes of the tensors of one request. About as much is kept between requests.
-        total: Most bytes of all requests at one time. One is let in alone, however large.
+        total: Most bytes of all requests at one time. A request that is alone gets its memory, however large.
     """
 
     def __init__(self, limit: int, total: int) -> None:
         self._limit, self._total = limit, total
         self._pool = BufferPool(limit + GRAIN)
-        self._taken: list[ref[Array]] = []
-        # The pool sees by their references which buffers are idle: right in any thread, but in one at a time.
+        self._lent_bytes = 0
+        self._returned_sizes: deque[int] = deque()
         self._lock = Lock()
 
     def take(self, sizes: Sequence[int]) -> list[memoryview]:
-        """Aligned memory of any content, one piece per size; free again when the last view of all of them is gone.
+        """Lend aligned memory of arbitrary content, until the last view of all its pieces is gone.
 
         Args:
             sizes: Bytes of each tensor of a request.
+
+        Returns:
+            One piece for each size.
 
         Raises:
             TooLargeError: Together they are over the limit.
@@ -115,20 +135,19 @@ class TensorMemory:
             )
         starts = list(accumulate((-(-size // ALIGNMENT) * ALIGNMENT for size in sizes), initial=0))
         with self._lock:
-            view = self._reserve(starts[-1])
-        whole = view.data  # all pieces are slices of it, so that each keeps the view alive
+            whole = self._take(starts[-1]).data
         return [whole[start : start + size] for start, size in zip(starts, sizes, strict=False)]
 
-    def _reserve(self, size: int) -> Array:
-        alive = [view for taken in self._taken if (view := taken()) is not None]
-        used = sum(view.nbytes for view in alive)
-        if alive and used + size > self._total:
+    def _take(self, size: int) -> Array:
+        while self._returned_sizes:
+            self._lent_bytes -= self._returned_sizes.popleft()
+        if self._lent_bytes and self._lent_bytes + size > self._total:
             raise BusyError(
-                f"requests under way have {used} bytes from shared memory, this one has {size}, and {self._total} are "
-                "allowed together; try again in a moment"
+                f"requests under way have {self._lent_bytes} bytes from shared memory, this one has {size}, and "
+                f"{self._total} are allowed together; try again in a moment"
             )
         buffer = self._pool.take(size + ALIGNMENT)
         start = -buffer.ctypes.data % ALIGNMENT
-        view = buffer[start : start + size]
-        self._taken = [ref(one) for one in (*alive, view)]
+        view = lease(buffer[start : start + size], lambda: self._returned_sizes.append(size))
+        self._lent_bytes += size
         return view

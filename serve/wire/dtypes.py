@@ -1,4 +1,4 @@
-"""The protocol's datatypes and numpy's, and which of them may stand in for another."""
+"""The protocol's datatypes, their numpy dtypes, and which may be converted to which."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from yolo_assigner.serve.errors import BadRequestError
 
 Array = NDArray[Any]
 
-# Little-endian by name: the wire's byte order whatever the host's.
+# Little-endian whatever the host: the wire's byte order.
 NUMPY_TYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
     "INT8": np.dtype("<i1"),
@@ -34,19 +34,19 @@ FLOATS = frozenset({"FP16", "BF16", "FP32", "FP64"})
 
 
 def wire_name(dtype: str | np.dtype[Any]) -> str:
-    """The protocol's name of a numpy dtype, for example ``FP32`` for ``float32``."""
+    """Translate a numpy dtype to the protocol's name, for example ``float32`` to ``FP32``."""
     return WIRE_NAMES[np.dtype(dtype)]
 
 
 def numpy_type(datatype: object, tensor: str) -> np.dtype[Any]:
-    """The numpy dtype of a protocol datatype.
+    """Translate a protocol datatype to a numpy dtype.
 
     Args:
-        datatype: What the request says.
-        tensor: Whose datatype it is, for the error.
+        datatype: Value from a request, of any type.
+        tensor: Name of the input, for the error.
 
     Raises:
-        BadRequestError: There is no such datatype.
+        BadRequestError: The protocol has no such datatype.
     """
     if not isinstance(datatype, str) or datatype not in NUMPY_TYPES:
         raise BadRequestError(
@@ -55,15 +55,15 @@ def numpy_type(datatype: object, tensor: str) -> np.dtype[Any]:
     return NUMPY_TYPES[datatype]
 
 
-def widens(given: str, wanted: str) -> bool:
-    """Whether ``given`` is a float type whose every value ``wanted`` holds exactly."""
-    return given in FLOATS and wanted in FLOATS and NUMPY_TYPES[given].itemsize < NUMPY_TYPES[wanted].itemsize
+def widens(given: str, expected: str) -> bool:
+    """Whether both are float types and ``expected`` holds every value of ``given`` exactly."""
+    return given in FLOATS and expected in FLOATS and NUMPY_TYPES[given].itemsize < NUMPY_TYPES[expected].itemsize
 
 
-def narrows(given: str, wanted: str) -> bool:
-    """Whether ``wanted`` is a half-precision type that ``given``, another float of at most 32 bits, is rounded to.
+def narrows(given: str, expected: str) -> bool:
+    """Whether ``expected`` is a half-precision type to which ``given``, another float of up to 32 bits, is rounded.
 
-    Who exports a model in half precision has decided that its digits are enough. Callers need not know of it, and in
-    JSON they could not send such types.
+    Exporting a model in half precision decides that its digits are enough. Callers need not know of that, and could
+    not send such types in JSON.
     """
-    return given in FLOATS - {wanted, "FP64"} and wanted in BINARY_ONLY
+    return given in FLOATS - {expected, "FP64"} and expected in BINARY_ONLY

@@ -1,4 +1,4 @@
-"""Tensors written as JSON lists: strict about types, flat or nested."""
+"""Tensors as JSON lists, flat or nested, with strict types."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from yolo_assigner.serve.wire.dtypes import BINARY_ONLY, FLOATS, NUMPY_TYPES, Ar
 
 MAX_DEPTH = 100
 SHOWN = 40  # characters of a value in an error
-# Types of the values of a JSON list, by datatype.
+# Parsed, an empty list costs 60 bytes for two characters and a number 15 for two: tensors are lists of many numbers.
+MAX_LISTS = 2**20
+MAX_STRINGS = 2**18  # keys and values; a request needs some dozens, and eight for each image of a reduced batch
+# Python types that a JSON list may hold, by datatype.
 LEGAL: dict[str, set[type]] = {
     name: {int, float, type(None)} if name in FLOATS else {bool} if name == "BOOL" else {int} for name in NUMPY_TYPES
 }
@@ -23,14 +26,34 @@ _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)  # possessive: 
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
-def check_depth(document: bytes | memoryview) -> None:
-    """Refuse JSON that is nested too deep. Linear in its size, and instant where there are few brackets.
+def check_parts(text: bytes) -> None:
+    """Refuse JSON whose parsed form would be far larger than its text.
 
     Args:
-        document: Text that has already been parsed as JSON, so that its quotes are known to pair up.
+        text: Unparsed JSON; brackets inside strings are counted too.
 
     Raises:
-        BadRequestError: It is nested deeper than 100.
+        BadRequestError: The text has too many lists, objects or strings.
+    """
+    lists = text.count(b"[") + text.count(b"{")
+    if lists > MAX_LISTS:
+        raise BadRequestError(
+            f"the JSON has {lists} lists and objects, {MAX_LISTS} is the most that is read; write tensors flat, or "
+            "send them as binary"
+        )
+    strings = text.count(b'"') // 2
+    if strings > MAX_STRINGS:
+        raise BadRequestError(f"the JSON has {strings} strings; {MAX_STRINGS} is the most that is read")
+
+
+def check_depth(document: bytes | memoryview) -> None:
+    """Refuse JSON that is nested too deep, in time linear in its size.
+
+    Args:
+        document: Text that has already been parsed as JSON, so its quotes are balanced.
+
+    Raises:
+        BadRequestError: The text is nested deeper than 100.
     """
     text = bytes(document)
     if text.count(b"[") + text.count(b"{") <= MAX_DEPTH:
@@ -43,27 +66,27 @@ def check_depth(document: bytes | memoryview) -> None:
 
 
 def tensor_from_json(name: str, datatype: str, shape: Sequence[int], data: object) -> Array:
-    """Read ``data`` of one input.
+    """Convert ``data`` of one input.
 
     Args:
         name: The input's name, for errors.
         datatype: Protocol datatype.
-        shape: Announced shape.
-        data: A flat row-major list, or one nested like the shape. ``null`` stands for NaN among floats, which is how
-            replies write it.
+        shape: Shape that the request announces.
+        data: A flat row-major list, or one nested like the shape. Among floats, ``null`` stands for NaN, as in
+            responses.
 
     Returns:
         An array of that shape and type.
 
     Raises:
-        BadRequestError: The datatype travels only as binary, a value is of another type or does not fit, or there are
-            too few or too many.
+        BadRequestError: The datatype can only be sent as binary, a value has another type or does not fit, or the
+            number of values is wrong.
     """
     if datatype in BINARY_ONLY:
         raise BadRequestError(f"input {name!r}: {datatype} cannot be written in JSON; send it as binary, or as FP32")
     if not isinstance(data, list):
         raise BadRequestError(f"input {name!r}: data is {show(data)}, not a list")
-    # numpy takes booleans for numbers, and makes room for the longest text in every place.
+    # Checked first: numpy converts booleans to numbers, and allots the longest string's size to every element.
     types = _leaf_types(data)
     if not types <= LEGAL[datatype]:
         _refuse_type(name, datatype, data)
@@ -72,7 +95,7 @@ def tensor_from_json(name: str, datatype: str, shape: Sequence[int], data: objec
 
 
 def _leaf_types(data: list[Any]) -> set[type]:
-    """Types of the values of a nested list, in one pass without a step of Python for each value."""
+    """Collect the types of a nested list's values, without a Python loop over them."""
     leaves: Iterable[Any] = data
     first = data[0] if data else None
     while isinstance(first, list):
@@ -80,12 +103,12 @@ def _leaf_types(data: list[Any]) -> set[type]:
         first = first[0] if first else None
     try:
         return set(map(type, leaves))
-    except TypeError:  # a value beside a list
+    except TypeError:  # a value and a list side by side
         return {list}
 
 
 def _refuse_type(name: str, datatype: str, data: list[Any]) -> None:
-    """Name the first value that is not of a datatype; none where the list is only irregular."""
+    """Raise an error that names the first value of a wrong type; return where the list is only irregular."""
     found = _first_other(data, LEGAL[datatype])
     if found is not None:
         place, leaf = found
@@ -96,7 +119,7 @@ def _refuse_type(name: str, datatype: str, data: list[Any]) -> None:
 
 
 def _first_other(data: list[Any], legal: set[type], place: str = "") -> tuple[str, Any] | None:
-    """Find the first value of another type, and its indices."""
+    """Find the indices and the value of the first leaf whose type is not legal."""
     for index, item in enumerate(data):
         if isinstance(item, list):
             found = _first_other(item, legal, f"{place}[{index}]")
@@ -108,7 +131,7 @@ def _first_other(data: list[Any], legal: set[type], place: str = "") -> tuple[st
 
 
 def _read(name: str, datatype: str, types: set[type], data: list[Any]) -> Array:
-    """Values of legal types, as wide as JSON has them; whole numbers that no one type of array holds stay objects."""
+    """Convert values of legal types to the widest dtype; integers that fit no dtype together stay objects."""
     whole = {"BOOL": np.bool_, "UINT64": np.uint64}.get(datatype, np.int64)
     try:
         return np.array(data, whole if types <= {int, bool} else np.float64)
@@ -119,7 +142,7 @@ def _read(name: str, datatype: str, types: set[type], data: list[Any]) -> Array:
 
 
 def _convert(name: str, datatype: str, values: Array) -> Array:
-    """Give values the wanted type, without losing any."""
+    """Convert values to a datatype, refusing those that do not fit."""
     dtype = NUMPY_TYPES[datatype]
     if values.dtype == dtype:
         return values
@@ -152,32 +175,6 @@ def _shaped(name: str, array: Array, shape: Sequence[int]) -> Array:
 
 
 def show(value: object) -> str:
-    """A value for an error, cut off where it is long."""
+    """Write a value for an error, truncated where it is long."""
     text = repr(value)
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
-
-
-# An empty list costs 60 bytes for two, numbers cost 15 for two: tensors are lists of many numbers.
-MAX_LISTS = 2**20
-# Of keys and values; what a request needs is some dozens, and eight for each image of a reduced batch.
-MAX_STRINGS = 2**18
-
-
-def check_parts(text: bytes) -> None:
-    """Refuse JSON that would cost more than its size suggests.
-
-    Args:
-        text: Whatever was sent; brackets inside strings are counted too.
-
-    Raises:
-        BadRequestError: It has too many parts.
-    """
-    lists = text.count(b"[") + text.count(b"{")
-    if lists > MAX_LISTS:
-        raise BadRequestError(
-            f"the JSON has {lists} lists and objects, {MAX_LISTS} is the most that is read; write tensors flat, or "
-            "send them as binary"
-        )
-    strings = text.count(b'"') // 2
-    if strings > MAX_STRINGS:
-        raise BadRequestError(f"the JSON has {strings} strings; {MAX_STRINGS} is the most that is read")

@@ -1,4 +1,4 @@
-"""From the bytes of an infer request to named arrays. No knowledge of models, none of HTTP."""
+"""From the bytes of an infer request to named arrays, whatever the model."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ MISSING_LENGTH = (
 
 
 class RequestedOutput(NamedTuple):
-    """One output that the caller wants.
+    """One output that the caller requests.
 
     Attributes:
         name: The output's name.
-        binary: Whether it travels as bytes behind the JSON.
-        place: Where in shared memory it is to be written; None when it travels.
+        binary: Whether it is sent as bytes after the JSON.
+        place: Where in shared memory it is written; None: it is sent.
     """
 
     name: str
@@ -31,15 +31,15 @@ class RequestedOutput(NamedTuple):
 
 
 class InferRequest(NamedTuple):
-    """A request whose form is right; :mod:`yolo_assigner.serve.detection.validate` says whether it fits a model.
+    """A well-formed request; :mod:`yolo_assigner.serve.detection.validate` checks that it fits a model.
 
     Attributes:
         id: The caller's identifier, returned unchanged.
-        inputs: Arrays in the type in which they came.
+        inputs: Arrays in the types in which they were sent.
         shared: The inputs that are still in shared memory.
-        outputs: In the order asked for; empty when the caller named none.
-        binary_default: Whether outputs that were not named travel as bytes.
-        timeout: Microseconds that it may wait for its model; None: nothing said.
+        outputs: In the requested order; empty when the caller named none.
+        binary_default: Whether outputs are sent as bytes when the caller named none.
+        timeout: Microseconds that the request may wait for its model; None: it names none.
     """
 
     id: str | None
@@ -56,16 +56,16 @@ class InferRequest(NamedTuple):
 
 
 def decode_request(body: memoryview, header_length: int | None, *, shared_memory: bool = False) -> InferRequest:
-    """Read a request.
+    """Decode an infer request.
 
     Args:
         body: JSON, then the raw tensors. The arrays are views of it where alignment allows.
-        header_length: Bytes of JSON; None when all of it is.
-        shared_memory: Whether it may name places in shared memory. Nothing is read there yet.
+        header_length: Bytes of JSON; None when the whole body is JSON.
+        shared_memory: Whether the request may name places in shared memory, which are not read yet.
 
     Raises:
-        BadRequestError: It breaks the protocol; the text says where.
-        UnsupportedError: It asks for something that is not implemented.
+        BadRequestError: The request breaks the protocol; the text says where.
+        UnsupportedError: The request asks for something that is not implemented.
     """
     remedy = MISSING_LENGTH if header_length is None and body[:1].tobytes() == b"{" else ""
     if header_length is None:
@@ -86,17 +86,17 @@ def decode_request(body: memoryview, header_length: int | None, *, shared_memory
 
 
 def parse_object(text: memoryview, remedy: str = "") -> dict[str, Any]:
-    """Read a request's JSON, which must be an object.
+    """Parse a request's JSON, which must be an object.
 
     Args:
-        text: All of the JSON and nothing else.
-        remedy: Ends the error for text that is not JSON.
+        text: The JSON and nothing else.
+        remedy: Appended to the error for text that is not JSON.
 
     Returns:
-        The object. A key whose value is null counts as absent in the protocol, so there is none.
+        The object without keys whose value is null, which the protocol treats as absent.
 
     Raises:
-        BadRequestError: It is not, is nested too deep or has too many parts.
+        BadRequestError: The text is not a JSON object, is nested too deep or has too many parts.
     """
     raw = bytes(text)
     check_parts(raw)
@@ -109,7 +109,7 @@ def parse_object(text: memoryview, remedy: str = "") -> dict[str, Any]:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Drop keys whose value is null from objects and from lists of objects; lists of values keep theirs, NaN."""
+    """Drop null keys from objects and from lists of objects; in lists of values, null stands for NaN and stays."""
     if isinstance(value, dict):
         return {key: _without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list) and value and isinstance(value[0], dict):
@@ -134,7 +134,7 @@ def _rows(document: dict[str, Any], key: str) -> list[dict[str, Any]]:
 
 
 def _timeout(parameters: dict[str, Any]) -> int | None:
-    """The protocol's 0 is no time limit."""
+    """Read the timeout in microseconds; the protocol's 0 means no limit, None."""
     value = parameters.get("timeout", 0)
     if type(value) is not int or value < 0:
         raise BadRequestError(f"parameters: timeout is {value!r}; write a whole number of microseconds")

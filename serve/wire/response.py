@@ -1,4 +1,4 @@
-"""From named arrays to the bytes of a reply. Arrays are sent from where they lie, not copied into one body."""
+"""From named arrays to the bytes of a response. Arrays are sent from where they lie, not copied into one body."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from yolo_assigner.serve.wire.tensors import BYTE_SIZE, OFFSET, REGION
 
 
 class EncodedResponse(NamedTuple):
-    """A reply, ready to be written.
+    """A response that is ready to be written.
 
     Attributes:
         chunks: Parts of the body in order: the JSON, then one part per binary output.
-        header_length: Bytes of JSON; None when all of it is.
+        header_length: Bytes of JSON; None when the whole body is JSON.
     """
 
     chunks: list[bytes | memoryview]
@@ -26,25 +26,25 @@ class EncodedResponse(NamedTuple):
 
 
 def dump_json(value: Any) -> bytes:
-    """JSON of anything made of plain types and arrays. NaN and the infinities become ``null``."""
+    """Write plain types and arrays as JSON. NaN and the infinities become ``null``."""
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def encode_response(
-    model: str, version: str, identifier: str | None, wanted: Sequence[RequestedOutput], arrays: dict[str, Array]
+    model: str, version: str, identifier: str | None, requested: Sequence[RequestedOutput], arrays: dict[str, Array]
 ) -> EncodedResponse:
-    """Write a reply.
+    """Write the response to an infer request.
 
     Args:
         model: Name of the model.
         version: Its version.
         identifier: The request's ``id``.
-        wanted: The outputs in the order in which they are sent.
-        arrays: Their values. Of outputs in shared memory, only the place is sent.
+        requested: The outputs in the order in which they are sent.
+        arrays: Values of the outputs. Of outputs in shared memory, only the place is sent.
     """
     rows: list[dict[str, Any]] = []
     blobs: list[memoryview] = []
-    for name, binary, place in wanted:
+    for name, binary, place in requested:
         array = np.ascontiguousarray(arrays[name])
         row: dict[str, Any] = {"name": name, "datatype": wire_name(array.dtype), "shape": list(arrays[name].shape)}
         if place is not None:
@@ -59,5 +59,5 @@ def encode_response(
     if identifier is not None:
         document["id"] = identifier
     head = dump_json({**document, "outputs": rows})
-    some_binary = any(output.binary for output in wanted)
+    some_binary = any(output.binary for output in requested)
     return EncodedResponse([head, *(blob for blob in blobs if blob.nbytes)], len(head) if some_binary else None)

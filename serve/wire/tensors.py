@@ -1,4 +1,4 @@
-"""One input of an infer request: its description in the JSON, its values there or in the bytes behind."""
+"""One input of an infer request: its description in the JSON, and its values there or in the bytes after it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,20 @@ from yolo_assigner.serve.wire.json import show, tensor_from_json
 REGION = "shared_memory_region"
 BYTE_SIZE = "shared_memory_byte_size"
 OFFSET = "shared_memory_offset"
-REMEDY = "start the server with --shared-memory or --cuda-shared-memory, or send the tensors in the request"
+REMEDY = "start the server with --shared-memory, or send the tensors in the request"
+MAX_TENSOR_BYTES = 2**31
+# Product of the other axes of a tensor without values: they cost nothing to send, but outputs are as long as they say.
+MAX_EMPTY = 2**24
+MAX_RANK = 8
+SOURCES = ("data", "binary_data_size", REGION)
 
 
 class Place(NamedTuple):
-    """A part of a region.
+    """A part of a shared-memory region.
 
     Attributes:
         region: Name under which the region was registered.
-        offset: Bytes from the region's begin.
+        offset: Bytes from the start of the region.
         byte_size: Bytes of the part.
     """
 
@@ -33,12 +38,12 @@ class Place(NamedTuple):
 
 
 class SharedTensor(NamedTuple):
-    """An input whose values are still to be copied out of shared memory.
+    """An input whose values have not been copied out of shared memory yet.
 
     Attributes:
-        dtype: Of its values.
-        shape: Of any rank.
-        place: As large as the values.
+        dtype: Type of the values.
+        shape: Shape of any rank.
+        place: Where the values lie, exactly as large as they are.
     """
 
     dtype: np.dtype[Any]
@@ -52,10 +57,10 @@ class SharedTensor(NamedTuple):
 
 
 def whole_bytes(value: object, what: str, least: int = 0) -> int:
-    """A number of bytes.
+    """Check that a value from a request is a number of bytes.
 
     Raises:
-        BadRequestError: It is no whole number, or less than ``least``.
+        BadRequestError: It is not an integer, or is less than ``least``.
     """
     if type(value) is not int or value < least:
         raise BadRequestError(f"{what} is {value!r}; write a whole number of bytes, {least} or more")
@@ -63,16 +68,16 @@ def whole_bytes(value: object, what: str, least: int = 0) -> int:
 
 
 def read_place(parameters: Mapping[str, Any], where: str, *, allowed: bool) -> Place | None:
-    """The place that the parameters of an input or output name; None when they name none.
+    """Read the place in shared memory that an input or output names; None: it names none.
 
     Args:
-        parameters: Of the input or output.
-        where: Its kind and name, for errors.
+        parameters: Parameters of the input or output.
+        where: Kind and name of the input or output, for errors.
         allowed: Whether shared memory is switched on.
 
     Raises:
-        UnsupportedError: It is named while shared memory is switched off.
-        BadRequestError: The place is not complete, or is no place.
+        UnsupportedError: A place is named while shared memory is switched off.
+        BadRequestError: The place is incomplete, or a part of it has the wrong type.
     """
     if not any(key in parameters for key in (REGION, BYTE_SIZE, OFFSET)):
         return None
@@ -87,26 +92,19 @@ def read_place(parameters: Mapping[str, Any], where: str, *, allowed: bool) -> P
     return Place(region, whole_bytes(parameters.get(OFFSET, 0), f"{where}: {OFFSET}"), byte_size)
 
 
-MAX_TENSOR_BYTES = 2**31
-# Of the other axes of a tensor without values: they cost nothing to send, but outputs are as long as they say.
-MAX_EMPTY = 2**24
-MAX_RANK = 8
-SOURCES = ("data", "binary_data_size", REGION)
-
-
 def decode_tensor(
     row: dict[str, Any], blob: memoryview, *, shared_memory: bool = False
 ) -> tuple[Array | SharedTensor, int]:
-    """Read one input.
+    """Decode one input.
 
     Args:
-        row: Its description, an object that has a ``name``.
-        blob: What is left of the binary part of the body.
+        row: Description of the input, an object that has a ``name``.
+        blob: The rest of the binary part of the body.
         shared_memory: Whether values may lie in shared memory.
 
     Returns:
-        The values, a view of ``blob`` where alignment allows, and how many of its bytes they are. Values in shared
-        memory are not read yet.
+        The values, a view of ``blob`` where alignment allows, and how many bytes of ``blob`` they take. Values in
+        shared memory are not read yet.
 
     Raises:
         BadRequestError: Datatype, shape and values do not fit each other.
@@ -163,15 +161,15 @@ def _shape(name: str, shape: object, itemsize: int) -> list[int]:
 
 
 def check_size(what: str, shape: list[int], itemsize: int) -> None:
-    """Refuse a shape that says more than its values can bear out.
+    """Refuse shapes that are too large, also those that cost nothing to send because they have no values.
 
     Args:
-        what: Begins the error.
-        shape: Of any rank, nothing negative.
+        what: Beginning of the error.
+        shape: Shape of any rank without negative sizes.
         itemsize: Bytes of a value.
 
     Raises:
-        BadRequestError: Its values would be too many, or it has none while its other axes are long.
+        BadRequestError: The values would be too many, or there are none while the other axes are long.
     """
     size = math.prod(max(size, 1) for size in shape)
     if size * itemsize > MAX_TENSOR_BYTES:
@@ -183,18 +181,18 @@ def check_size(what: str, shape: list[int], itemsize: int) -> None:
 
 
 def view_bytes(name: str, data: memoryview, dtype: np.dtype[Any]) -> Array:
-    """The values that little-endian bytes are, flat, a view of them where alignment allows.
+    """View little-endian bytes as a flat array; unaligned ones are copied.
 
     Args:
         name: The input's name, for errors.
-        data: Whole values.
-        dtype: Their type.
+        data: The bytes of whole values.
+        dtype: Type of the values.
 
     Raises:
-        BadRequestError: They are to be BOOL, but a byte is neither 0 nor 1.
+        BadRequestError: The values are BOOL, and a byte is neither 0 nor 1.
     """
     if dtype == np.bool_:
-        # A byte that is neither 0 nor 1 is no bool: what an engine makes of it is undefined.
+        # Engines do undefined things with booleans of other bytes.
         octets = np.frombuffer(data, np.uint8)
         if octets.size and octets.max() > 1:
             raise BadRequestError(f"input {name!r}: byte {octets.max()} is not a BOOL; send 0 or 1")

@@ -14,7 +14,7 @@ import pytest
 from tests.serve.conftest import assigner_inputs, json_rows
 from tests.serve.toy_contract import CONTRACT
 from yolo_assigner.serve.app import create_app
-from yolo_assigner.serve.inference.loading import Registry
+from yolo_assigner.serve.inference.loading import LoadedModels
 from yolo_assigner.serve.inference.local import LocalService
 from yolo_assigner.serve.inference.model import Model
 from yolo_assigner.serve.inference.runners.base import UnfitRequestError
@@ -58,7 +58,7 @@ class Started:
     """The application, started, with a client that sees it as from outside."""
 
     def __init__(self, runner: Any, regions: Regions | None = None, **options: Any) -> None:
-        service = LocalService(Registry([Model(CONTRACT, runner)]), regions)
+        service = LocalService(LoadedModels([Model(CONTRACT, runner)]), regions)
         self.app = create_app(service, AppOptions(**options))
         self._life = self.app.router.lifespan_context(self.app)
 

@@ -1,4 +1,4 @@
-"""Requests that are computed together: nobody can tell, to the bit."""
+"""Dynamic batching: results are equal to the bit to those of requests computed alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.serve.toy_contract import CONTRACT
 from yolo_assigner.serve.errors import InferenceError
 from yolo_assigner.serve.inference.batching import BatchLimits
 from yolo_assigner.serve.inference.loading import open_artifacts
-from yolo_assigner.serve.inference.merging import Request, likeness, merge
+from yolo_assigner.serve.inference.merging import Request, batch_key, merge
 from yolo_assigner.serve.inference.model import Model
 from yolo_assigner.serve.inference.runners.base import UnfitRequestError
 from yolo_assigner.serve.inference.runners.choice import RunnerOptions
@@ -32,7 +32,7 @@ OUTPUTS = {
 
 
 def requests_of(kind: str) -> list[Request]:
-    """Every size with every set of outputs, several of each, in no order."""
+    """Requests of every size and set of outputs, several of each, shuffled."""
     requests = []
     for seed, (images, slots, side) in enumerate(SIZES * 3):
         inputs = loss_inputs if kind == "loss" else assigner_inputs
@@ -46,7 +46,7 @@ def requests_of(kind: str) -> list[Request]:
 
 
 async def answers(model: Model, requests: Sequence[Request]) -> list[dict[str, Array]]:
-    """Of all requests, asked at one time."""
+    """The outputs of all requests, sent at the same time."""
     await model.load()
     try:
         return list(await asyncio.gather(*(model.infer(request.inputs, request.outputs) for request in requests)))
@@ -57,7 +57,7 @@ async def answers(model: Model, requests: Sequence[Request]) -> list[dict[str, A
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("kind", ["loss", "assigner"])
 @pytest.mark.parametrize("formulation", ["sparse", "dense"])
-def test_together_is_equal_to_alone_to_the_bit(
+def test_merged_requests_equal_separate_ones_to_the_bit(
     kind: str, formulation: str, threads: int, artifacts_dir: Path, dense_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, options = (
@@ -84,12 +84,12 @@ def test_together_is_equal_to_alone_to_the_bit(
     assert max(row["batch_size"] for row in counts["batch_stats"]) <= TOGETHER.images
 
 
-def test_gradients_are_never_put_together(artifacts_dir: Path) -> None:
-    """Those of an image depend on all images of its request."""
+def test_gradients_are_never_merged(artifacts_dir: Path) -> None:
+    """Gradients of an image depend on all images of its request."""
     model = open_artifacts(artifacts_dir, RunnerOptions(), TOGETHER).find("loss_grad")
     requests = [Request(loss_inputs(seed=seed), ("loss",)) for seed in range(3)]
     asyncio.run(answers(model, requests))
-    assert not model.batching.on
+    assert not model.dynamic_batching
     assert model.stats.execution_count == len(requests)
 
 
@@ -104,7 +104,7 @@ class Rows:
         self._seconds, self._noise, self._most = seconds, noise, most
 
     def load(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def infer(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         """The sums, off by the place of the image where there is noise."""
@@ -119,7 +119,7 @@ class Rows:
         return {name: scores.sum(axis=2) + offset for name in outputs}
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def marked(score: float, images: int = 1) -> dict[str, Array]:
@@ -129,7 +129,7 @@ def marked(score: float, images: int = 1) -> dict[str, Array]:
 
 
 async def ask(model: Model, score: float, images: int = 1, seconds: float | None = None) -> float:
-    """The first weight, which says whose answer it is."""
+    """Ask for weights; the first one tells whose reply it is."""
     deadline = None if seconds is None else time.monotonic() + seconds
     arrays = await model.infer(marked(score, images), ["target_weights"], deadline)
     assert arrays["target_weights"].shape[0] == images
@@ -167,11 +167,11 @@ def test_an_engine_that_takes_fewer_images_computes_them_alone() -> None:
 
 
 @pytest.mark.parametrize(("runner", "reason"), [(Rows(noise=True), "target_weights"), (Rows(most=2), "more than 2")])
-def test_a_runner_that_computes_them_differently_is_found_out(
+def test_the_batch_invariance_check_finds_differences(
     runner: Rows, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = asyncio.run(loaded(runner, BatchLimits(images=8)))
-    assert not model.batching.on
+    assert not model.dynamic_batching
     assert reason in caplog.text
     model.close()
 
@@ -194,7 +194,7 @@ def test_sizes_and_waits_are_bounded() -> None:
     asyncio.run(scenario())
 
 
-def test_nobody_waits_for_others_while_another_kind_of_request_is_there() -> None:
+def test_no_request_waits_while_one_of_another_batch_key_is_queued() -> None:
     async def scenario() -> None:
         runner = Rows()
         model = await loaded(runner, BatchLimits(images=100, seconds=5))
@@ -209,7 +209,7 @@ def test_nobody_waits_for_others_while_another_kind_of_request_is_there() -> Non
     asyncio.run(scenario())
 
 
-def test_nobody_waits_for_others_until_it_is_too_late() -> None:
+def test_waiting_for_others_ends_before_the_deadline() -> None:
     async def scenario() -> None:
         model = await loaded(Rows(), BatchLimits(images=100, seconds=30))
         begun = time.monotonic()
@@ -223,7 +223,7 @@ def test_nobody_waits_for_others_until_it_is_too_late() -> None:
 
 
 @pytest.mark.parametrize("seconds", [None, 60.0])
-def test_who_hangs_up_is_no_longer_waited_for(seconds: float | None) -> None:
+def test_a_cancelled_request_is_no_longer_waited_for(seconds: float | None) -> None:
     async def scenario() -> None:
         runner = Rows()
         model = await loaded(runner, BatchLimits(images=100, seconds=0.4))
@@ -244,8 +244,8 @@ def test_who_hangs_up_is_no_longer_waited_for(seconds: float | None) -> None:
     asyncio.run(scenario())
 
 
-def test_an_engine_whose_thread_fails_in_a_strange_way_is_an_error() -> None:
-    """And nobody waits for ever."""
+def test_an_engine_whose_thread_ends_is_an_error() -> None:
+    """No caller waits for ever."""
 
     class Exits(Rows):
         def infer(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
@@ -272,7 +272,7 @@ def test_an_engine_for_large_batches_alone_is_served_one_by_one(caplog: pytest.L
 
     async def scenario() -> None:
         model = await loaded(FourAtLeast(), BatchLimits(images=16))
-        assert not model.batching.on
+        assert not model.dynamic_batching
         assert "less than 4" in caplog.text
         assert await ask(model, 0.5, images=4) == 2.5
         model.close()
@@ -298,7 +298,7 @@ def test_calls_are_counted_as_they_are_made() -> None:
 def test_memory_of_a_call_is_bounded() -> None:
     async def scenario() -> None:
         runner = Rows()
-        model = await loaded(runner, BatchLimits(images=100, seconds=0.1, work_bytes=1))
+        model = await loaded(runner, BatchLimits(images=100, seconds=0.1, memory_bytes=1))
         await asyncio.gather(*(ask(model, 0.1) for _ in range(3)))
         assert runner.calls == [1, 1, 1]
         model.close()
@@ -306,9 +306,9 @@ def test_memory_of_a_call_is_bounded() -> None:
     asyncio.run(scenario())
 
 
-def test_slots_are_padded_with_nothing() -> None:
+def test_slots_are_padded_with_invalid_ones() -> None:
     requests = [Request(loss_inputs(images, slots), ()) for images, slots in ((1, 2), (2, 3))]
-    assert likeness(requests[0]) == likeness(requests[1])
+    assert batch_key(requests[0]) == batch_key(requests[1])
     merged = merge(requests)
     assert merged["gt_bboxes"].shape == (3, 3, 4)
     assert merged["mask_gt"][:, :, 0].tolist() == [[True, True, False], [True] * 3, [True] * 3]

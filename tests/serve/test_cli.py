@@ -108,7 +108,7 @@ def test_an_engine_that_was_asked_for_and_is_not_there(artifacts_dir: Path) -> N
 
 
 def test_a_device_that_was_asked_for_and_is_not_there(artifacts_dir: Path) -> None:
-    """Known only once models are loaded: there is no fallback to the CPU."""
+    """ModelInfo only once models are loaded: there is no fallback to the CPU."""
     done = run("--artifacts", artifacts_dir, "--port", "0", "--engine", "onnxruntime", "--device", "cuda:99")
     refuses(done, "serve: a model cannot be loaded: ", "ExecutionProvider")
 

@@ -1,4 +1,4 @@
-"""The Python client against a live server, and against the torch modules it stands for."""
+"""The Python client, with a live server, against the torch modules."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def test_assignment_is_that_of_the_module(live: Live, slots: int) -> None:
 
 
 @pytest.mark.parametrize("slots", [3, 0])
-def test_targets_that_are_made_here_are_the_servers(live: Live, slots: int) -> None:
-    """Three outputs travel; the other ones follow from them and from what was sent, to the bit."""
+def test_rebuilt_targets_are_those_of_the_server(live: Live, slots: int) -> None:
+    """Three outputs are sent; the client rebuilds the others, equal to the bit."""
     inputs = assigner_inputs(slots=slots)
     inputs["mask_gt"][:, :1] = False
     inputs["gt_labels"][:, :1] = -1  # as some data loaders pad
@@ -136,7 +136,7 @@ def test_refusals_show_the_servers_reason(live: Live) -> None:
         assert client.loss(maps(), BATCH).loss > 0
 
 
-def test_what_is_refused_before_sending(live: Live) -> None:
+def test_refusals_before_sending(live: Live) -> None:
     with AssignerClient(live.url) as client:
         with pytest.raises(ValueError, match=r"batch_idx\[2\] is 2, and the number of images is 2"):
             client.loss(maps(), BATCH | {"batch_idx": np.array([0, 1, 2])})
@@ -146,7 +146,7 @@ def test_what_is_refused_before_sending(live: Live) -> None:
             client.loss([], BATCH)
 
 
-def test_nobody_there() -> None:
+def test_no_server() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with (

@@ -25,7 +25,7 @@ from benchmarks.hostile.wire import NoReplyError, Wire
 from tests.serve.conftest import ROOT, Live, start, stop
 from yolo_assigner.serve.http.admission import Admission, AdmissionGate
 from yolo_assigner.serve.http.connection import protocol
-from yolo_assigner.serve.http.limits import MOST_HELD, Room
+from yolo_assigner.serve.http.limits import MAX_BUFFERED_BYTES, ConnectionLimits
 from yolo_assigner.serve.http.metrics import Metrics
 from yolo_assigner.serve.http.observe import LINES_A_SECOND, Observer, Refusals
 from yolo_assigner.serve.logs import request_id
@@ -120,7 +120,7 @@ def test_thousands_of_requests_in_one_piece(few: Live) -> None:
 
 @contextmanager
 def small_server(
-    reply: bytes, room: Room, metrics: Metrics | None = None, admission: Admission | None = None
+    reply: bytes, limits: ConnectionLimits, metrics: Metrics | None = None, admission: Admission | None = None
 ) -> Iterator[int]:
     """A server in this process that gives one reply and keeps little of it in the system; its port."""
     metrics, admission = metrics or Metrics(), admission or Admission(100, MIB)
@@ -136,7 +136,7 @@ def small_server(
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**12)
-        guarded = protocol(PATIENCE, room, Refusals(metrics))
+        guarded = protocol(PATIENCE, limits, Refusals(metrics))
         observed = Observer(AdmissionGate(app, admission, MIB), metrics)
         config = uvicorn.Config(observed, log_config=None, lifespan="off", http=guarded)
         server = uvicorn.Server(config)
@@ -149,20 +149,20 @@ def small_server(
 
 def test_all_connections_together_hold_no_more_than_there_is_room_for() -> None:
     """What is too much is dropped, and its connection closed behind the requests that were parsed."""
-    room, count = Room(), 100
-    with small_server(b"", room) as port:
-        for others, replies in ((0, count), (MOST_HELD, 2)):
-            room.held = others
+    limits, count = ConnectionLimits(), 100
+    with small_server(b"", limits) as port:
+        for others, replies in ((0, count), (MAX_BUFFERED_BYTES, 2)):
+            limits.buffered_bytes = others
             with Wire(port) as wire:
                 wire.write([LIVE * count])
                 assert [wire.reply().status for _ in range(replies)] == [200] * replies
                 assert replies == count or wire.ended()
-            assert room.held == others
+            assert limits.buffered_bytes == others
 
 
 def test_a_small_reply_that_nobody_takes_is_not_kept() -> None:
     """Even one that is too small to hold the application up."""
-    with small_server(bytes(40_000), Room()) as port, Wire(port, room=2**12) as wire:
+    with small_server(bytes(40_000), ConnectionLimits()) as port, Wire(port, room=2**12) as wire:
         wire.write([LIVE])
         time.sleep(2.5 * PATIENCE)
         with pytest.raises(NoReplyError):
@@ -173,7 +173,7 @@ def test_a_small_reply_that_nobody_takes_is_not_kept() -> None:
 def test_a_reply_keeps_its_place_until_it_is_taken_or_cut_off(reads: bool) -> None:
     reply, admission = bytes(MIB), Admission(2, 4 * MIB)
     request = b"POST /v1/loss HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n" + bytes(9)
-    with small_server(reply, Room(), admission=admission) as port, Wire(port, room=2**12) as wire:
+    with small_server(reply, ConnectionLimits(), admission=admission) as port, Wire(port, room=2**12) as wire:
         wire.write([request])
         time.sleep(0.4 * PATIENCE)
         assert (admission.requests, admission.bytes) == (1, len(reply))
@@ -262,7 +262,7 @@ def test_a_refusal_at_the_connection_is_counted_and_logged_with_its_id(
 ) -> None:
     sent, status, reason = REFUSED[name]
     metrics = Metrics()
-    with small_server(b"", Room(), metrics) as port, Wire(port) as wire:
+    with small_server(b"", ConnectionLimits(), metrics) as port, Wire(port) as wire:
         wire.write([sent[: len(HEAD)], 0.1, sent[len(HEAD) :]])
         reply = wire.reply()
         peer = f"127.0.0.1:{wire.socket.getsockname()[1]}"
@@ -277,7 +277,7 @@ def test_a_refusal_at_the_connection_is_counted_and_logged_with_its_id(
 def test_a_body_that_breaks_off_is_counted_once_and_keeps_its_id(logged: list[tuple[str, str]]) -> None:
     """The application has the request by then and counts it."""
     metrics = Metrics()
-    with small_server(b"", Room(), metrics) as port, Wire(port) as wire:
+    with small_server(b"", ConnectionLimits(), metrics) as port, Wire(port) as wire:
         wire.write([b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", 0.1, b"nonsense\r\n"])
         reply = wire.reply()
         assert reply.status == 400
@@ -289,7 +289,7 @@ def test_a_body_that_breaks_off_is_counted_once_and_keeps_its_id(logged: list[tu
 
 def test_what_is_refused_behind_whole_requests_is_counted(logged: list[tuple[str, str]]) -> None:
     metrics = Metrics()
-    with small_server(b"", Room(), metrics) as port, Wire(port) as wire:
+    with small_server(b"", ConnectionLimits(), metrics) as port, Wire(port) as wire:
         wire.write([LIVE + b"nonsense\r\n\r\n"])
         assert wire.reply().status == 200
         assert wire.ended()
@@ -299,7 +299,7 @@ def test_what_is_refused_behind_whole_requests_is_counted(logged: list[tuple[str
 
 def test_many_refusals_are_counted_and_few_of_them_logged(logged: list[tuple[str, str]]) -> None:
     metrics, count = Metrics(), 10 * LINES_A_SECOND
-    with small_server(b"", Room(), metrics) as port:
+    with small_server(b"", ConnectionLimits(), metrics) as port:
         began = time.monotonic()
         for _ in range(count):
             with Wire(port) as wire:

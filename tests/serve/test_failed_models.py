@@ -15,13 +15,13 @@ import pytest
 
 from tests.serve.conftest import Live, Reply, assigner_inputs, binary_rows, json_rows, loss_inputs, start, stop
 from tests.serve.test_operation import free_port, samples
-from tests.serve.test_people import BATCH, maps, pack
+from tests.serve.test_v1 import BATCH, maps, pack
 from tests.serve.toy_contract import CONTRACT
 from yolo_assigner.export.contract import file_hash
 from yolo_assigner.serve.errors import ModelFailedError, NotFoundError
 from yolo_assigner.serve.inference.batching import BatchLimits
 from yolo_assigner.serve.inference.loading import open_artifacts
-from yolo_assigner.serve.inference.registry import Catalogue
+from yolo_assigner.serve.inference.registry import ModelRegistry
 from yolo_assigner.serve.inference.runners.base import HOST, RunnerError
 from yolo_assigner.serve.inference.runners.choice import RunnerOptions
 from yolo_assigner.serve.process.supervisor import RemoteModel
@@ -41,7 +41,7 @@ def edit(path: Path, **values: Any) -> None:
 
 
 def no_graph(folder: Path, name: str = "loss_grad") -> None:
-    """Its hash is right, so only the runtime can tell."""
+    """Damage a model but not its hash, so that only the runtime notices."""
     (folder / f"{name}.onnx").write_bytes(b"\xff" * 100)
     edit(folder / f"{name}.json", sha256=file_hash(folder / f"{name}.onnx"))
 
@@ -95,7 +95,7 @@ def test_a_server_with_damaged_models(folder: Path, engines: str, capfd: pytest.
 
 
 def check_the_healthy_one(live: Live) -> None:
-    """By both APIs; the typed one takes it although a damaged model comes before it by name."""
+    """Use it by both APIs; v1 chooses it although a damaged model comes before it by name."""
     rows, blob = binary_rows(loss_inputs())
     assert live.infer("loss", {"inputs": rows}, blob).status == 200
     assert live.send("GET", "/v2/models/loss/ready").status == 200
@@ -147,7 +147,7 @@ def make_fifo(path: Path) -> None:
 
 
 async def load(folder: Path) -> tuple[list[str], dict[str, str]]:
-    """Load a folder's models; the names of the ready ones and the failures."""
+    """Load the models of a folder; return the names of the ready ones, and the failures."""
     registry = open_artifacts(folder, CPU)
     try:
         await registry.load()
@@ -173,11 +173,11 @@ def test_an_old_runtime_is_refused_for_every_model(folder: Path, monkeypatch: py
 
 
 def test_why_there_is_no_model_of_a_kind() -> None:
-    """One that cannot be loaded is named where it is, or may be, of that kind."""
+    """The error names a failed model that is, or may be, of that kind."""
     model = RemoteModel(CONTRACT, BatchLimits())
 
     def some(kind: str, **failures: str) -> list[RemoteModel]:
-        return Catalogue([model], failures).some(f"kind {kind}", lambda contract: contract.kind == kind)
+        return ModelRegistry([model], failures).some(f"kind {kind}", lambda contract: contract.kind == kind)
 
     assert some("assigner", other="no JSON") == [model]
     for failures in ({"toy": "no graph"}, {"toy": "no graph", "other": "no JSON"}):

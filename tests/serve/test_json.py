@@ -1,4 +1,4 @@
-"""JSON of requests: null counts as absent, booleans are no numbers, and errors name the value and its place."""
+"""JSON of requests: null counts as absent, booleans are not numbers, and errors name the value and its place."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_null_counts_as_absent() -> None:
         ({"parameters": {"shared_memory_region": "r", "shared_memory_byte_size": None}}, "no shared_memory_byte_size"),
     ],
 )
-def test_null_for_what_is_needed_is_refused_as_its_absence(change: dict[str, Any], words: str) -> None:
+def test_null_for_a_required_key_is_refused_like_its_absence(change: dict[str, Any], words: str) -> None:
     with pytest.raises(BadRequestError) as caught:
         read({"inputs": [row(**change)]})
     assert words in str(caught.value)
@@ -111,7 +111,7 @@ def test_the_offending_value_is_named(case: str) -> None:
 
 
 @pytest.mark.usefixtures("limited_memory")
-def test_long_text_among_many_values_takes_no_room() -> None:
+def test_long_text_among_many_values_takes_no_memory() -> None:
     """As an array of text it would be 40 gigabytes: each value as long as the longest."""
     with pytest.raises(BadRequestError, match=r"\.\.\. is not a value of FP32 \(data\[0\]\)"):
         tensor_from_json("x", "FP32", [10_001], ["x" * 2**20, *[1] * 10_000])
@@ -157,13 +157,13 @@ def test_values_that_are_right_stay_exact() -> None:
         ),
     ],
 )
-def test_booleans_are_no_sizes(change: dict[str, Any], words: str) -> None:
+def test_booleans_are_not_sizes(change: dict[str, Any], words: str) -> None:
     with pytest.raises(BadRequestError) as caught:
         read({"inputs": [row(**change)]})
     assert words in str(caught.value)
 
 
-def test_booleans_are_no_time_and_numbers_no_flags() -> None:
+def test_booleans_are_not_timeouts_and_numbers_not_flags() -> None:
     for parameters, words in (
         ({"timeout": True}, "timeout is True"),
         ({"binary_data_output": 1}, "binary_data_output is 1"),
@@ -185,7 +185,7 @@ def test_a_body_without_the_header_of_its_json(live: Live) -> None:
         assert words not in str(caught.value)
 
 
-def test_typed_json_takes_no_booleans_for_numbers(live: Live) -> None:
+def test_typed_json_does_not_accept_booleans_as_numbers(live: Live) -> None:
     batch = {"batch_idx": [0], "cls": [0], "bboxes": [[0.5, 0.5, 0.1, 0.1]]}
     packed = {"shape": [1, 67, True, 8], "dtype": "float32", "base64": ""}
     cases: list[tuple[str, dict[str, Any], str]] = [

@@ -1,4 +1,4 @@
-"""A server that dies in the middle of requests, under a supervisor that starts it again, as containers do."""
+"""Servers and workers that are killed while they compute; a shell restarts the server, as containers do."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class Supervised(NamedTuple):
 
     @property
     def pid(self) -> int:
-        """Of the server of now."""
+        """Process identifier of the current server."""
         return int(self.pid_file.read_text())
 
     def wait_until_ready(self) -> None:
-        """Wait for a server that can be used."""
+        """Wait until the server is ready."""
         deadline = time.monotonic() + 60
         while True:
             with contextlib.suppress(OSError, HTTPException):
@@ -57,13 +57,13 @@ class Supervised(NamedTuple):
             time.sleep(0.02)
 
     def worker(self) -> int:
-        """Of the process in which engines compute."""
+        """Process identifier of the worker."""
         (child,) = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
         return int(child)
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[socket.socket]:
-        """A large request that an engine has begun with."""
+        """Send a large request, and wait until an engine has started on it."""
         rows, blob = binary_rows(LARGE)
         text = json.dumps({"inputs": rows}).encode()
         head = f"POST /v2/models/loss/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(text) + len(blob)}\r\n"
@@ -100,7 +100,7 @@ class Supervised(NamedTuple):
 
 
 def wait_until_gone(pid: int) -> None:
-    """Wait for the end of a process that has nobody left to work for."""
+    """Wait for the end of a worker whose server has gone."""
     deadline = time.monotonic() + 10
     while Path(f"/proc/{pid}").exists() and "(zombie)" not in Path(f"/proc/{pid}/status").read_text():
         assert time.monotonic() < deadline
@@ -108,7 +108,7 @@ def wait_until_gone(pid: int) -> None:
 
 
 def engine_seconds(pid: int) -> float:
-    """Processor time of a process's threads but the main one."""
+    """Return the processor time of all threads of a process except the main one."""
     ticks = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
         if int(task.name) != pid:
@@ -142,7 +142,7 @@ SIGNS = pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSEGV], ids=["
 
 @SIGNS
 def test_engines_that_die_are_started_again(supervised: Supervised, sign: int) -> None:
-    """The request that was computed fails, the one behind it and the next one do not; no caller has to come again."""
+    """Only the request that was computed fails; the one behind it is answered without being sent again."""
     rows, blob = binary_rows(loss_inputs())
     expected = supervised.live.infer("loss", {"inputs": rows}, blob).body
     server, worker = supervised.pid, supervised.worker()
@@ -184,7 +184,7 @@ def test_regions_outlive_the_engines(supervised: Supervised) -> None:
 
 @SIGNS
 def test_the_next_request_is_served(supervised: Supervised, sign: int) -> None:
-    """On the same port, though connections of the old process are still known to the system; nothing is left behind."""
+    """The next server takes the same port, though the system still knows old connections; no file is left."""
     rows, blob = binary_rows(loss_inputs())
     before = supervised.live.infer("loss", {"inputs": rows}, blob).body
     dead = supervised.kill_while_computing(sign)
@@ -196,7 +196,7 @@ def test_the_next_request_is_served(supervised: Supervised, sign: int) -> None:
 
 
 def test_shared_memory_outlives_the_server(supervised: Supervised) -> None:
-    """It is the client's: still there with its values, to be registered again, and gone when its client unlinks it."""
+    """Objects keep their values, can be registered again, and go when their client unlinks them."""
     arrays, name = loss_inputs(), "survivor"
     _, size = spans({key: array.nbytes for key, array in arrays.items()})
     handle = shared_memory.create_shared_memory_region(name, f"/{PREFIX}{name}", size + 64)

@@ -1,4 +1,4 @@
-"""Memory that is short: what the server takes its limits from, and which of its processes ends."""
+"""Little memory: where the server takes its limits from, and which of its processes ends."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_the_engines_end_first(live: Live) -> None:
 def test_engines_ended_while_they_are_loaded_again_come_back(
     artifacts_dir: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Memory is often still short then; no model is to be blamed for it."""
+    """Memory is often still short then, which must not count as a failure of a model."""
     with serving("--artifacts", artifacts_dir) as live:
         rows, blob = binary_rows(loss_inputs())
         assert live.infer("loss", {"inputs": rows}, blob).status == 200  # all have been loaded by now
@@ -137,7 +137,7 @@ def test_engines_ended_while_they_are_loaded_again_come_back(
 
 @contextlib.contextmanager
 def serving(*words: str | Path, through: Sequence[str] = ()) -> Iterator[Live]:
-    """A server that is gone afterwards, whatever happens."""
+    """Start a server that is killed afterwards, whatever happens."""
     live = start(*words, through=through)
     try:
         yield live
@@ -179,7 +179,7 @@ def test_too_little_memory_ends_the_engines_and_not_the_server(group: Path, arti
 
 
 def test_limits_of_a_container_end_nothing(group: Path, artifacts_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Nobody sets anything: what does not fit is refused, what is let in is computed."""
+    """With default settings, requests that do not fit are refused and admitted ones are computed."""
     with serving("--artifacts", artifacts_dir, through=inside(group)) as live:
         log = capfd.readouterr().err
         assert f"max_request_bytes = {600 * MIB // 16} (default for 600 MiB of memory by {group}" in log

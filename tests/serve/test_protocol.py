@@ -1,4 +1,4 @@
-"""Row 6, inference, with the client library that people have in both its forms, against a live server."""
+"""``POST /v2/models/{model}/infer`` with both forms of the protocol's client library, against a live server."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_only_the_requested_come_in_the_requested_order(caller: Caller) -> None:
     assert (reply["model_name"], reply["model_version"], reply["id"]) == ("loss", "1", "seven")
 
 
-def test_each_output_travels_as_it_asked_to(live: Live) -> None:
+def test_each_output_is_sent_in_the_requested_form(live: Live) -> None:
     rows, blob = binary_rows(loss_inputs())
     outputs = [{"name": "loss", "parameters": {"binary_data": False}}, {"name": "loss_items"}]
     document = {"inputs": rows, "outputs": outputs, "parameters": {"binary_data_output": True}}

@@ -160,13 +160,13 @@ def test_row_10_while_it_is_switched_off(caller: Caller) -> None:
         ("update_log_settings", [{"log_info": False}]),
         ("register_cuda_shared_memory", ["r", b"handle", 0, 4]),
         ("unregister_cuda_shared_memory", ["r"]),
-        ("unregister_cuda_shared_memory", []),
     ],
 )
 def test_row_11_what_is_not_done_here(caller: Caller, method: str, values: list[Any]) -> None:
     fails(caller, 501, "; ", method, *values)  # what is not done, and what to do instead
     assert caller("get_cuda_shared_memory_status") == []
     assert caller("get_cuda_shared_memory_status", "r") == []
+    caller("unregister_cuda_shared_memory")
 
 
 @pytest.fixture(scope="module")

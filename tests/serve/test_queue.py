@@ -1,4 +1,4 @@
-"""The queue before a model: deadlines, callers who hang up, and what the engine still does then."""
+"""The queue before a model: deadlines, cancelled callers, and what is still computed then."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import pytest
 
 from tests.serve.conftest import Live, assigner_inputs, binary_rows, loss_inputs
 from tests.serve.toy_contract import CONTRACT
-from yolo_assigner.serve.errors import ClientGoneError, TooLateError
-from yolo_assigner.serve.http.disconnect import unless_gone
+from yolo_assigner.serve.errors import ClientDisconnectedError, TooLateError
+from yolo_assigner.serve.http.disconnect import unless_disconnected
 from yolo_assigner.serve.inference.model import Model
-from yolo_assigner.serve.inference.service import Verb, call_now
+from yolo_assigner.serve.inference.service import Operation, new_call
 from yolo_assigner.serve.wire.dtypes import Array
 
 
 class SlowRunner:
-    """Waits in every call until it is told to go on."""
+    """Blocks in every call until the test lets it go on."""
 
     platform = "slow"
     description = "slow"
@@ -32,17 +32,17 @@ class SlowRunner:
         self.go_on = threading.Event()
 
     def load(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def infer(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-        """Its first score, which tells whose request it was."""
+        """Record the first score, which tells whose request it is, and wait."""
         self.begun.append(float(inputs["pd_scores"].flat[0]))
         self.entered.set()
         assert self.go_on.wait(10)
         return {name: inputs["pd_scores"].sum(axis=2) for name in outputs}
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def inputs(mark: float) -> dict[str, Array]:
@@ -52,7 +52,7 @@ def inputs(mark: float) -> dict[str, Array]:
 
 
 class Queue:
-    """A model whose engine is in a first call."""
+    """A model whose engine is blocked in its first call."""
 
     def __init__(self) -> None:
         self.runner = SlowRunner()
@@ -63,8 +63,8 @@ class Queue:
         return asyncio.create_task(self.ask(mark, seconds))
 
     async def ask(self, mark: float, seconds: float | None = None) -> dict[str, Array]:
-        """The same, to be awaited."""
-        deadline = call_now(Verb.INFER, allowed=seconds).deadline()
+        """As :meth:`infer`, as a coroutine."""
+        deadline = new_call(Operation.INFER, allowed=seconds).deadline()
         return await self.model.infer(inputs(mark), ["target_weights"], deadline)
 
     async def __aenter__(self) -> Queue:
@@ -92,7 +92,7 @@ def test_a_request_whose_time_is_over_is_not_computed() -> None:
     asyncio.run(scenario())
 
 
-def test_what_has_begun_before_its_deadline_is_answered() -> None:
+def test_a_request_that_began_before_its_deadline_is_answered() -> None:
     async def scenario() -> None:
         async with Queue() as queue:
             queue.runner.go_on.set()
@@ -110,15 +110,15 @@ def test_what_has_begun_before_its_deadline_is_answered() -> None:
 
 
 @pytest.mark.parametrize("seconds", [None, 60.0])
-def test_work_of_a_caller_who_hung_up_is_dropped(seconds: float | None) -> None:
+def test_the_request_of_a_disconnected_caller_is_dequeued(seconds: float | None) -> None:
     async def scenario() -> None:
         async with Queue() as queue:
             messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-            gone = asyncio.create_task(unless_gone(messages.get, queue.ask(2.0, seconds)))
+            gone = asyncio.create_task(unless_disconnected(messages.get, queue.ask(2.0, seconds)))
             other = queue.infer(3.0)
             await asyncio.sleep(0.05)
             await messages.put({"type": "http.disconnect"})
-            with pytest.raises(ClientGoneError):
+            with pytest.raises(ClientDisconnectedError):
                 await gone
             queue.runner.go_on.set()
             await other
@@ -141,9 +141,9 @@ def test_the_result_comes_through_while_the_caller_listens() -> None:
         async def fails() -> int:
             raise ZeroDivisionError
 
-        assert await unless_gone(receive, work()) == 7
+        assert await unless_disconnected(receive, work()) == 7
         with pytest.raises(ZeroDivisionError):
-            await unless_gone(receive, fails())
+            await unless_disconnected(receive, fails())
 
     asyncio.run(scenario())
 
@@ -160,7 +160,7 @@ def test_timeout_of_a_request(live: Live) -> None:
 
 
 def test_results_are_their_callers(live: Live) -> None:
-    """After all that, too."""
+    """Replies are the same after all that."""
     rows, blob = binary_rows(loss_inputs(seed=5))
     first, second = (live.infer("loss", {"inputs": rows}, blob).body for _ in range(2))
     assert first == second

@@ -1,4 +1,4 @@
-"""Padding of the ragged batch, against plain loops and against the loss's own."""
+"""Padding of the ragged batch and the anchor grid in numpy, against plain loops and their twins in torch."""
 
 from __future__ import annotations
 

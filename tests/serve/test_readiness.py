@@ -21,7 +21,7 @@ from tests.serve.test_app import SumRunner
 from tests.serve.toy_contract import CONTRACT
 from yolo_assigner.export.contract import file_hash
 from yolo_assigner.serve.errors import NotReadyError
-from yolo_assigner.serve.inference.loading import Registry
+from yolo_assigner.serve.inference.loading import LoadedModels
 from yolo_assigner.serve.inference.local import LocalService
 from yolo_assigner.serve.inference.model import Model
 
@@ -32,7 +32,7 @@ class DamagedRunner(SumRunner):
     """Fails once it may load."""
 
     def load(self) -> None:
-        """Wait, then fail."""
+        """Wait until the test allows loading, then fail."""
         super().load()
         raise ValueError("no graph")
 
@@ -42,18 +42,18 @@ def test_every_model_is_waited_for(failing: set[str]) -> None:
     async def scenario() -> None:
         runners = {name: DamagedRunner() if name in failing else SumRunner() for name in "abc"}
         models = [Model(dataclasses.replace(CONTRACT, name=name), runner) for name, runner in runners.items()]
-        service = LocalService(Registry(models))
+        service = LocalService(LoadedModels(models))
         loading = asyncio.create_task(service.load())
         try:
             for name, runner in runners.items():
                 with pytest.raises(NotReadyError):
                     service.check_ready()
                 runner.may_load.set()
-                while not (service.catalogue.models[name].ready or name in service.catalogue.failures):
+                while not (service.registry.models[name].ready or name in service.registry.failures):
                     await asyncio.sleep(0.001)
             await loading
             service.check_ready()
-            assert service.catalogue.failures.keys() == failing
+            assert service.registry.failures.keys() == failing
         finally:
             service.close()
 

@@ -1,4 +1,4 @@
-"""One loss over many workers, beside one large batch in torch."""
+"""The loss of one batch over several workers, against one large batch in torch."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_loss_and_scaled_gradients_are_those_of_one_batch(cuts: list[int]) -> No
         torch.testing.assert_close(torch.cat(scaled), want, rtol=1e-10, atol=1e-13)
 
 
-def test_where_nothing_is_to_be_found_the_divisor_is_one() -> None:
+def test_without_target_scores_the_divisor_is_one() -> None:
     # Two images with class sums 3 and 5 and no target: (3 + 5) / 1 * 0.5 = 4, times 2 images.
     reduced = reduce_sums([np.array([[0, 3, 0, 0]]), np.array([[0, 5, 0, 0]])], Gains())
     assert reduced.loss == 8.0

@@ -1,4 +1,4 @@
-"""Models, certificates and keys that are exchanged while the server runs."""
+"""Models, certificates and keys that are replaced while the server runs."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ from tests.exports import exported
 from tests.serve.conftest import ROOT, Live, binary_rows, loss_inputs, start, stop, worker_of
 from tests.serve.test_failed_models import edit, index, no_graph
 from tests.serve.test_tls import command
+from yolo_assigner.export import contract
+from yolo_assigner.serve.errors import NotFoundError
+from yolo_assigner.serve.inference.loading import find_model, names_in
 
 LOAD = "/v2/repository/models/{}/load"
 OUTPUTS = {"outputs": [{"name": "loss"}]}
@@ -30,7 +33,7 @@ MODEL = "loss_grad"
 
 
 def put(folder: Path, class_loss: str, kind: str = MODEL) -> None:
-    """Exchange the files of a model on the disk. Its class losses give other numbers."""
+    """Replace the files of a model. Each class loss gives other results."""
     for file in exported(kind, "sparse", class_loss).glob(f"{kind}.*"):
         shutil.copy(file, folder / f"{file.name}.new")
         (folder / f"{file.name}.new").replace(folder / file.name)
@@ -61,7 +64,7 @@ def eventually(condition: Callable[[], Any], seconds: float = 60.0) -> None:
 
 @pytest.fixture(scope="module")
 def versions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
-    """The loss that each version gives, by a server that never had another."""
+    """The loss that each version gives, from a server that never had another."""
     values = {}
     for class_loss in ("bce", "varifocal"):
         folder = tmp_path_factory.mktemp(class_loss)
@@ -121,7 +124,7 @@ def test_damaged_files_change_nothing(live: Live, tmp_path: Path, damage: str, v
     assert loss_of(live) == versions["varifocal"]
 
 
-def test_other_names_and_what_requests_bring_along(live: Live, tmp_path: Path) -> None:
+def test_unknown_names_and_files_in_requests_are_refused(live: Live, tmp_path: Path) -> None:
     reply = live.send("POST", LOAD.format("nothing"))
     assert (reply.status, "there is no nothing.json in" in reply.error) == (404, True)
     reply = live.send("POST", LOAD.format(MODEL), {"parameters": {"config": "{}"}})
@@ -136,7 +139,7 @@ def test_other_names_and_what_requests_bring_along(live: Live, tmp_path: Path) -
     assert "assigner" in str(live.send("GET", "/openapi.json").json["paths"]["/v2/models/{name}/infer"])
 
 
-def test_sighup_reloads_all_that_can_be(live: Live, tmp_path: Path, versions: dict[str, float]) -> None:
+def test_sighup_reloads_all_models(live: Live, tmp_path: Path, versions: dict[str, float]) -> None:
     put(tmp_path, "varifocal")
     (tmp_path / "assigner.json").write_text("{")  # it comes first
     live.process.send_signal(signal.SIGHUP)
@@ -147,7 +150,7 @@ def test_sighup_reloads_all_that_can_be(live: Live, tmp_path: Path, versions: di
     eventually(lambda: live.send("GET", "/v2/models/assigner/ready").status == 200)
 
 
-def test_what_is_not_reloaded_is_logged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_models_that_are_not_reloaded_are_logged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     put(tmp_path, "bce")
     live = start("--artifacts", tmp_path)
     try:
@@ -168,7 +171,7 @@ def test_what_is_not_reloaded_is_logged(tmp_path: Path, capfd: pytest.CaptureFix
 
 
 def test_artifacts_exchanged_under_engines_that_die(tmp_path: Path, versions: dict[str, float]) -> None:
-    """The next process takes the files that are there, and mends by itself what was half copied."""
+    """The next process loads the current files, and recovers once half-copied ones are complete."""
     put(tmp_path, "bce")
     put(tmp_path, "bce", "assigner")
     live = start("--artifacts", tmp_path)
@@ -189,6 +192,25 @@ def test_artifacts_exchanged_under_engines_that_die(tmp_path: Path, versions: di
         assert loss_of(live) == versions["bce"]
     finally:
         assert stop(live) == 0
+
+
+def test_one_model_is_opened_without_reading_the_others(artifacts_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Model files may be large, and SIGHUP opens all models one by one."""
+    read: list[str] = []
+    hash_of = contract.file_hash
+
+    def recorded(path: Path) -> str:
+        read.append(path.name)
+        return hash_of(path)
+
+    monkeypatch.setattr(contract, "file_hash", recorded)
+    assert names_in(artifacts_dir) == {"assigner", "loss", "loss_grad"}
+    assert read == []
+    path, found = find_model(artifacts_dir, "loss")
+    assert (path.name, found.name, read) == ("loss.onnx", "loss", ["loss.onnx"])
+    for name in ("nobody", f"../{artifacts_dir.name}/loss"):  # names come from requests
+        with pytest.raises(NotFoundError, match="only assigner, loss, loss_grad; export the model there"):
+            find_model(artifacts_dir, name)
 
 
 def test_sighup_reloads_the_certificate(tmp_path: Path, artifacts_dir: Path) -> None:

@@ -1,4 +1,4 @@
-"""A served loss as a torch criterion, beside the one in this process."""
+"""A served loss as a torch criterion, against the criterion in this process."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ BATCH: dict[str, Any] = {
 
 
 def leaves(dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """Maps that want a gradient."""
+    """Maps that need a gradient."""
     arrays = loss_inputs()
     return [torch.from_numpy(arrays[f"feat_{level}"]).to(dtype).requires_grad_() for level in range(3)]
 
 
 def gradients_of(loss: Tensor, feats: list[Tensor], factor: float = 1.0) -> list[Tensor]:
-    """By autograd."""
+    """Compute the gradients by autograd."""
     return list(torch.autograd.grad(loss * factor, feats, retain_graph=True))
 
 
@@ -43,8 +43,8 @@ def test_loss_and_gradients_are_those_of_the_criterion(live: Live, factor: float
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
 
 
-def test_backward_goes_through_what_made_the_maps(live: Live) -> None:
-    """Also where the maps are half the story: a layer before, another loss beside."""
+def test_backward_reaches_the_layers_before_the_maps(live: Live) -> None:
+    """With a layer before the maps and another loss beside this one."""
     scale = torch.tensor(1.5, requires_grad=True)
     with AssignerClient(live.url) as client:
         loss = client.criterion()([feat.detach() * scale for feat in leaves()], BATCH) + scale
@@ -55,7 +55,7 @@ def test_backward_goes_through_what_made_the_maps(live: Live) -> None:
     torch.testing.assert_close(scale.grad, other.grad, rtol=1e-4, atol=1e-4)
 
 
-def test_parts_come_detached(live: Live) -> None:
+def test_parts_are_detached(live: Live) -> None:
     feats = leaves()
     with AssignerClient(live.url) as client:
         loss, items, sums = client.criterion().evaluate(feats, BATCH)
@@ -80,7 +80,7 @@ def test_half_precision_maps_get_half_precision_gradients(live: Live) -> None:
 
 
 def test_a_scaler_keeps_small_gradients_of_half_precision(live: Live) -> None:
-    """Scaled before they are narrowed: 2^16 lifts what float16 alone would round to zero."""
+    """Gradients are scaled before narrowing: 2^16 lifts what float16 would round to zero."""
     feats = [(feat.detach() - 14.0).half().requires_grad_() for feat in leaves()]
     with AssignerClient(live.url) as client:
         loss = client.criterion()(feats, BATCH | {key: value[:0] for key, value in BATCH.items()})
@@ -89,7 +89,7 @@ def test_a_scaler_keeps_small_gradients_of_half_precision(live: Live) -> None:
     assert any(part.any() for part in lost)
 
 
-def test_only_maps_that_want_a_gradient_get_one(live: Live) -> None:
+def test_only_maps_that_need_a_gradient_get_one(live: Live) -> None:
     first, *others = leaves()
     feats = [first, *(feat.detach() for feat in others)]
     with AssignerClient(live.url) as client:

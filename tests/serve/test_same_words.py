@@ -1,4 +1,4 @@
-"""The same bad batch in training, in the client and in the service: one verdict, one text."""
+"""The same bad batch in training, in the client and in the server: one verdict, one text."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def refusal(call: Callable[[], Any]) -> str:
 
 
 def by_torch(feats: list[Array], batch: dict[str, Array]) -> str:
-    """Of the criterion: the same for tensors, arrays and both."""
+    """The criterion's error, the same for tensors, arrays and both."""
     criterion = DetectionLoss(3)
     text = refusal(lambda: criterion(tensors(feats), tensors(batch)))
     assert refusal(lambda: criterion(feats, batch)) == text
@@ -246,7 +246,7 @@ def test_padded_classes(live: Live) -> None:
 
 
 @pytest.mark.parametrize(("value", "shown"), [(1.5, "1.5"), (np.nan, "nan"), (-np.inf, "-inf")])
-def test_padded_classes_that_are_no_whole_numbers(live: Live, value: float, shown: str) -> None:
+def test_padded_classes_that_are_not_integers(live: Live, value: float, shown: str) -> None:
     inputs = assigner_inputs(classes=5)
     inputs["gt_labels"] = inputs["gt_labels"].astype(np.float32)
     inputs["gt_labels"][0, 1] = value
@@ -259,7 +259,7 @@ def test_padded_classes_that_are_no_whole_numbers(live: Live, value: float, show
 
 
 def test_negative_classes_are_as_their_documents_say(live: Live) -> None:
-    """Class 0 in the assigner, as in YOLO code; refused by the service, and by the client before it asks."""
+    """Class 0 in the assigner, as in YOLO code; refused by the server, and by the client before sending."""
     inputs = assigner_inputs(classes=5)
     inputs["gt_labels"][0, 1] = -1
     text = "gt_labels[0, 1] is -1, and the number of classes is 5; give whole numbers from 0 to 4"

@@ -39,7 +39,7 @@ def test_every_setting_can_come_from_everywhere(tmp_path: Path) -> None:
         "max_request_bytes": "3", "max_json_bytes": "2", "max_work_bytes": "1", "max_requests": "4",
         "max_total_bytes": "5", "max_connections": "7", "request_timeout": "6.5", "client_timeout": "9.5",
         "batch_images": "6", "batch_wait": "0.25", "compress_replies": "true",
-        "lame_duck_seconds": "7.5", "drain_seconds": "8.5", "shared_memory": "/p", "cuda_shared_memory": "true",
+        "lame_duck_seconds": "7.5", "drain_seconds": "8.5", "shared_memory": "/p",
         "allowed_host": "n", "cors_origin": "https://o", "trusted_proxy": "10.0.0.0/8",
         "api_key_file": "f", "admin_key_file": "g", "insecure": "true", "ssl_certfile": "c",
         "ssl_keyfile": "k", "metrics_host": "h",

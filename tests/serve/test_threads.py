@@ -1,4 +1,4 @@
-"""Threads in which engines compute have a lower priority than the one that answers."""
+"""The threads of engines have a lower priority than the thread that answers callers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from tests.serve.conftest import Live, binary_rows, loss_inputs, start, stop, worker_of
-from yolo_assigner.serve.system import NICENESS, PROCESS_NICENESS, give_way, settle
+from yolo_assigner.serve.system import NICENESS, PROCESS_NICENESS, freeze_gc, lower_thread_priority
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority of their own")
 
 
-def test_who_answers_goes_before_who_computes(live: Live) -> None:
-    """Every thread of the process in which engines are, also those that libraries started."""
+def test_answering_has_priority_over_computing(live: Live) -> None:
+    """Every thread of the engine process, also those that libraries started."""
     rows, blob = binary_rows(loss_inputs())
     assert live.infer("loss", {"inputs": rows}, blob).status == 200
     usual = os.getpriority(os.PRIO_PROCESS, 0)
@@ -41,13 +41,13 @@ def test_engines_in_the_servers_process_give_way(artifacts_dir: Path) -> None:
 
 def test_only_its_own_thread_gives_way() -> None:
     before = os.getpriority(os.PRIO_PROCESS, 0)
-    with ThreadPoolExecutor(1, initializer=give_way) as pool:
+    with ThreadPoolExecutor(1, initializer=lower_thread_priority) as pool:
         assert pool.submit(os.getpriority, os.PRIO_PROCESS, 0).result() == before + NICENESS
     assert os.getpriority(os.PRIO_PROCESS, 0) == before
 
 
 def test_what_was_there_is_out_of_the_collectors_view() -> None:
-    settle()
+    freeze_gc()
     try:
         assert gc.get_freeze_count() > 1000
     finally:

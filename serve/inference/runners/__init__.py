@@ -1,6 +1,5 @@
-"""What runs a model.
+"""Runners compute a model with a library.
 
-The rest of the server knows only the protocol :class:`yolo_assigner.serve.inference.runners.base.Runner`.
-
-Each runner imports its library when it is chosen, so that a server needs none but the one that it uses.
+The rest of the server knows only the protocol :class:`yolo_assigner.serve.inference.runners.base.Runner`. The module of
+a runner, and with it its library, is imported only when it is tried, so a server needs only the library it uses.
 """

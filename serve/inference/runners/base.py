@@ -1,4 +1,4 @@
-"""The protocol of everything that runs a model, and what can go wrong."""
+"""The runner protocol, its errors, and devices."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ class RunnerError(RuntimeError):
 
 
 class UnfitRequestError(ValueError):
-    """Inputs that fit the contract but not the sizes that an engine was built for; the text is for the caller."""
+    """Inputs fit the contract but not the sizes that the engine was built for; the text is for the caller."""
 
 
 class Runner(Protocol):
-    """A model that can be run. Called from one thread at a time."""
+    """Computes one model. Called from one thread at a time."""
 
     @property
     def platform(self) -> str:
-        """For the protocol's metadata: Triton's name where it has one, for example ``onnxruntime_onnx``."""
+        """Triton's name of the runtime where it has one, for example ``onnxruntime_onnx``."""
 
     @property
     def description(self) -> str:
@@ -30,14 +30,14 @@ class Runner(Protocol):
 
     @property
     def sizes(self) -> Mapping[str, int]:
-        """Sizes of axes, by their letters, with which it can be tried; an axis that is not named may have any."""
+        """Sizes of axes by their letters, with which the warm-up calls the runner; other axes may have any size."""
 
     def load(self) -> None:
-        """Make ready for :meth:`infer`; may take long.
+        """Prepare for :meth:`infer`; may take long.
 
         Raises:
-            RunnerError: It cannot be used here.
-            Exception: Whatever the library raises on a bad file.
+            RunnerError: The runner cannot be used on this machine.
+            Exception: The library refuses the file.
         """
 
     def infer(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
@@ -51,11 +51,11 @@ class Runner(Protocol):
             One array per name, in the contract's types, owned by the caller.
 
         Raises:
-            UnfitRequestError: It takes no inputs of these sizes.
+            UnfitRequestError: The engine does not take inputs of these sizes.
         """
 
     def close(self) -> None:
-        """Give back memory and device; nothing may be called afterwards. Does no harm when never loaded."""
+        """Release memory and device; the last call. May come without :meth:`load`."""
 
 
 class Device(NamedTuple):
@@ -63,7 +63,7 @@ class Device(NamedTuple):
 
     Attributes:
         kind: ``cpu`` or ``cuda``.
-        number: Which GPU.
+        number: Index of the GPU.
     """
 
     kind: str
@@ -80,7 +80,7 @@ def parse_device(text: str) -> Device:
     """Read ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
-        ValueError: It is none of them.
+        ValueError: The text is none of them.
     """
     found = re.fullmatch(r"(cpu|cuda)|cuda:(\d{1,3})", text)
     if found is None:

@@ -1,4 +1,4 @@
-"""Which runner a model gets: the best of those that really load, or the one that was asked for."""
+"""Chooses the runner of a model: the first one that really runs it, or the one that the operator asked for."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import NamedTuple
 from yolo_assigner.export.contract import Contract, ContractError
 from yolo_assigner.export.to_tensorrt.contract import ENGINE_FOLDER, RUNTIMES, EngineContract, find_engines
 from yolo_assigner.serve.inference.runners.base import HOST, Device, Runner, RunnerError
-from yolo_assigner.serve.inference.runners.warm_up import try_out
+from yolo_assigner.serve.inference.runners.warm_up import warm_up
 from yolo_assigner.serve.wire.dtypes import Array
 
-# Best first. ONNX Runtime's own way to use TensorRT is not among them: it builds an engine anew whenever a request is
-# outside the sizes that it has seen, while callers wait. Neither is torch, which a server should not need.
+# Best first. Not among them: ONNX Runtime's own TensorRT provider, which rebuilds an engine while callers wait
+# whenever a request is outside the sizes seen so far; and torch, which a server should not need.
 AUTOMATIC = ("tensorrt", "tensorrt-rtx", "onnxruntime")
 DEVICES = {
     "tensorrt": ("cuda",),
@@ -25,15 +25,16 @@ DEVICES = {
     "torch": ("cuda", "cpu"),
 }
 ENGINES = ("auto", *DEVICES)
+logger = logging.getLogger("serve")
 
 
 class RunnerOptions(NamedTuple):
-    """What the operator asked for.
+    """The operator's choice.
 
     Attributes:
         engine: One of ``ENGINES``.
         device: None: a GPU where one can be used, else the CPU.
-        threads: Threads of each model, 0 for one per core.
+        threads: Threads of each model; 0: one per core.
     """
 
     engine: str = "auto"
@@ -41,13 +42,91 @@ class RunnerOptions(NamedTuple):
     threads: int = 0
 
 
-def choose(path: Path, contract: Contract, options: RunnerOptions) -> FirstThatLoads:
-    """The runners of a model that the options leave open, best first.
+class Candidate(NamedTuple):
+    """A runner that may be chosen.
+
+    Attributes:
+        name: Name for the log.
+        make: Makes the runner without loading it; raises where that is impossible.
+    """
+
+    name: str
+    make: Callable[[], Runner]
+
+
+class FallbackRunner:
+    """Runs the first of several runners that loads and survives the warm-up; :meth:`load` decides.
 
     Args:
-        path: The ONNX file. Engines are sought beside it and in the folder ``engines`` there.
-        contract: Its contract.
-        options: What the operator asked for.
+        contract: Contract of the model.
+        candidates: Best first, at least one.
+
+    Attributes:
+        candidates: As given.
+    """
+
+    def __init__(self, contract: Contract, candidates: Sequence[Candidate]) -> None:
+        self.candidates = candidates
+        self._contract = contract
+        self._chosen: Runner | None = None
+
+    @property
+    def platform(self) -> str:
+        """Platform of the chosen runner; empty before there is one."""
+        return self._chosen.platform if self._chosen else ""
+
+    @property
+    def description(self) -> str:
+        """Description of the chosen runner, or the names of the candidates."""
+        return self._chosen.description if self._chosen else " or ".join(name for name, _ in self.candidates)
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Sizes of the chosen runner."""
+        return self._chosen.sizes if self._chosen else {}
+
+    def load(self) -> None:
+        """Try the candidates in order.
+
+        Raises:
+            Exception: The only candidate fails; its exception.
+            RunnerError: All of several candidates fail; the text has every reason.
+        """
+        name, reasons = self._contract.name, []
+        for candidate in self.candidates:
+            try:
+                runner = candidate.make()
+                warm_up(runner, self._contract)
+            except Exception as error:
+                if len(self.candidates) == 1:
+                    raise
+                logger.info("model %s: %s is not taken: %s", name, candidate.name, error)
+                reasons.append(f"{candidate.name}: {error}")
+            else:
+                logger.info("model %s: %s is taken", name, runner.description)
+                self._chosen = runner
+                return
+        raise RunnerError(f"nothing runs model {name!r}: {'; '.join(reasons)}")
+
+    def infer(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        """Call the chosen runner."""
+        assert self._chosen is not None  # noqa: S101 - for the type checker
+        return self._chosen.infer(inputs, outputs)
+
+    def close(self) -> None:
+        """Close the chosen runner."""
+        if self._chosen is not None:
+            self._chosen.close()
+        self._chosen = None
+
+
+def choose(path: Path, contract: Contract, options: RunnerOptions) -> FallbackRunner:
+    """Collect the runners of a model that the options allow, best first.
+
+    Args:
+        path: The ONNX file. Engine files are searched beside it and in the folder ``engines`` there.
+        contract: Contract of the model.
+        options: The operator's choice.
 
     Raises:
         ContractError: An engine file was asked for, and there is none.
@@ -61,11 +140,11 @@ def choose(path: Path, contract: Contract, options: RunnerOptions) -> FirstThatL
             if options.engine != "auto":
                 raise
             candidates.append(Candidate(name, partial(_refuse, error)))
-    return FirstThatLoads(contract, candidates)
+    return FallbackRunner(contract, candidates)
 
 
 def runtimes_of(options: RunnerOptions) -> list[tuple[str, Device]]:
-    """The runtimes that the options leave open, each with a device, best first; the same for all models.
+    """List the runtimes that the options allow for any model, each with a device, best first.
 
     Raises:
         ValueError: The engine does not run on the device.
@@ -91,7 +170,7 @@ def _candidates(name: str, device: Device, path: Path, contract: Contract, threa
 
 
 def _engines(runtime: str, path: Path, contract: Contract) -> list[tuple[Path, EngineContract]]:
-    """Engine files of a runtime, those as precise as the model first."""
+    """Find the engine files of a runtime, those of the model's precision first."""
     folders = (path.parent, path.parent / ENGINE_FOLDER)
     found = [pair for folder in folders for pair in find_engines(folder, contract) if pair[1].runtime == runtime]
     if not found:
@@ -103,7 +182,7 @@ def _engines(runtime: str, path: Path, contract: Contract) -> list[tuple[Path, E
     return sorted(found, key=lambda pair: pair[1].precision != contract.precision)
 
 
-# Each runner's module imports its library, so it is imported only when its turn comes.
+# Runner modules import their libraries, so each is imported only when its candidate is tried.
 def _engine_runner(file: Path, engine: EngineContract, contract: Contract, device: Device) -> Runner:
     from yolo_assigner.serve.inference.runners.tensorrt import TensorRtRunner
 
@@ -119,81 +198,3 @@ def _library_runner(name: str, device: Device, path: Path, contract: Contract, t
 
     provider = TENSORRT if name == "onnxruntime-tensorrt" else None
     return OnnxRuntimeRunner(path, contract.default_outputs, device, provider, threads)
-
-
-logger = logging.getLogger("serve")
-
-
-class Candidate(NamedTuple):
-    """A runner that may be taken.
-
-    Attributes:
-        name: For the log.
-        make: Makes it, not yet loaded; raises when that is impossible.
-    """
-
-    name: str
-    make: Callable[[], Runner]
-
-
-class FirstThatLoads:
-    """The first of several runners that loads and runs. Nothing is decided before :meth:`load`.
-
-    Args:
-        contract: Of the model.
-        candidates: Best first, at least one.
-    """
-
-    def __init__(self, contract: Contract, candidates: Sequence[Candidate]) -> None:
-        self._contract = contract
-        self._candidates = candidates
-        self._chosen: Runner | None = None
-
-    @property
-    def platform(self) -> str:
-        """That of the chosen runner, empty before there is one."""
-        return self._chosen.platform if self._chosen else ""
-
-    @property
-    def description(self) -> str:
-        """That of the chosen runner, else what may be chosen."""
-        return self._chosen.description if self._chosen else " or ".join(name for name, _ in self._candidates)
-
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        """Those of the chosen runner."""
-        return self._chosen.sizes if self._chosen else {}
-
-    def load(self) -> None:
-        """Try one after the other.
-
-        Raises:
-            Exception: That of the only candidate.
-            RunnerError: There are several, and none can be used; the text has every reason.
-        """
-        name, reasons = self._contract.name, []
-        for candidate in self._candidates:
-            try:
-                runner = candidate.make()
-                try_out(runner, self._contract)
-            except Exception as error:
-                if len(self._candidates) == 1:
-                    raise
-                logger.info("model %s: %s is not taken: %s", name, candidate.name, error)
-                reasons.append(f"{candidate.name}: {error}")
-            else:
-                logger.info("model %s: %s is taken", name, runner.description)
-                self._chosen = runner
-                return
-        raise RunnerError(f"nothing runs model {name!r}: {'; '.join(reasons)}")
-
-    def infer(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-        """As the chosen runner."""
-        assert self._chosen is not None  # noqa: S101 - for the type checker
-        return self._chosen.infer(inputs, outputs)
-
-    def close(self) -> None:
-        """Close the chosen runner."""
-        if self._chosen is not None:
-            self._chosen.close()
-        self._chosen = None

@@ -1,8 +1,7 @@
-"""Memory of a GPU, and everything that is asked of CUDA."""
+"""Memory of a GPU, through CUDA's Python bindings."""
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 from functools import cache
 from types import ModuleType
@@ -11,24 +10,22 @@ from typing import Any, Protocol
 from yolo_assigner.serve.inference.runners.base import RunnerError
 from yolo_assigner.serve.wire.dtypes import Array
 
-HANDLE_BYTES = 64  # CUDA_IPC_HANDLE_SIZE
-
 
 class Memory(Protocol):
-    """Memory of a device, with one stream in whose order it is copied. Addresses are numbers."""
+    """Memory of a device and the stream in which copies are queued. Addresses are integers."""
 
     @property
     def stream(self) -> int:
-        """Handle of the stream."""
+        """Handle of the stream, for libraries."""
 
     def enter(self) -> None:
-        """Make the device the calling thread's own; comes before all else in each call from outside."""
+        """Make the device current in the calling thread; every entry point calls it first."""
 
     def allocate(self, size: int) -> int:
-        """Address of ``size`` bytes, aligned to 256."""
+        """Allocate ``size`` bytes and return their address, aligned to 256."""
 
     def free(self, address: int) -> None:
-        """Give them back."""
+        """Free an allocation."""
 
     def copy_in(self, address: int, array: Array) -> None:
         """Copy a contiguous array to the device; it must not change before :meth:`synchronise`."""
@@ -37,17 +34,17 @@ class Memory(Protocol):
         """Fill a contiguous array from the device; it is filled after :meth:`synchronise`."""
 
     def synchronise(self) -> None:
-        """Wait for all that was queued in the stream."""
+        """Wait for everything queued in the stream."""
 
     def close(self) -> None:
-        """Give the stream back."""
+        """Destroy the stream."""
 
 
 class CudaMemory:
-    """Memory of a real GPU, by CUDA's own bindings.
+    """Memory of a real GPU.
 
     Args:
-        index: Which GPU.
+        index: Index of the GPU.
 
     Raises:
         RunnerError: The bindings, a driver or the GPU is missing.
@@ -55,7 +52,7 @@ class CudaMemory:
 
     def __init__(self, index: int) -> None:
         self._index = index
-        bindings()  # when they are missing, that is the error
+        bindings()  # where they are missing, that is the error to raise
         try:
             count = call("cudaGetDeviceCount")
         except RuntimeError as error:
@@ -75,37 +72,16 @@ class CudaMemory:
         return ".".join(str(call("cudaDeviceGetAttribute", part, self._index)) for part in parts)
 
     def enter(self) -> None:
-        """Make the device the calling thread's own."""
+        """Make the GPU current in the calling thread."""
         call("cudaSetDevice", self._index)
 
     def allocate(self, size: int) -> int:
-        """Address of ``size`` bytes."""
+        """Allocate ``size`` bytes and return their address."""
         return int(call("cudaMalloc", size))
 
     def free(self, address: int) -> None:
-        """Give them back."""
+        """Free an allocation."""
         call("cudaFree", address)
-
-    def open_shared(self, handle: bytes) -> int:
-        """Address of memory of another process; to be closed as often as it was opened.
-
-        Args:
-            handle: ``HANDLE_BYTES`` that ``cudaIpcGetMemHandle`` gave there.
-        """
-        shared = bindings().cudaIpcMemHandle_t()
-        ctypes.memmove(shared.getPtr(), handle, HANDLE_BYTES)  # its bytes have no public name
-        return int(call("cudaIpcOpenMemHandle", shared, bindings().cudaIpcMemLazyEnablePeerAccess))
-
-    def close_shared(self, address: int) -> None:
-        """Give it back to the other process alone."""
-        call("cudaIpcCloseMemHandle", address)
-
-    def size_from(self, address: int) -> int:
-        """Bytes from an address to the end of its allocation."""
-        error, begin, size = driver().cuMemGetAddressRange(address)
-        if error != driver().CUresult.CUDA_SUCCESS:
-            raise RuntimeError(f"cuMemGetAddressRange failed: {error.name}")
-        return int(begin) + int(size) - address
 
     def copy_in(self, address: int, array: Array) -> None:
         """Queue a copy to the device."""
@@ -118,11 +94,11 @@ class CudaMemory:
         call("cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, self.stream)
 
     def synchronise(self) -> None:
-        """Wait for the stream; failures of what was queued come back here."""
+        """Wait for the stream; raises what failed in it."""
         call("cudaStreamSynchronize", self.stream)
 
     def close(self) -> None:
-        """Give the stream back."""
+        """Destroy the stream."""
         self.enter()
         call("cudaStreamDestroy", self.stream)
 
@@ -131,15 +107,15 @@ def call(name: str, *arguments: Any) -> Any:
     """Call a function of CUDA's runtime.
 
     Args:
-        name: The function's.
-        arguments: The function's.
+        name: Name of the function.
+        arguments: Arguments of the function.
 
     Returns:
-        What it gives beside its status, if anything.
+        The function's result beside its status; None where it has none.
 
     Raises:
         RunnerError: CUDA's bindings are missing.
-        RuntimeError: It failed; the text names it and CUDA's reason.
+        RuntimeError: The function failed; the text has its name and CUDA's reason.
     """
     cuda = bindings()
     error, *values = getattr(cuda, name)(*arguments)
@@ -151,26 +127,12 @@ def call(name: str, *arguments: Any) -> Any:
 
 @cache
 def bindings() -> ModuleType:
-    """CUDA's own bindings of its runtime.
+    """Import CUDA's bindings of its runtime.
 
     Raises:
         RunnerError: They are missing.
     """
-    return _imported("cuda.bindings.runtime")
-
-
-@cache
-def driver() -> ModuleType:
-    """Those of its driver, for what the runtime has not.
-
-    Raises:
-        RunnerError: They are missing.
-    """
-    return _imported("cuda.bindings.driver")
-
-
-def _imported(name: str) -> ModuleType:
     try:
-        return importlib.import_module(name)
+        return importlib.import_module("cuda.bindings.runtime")
     except ImportError as error:
         raise RunnerError(f"CUDA's bindings do not import ({error}); pip install cuda-bindings") from error

@@ -1,4 +1,4 @@
-"""ONNX Runtime, on the CPU or a GPU."""
+"""The runner of ONNX Runtime, on the CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -16,24 +16,26 @@ from yolo_assigner.serve.inference.runners.base import HOST, Device, RunnerError
 from yolo_assigner.serve.wire.dtypes import Array
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
-# Each session has threads and memory of its own, so there are no more than a few.
-MOST_SESSIONS = 4
+MOST_SESSIONS = 4  # each has threads and memory of its own
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 class OnnxRuntimeRunner:
-    """A model in ONNX Runtime.
+    """Runs a model in ONNX Runtime.
 
-    A session runs all of its graph, fetched or not. So there is one for the whole graph, one for the outputs that are
-    sent by default, and one for each other set of outputs as it is first asked for, until there are ``MOST_SESSIONS``;
-    what comes later runs in the smallest session that has its outputs.
+    A session computes its whole graph, whatever is fetched. So there is one session for all outputs, one for the
+    default outputs, and one for each other set of outputs when it is first requested, up to ``MOST_SESSIONS``. Further
+    sets are computed in the smallest session that has their outputs.
 
     Args:
         path: The model file.
-        default: Outputs that are sent when none is asked for.
+        default: Names of the default outputs.
         device: Where to compute.
-        provider: Execution provider; the device's own when None.
-        threads: Threads inside one operator; 0 lets ONNX Runtime take one per core.
+        provider: Execution provider; None: the device's own.
+        threads: Threads inside one operator; 0: one per core.
+
+    Attributes:
+        sessions: Sessions by the names of their outputs.
     """
 
     platform = "onnxruntime_onnx"
@@ -53,7 +55,7 @@ class OnnxRuntimeRunner:
         self._provider = provider or (CPU if device.kind == "cpu" else CUDA)
         self._threads = threads
         self._graph = onnx.ModelProto()
-        self._sessions: dict[frozenset[str], Any] = {}
+        self.sessions: dict[frozenset[str], Any] = {}
 
     @property
     def description(self) -> str:
@@ -61,10 +63,10 @@ class OnnxRuntimeRunner:
         return f"ONNX Runtime {onnxruntime.__version__}, {self._provider}, {self._device}"
 
     def load(self) -> None:
-        """Read the file and build the sessions of all outputs and of the default ones.
+        """Read the file and make the sessions of all outputs and of the default ones.
 
         Raises:
-            RunnerError: ONNX Runtime is too old, or does not have the execution provider.
+            RunnerError: ONNX Runtime is too old, or lacks the execution provider.
         """
         reason = why_unsupported(onnxruntime.__version__)
         if reason is not None:
@@ -79,15 +81,15 @@ class OnnxRuntimeRunner:
             onnxruntime.preload_dlls()  # finds CUDA's libraries where pip put them
         self._graph = onnx.load(self._path)
         every = frozenset(output.name for output in self._graph.graph.output)
-        self._sessions = {names: self._session(names) for names in {every, self._default}}
+        self.sessions = {names: self._session(names) for names in {every, self._default}}
 
     def infer(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         """Compute the named outputs in the smallest session that has them."""
-        session = self._session_of(frozenset(outputs))
+        session = self.session_of(frozenset(outputs))
         binding = session.io_binding()
-        held = {name: np.ascontiguousarray(array) for name, array in inputs.items()}  # read while the session runs
-        for name, array in held.items():
-            # On a GPU this copies to it, into memory that the session keeps from call to call.
+        contiguous = {name: np.ascontiguousarray(array) for name, array in inputs.items()}  # kept while they are read
+        for name, array in contiguous.items():
+            # For a GPU this copies, into memory that the session reuses from call to call.
             binding.bind_input(name, "cpu", 0, _element_type(array), array.shape, array.ctypes.data)
         for name in outputs:
             binding.bind_output(name, "cpu")
@@ -95,23 +97,26 @@ class OnnxRuntimeRunner:
         return {name: value.numpy() for name, value in zip(outputs, binding.get_outputs(), strict=True)}
 
     def close(self) -> None:
-        """Drop all sessions."""
-        self._sessions.clear()
+        """Release all sessions."""
+        self.sessions.clear()
 
-    def _session_of(self, names: frozenset[str]) -> Any:
-        if names not in self._sessions and len(self._sessions) < MOST_SESSIONS:
-            self._sessions[names] = self._session(names)
-        return self._sessions[min((known for known in self._sessions if known >= names), key=len)]
+    def session_of(self, names: frozenset[str]) -> Any:
+        """The session that computes these outputs."""
+        if names not in self.sessions and len(self.sessions) < MOST_SESSIONS:
+            self.sessions[names] = self._session(names)
+        return self.sessions[min((known for known in self.sessions if known >= names), key=len)]
 
     def _session(self, names: frozenset[str]) -> Any:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
-        options.log_severity_level = 4  # failures come back as exceptions; the server logs those itself
+        options.log_severity_level = 4  # failures are raised, and the server logs those
         # Idle threads of the other sessions must not burn the cores that the working one needs.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        graph = keep_outputs(self._graph, names).SerializeToString()
-        # The fallback prints to standard output and would run on the CPU without a word to us.
-        session = onnxruntime.InferenceSession(graph, options, providers=self._providers(), enable_fallback=0)
+        graph = prune_outputs(self._graph, names).SerializeToString()
+        # ONNX Runtime's own fallback would silently compute on the CPU.
+        session = onnxruntime.InferenceSession(
+            graph, options, providers=execution_providers(self._provider, self._device), enable_fallback=0
+        )
         if self._provider not in session.get_providers():
             raise RunnerError(
                 f"{self._provider} did not start, ONNX Runtime took {', '.join(session.get_providers())}; "
@@ -119,28 +124,32 @@ class OnnxRuntimeRunner:
             )
         return session
 
-    def _providers(self) -> list[tuple[str, dict[str, int]]]:
-        """The provider and those that take the operators that it has not, in the order in which they are asked."""
-        gpu = {"device_id": self._device.number}
-        # TensorFloat-32 would round products to three digits.
-        options = {TENSORRT: gpu, CUDA: {**gpu, "use_tf32": 0}, CPU: {}}
-        names = list(options)
-        return [(name, options[name]) for name in names[names.index(self._provider) :]]
+
+def execution_providers(provider: str, device: Device) -> list[tuple[str, dict[str, int]]]:
+    """List a provider and those that take over the operators it lacks, with their options, in the order of asking."""
+    gpu = {"device_id": device.number}
+    # TensorFloat-32 would round products to three digits.
+    options = {TENSORRT: gpu, CUDA: {**gpu, "use_tf32": 0}, CPU: {}}
+    names = list(options)
+    return [(name, options[name]) for name in names[names.index(provider) :]]
 
 
 def _element_type(array: Array) -> Any:
-    """The type as numpy has it, or ONNX's number of the one that numpy does not have."""
+    """The array's numpy type, or ONNX's number of bfloat16, which ONNX Runtime does not know as a numpy type."""
     return int(onnx.TensorProto.BFLOAT16) if array.dtype == BFLOAT16 else array.dtype
 
 
-def keep_outputs(graph: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
-    """A copy with these outputs alone, and without the nodes that only the others need. Inputs stay as they are."""
+def prune_outputs(graph: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
+    """Copy a model with some of its outputs and the nodes that they need. Inputs stay as they are.
+
+    Not ``onnx.utils.Extractor``, which overlooks the names that nodes read inside their branches and loops.
+    """
     smaller = onnx.ModelProto()
     smaller.CopyFrom(graph)
     kept = [output for output in graph.graph.output if output.name in names]
     needed = {output.name for output in kept}
     nodes = []
-    for node in reversed(graph.graph.node):  # a graph lists its nodes in an order in which they can run
+    for node in reversed(graph.graph.node):  # nodes are sorted topologically
         if needed.intersection(node.output):
             nodes.append(node)
             needed.update(_reads(node))
@@ -151,7 +160,7 @@ def keep_outputs(graph: onnx.ModelProto, names: Collection[str]) -> onnx.ModelPr
 
 
 def _reads(node: onnx.NodeProto) -> Iterator[str]:
-    """Names that a node reads, also from inside its branches and loops."""
+    """Names that a node reads, also inside its branches and loops."""
     yield from node.input
     for attribute in node.attribute:
         for graph in (attribute.g, *attribute.graphs):

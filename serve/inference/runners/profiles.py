@@ -1,4 +1,4 @@
-"""Which of an engine's profiles a request fits, decided from sizes alone."""
+"""Chooses the optimisation profile of a TensorRT engine for the sizes of a request."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from yolo_assigner.serve.inference.runners.base import UnfitRequestError
 from yolo_assigner.serve.wire.dtypes import Array
 
 
-def axis_sizes(specs: Iterable[TensorSpec], arrays: Mapping[str, Array]) -> dict[str, int]:
-    """Size of every dynamic axis by its letter.
+def dynamic_sizes(specs: Iterable[TensorSpec], arrays: Mapping[str, Array]) -> dict[str, int]:
+    """Sizes of the dynamic axes by their letters.
 
     Args:
-        specs: The inputs.
-        arrays: By name, in agreement about each letter.
+        specs: Inputs of the model.
+        arrays: Inputs by name, which agree about each letter.
     """
     return {
         axis: size
@@ -29,19 +29,16 @@ def axis_sizes(specs: Iterable[TensorSpec], arrays: Mapping[str, Array]) -> dict
 
 
 def choose_profile(engine: EngineContract, sizes: Mapping[str, int]) -> int:
-    """The profile that was optimised for sizes nearest to these.
+    """Index of the profile that was optimised for the sizes nearest to these.
 
     Args:
-        engine: Whose profiles.
-        sizes: Of the request's axes.
-
-    Returns:
-        Its index.
+        engine: Contract of the engine.
+        sizes: Sizes of the request's axes by their letters.
 
     Raises:
-        UnfitRequestError: The sizes are outside every profile.
+        UnfitRequestError: Every profile excludes some size.
     """
-    # Of profiles that all lack something the one that lacks least is named in the error.
+    # Where no profile fits, the error names the one that excludes the fewest axes.
     order = [(len(_outside(profile, sizes)), _distance(profile, sizes)) for profile in engine.profiles]
     best = order.index(min(order))
     outside = _outside(engine.profiles[best], sizes)
@@ -55,7 +52,7 @@ def _outside(profile: Profile, sizes: Mapping[str, int]) -> list[str]:
 
 
 def _distance(profile: Profile, sizes: Mapping[str, int]) -> float:
-    """How many times larger or smaller than usual, over all axes, as a logarithm; sizes may be 0."""
+    """Sum over all axes of the log ratio to the profile's usual size; sizes may be 0."""
     usual = {axis: limits[1] for axis, limits in profile.items() if axis in sizes}
     return sum(abs(math.log((sizes[axis] + 1) / (size + 1))) for axis, size in usual.items())
 

@@ -1,4 +1,4 @@
-"""Engines of TensorRT or TensorRT-RTX, whose Python modules are alike."""
+"""The runner of TensorRT and TensorRT-RTX engines; the Python modules of both have the same interface."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ from yolo_assigner.export.to_tensorrt.contract import EngineContract, check_engi
 from yolo_assigner.export.to_tensorrt.library import load_library
 from yolo_assigner.serve.inference.runners.base import Device, RunnerError, UnfitRequestError
 from yolo_assigner.serve.inference.runners.cuda import CudaMemory, Memory
-from yolo_assigner.serve.inference.runners.profiles import axis_sizes, choose_profile
+from yolo_assigner.serve.inference.runners.profiles import choose_profile, dynamic_sizes
 from yolo_assigner.serve.wire.dtypes import Array
 
 logger = logging.getLogger("serve.tensorrt")
 
 
 class TensorRtRunner:
-    """A model as an engine.
+    """Runs a TensorRT engine.
 
-    An engine for half precision takes narrower floats than the model's contract says; what it gives is float32 all the
-    same. The server goes on to speak the model's contract and narrows what comes in. Results are then as exact as the
-    precision that the operator chose when building the engine, and no caller has to know of it, but one whose numbers
-    are beyond the narrower type's range: they are refused.
+    An engine of half precision takes narrower floats than the model's contract says, and gives float32 all the same.
+    The server keeps the model's contract and narrows the inputs. Results are as exact as the precision that the
+    operator chose for the engine; numbers beyond the range of the narrower type are refused.
 
     Args:
         path: The engine file.
-        engine: Its contract.
-        contract: Of the model that it was built from.
+        engine: Contract of the engine.
+        contract: Contract of the model that the engine was built from.
         device: A GPU.
     """
 
@@ -54,14 +53,14 @@ class TensorRtRunner:
 
     @property
     def sizes(self) -> Mapping[str, int]:
-        """The usual sizes of the first profile, for which the engine is fastest."""
+        """Usual sizes of the first profile, for which the engine is fastest."""
         return {axis: usual for axis, (_, usual, _) in self._engine.profiles[0].items()}
 
     def load(self) -> None:
-        """Check file and machine, then bring the engine to the GPU.
+        """Check file and machine, then load the engine onto the GPU.
 
         Raises:
-            ContractError: The engine is of another model, version or GPU.
+            ContractError: The engine was built for another model, version or GPU.
             ValueError: The library is missing.
             RunnerError: CUDA's bindings, the driver or the GPU is missing, or TensorRT refuses the engine.
         """
@@ -75,16 +74,16 @@ class TensorRtRunner:
     def infer(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         """Compute all outputs, fetch the named ones."""
         assert self._execution is not None  # noqa: S101 - for the type checker
-        profile = choose_profile(self._engine, axis_sizes(self._contract.inputs, inputs))
+        profile = choose_profile(self._engine, dynamic_sizes(self._contract.inputs, inputs))
         return self._execution.run(profile, narrowed(self._engine, inputs), outputs)
 
     def close(self) -> None:
-        """Free the GPU."""
+        """Release the engine and its memory on the GPU."""
         if self._execution is not None:
             self._execution.close()
         self._execution = None
         while self._alive:
-            self._alive.pop()  # the context first, what it was made from after it
+            self._alive.pop()  # the context before what it was made from
         if self._memory is not None:
             self._memory.close()
         self._memory = None
@@ -103,14 +102,14 @@ class TensorRtRunner:
 
 
 def narrowed(engine: EngineContract, arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """Inputs in an engine's types, contiguous.
+    """Convert inputs to an engine's types, contiguous.
 
     Args:
-        engine: Whose types.
-        arrays: By name. Numbers that are infinite, or none, stay so.
+        engine: Contract of the engine.
+        arrays: Inputs by name. Infinities and NaN stay what they are.
 
     Raises:
-        UnfitRequestError: A number is beyond the range of a narrower float.
+        UnfitRequestError: A finite number is beyond the range of a narrower float.
     """
     inputs = {}
     for spec in engine.inputs:
@@ -126,7 +125,7 @@ def narrowed(engine: EngineContract, arrays: Mapping[str, Array]) -> dict[str, A
 
 
 def _logger(library: Any) -> Any:
-    """TensorRT's messages go to the server's log; the last error is kept for exceptions."""
+    """Make a logger for TensorRT that writes to the server's log and keeps the last error for exceptions."""
     levels = {
         library.ILogger.Severity.INTERNAL_ERROR: logging.ERROR,
         library.ILogger.Severity.ERROR: logging.ERROR,
@@ -148,10 +147,10 @@ def _logger(library: Any) -> Any:
 
 
 class Buffer:
-    """Device memory that only grows.
+    """A block of device memory that grows on demand.
 
     Args:
-        memory: Where it is taken from.
+        memory: Allocates the block.
     """
 
     def __init__(self, memory: Memory) -> None:
@@ -160,7 +159,7 @@ class Buffer:
         self.address = 0
 
     def reserve(self, size: int) -> int:
-        """Address of at least ``size`` bytes; what was there may be lost. Never 0, which the runtime refuses."""
+        """Return the address of at least ``size`` bytes, whose content may be lost; never 0, which TensorRT refuses."""
         size = max(size, 1)
         if size > self._size:
             self.release()
@@ -168,20 +167,20 @@ class Buffer:
         return self.address
 
     def release(self) -> None:
-        """Give the memory back."""
+        """Free the block."""
         if self.address:
             address, self.address, self._size = self.address, 0, 0
             self._memory.free(address)
 
 
 class Execution:
-    """An execution context with its memory. Each call ends only when the device is done.
+    """An execution context with its input and output memory. Calls return when the device is done.
 
     Args:
-        library: The module ``tensorrt``, or the one of TensorRT-RTX.
-        context: Its execution context.
-        memory: Of the device that the context is on.
-        outputs: Of the engine, in its types.
+        library: The module ``tensorrt`` or that of TensorRT-RTX.
+        context: The library's execution context.
+        memory: Memory of the context's device.
+        outputs: Outputs of the engine, in its types.
     """
 
     def __init__(self, library: Any, context: Any, memory: Memory, outputs: Sequence[TensorSpec]) -> None:
@@ -190,18 +189,18 @@ class Execution:
         self._inputs: dict[str, Buffer] = {}
         self._outputs = {spec.name: Buffer(memory) for spec in outputs}
         self._types = {spec.name: np.dtype(spec.dtype) for spec in outputs}
-        # All outputs have one, not only those whose size depends on values: the runtime knows every size best.
+        # For all outputs, not only those whose size depends on values: TensorRT then tells every size.
         self._allocator = _output_allocator(library, self._outputs)
         for name in self._outputs:
             self._do("set_output_allocator", name, self._allocator)
 
     def run(self, profile: int, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-        """Run once.
+        """Call the engine once.
 
         Args:
-            profile: Index of the optimisation profile, which the inputs fit.
+            profile: Index of an optimisation profile that the inputs fit.
             inputs: Contiguous, in the engine's types.
-            outputs: Which to fetch. The engine computes all.
+            outputs: Names of the outputs to fetch; the engine computes all.
 
         Raises:
             RuntimeError: TensorRT or CUDA failed; the text names the call.
@@ -223,20 +222,20 @@ class Execution:
         return results
 
     def close(self) -> None:
-        """Give all memory back."""
+        """Free all memory."""
         self._memory.enter()
         for buffer in (*self._inputs.values(), *self._outputs.values()):
             buffer.release()
 
     def _do(self, method: str, *arguments: Any) -> None:
         if not getattr(self._context, method)(*arguments):
-            self._memory.synchronise()  # a failure of CUDA has a reason, and nothing may be queued when we leave
+            self._memory.synchronise()  # raises CUDA's own reason; and nothing may be queued afterwards
             reason = self._allocator.failure or "what TensorRT logged says why"
             raise RuntimeError(f"{method} of TensorRT failed: {reason}")
 
 
 def _output_allocator(library: Any, buffers: Mapping[str, Buffer]) -> Any:
-    """What TensorRT asks for memory for outputs, and tells their shapes, while it runs."""
+    """Make the object that TensorRT asks for output memory, and tells the shapes of outputs, during a call."""
 
     class OutputAllocator(library.IOutputAllocator):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -244,14 +243,14 @@ def _output_allocator(library: Any, buffers: Mapping[str, Buffer]) -> Any:
             self.begin()
 
         def begin(self) -> None:
-            """Forget the last run."""
+            """Forget the last call."""
             self.shapes: dict[str, tuple[int, ...]] = {}
             self.failure: Exception | None = None
 
         def reallocate_output_async(self, tensor_name: str, _memory: int, size: int, *_: int) -> int:
             try:
                 return buffers[tensor_name].reserve(size)
-            except RuntimeError as error:  # which must not pass through TensorRT: 0 tells it that there is none
+            except RuntimeError as error:  # must not pass through TensorRT; 0 says that there is no memory
                 self.failure = error
                 return 0
 

@@ -1,4 +1,4 @@
-"""The torch modules themselves, built from a contract's numbers. Nothing but this runner needs torch."""
+"""The runner of the torch modules themselves, built from a contract's hyper-parameters; the only one with torch."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ HALF = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
 
 class TorchRunner:
-    """A model in torch, in float32 and without autograd: the gradients are outputs.
+    """Runs a model in torch, in float32 and without autograd: gradients are outputs of the module.
 
     Args:
-        path: The ONNX file; a detector's weights are read from there, and nothing else.
-        contract: Its contract.
+        path: The ONNX file; only a detector's weights are read from it.
+        contract: Contract of the model.
         device: Where to compute.
-        threads: Threads inside one operator, of the whole process; 0 leaves them as torch chose.
+        threads: Threads inside one operator, for the whole process; 0: torch's choice.
     """
 
     platform = "pytorch"
@@ -69,18 +69,18 @@ class TorchRunner:
         maps = [tensors.pop(spec.name) for spec in self._contract.maps]
         with self._torch.no_grad():
             results = self._module(*([maps] if maps else []), *tensors.values())
-        # A detector's module gives its raw maps as well, behind all that the contract names.
+        # A detector's module returns its raw maps too, after the outputs that the contract names.
         found = {spec.name: result for spec, result in zip(self._contract.outputs, results, strict=False)}
         return {name: found[name].cpu().numpy() for name in outputs}
 
     def close(self) -> None:
-        """Drop the module."""
+        """Release the module."""
         self._module = None
 
     def _tensor(self, array: Array) -> Any:
         if array.dtype in HALF:
             array = array.astype(np.float32)
-        # torch warns of arrays that must not be written to, as those that lie in a request's bytes.
+        # torch warns about read-only arrays, which views of a request's bytes are.
         return self._torch.from_numpy(np.require(array, requirements=["C", "W"])).to(str(self._device))
 
 
@@ -88,10 +88,10 @@ def _build(path: Path, contract: Contract) -> Any:
     from yolo_assigner.export.hyperparameters import Hyperparameters
     from yolo_assigner.export.to_onnx.graphs import build_graph
 
-    numbers = Hyperparameters.from_contract(contract.hyperparameters)
+    hyperparameters = Hyperparameters.from_contract(contract.hyperparameters)
     detector = None
     if contract.kind == "detector_loss":
         from yolo_assigner.export.to_onnx.detector import detector_from_onnx
 
-        detector = detector_from_onnx(path, numbers)
-    return build_graph(contract.kind, numbers, contract.formulation, detector)
+        detector = detector_from_onnx(path, hyperparameters)
+    return build_graph(contract.kind, hyperparameters, contract.formulation, detector)

@@ -1,4 +1,4 @@
-"""Whether a runner really runs a model: it is loaded and run once."""
+"""The warm-up: proves that a runner runs its model, and makes the first request as fast as later ones."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from yolo_assigner.serve.inference.runners.base import Runner
 from yolo_assigner.serve.wire.dtypes import Array
 
 
-def try_out(runner: Runner, contract: Contract) -> None:
-    """Load and run with the outputs that are sent by default, then with all, so that no caller waits for a first time.
+def warm_up(runner: Runner, contract: Contract) -> None:
+    """Load a runner and call it twice: with the default outputs, then with all.
 
     Args:
         runner: Closed when it fails.
-        contract: Of its model.
+        contract: Contract of its model.
 
     Raises:
-        Exception: Whatever the runner raises.
+        Exception: That of the runner.
     """
     try:
         runner.load()
@@ -29,29 +29,29 @@ def try_out(runner: Runner, contract: Contract) -> None:
         runner.infer(inputs, contract.default_outputs)
         runner.infer(inputs, [spec.name for spec in contract.outputs])
     except Exception:
-        with suppress(Exception):  # what failed first is what counts
+        with suppress(Exception):  # the first failure is the reason
             runner.close()
         raise
 
 
 def tiny_inputs(contract: Contract, sizes: Mapping[str, int] | None = None) -> dict[str, Array]:
-    """Zeros of the smallest shapes that make sense: one image as wide as the largest stride, one empty slot.
+    """Make zeros of the smallest legal shapes: one image as wide as the largest stride, one empty slot.
 
     Args:
-        contract: Whose inputs.
-        sizes: Axes, by their letters, that are to have another size.
+        contract: Contract of the model.
+        sizes: Other sizes for some axes, by their letters.
     """
     smallest = {**axis_sizes(contract, 1, 1), **(sizes or {})}
     return {spec.name: np.zeros(shape_of(spec, smallest), spec.dtype) for spec in contract.inputs}
 
 
 def axis_sizes(contract: Contract, rows: int, columns: int) -> dict[str, int]:
-    """Sizes of all axes, by their letters, of one image with one slot and one class.
+    """Sizes of all axes by their letters, for one image with one slot and one class.
 
     Args:
-        contract: Whose strides count.
-        rows: Cells of the coarsest level.
-        columns: The same across.
+        contract: Contract of the model; its strides give the levels.
+        rows: Cells down the coarsest level.
+        columns: Cells across it.
     """
     strides = strides_of(contract)
     height, width = max(strides) * rows, max(strides) * columns
@@ -63,5 +63,5 @@ def axis_sizes(contract: Contract, rows: int, columns: int) -> dict[str, int]:
 
 
 def shape_of(spec: TensorSpec, sizes: Mapping[str, int]) -> list[int]:
-    """Shape of a tensor whose axes have these sizes, by their letters."""
+    """Shape of a tensor for sizes of its axes by their letters; 1 for axes without a size."""
     return [axis if isinstance(axis, int) else sizes.get(axis, 1) for axis in spec.axes]

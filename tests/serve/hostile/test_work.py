@@ -20,7 +20,7 @@ from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.to_onnx.exporter import export_onnx
 from yolo_assigner.serve.detection.grid import anchor_points
 from yolo_assigner.serve.errors import TooLargeError
-from yolo_assigner.serve.inference.memory_estimate import Grid, Points, check_work, most_work, work_of
+from yolo_assigner.serve.inference.memory_estimate import Grid, Points, check_memory, estimate_memory, memory_bound
 from yolo_assigner.serve.wire.dtypes import Array
 
 GIB = 2**30
@@ -80,7 +80,7 @@ def test_nothing_asks_for_more_than_the_most(artifacts_dir: Path, dense_dir: Pat
         for _, contract in find_contracts(folder):
             inputs = (assigner_inputs if contract.kind == "assigner" else loss_inputs)(images=2, slots=7)
             inputs["gt_bboxes"][:] = (-np.inf, -np.inf, np.inf, np.inf)
-            assert work_of(contract, inputs).nbytes <= most_work(contract, inputs)
+            assert estimate_memory(contract, inputs).nbytes <= memory_bound(contract, inputs)
 
 
 def bomb(model: str, slots: int) -> dict[str, Array]:
@@ -106,10 +106,10 @@ def test_a_dense_model_counts_all_pairs(dense_dir: Path) -> None:
     (contract,) = (contract for _, contract in find_contracts(dense_dir) if contract.name == "loss")
     inputs = bomb("loss", 30_000)
     inputs["gt_bboxes"][:] = 0  # there are no candidates, but it compares all the same
-    assert work_of(contract, inputs).pairs == 30_001 * 84
+    assert estimate_memory(contract, inputs).pairs == 30_001 * 84
     with pytest.raises(TooLargeError, match="pairs to compare"):
-        check_work(contract, inputs, WORK_LIMIT)
-    check_work(contract, inputs, GIB)
+        check_memory(contract, inputs, WORK_LIMIT)
+    check_memory(contract, inputs, GIB)
 
 
 MEASURE = """
@@ -137,16 +137,16 @@ def test_a_large_topk_is_counted(tmp_path: Path) -> None:
     np.savez(tmp_path / "inputs.npz", **kept)
     command = [sys.executable, "-c", MEASURE, str(path), str(tmp_path / "inputs.npz")]
     taken = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    estimate = work_of(contract, inputs).nbytes
+    estimate = estimate_memory(contract, inputs).nbytes
     usual = dataclasses.replace(contract, hyperparameters={**contract.hyperparameters, "topk": 10})
     assert taken < 1.5 * estimate
-    assert estimate == work_of(usual, inputs).nbytes + (100_000 - 10) * 64
+    assert estimate == estimate_memory(usual, inputs).nbytes + (100_000 - 10) * 64
 
 
 def test_a_large_topk_of_a_dense_model_is_counted(dense_dir: Path) -> None:
     (contract,) = (contract for _, contract in find_contracts(dense_dir) if contract.name == "loss")
     inputs = bomb("loss", 300)
-    usual = work_of(contract, inputs).nbytes
+    usual = estimate_memory(contract, inputs).nbytes
     many = dataclasses.replace(contract, hyperparameters={**contract.hyperparameters, "topk": 10**9})
     # Never more than there are anchor points.
-    assert work_of(many, inputs).nbytes == usual + 301 * (84 - 10) * 12
+    assert estimate_memory(many, inputs).nbytes == usual + 301 * (84 - 10) * 12

@@ -1,1 +1,1 @@
-"""Tests of what runs the models."""
+"""Tests of the runners."""

@@ -1,7 +1,6 @@
-"""A GPU in host memory, since there is none where the tests run: memory by addresses, and a context that runs ONNX.
+"""A GPU simulated in host memory: memory by addresses, and an execution context that runs ONNX.
 
-It keeps the rules of the real ones as their documentation says them, and fails where a real one would read or write
-memory that is not its own.
+It follows the documented rules of CUDA and TensorRT, and fails where a real GPU would access memory out of bounds.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ STREAM = 77
 
 
 class HostMemory:
-    """Addresses of numpy arrays. Copies happen only when the stream is waited for, as late as they may."""
+    """Device memory made of numpy arrays. Copies happen as late as they may, when the stream is synchronised."""
 
     stream = STREAM
     capability = "8.9"
@@ -34,10 +33,10 @@ class HostMemory:
         self.queue: list[tuple[Array, Array]] = []
 
     def enter(self) -> None:
-        """Nothing to do."""
+        """Do nothing: there is one device."""
 
     def allocate(self, size: int) -> int:
-        """A new block at an address that was never used."""
+        """Make a new block at an address that was never used."""
         if size + sum(block.size for block in self.blocks.values()) > self._capacity:
             raise RuntimeError("cudaMalloc failed: cudaErrorMemoryAllocation, out of memory")
         address = self._next
@@ -47,38 +46,38 @@ class HostMemory:
         return address
 
     def free(self, address: int) -> None:
-        """Forget a block, which nothing may still use."""
+        """Finish queued copies, then forget a block."""
         self.synchronise()
         del self.blocks[address]
 
     def copy_in(self, address: int, array: Array) -> None:
-        """Queue."""
+        """Queue a copy."""
         assert array.flags.c_contiguous
         self.queue.append((self.bytes_at(address, array.nbytes), array.reshape(-1).view(np.uint8)))
 
     def copy_out(self, array: Array, address: int) -> None:
-        """Queue."""
+        """Queue a copy."""
         self.queue.append((array.reshape(-1).view(np.uint8), self.bytes_at(address, array.nbytes)))
 
     def synchronise(self) -> None:
-        """Do what was queued."""
+        """Make the queued copies."""
         for target, source in self.queue:
             target[:] = source
         self.queue.clear()
 
     def close(self) -> None:
-        """Remember it."""
+        """Record the call."""
         self.closed = True
 
     def bytes_at(self, address: int, size: int) -> Array:
-        """A part of a block, which must be large enough."""
+        """Return a part of a block, which must be large enough."""
         block = self.blocks[address]
         assert size <= block.size
         return block[:size]
 
 
 class Context:
-    """What an execution context does, by ONNX Runtime.
+    """An execution context that computes with ONNX Runtime.
 
     Args:
         session: Of the ONNX file.
@@ -101,12 +100,12 @@ class Context:
         self._allocators: dict[str, Any] = {}
 
     def set_output_allocator(self, name: str, allocator: Any) -> bool:
-        """One for each output."""
+        """Set the allocator of one output."""
         self._allocators[name] = allocator
         return True
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
-        """Shapes must be set again afterwards."""
+        """Switch the profile; shapes must be set again afterwards."""
         assert stream == STREAM
         self.active_optimization_profile = index
         self.switches.append(index)
@@ -114,12 +113,12 @@ class Context:
         return index < len(self._engine.profiles)
 
     def set_tensor_address(self, name: str, address: int) -> bool:
-        """Not 0, not even for an empty tensor."""
+        """Set an address, which is not 0, not even for an empty tensor."""
         self._addresses[name] = address
         return address > 0 and address % 256 == 0
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        """Within the active profile."""
+        """Set a shape within the active profile."""
         profile = self._engine.profiles[self.active_optimization_profile]
         self._shapes[name] = shape
         for axis, size in zip(self._axes[name], shape, strict=True):
@@ -157,7 +156,7 @@ class Context:
 
 
 class Library:
-    """The module of TensorRT-RTX, but for what needs a GPU.
+    """The module of TensorRT-RTX without what needs a GPU.
 
     Args:
         real: The module.
@@ -171,13 +170,13 @@ class Library:
         self._context = context
 
     def Runtime(self, _: Any) -> Library:
-        """Itself, as the other two are."""
+        """The runtime, which is this object, as engine and context makers are."""
         return self
 
     def deserialize_cuda_engine(self, _: bytes) -> Library:
-        """An engine."""
+        """Return the engine, which is this object."""
         return self
 
     def create_execution_context(self) -> Context:
-        """The context."""
+        """Return the context."""
         return self._context

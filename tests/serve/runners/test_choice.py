@@ -1,4 +1,4 @@
-"""Which runner a model gets, and what is said about those that it does not get."""
+"""Which runner a model gets, and the reasons logged for the others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from yolo_assigner.export.to_tensorrt.contract import load_engine_contract
 from yolo_assigner.export.to_tensorrt.profiles import parse_profile
 from yolo_assigner.serve.inference.loading import open_artifacts
 from yolo_assigner.serve.inference.runners.base import HOST, Device, RunnerError, parse_device
-from yolo_assigner.serve.inference.runners.choice import Candidate, FirstThatLoads, RunnerOptions, choose
+from yolo_assigner.serve.inference.runners.choice import Candidate, FallbackRunner, RunnerOptions, choose
 from yolo_assigner.serve.inference.runners.warm_up import tiny_inputs
 from yolo_assigner.serve.wire.dtypes import Array
 
@@ -38,12 +38,12 @@ def with_engine(dense_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
-def choice(folder: Path, engine: str = "auto", device: Device | None = None, name: str = "assigner") -> FirstThatLoads:
+def choice(folder: Path, engine: str = "auto", device: Device | None = None, name: str = "assigner") -> FallbackRunner:
     return choose(folder / f"{name}.onnx", load_contract(folder / f"{name}.json"), RunnerOptions(engine, device, 1))
 
 
-def names(chosen: FirstThatLoads) -> list[str]:
-    return [candidate.name for candidate in chosen._candidates]
+def names(chosen: FallbackRunner) -> list[str]:
+    return [candidate.name for candidate in chosen.candidates]
 
 
 def test_the_order_is_from_the_fastest_to_the_one_that_always_runs(with_engine: Path) -> None:
@@ -56,7 +56,7 @@ def test_the_order_is_from_the_fastest_to_the_one_that_always_runs(with_engine: 
 
 
 @needs_none
-def test_what_is_better_but_does_not_load_is_logged_with_its_reason(
+def test_better_runners_that_do_not_load_are_logged_with_their_reasons(
     with_engine: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     chosen = choice(with_engine)
@@ -75,7 +75,7 @@ def test_what_is_better_but_does_not_load_is_logged_with_its_reason(
     assert chosen.infer(assigner_inputs(), ["fg_mask"])["fg_mask"].any()
 
 
-def test_what_was_asked_for_is_not_traded_away(with_engine: Path, artifacts_dir: Path) -> None:
+def test_a_requested_engine_is_not_replaced(with_engine: Path, artifacts_dir: Path) -> None:
     with pytest.raises(ContractError, match=r"no engine of model 'assigner' for tensorrt in .*--runtime tensorrt`"):
         choice(with_engine, "tensorrt")
     with pytest.raises(ContractError, match="no engine of model 'loss' for tensorrt-rtx"):
@@ -96,13 +96,15 @@ def test_what_was_asked_for_is_not_traded_away(with_engine: Path, artifacts_dir:
         ("torch", CUDA, "sees 0 GPUs"),
     ],
 )
-def test_nor_when_it_fails_to_load(with_engine: Path, engine: str, device: Device | None, reason: str) -> None:
+def test_a_requested_engine_is_not_replaced_when_it_fails_to_load(
+    with_engine: Path, engine: str, device: Device | None, reason: str
+) -> None:
     with pytest.raises(RunnerError, match=f"^(torch .*)?{reason}"):
         choice(with_engine, engine, device).load()
 
 
 @needs_none
-def test_a_gpu_that_was_asked_for_is_not_traded_for_the_cpu(with_engine: Path) -> None:
+def test_a_requested_gpu_is_not_replaced_by_the_cpu(with_engine: Path) -> None:
     with pytest.raises(RunnerError) as caught:
         choice(with_engine, device=CUDA).load()
     for reason in (
@@ -121,7 +123,7 @@ def test_the_device_alone_is_chosen_when_the_engine_is_named(with_engine: Path) 
 
 
 def test_of_several_engines_the_one_as_precise_as_the_model_comes_first(with_engine: Path, tmp_path: Path) -> None:
-    """Half precision is taken when nothing else is there, never in place of what the model was exported in."""
+    """Half precision is used when there is nothing else, never in place of the model's own precision."""
     shutil.copytree(with_engine, tmp_path, dirs_exist_ok=True)
     engine = load_engine_contract(tmp_path / "engines" / f"{RTX}.json")
     for precision, folder in (("fp16", tmp_path), ("bf16", tmp_path / "engines")):
@@ -131,7 +133,7 @@ def test_of_several_engines_the_one_as_precise_as_the_model_comes_first(with_eng
     assert found == [RTX, RTX.replace("fp32", "fp16"), RTX.replace("fp32", "bf16")]
 
 
-def test_a_device_that_is_wrong_for_all_is_said_before_any_file_is_read(tmp_path: Path) -> None:
+def test_a_device_that_suits_no_runtime_is_refused_before_any_file_is_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="choose --device cuda"):
         open_artifacts(tmp_path / "nothing", RunnerOptions("tensorrt-rtx", HOST))
 
@@ -157,7 +159,7 @@ def test_an_engine_contract_that_cannot_be_read_is_a_reason_too(
 
 
 class Failing:
-    """Loads, and fails when it is run."""
+    """Loads, and fails in its first call."""
 
     platform = "failing"
     description = "fails"
@@ -167,23 +169,25 @@ class Failing:
         self.closed = False
 
     def load(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def infer(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         """Fail."""
         raise RuntimeError(f"no kernel for {len(inputs)} inputs and {len(outputs)} outputs")
 
     def close(self) -> None:
-        """Fail as well, which must not hide the first reason."""
+        """Fail too, which must not hide the first reason."""
         self.closed = True
         raise RuntimeError("closing failed")
 
 
-def test_what_fails_in_its_first_run_is_not_taken(artifacts_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_runner_that_fails_in_the_warm_up_is_not_chosen(
+    artifacts_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     contract = load_contract(artifacts_dir / "assigner.json")
     failing = Failing()
-    last = choice(artifacts_dir, device=HOST)._candidates[0]
-    chosen = FirstThatLoads(contract, [Candidate("failing", lambda: failing), last])
+    last = choice(artifacts_dir, device=HOST).candidates[0]
+    chosen = FallbackRunner(contract, [Candidate("failing", lambda: failing), last])
     with caplog.at_level(logging.INFO, "serve"):
         chosen.load()
     assert "failing is not taken: no kernel for 6 inputs and 5 outputs" in caplog.text
@@ -204,7 +208,7 @@ def test_each_model_of_a_folder_gets_its_own(with_engine: Path, caplog: pytest.L
 
 
 @pytest.mark.parametrize("text", ["gpu", "cuda:", "cuda:-1", "cuda:x", "cpu:0", "", "cuda:0 "])
-def test_devices_that_are_none(text: str) -> None:
+def test_unknown_devices_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="write cpu, cuda or cuda:N"):
         parse_device(text)
 

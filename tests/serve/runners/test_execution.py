@@ -1,4 +1,4 @@
-"""Memory, profiles and outputs of an execution context, on a pretended GPU: `fake_gpu` says what it stands for."""
+"""Memory, profiles and outputs of an execution context, on the simulated GPU of `fake_gpu`."""
 
 from __future__ import annotations
 

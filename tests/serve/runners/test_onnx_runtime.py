@@ -1,4 +1,4 @@
-"""ONNX Runtime on toy graphs: what is not asked for is not computed, and a failure is not the end."""
+"""ONNX Runtime on toy graphs: only requested outputs are computed, and failures leave the runner usable."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from onnx import TensorProto, helper
 
 from yolo_assigner.serve.inference.runners import onnx_runtime
 from yolo_assigner.serve.inference.runners.base import Device, RunnerError
-from yolo_assigner.serve.inference.runners.onnx_runtime import CPU, CUDA, MOST_SESSIONS, TENSORRT, OnnxRuntimeRunner
+from yolo_assigner.serve.inference.runners.onnx_runtime import (
+    CPU,
+    CUDA,
+    MOST_SESSIONS,
+    TENSORRT,
+    OnnxRuntimeRunner,
+    execution_providers,
+)
 
 
 @pytest.fixture
@@ -51,7 +58,7 @@ def test_heavy_outputs_are_not_computed_unless_named(toy: Path) -> None:
 def test_one_session_is_enough_without_heavy_outputs(toy: Path) -> None:
     runner = OnnxRuntimeRunner(toy, ["double", "heavy"])
     runner.load()
-    assert len(runner._sessions) == 1
+    assert len(runner.sessions) == 1
 
 
 def test_what_branches_read_is_kept(tmp_path: Path) -> None:
@@ -99,15 +106,15 @@ def test_each_set_of_outputs_has_a_session_until_there_are_enough(tmp_path: Path
     path = save(tmp_path / "n.onnx", nodes, {"x": TensorProto.FLOAT}, {str(n): TensorProto.FLOAT for n in numbers})
     runner = OnnxRuntimeRunner(path, ["0", "1"], threads=1)
     runner.load()
-    assert len(runner._sessions) == 2
+    assert len(runner.sessions) == 2
     for names in (["1"], ["0"], ["4", "2"], ["3"], ["1", "0"], ["2", "4"], ["4", "3", "2", "1", "0"]) * 2:
         outputs = runner.infer({"x": np.zeros(2, np.float32)}, names)
         assert {name: array.tolist() for name, array in outputs.items()} == {name: [int(name)] * 2 for name in names}
         assert list(outputs) == names
     # "1" and "0" took the last places; what came later runs in the whole graph.
     assert MOST_SESSIONS == 4
-    assert {"".join(sorted(names)) for names in runner._sessions} == {"01234", "01", "1", "0"}
-    assert [output.name for output in runner._session_of(frozenset({"4"})).get_outputs()] == list("01234")
+    assert {"".join(sorted(names)) for names in runner.sessions} == {"01234", "01", "1", "0"}
+    assert [output.name for output in runner.session_of(frozenset({"4"})).get_outputs()] == list("01234")
 
 
 def test_results_belong_to_the_caller(toy: Path) -> None:
@@ -129,7 +136,7 @@ def test_strided_and_empty_inputs(toy: Path) -> None:
 
 
 @pytest.mark.parametrize("values", [[], [1.5, -2.0, 3.0]])
-def test_bfloat16_goes_in(tmp_path: Path, values: list[float]) -> None:
+def test_bfloat16_inputs(tmp_path: Path, values: list[float]) -> None:
     """There is no such type in numpy itself, and ONNX Runtime's Python takes no array of it."""
     nodes = [helper.make_node("Cast", ["x"], ["wide"], to=TensorProto.FLOAT)]
     path = save(tmp_path / "half.onnx", nodes, {"x": TensorProto.BFLOAT16}, {"wide": TensorProto.FLOAT})
@@ -170,8 +177,8 @@ def test_a_provider_that_is_refused_is_neither_printed_nor_replaced(
     assert capsys.readouterr().out == ""
 
 
-def test_products_are_not_rounded_and_the_cpu_comes_last(toy: Path) -> None:
-    providers = OnnxRuntimeRunner(toy, [], Device("cuda", 2))._providers()
+def test_products_are_not_rounded_and_the_cpu_comes_last() -> None:
+    providers = execution_providers(CUDA, Device("cuda", 2))
     assert providers == [(CUDA, {"device_id": 2, "use_tf32": 0}), (CPU, {})]
-    names = [name for name, _ in OnnxRuntimeRunner(toy, [], Device("cuda"), TENSORRT)._providers()]
+    names = [name for name, _ in execution_providers(TENSORRT, Device("cuda"))]
     assert names == [TENSORRT, CUDA, CPU]

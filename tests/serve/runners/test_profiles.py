@@ -1,4 +1,4 @@
-"""Which profile a request gets, and what it is told when it fits none."""
+"""Which profile a request gets, and the error when it fits none."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.serve.conftest import assigner_inputs, loss_inputs
 from yolo_assigner.export.contract import load_contract
 from yolo_assigner.export.to_tensorrt.contract import EngineContract, Profile
 from yolo_assigner.serve.inference.runners.base import UnfitRequestError
-from yolo_assigner.serve.inference.runners.profiles import axis_sizes, choose_profile
+from yolo_assigner.serve.inference.runners.profiles import choose_profile, dynamic_sizes
 
 
 def engine(*profiles: Profile) -> EngineContract:
@@ -74,7 +74,7 @@ def test_no_ground_truth_is_refused_when_an_engine_needs_a_slot() -> None:
     assert choose_profile(engine({**ONE, "M": (0, 8, 64)}), {"B": 1, "M": 0}) == 0
 
 
-def test_of_several_profiles_the_one_that_lacks_least_is_widened() -> None:
+def test_of_several_profiles_the_nearest_one_is_widened() -> None:
     """B 5 fits only the second, M 0 neither."""
     with pytest.raises(UnfitRequestError) as caught:
         choose_profile(engine(ONE, MANY), {"B": 5, "M": 0})
@@ -91,8 +91,8 @@ def test_every_axis_outside_is_named() -> None:
 def test_sizes_by_letter(artifacts_dir: Path) -> None:
     loss = load_contract(artifacts_dir / "loss.json")
     sizes = {"B": 2, "M": 0, "H0": 8, "W0": 8, "H1": 4, "W1": 4, "H2": 2, "W2": 2}
-    assert axis_sizes(loss.inputs, loss_inputs(images=2, slots=0)) == sizes
+    assert dynamic_sizes(loss.inputs, loss_inputs(images=2, slots=0)) == sizes
     assigner = load_contract(artifacts_dir / "assigner.json")
     arrays = assigner_inputs(images=1, slots=3, classes=5)
-    assert axis_sizes(assigner.inputs, arrays) == {"B": 1, "A": 84, "C": 5, "M": 3}
-    assert axis_sizes(assigner.inputs, {**arrays, "gt_labels": np.zeros((1, 3, 1))})["M"] == 3
+    assert dynamic_sizes(assigner.inputs, arrays) == {"B": 1, "A": 84, "C": 5, "M": 3}
+    assert dynamic_sizes(assigner.inputs, {**arrays, "gt_labels": np.zeros((1, 3, 1))})["M"] == 3

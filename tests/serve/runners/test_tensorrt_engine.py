@@ -1,4 +1,4 @@
-"""Engines: real ones up to where a GPU is needed, then on a pretended GPU (`fake_gpu`)."""
+"""Engines: real ones up to where a GPU is needed, then on the simulated GPU of `fake_gpu`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from yolo_assigner.serve.inference.runners import tensorrt as tensorrt_engine
 from yolo_assigner.serve.inference.runners.base import Device, RunnerError, UnfitRequestError
 from yolo_assigner.serve.inference.runners.cuda import CudaMemory, call
 from yolo_assigner.serve.inference.runners.tensorrt import TensorRtRunner, narrowed
-from yolo_assigner.serve.inference.runners.warm_up import try_out
+from yolo_assigner.serve.inference.runners.warm_up import warm_up
 
 GPU = Device("cuda")
 TENSORRT = load_library("tensorrt-rtx")
@@ -60,7 +60,7 @@ def built(
 
 @pytest.fixture
 def pretend(dense_dir: Path, contract: Contract, monkeypatch: pytest.MonkeyPatch) -> Callable[..., HostMemory]:
-    """Puts a GPU there whose engines compute what the ONNX file says."""
+    """Install a simulated GPU whose engines compute the ONNX file."""
 
     def put(engine: EngineContract) -> HostMemory:
         memory = HostMemory()
@@ -77,7 +77,7 @@ def pretend(dense_dir: Path, contract: Contract, monkeypatch: pytest.MonkeyPatch
 def test_without_a_gpu_there_is_one_clear_error(built: tuple[Path, EngineContract], contract: Contract) -> None:
     runner = TensorRtRunner(*built, contract, GPU)
     with pytest.raises(RunnerError, match=r"^no GPU can be used \(cudaGetDeviceCount failed: cudaError\w+, .* driver"):
-        try_out(runner, contract)
+        warm_up(runner, contract)
 
 
 @needs_none
@@ -89,7 +89,7 @@ def test_an_engine_that_tensorrt_refuses(
     monkeypatch.setattr(tensorrt_engine, "CudaMemory", lambda _: memory)
     runner = TensorRtRunner(*built, contract, GPU)
     with pytest.raises(RunnerError) as caught:
-        try_out(runner, contract)
+        warm_up(runner, contract)
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert errors[-1].name == "serve.tensorrt"
     assert errors[-1].getMessage() in str(caught.value)
@@ -117,7 +117,7 @@ def test_an_engine_of_something_else_is_refused_with_both_sides(
     memory = pretend(engine)
     runner = TensorRtRunner(path, dataclasses.replace(engine, **change), contract, GPU)
     with pytest.raises(ContractError, match=r"yolo-assigner export tensorrt loss\.onnx") as caught:
-        try_out(runner, contract)
+        warm_up(runner, contract)
     for word in words:
         assert word in str(caught.value)
     assert memory.blocks == {}
@@ -130,7 +130,7 @@ def test_results_keep_the_types_of_the_model(
     path, engine = built
     memory = pretend(engine)
     runner = TensorRtRunner(path, engine, contract, GPU)
-    try_out(runner, contract)
+    warm_up(runner, contract)
     inputs = loss_inputs()
     names = [spec.name for spec in contract.outputs]
     results = runner.infer(inputs, names)
@@ -153,7 +153,7 @@ def test_sizes_outside_are_refused_before_anything_is_copied(
     path, engine = built
     memory = pretend(engine)
     runner = TensorRtRunner(path, engine, contract, GPU)
-    try_out(runner, contract)
+    warm_up(runner, contract)
     before = memory.allocations
     with pytest.raises(UnfitRequestError, match=r"axis M \(ground-truth slots\) is 0, .* takes 1 to 8; .* M=0,3,8"):
         runner.infer(loss_inputs(slots=0), ["loss"])

@@ -1,4 +1,4 @@
-"""The torch modules as a runner give what their exported files give."""
+"""The torch runner gives the results of the exported files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from yolo_assigner.models import DetectionModel, DetectorConfig
 from yolo_assigner.serve.inference.runners.base import HOST, Device, RunnerError
 from yolo_assigner.serve.inference.runners.onnx_runtime import OnnxRuntimeRunner
 from yolo_assigner.serve.inference.runners.torch_module import TorchRunner
-from yolo_assigner.serve.inference.runners.warm_up import try_out
+from yolo_assigner.serve.inference.runners.warm_up import warm_up
 from yolo_assigner.serve.wire.dtypes import Array
 from yolo_loss import DetectionLoss, GroundTruth
 from yolo_loss.predictions import join_predictions
@@ -34,7 +34,7 @@ def runners(folder: Path, kind: str) -> tuple[TorchRunner, OnnxRuntimeRunner]:
     path = folder / contract.file
     both = TorchRunner(path, contract, HOST), OnnxRuntimeRunner(path, contract.default_outputs, threads=1)
     for runner in both:
-        try_out(runner, contract)
+        warm_up(runner, contract)
     return both
 
 
@@ -45,8 +45,9 @@ def inputs_of(kind: str, slots: int) -> dict[str, Array]:
 @pytest.mark.parametrize("kind", ["assigner", "loss", "loss_grad"])
 @pytest.mark.parametrize("folder", ["artifacts_dir", "dense_dir"])
 def test_results_are_those_of_the_exported_file(folder: str, kind: str, request: pytest.FixtureRequest) -> None:
-    ours, onnx = runners(request.getfixturevalue(folder), kind)
-    names = [spec.name for spec in ours._contract.outputs]
+    artifacts = request.getfixturevalue(folder)
+    ours, onnx = runners(artifacts, kind)
+    names = [spec.name for spec in load_contract(artifacts / f"{kind}.json").outputs]
     for slots in (3, 0):
         inputs = inputs_of(kind, slots)
         results, expected = ours.infer(inputs, names), onnx.infer(inputs, names)
@@ -96,7 +97,7 @@ def test_a_detectors_weights_come_from_its_file(tmp_path: Path) -> None:
         "detector", "detector_loss", "detector.onnx", "", "sparse", numbers.as_contract(), *specs, versions={}
     )
     runner = TorchRunner(tmp_path / "detector.onnx", contract, HOST)
-    try_out(runner, contract)
+    warm_up(runner, contract)
     inputs = loss_inputs(side=64)
     images = np.random.default_rng(0).random((2, 3, 64, 64), np.float32)
     truth = {name: array for name, array in inputs.items() if not name.startswith("feat")}

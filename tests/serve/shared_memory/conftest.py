@@ -1,4 +1,4 @@
-"""A server with shared memory switched on, and clients of it."""
+"""A server with shared memory switched on, and its clients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from yolo_assigner.serve.shared_memory.object import DIRECTORY
 from yolo_assigner.serve.wire.dtypes import Array, wire_name
 
 PREFIX = f"yolo-assigner-test-{os.getpid()}-"
-ROW_10 = "/v2/systemsharedmemory"
+REGIONS = "/v2/systemsharedmemory"
 ALIGNMENT = 64
 SIZE = 64 * 1024
 # Elsewhere shared memory cannot be read like files, and the server refuses the setting.
@@ -26,7 +26,7 @@ collect_ignore_glob = [] if DIRECTORY.is_dir() else ["test_*.py"]
 
 @pytest.fixture(scope="session")
 def shm(artifacts_dir: Path) -> Iterator[Live]:
-    """One server for all tests of this folder."""
+    """Start one server for all tests of this folder."""
     server = start("--artifacts", artifacts_dir, "--max-request-bytes", str(LIMIT), "--shared-memory", f"/{PREFIX}")
     yield server
     assert stop(server) == 0
@@ -34,13 +34,13 @@ def shm(artifacts_dir: Path) -> Iterator[Live]:
 
 @pytest.fixture(autouse=True)
 def _leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
-    """No object is left behind, and a server that a test used serves the next request."""
+    """Remove objects, and check that the server a test used still answers."""
     yield
     for path in DIRECTORY.glob(f"{PREFIX}*"):
         path.unlink() if not path.is_dir() else path.rmdir()
     if "shm" in request.fixturenames:
         live: Live = request.getfixturevalue("shm")
-        assert live.send("POST", f"{ROW_10}/unregister").status == 200
+        assert live.send("POST", f"{REGIONS}/unregister").status == 200
         rows, blob = binary_rows(loss_inputs(images=1))
         assert live.infer("loss", {"inputs": rows}, blob).status == 200
 
@@ -53,7 +53,7 @@ def refused(reply: Reply, *words: str, status: int = 400) -> None:
 
 @contextmanager
 def client_memory(live: Live, name: str, size: int, offset: int = 0) -> Iterator[Any]:
-    """An object of the client library, registered as a region of the same name from ``offset`` on."""
+    """Make an object with the client library and register it from ``offset`` on, under the same name."""
     handle = shared_memory.create_shared_memory_region(name, f"/{PREFIX}{name}", offset + size)
     try:
         with InferenceServerClient(live.url) as client:
@@ -65,7 +65,7 @@ def client_memory(live: Live, name: str, size: int, offset: int = 0) -> Iterator
 
 
 def spans(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
-    """Where tensors lie one after the other, and how long they are together."""
+    """Return offsets of tensors that lie one after the other, and the bytes of all."""
     offsets, end = {}, 0
     for name, size in sizes.items():
         offsets[name] = end
@@ -74,7 +74,7 @@ def spans(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
 
 
 def placed_inputs(handle: Any, region: str, arrays: Mapping[str, Array], start: int = 0) -> list[InferInput]:
-    """Inputs that have been copied into an object, whose region begins at byte ``start``."""
+    """Copy inputs into an object whose region begins at byte ``start``, and return their descriptions."""
     offsets, _ = spans({name: array.nbytes for name, array in arrays.items()})
     inputs = []
     for name, array in arrays.items():
@@ -108,22 +108,22 @@ def place(region: Any, byte_size: Any, offset: Any = 0) -> dict[str, Any]:
 
 
 def register(live: Live, name: str = "r", **changes: Any) -> Reply:
-    """A request for an object of ``SIZE`` bytes, made here if there is none of that key yet."""
+    """Register an object of ``SIZE`` bytes; make it if it does not exist yet."""
     path = DIRECTORY / f"{PREFIX}object"
     if not path.exists():
         path.write_bytes(bytes(SIZE))
     document = {"key": f"/{path.name}", "offset": 0, "byte_size": SIZE} | changes
     wanted = {key: value for key, value in document.items() if value is not None}
-    return live.send("POST", f"{ROW_10}/region/{name}/register", wanted)
+    return live.send("POST", f"{REGIONS}/region/{name}/register", wanted)
 
 
 def feat_2(**changes: Any) -> dict[str, Any]:
-    """The smallest map of ``loss_inputs()``, 2144 bytes, at the beginning of region ``r``."""
+    """Describe the smallest map of ``loss_inputs()``, 2144 bytes, at the beginning of region ``r``."""
     return {"name": "feat_2", "shape": [2, 67, 2, 2], "datatype": "FP32", "parameters": place("r", 2144)} | changes
 
 
 def ask(live: Live, *rows: dict[str, Any], outputs: Any = ()) -> Reply:
-    """The loss of ``loss_inputs()``, some of whose rows come otherwise."""
+    """Ask for the loss of ``loss_inputs()``, with some rows replaced."""
     names = [row["name"] for row in rows]
     others, blob = binary_rows({name: array for name, array in loss_inputs().items() if name not in names})
     return live.infer("loss", {"inputs": [*others, *rows], "outputs": list(outputs)}, blob)

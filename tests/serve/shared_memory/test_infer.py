@@ -1,4 +1,4 @@
-"""Tensors that go through shared memory, beside the same ones over the socket."""
+"""Tensors through shared memory, compared with the same ones over the socket."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OUTPUTS = {
 @pytest.mark.parametrize("offset", [0, 4096, 12])
 @pytest.mark.parametrize("model", OUTPUTS)
 def test_results_are_those_of_the_socket(shm: Live, model: str, offset: int) -> None:
-    """Both ways through shared memory, to the bit; also in regions that do not begin where their objects do."""
+    """Compare to the bit, both ways through shared memory, also in regions with an offset in their objects."""
     arrays = loss_inputs(side=256) if model == "loss" else assigner_inputs(side=256)
     expected = over_the_socket(shm, model, arrays, OUTPUTS[model])
     sizes = {name: array.nbytes for name, array in expected.items()}
@@ -83,7 +83,7 @@ def test_the_asyncio_client(shm: Live) -> None:
     np.testing.assert_array_equal(items, expected)
 
 
-def test_each_tensor_goes_its_own_way(shm: Live) -> None:
+def test_tensors_of_one_request_travel_differently(shm: Live) -> None:
     """One request with inputs in shared memory, as bytes and as JSON, and outputs likewise."""
     arrays = loss_inputs()
     names = ["loss", "loss_items", "image_sums"]
@@ -104,7 +104,7 @@ def test_each_tensor_goes_its_own_way(shm: Live) -> None:
     np.testing.assert_array_equal(sums, expected["image_sums"])
 
 
-def test_a_place_goes_before_the_wish_for_bytes(shm: Live) -> None:
+def test_shared_memory_takes_precedence_over_binary_data(shm: Live) -> None:
     with client_memory(shm, "r", SIZE) as handle:
         parameters = {"shared_memory_region": "r", "shared_memory_byte_size": 4, "binary_data": True}
         document: dict[str, Any] = {
@@ -129,7 +129,7 @@ def test_narrow_floats_are_widened(shm: Live, dtype: Any) -> None:
 
 
 def test_tensors_without_values(shm: Live) -> None:
-    """They lie nowhere, but their place must still be inside a region; its very end is."""
+    """They need no bytes, but their place must be inside a region, its end included."""
     arrays = loss_inputs(slots=0)
     with client_memory(shm, "r", SIZE) as handle, InferenceServerClient(shm.url) as client:
         inputs = placed_inputs(handle, "r", arrays)
@@ -142,7 +142,7 @@ def test_tensors_without_values(shm: Live) -> None:
 
 
 def test_two_regions_of_one_object(shm: Live) -> None:
-    """Also overlapping ones; what is written through one is read through the other."""
+    """Bytes written through one are read through the other, also where they overlap."""
     arrays = {"feat_2": loss_inputs()["feat_2"]}
     rows, blob = binary_rows({name: array for name, array in loss_inputs().items() if name != "feat_2"})
     with client_memory(shm, "r", SIZE) as handle, InferenceServerClient(shm.url) as client:

@@ -61,7 +61,7 @@ def test_objects_that_change_after_they_were_registered(shm: Live) -> None:
 
 
 def test_an_object_that_shrinks_while_it_is_read(shm: Live) -> None:
-    """A map of its pages would kill the server sooner or later; here every request is answered."""
+    """Mapping its pages would kill the server sooner or later; every request must be answered."""
     arrays = loss_inputs(images=4, side=256)
     _, size = spans({name: array.nbytes for name, array in arrays.items()})
     path = DIRECTORY / f"{PREFIX}r"
@@ -89,7 +89,7 @@ def test_an_object_that_shrinks_while_it_is_read(shm: Live) -> None:
 
 
 def test_a_server_that_is_killed_leaves_what_it_was_given(artifacts_dir: Path, tmp_path: Path) -> None:
-    """It made no object and removed none: its successor takes the same one, and its client removes it."""
+    """It makes and removes no objects: the next server uses the same one, and the client removes it."""
     for name in ("loss.onnx", "loss.json"):
         (tmp_path / name).symlink_to(artifacts_dir / name)
     arguments = ("--artifacts", tmp_path, "--shared-memory", PREFIX)
@@ -116,7 +116,7 @@ def test_a_server_that_is_killed_leaves_what_it_was_given(artifacts_dir: Path, t
 
 
 def test_memory_of_an_unlinked_object_is_free(shm: Live) -> None:
-    """Though its region is registered and has been used: a server that kept it open would keep its memory."""
+    """A server that kept a registered object open would keep its memory."""
     assert register(shm).status == 200
     assert ask(shm, feat_2()).status == 200
     path = DIRECTORY / f"{PREFIX}object"

@@ -1,4 +1,4 @@
-"""What cannot be seen through a live server: the parts behind shared memory by themselves."""
+"""Parts of shared memory by themselves, where a live server would not show the property."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from tests.serve.test_app import Started, SumRunner, until_ready
 from tests.serve.test_cli import refuses, run
 from yolo_assigner.serve.errors import BadRequestError, BusyError, TooLargeError, UnsupportedError
 from yolo_assigner.serve.shared_memory.object import DIRECTORY, opened
-from yolo_assigner.serve.shared_memory.region import Kind
 from yolo_assigner.serve.shared_memory.regions import MAX_REGIONS, Regions
 from yolo_assigner.serve.wire.buffers import ALIGNMENT, TensorMemory
 from yolo_assigner.serve.wire.dtypes import wire_name
@@ -34,7 +33,7 @@ MIB = 2**20
 
 @pytest.fixture
 def path() -> Iterator[Path]:
-    """An object of 1 MiB."""
+    """Make an object of 1 MiB."""
     name = DIRECTORY / f"{PREFIX}object"
     name.write_bytes(bytes(MIB))
     yield name
@@ -82,8 +81,8 @@ def test_memory_is_bounded() -> None:
     assert TensorMemory(3 * MIB, 1).take([3 * MIB])  # alone it is let in
 
 
-def test_memory_is_handed_out_to_many_threads() -> None:
-    """Each keeps what it was given for a moment: nobody else may write there."""
+def test_threads_never_share_memory() -> None:
+    """Each thread keeps its piece for a moment, in which no other thread may write there."""
     memory = TensorMemory(MIB, 64 * MIB)
     wrong: list[int] = []
 
@@ -103,7 +102,7 @@ def test_memory_is_handed_out_to_many_threads() -> None:
 
 
 def test_there_are_only_so_many_regions(path: Path) -> None:
-    """But those whose objects are gone make room: clients that died did not unregister."""
+    """Regions whose objects are gone make room: clients that died did not unregister."""
     regions = Regions(PREFIX, MIB)
     path.with_name(f"{PREFIX}other").touch()
     os.truncate(path.with_name(f"{PREFIX}other"), 1)
@@ -113,17 +112,17 @@ def test_there_are_only_so_many_regions(path: Path) -> None:
         regions.register("more", path.name, 0, 1)
     path.with_name(f"{PREFIX}other").unlink()
     regions.register("more", path.name, 0, 1)
-    assert len(regions.status(Kind.SYSTEM)) == MAX_REGIONS
+    assert len(regions.status()) == MAX_REGIONS
     with pytest.raises(BadRequestError, match="no region 'r0' is registered"):
         regions.check(Place("r0", 0, 1))
     path.unlink()
     path.write_bytes(b"x")  # another object of the same key
     regions.register("one", path.name, 0, 1)
-    assert [row["name"] for row in regions.status(Kind.SYSTEM)] == ["one"]
+    assert [row["name"] for row in regions.status()] == ["one"]
 
 
 def test_a_read_that_comes_back_short(path: Path) -> None:
-    """The object shrinks between the look at its size and the read: too seldom to be seen from outside."""
+    """The object shrinks after its size was checked, which happens too seldom to be shown with a server."""
     with opened(path.name) as source:
         assert source.size == MIB
         os.truncate(path, 100)
@@ -132,7 +131,7 @@ def test_a_read_that_comes_back_short(path: Path) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "/", ".", "..", "../", "//x", "/x/", "a/b", "-x", "ä", "x\0", "x\n"])
-def test_prefixes_that_would_allow_everything_or_nothing(prefix: str) -> None:
+def test_invalid_prefixes_are_refused(prefix: str) -> None:
     with pytest.raises(ValueError, match="the prefix of shared memory is"):
         Regions(prefix, MIB)
 
@@ -142,26 +141,26 @@ def test_a_bad_prefix_on_the_command_line(artifacts_dir: Path) -> None:
 
 
 class Watched(Regions):
-    """Remembers the threads in which it was read and written."""
+    """Regions that remember the threads which read and wrote them."""
 
     def __init__(self, prefix: str, limit: int) -> None:
         super().__init__(prefix, limit)
         self.threads: set[str] = set()
 
     def read(self, place: Place, target: memoryview) -> None:
-        """As ever."""
+        """Remember the thread, then do as the base class."""
         self.threads.add(threading.current_thread().name)
         super().read(place, target)
 
     def write(self, place: Place, data: memoryview) -> None:
-        """As ever."""
+        """Remember the thread, then do as the base class."""
         self.threads.add(threading.current_thread().name)
         super().write(place, data)
 
 
 @pytest.mark.parametrize("side", [64, 640])
-def test_large_tensors_do_not_hold_up_other_callers(path: Path, side: int) -> None:
-    """However small the body that names them."""
+def test_large_tensors_are_copied_outside_the_event_loop(path: Path, side: int) -> None:
+    """This holds however small the body is that names them."""
     arrays = assigner_inputs(images=2, side=side)
     regions = Watched(PREFIX, MIB)
     regions.register("r", path.name, 0, MIB)

@@ -1,4 +1,4 @@
-"""Every place in shared memory that a request must not name."""
+"""Places in shared memory that a request must not name."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_values_are_checked_like_all_others(shm: Live) -> None:
 
 
 def test_the_limit_holds_for_shared_memory(shm: Live) -> None:
-    """Objects may be large without having memory behind them, so a size is no proof of a client's means."""
+    """A large object needs no memory, so that its size does not limit what a client can ask for."""
     (DIRECTORY / f"{PREFIX}object").touch()
     os.truncate(DIRECTORY / f"{PREFIX}object", 2**32)
     assert register(shm, "large", byte_size=2**32).status == 200

@@ -1,4 +1,4 @@
-"""Rows 10 and 11: regions by name, and what is not there."""
+"""Regions by name, what is refused while shared memory is off, and what this server never does."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tritonclient.http import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from tests.serve.conftest import Live
-from tests.serve.shared_memory.conftest import PREFIX, ROW_10, SIZE, client_memory, refused, register
+from tests.serve.shared_memory.conftest import PREFIX, REGIONS, SIZE, client_memory, refused, register
 from yolo_assigner.serve.shared_memory.object import DIRECTORY
 
 
-def test_row_10(shm: Live) -> None:
+def test_regions_through_the_client_library(shm: Live) -> None:
     with (
         InferenceServerClient(shm.url) as client,
         client_memory(shm, "one", 4096),
@@ -78,7 +78,7 @@ def test_bad_registrations(shm: Live, case: str, tmp_path: Path) -> None:
     os.mkfifo(DIRECTORY / f"{PREFIX}pipe")
     changes, words = BAD_REGISTRATIONS[case]
     refused(register(shm, **changes), words)
-    assert shm.send("GET", f"{ROW_10}/status").json == []
+    assert shm.send("GET", f"{REGIONS}/status").json == []
 
 
 @pytest.mark.parametrize(
@@ -90,8 +90,8 @@ def test_bad_registrations(shm: Live, case: str, tmp_path: Path) -> None:
         (b" " * 70_000, "70000", 413),
     ],
 )
-def test_registrations_that_are_no_request(shm: Live, body: bytes, words: str, status: int) -> None:
-    refused(shm.send("POST", f"{ROW_10}/region/r/register", body), words, status=status)
+def test_registrations_with_invalid_bodies(shm: Live, body: bytes, words: str, status: int) -> None:
+    refused(shm.send("POST", f"{REGIONS}/region/r/register", body), words, status=status)
 
 
 def test_names_of_regions(shm: Live) -> None:
@@ -103,11 +103,11 @@ def test_names_of_regions(shm: Live) -> None:
     # A client that died did not unregister. Its object is gone, so that its name is free.
     (DIRECTORY / f"{PREFIX}object").unlink()
     assert register(shm, "r", byte_size=1).status == 200
-    assert [row["byte_size"] for row in shm.send("GET", f"{ROW_10}/status").json] == [1]
+    assert [row["byte_size"] for row in shm.send("GET", f"{REGIONS}/status").json] == [1]
 
 
 def test_switched_off(live: Live) -> None:
-    """The default. Each way in says how to switch it on; requests with tensors are in test_refusals."""
+    """It is off by default, and every route says how to switch it on. For infer see ``test_refusals``."""
     for method, path in [
         ("GET", "/status"),
         ("GET", "/region/r/status"),
@@ -116,7 +116,7 @@ def test_switched_off(live: Live) -> None:
         ("POST", "/unregister"),
     ]:
         body = {"key": "/yolo-assigner-0", "offset": 0, "byte_size": 16}
-        refused(live.send(method, ROW_10 + path, body if method == "POST" else None), "--shared-memory", status=501)
+        refused(live.send(method, REGIONS + path, body if method == "POST" else None), "--shared-memory", status=501)
     with InferenceServerClient(live.url) as client:
         assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
         with pytest.raises(InferenceServerException, match="switched off") as caught:
@@ -125,9 +125,8 @@ def test_switched_off(live: Live) -> None:
 
 
 REFUSED: list[tuple[Callable[[Any], Any], str]] = [
-    (lambda client: client.register_cuda_shared_memory("r", b"handle", 0, 16), "CUDA shared memory is switched off"),
-    (lambda client: client.unregister_cuda_shared_memory(), "CUDA shared memory is switched off"),
-    (lambda client: client.unregister_cuda_shared_memory("r"), "CUDA shared memory is switched off"),
+    (lambda client: client.register_cuda_shared_memory("r", b"handle", 0, 16), "use system shared memory"),
+    (lambda client: client.unregister_cuda_shared_memory("r"), "use system shared memory"),
     (lambda client: client.unload_model("loss"), "remove the files from --artifacts"),
     (lambda client: client.get_trace_settings(), "--log-level debug"),
     (lambda client: client.get_trace_settings("loss"), "--log-level debug"),
@@ -138,10 +137,11 @@ REFUSED: list[tuple[Callable[[Any], Any], str]] = [
 ]
 
 
-def test_row_11(live: Live) -> None:
+def test_what_is_not_supported(live: Live) -> None:
     with InferenceServerClient(live.url) as client:
         assert client.get_cuda_shared_memory_status() == []
         assert client.get_cuda_shared_memory_status("r") == []
+        client.unregister_cuda_shared_memory()
         for call, words in REFUSED:
             with pytest.raises(InferenceServerException, match=words) as caught:
                 call(client)

@@ -1,1 +1,1 @@
-"""Models in a process of their own."""
+"""Tests of the process in which models run."""

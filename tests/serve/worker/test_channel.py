@@ -1,4 +1,4 @@
-"""Messages between two processes, here the two ends in one."""
+"""Messages between two processes; both ends are in this one here."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="only Li
 
 
 class End:
-    """One end, and what came there."""
+    """One end, and the messages that it received."""
 
     def __init__(self, end: socket.socket) -> None:
         self.got: list[Any] = []
         self.descriptors: list[int] = []
         self.closed = 0
+        self.socket = end
         self.channel = Channel(end, self._take, self._close)
 
     def _take(self, message: Any, descriptor: int | None) -> None:
@@ -52,17 +53,17 @@ def with_two_ends(scenario: Callable[[End, End], Awaitable[None]]) -> None:
 
 
 @pytest.mark.parametrize("first", ["reading", "sending"])
-def test_what_the_other_end_said_before_it_ended_arrives(first: str) -> None:
-    """Also when it left something unread, which the system reports first to whoever reads or sends."""
+def test_messages_sent_before_the_other_end_closed_arrive(first: str) -> None:
+    """They arrive also when it left a message unread, which the system reports first."""
 
     async def scenario(ours: End, theirs: End) -> None:
         theirs.channel.send("last words")
-        theirs.channel._flush()
-        ours.channel._socket.send(b"unread")
+        theirs.channel.flush()
+        ours.socket.send(b"unread")
         theirs.channel.close()
         if first == "sending":
             ours.channel.send("to nobody")
-            ours.channel._flush()
+            ours.channel.flush()
         assert ours.got == []
         await ours.until(1)
         await asyncio.sleep(0.05)
@@ -83,8 +84,8 @@ def test_messages_of_any_size_arrive_whole(size: int) -> None:
     with_two_ends(scenario)
 
 
-def test_order_is_kept_also_where_the_other_end_is_slow() -> None:
-    """More than the socket takes at once, small and large, with and without descriptors."""
+def test_messages_keep_their_order_when_the_other_end_is_slow() -> None:
+    """Send more than the socket takes at once: small and large messages, with and without descriptors."""
 
     async def scenario(ours: End, theirs: End) -> None:
         expected: list[Any] = []
@@ -119,7 +120,7 @@ def test_a_descriptor_leads_to_the_same_memory() -> None:
     with_two_ends(scenario)
 
 
-def test_a_closed_end_is_seen_once_and_what_is_sent_to_it_is_nothing() -> None:
+def test_closing_is_noticed_once_and_later_messages_are_dropped() -> None:
     async def scenario(ours: End, theirs: End) -> None:
         ours.channel.send("last words")
         await ours.channel.flushed()

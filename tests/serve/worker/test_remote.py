@@ -1,4 +1,4 @@
-"""Calls of a service in another process, which fails, dies and hangs."""
+"""Requests to models in a worker that fails, dies and hangs."""
 
 from __future__ import annotations
 
@@ -45,9 +45,10 @@ from yolo_assigner.serve.errors import (
 from yolo_assigner.serve.inference.batching import BatchLimits
 from yolo_assigner.serve.inference.local import Setup
 from yolo_assigner.serve.inference.runners.choice import RunnerOptions
-from yolo_assigner.serve.inference.service import Verb, call_now
+from yolo_assigner.serve.inference.service import Operation, new_call
 from yolo_assigner.serve.process import supervisor as remote
 from yolo_assigner.serve.process.child import CallFailedError
+from yolo_assigner.serve.process.segments import LeaseTable
 from yolo_assigner.serve.process.supervisor import RemoteService
 from yolo_assigner.serve.wire.response import EncodedResponse
 
@@ -58,12 +59,12 @@ SLOW_REQUESTS = 10  # which take 5 s together, longer than a reload
 
 
 class Toy:
-    """The service and requests for it."""
+    """A service with toy models, and requests to it."""
 
     def __init__(self, folder: Path, engine_timeout: float = 0.0, names: Sequence[str] = ("toy",)) -> None:
         sizes = (16 * MIB, 64 * MIB)
         limits = (BatchLimits(), 2**30, engine_timeout)
-        setup = Setup(folder, RunnerOptions(), *limits, None, False, *sizes, "error", "text")
+        setup = Setup(folder, RunnerOptions(), *limits, None, *sizes, "error", "text")
         self.service = RemoteService([replace(CONTRACT, name=name) for name in names], setup, COMMAND)
 
     def ask(
@@ -84,12 +85,12 @@ class Toy:
         text = json.dumps(document).encode()
         body = self.service.memory.take(len(text) + len(blob))[: len(text) + len(blob)].data
         body[:] = text + blob
-        call = call_now(Verb.INFER, model, len(text), allowed)
+        call = new_call(Operation.INFER, model, len(text), allowed)
         return asyncio.create_task(self.service.run(call, body))
 
 
 async def expected(toy: Toy, **asked: Any) -> None:
-    """See that a request gets what it should."""
+    """Check that a request gets the right answer."""
     outputs = asked.get("outputs", BOTH[:1])
     encoded = await toy.ask(**asked, binary_data_output=True)
     scores = assigner_inputs(images=asked.get("images", 1), side=asked.get("side", 64))["pd_scores"]
@@ -126,19 +127,19 @@ def scenario(
 
 
 @pytest.mark.parametrize("side", [64, 320], ids=["in messages", "in segments"])
-def test_bytes_come_and_go(tmp_path: Path, side: int) -> None:
+def test_requests_are_answered(tmp_path: Path, side: int) -> None:
     async def play(toy: Toy) -> None:
         await expected(toy, side=side)
         await asyncio.gather(*(expected(toy, side=side, images=1 + n % 3, outputs=BOTH, mark=n / 9) for n in range(9)))
         assert (toy.service.memory.held_bytes > 0) == (side == 320)
-        statistics = toy.service.catalogue.find("toy").stats
-        assert (statistics.inference_count, statistics.queued) == (10, 0)
+        statistics = toy.service.registry.find("toy").stats
+        assert (statistics.inference_count, statistics.execution_count, toy.service.queued) == (10, 10, 0)
 
     scenario(tmp_path, play)
 
 
 def test_memory_is_used_again(tmp_path: Path) -> None:
-    """Both that of bodies and that of replies, also where callers went away."""
+    """Memory of bodies and of replies is used again, also when callers hang up."""
 
     async def play(toy: Toy) -> None:
         pid = toy.service.pid
@@ -165,7 +166,7 @@ def test_refusals_and_failures(tmp_path: Path, capfd: pytest.CaptureFixture[str]
         with pytest.raises(InferenceError, match="the server's log says why"):
             await toy.ask(mark=FAIL)
         with pytest.raises(BadRequestError, match="not JSON"):
-            await toy.service.run(call_now(Verb.INFER, "toy"), memoryview(b"what?"))
+            await toy.service.run(new_call(Operation.INFER, "toy"), memoryview(b"what?"))
         with pytest.raises(CallFailedError):
             await toy.ask(mark=FORGET)
         await expected(toy)
@@ -175,7 +176,7 @@ def test_refusals_and_failures(tmp_path: Path, capfd: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize("side", [64, 320])
-def test_who_was_computed_when_the_process_died_fails_and_nobody_else(tmp_path: Path, side: int) -> None:
+def test_only_the_request_that_was_computed_fails_when_the_worker_dies(tmp_path: Path, side: int) -> None:
     async def play(toy: Toy) -> None:
         service, first = toy.service, toy.service.pid
         slow = toy.ask(mark=SLOW, side=side)
@@ -188,12 +189,12 @@ def test_who_was_computed_when_the_process_died_fails_and_nobody_else(tmp_path: 
         await asyncio.gather(*others, expected(toy, side=side))
         assert service.restarts == 1
         assert service.pid != first
-        assert service.catalogue.find("toy").stats.queued == 0
+        assert service.queued == 0
 
     scenario(tmp_path, play)
 
 
-def test_a_request_that_kills_does_so_once(tmp_path: Path) -> None:
+def test_a_request_that_kills_the_worker_is_not_sent_again(tmp_path: Path) -> None:
     async def play(toy: Toy) -> None:
         with pytest.raises(InferenceError, match="ended while it computed this request"):
             await toy.ask(mark=DIE)
@@ -204,7 +205,7 @@ def test_a_request_that_kills_does_so_once(tmp_path: Path) -> None:
 
 
 def test_an_engine_that_hangs_is_ended(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Also when its caller has gone; and what only takes a while is not."""
+    """A hanging engine ends the worker also when its caller hung up; a slow one does not."""
 
     async def play(toy: Toy) -> None:
         hanging = toy.ask(mark=HANG)
@@ -220,8 +221,8 @@ def test_an_engine_that_hangs_is_ended(tmp_path: Path, capfd: pytest.CaptureFixt
     assert "more than --engine-timeout" in capfd.readouterr().err
 
 
-def test_deadlines_are_kept_here(tmp_path: Path) -> None:
-    """Of the request or of the server; what an engine has begun with is waited for."""
+def test_deadlines_are_kept_without_the_worker(tmp_path: Path) -> None:
+    """Deadlines are the request's or the server's; a request that an engine has started on is waited for."""
 
     async def play(toy: Toy) -> None:
         slow = toy.ask(mark=SLOW, allowed=0.1)
@@ -267,8 +268,8 @@ REASONS = {
 async def serves_all_but_b(toy: Toy, reason: str) -> None:
     await expected(toy, model="a")
     await expected(toy, model="c")
-    assert toy.service.catalogue.failures == {"b": reason}
-    assert toy.service.catalogue.ready
+    assert toy.service.registry.failures == {"b": reason}
+    assert toy.service.registry.ready
     with pytest.raises(ModelFailedError, match=re.escape(f"model 'b' cannot be loaded: {reason}")):
         await toy.ask(model="b")
 
@@ -277,7 +278,7 @@ async def serves_all_but_b(toy: Toy, reason: str) -> None:
 def test_a_model_that_cannot_be_loaded_leaves_the_others(
     tmp_path: Path, file: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nor is it tried again when the process is started again for another reason."""
+    """It is not tried again when the worker is started again for another reason."""
     (tmp_path / file).write_text("b")
 
     async def play(toy: Toy) -> None:
@@ -308,7 +309,7 @@ def test_a_model_that_cannot_be_loaded_again_leaves_the_others(tmp_path: Path, f
 
 
 def write_models(folder: Path, names: Sequence[str] = ABC) -> None:
-    """Contracts of toys, which must be there to be loaded again."""
+    """Write contracts and files of toys: reloading reads them."""
     for name in names:
         (folder / f"{name}.onnx").write_bytes(b"a toy")
         contract = replace(CONTRACT, name=name, file=f"{name}.onnx", sha256=file_hash(folder / f"{name}.onnx"))
@@ -317,7 +318,7 @@ def write_models(folder: Path, names: Sequence[str] = ABC) -> None:
 
 @pytest.mark.parametrize("file", REASONS)
 def test_a_model_that_cannot_be_reloaded_stays_as_it_was(tmp_path: Path, file: str) -> None:
-    """Also when whoever loads it ends: that is another process than the one in use."""
+    """The worker in use goes on also when loading the model kills the process that loads it."""
     write_models(tmp_path)
     reason = {CANNOT_LOAD: "the toy is broken", DIES_LOADING: "process ended while models were loaded (signal 11)"}[
         file
@@ -334,7 +335,7 @@ def test_a_model_that_cannot_be_reloaded_stays_as_it_was(tmp_path: Path, file: s
         (tmp_path / file).unlink()
         await toy.service.reload("b")
         await expected(toy, model="b")
-        assert (toy.service.pid, toy.service.restarts, toy.service.catalogue.failures) == (pid, 0, {})
+        assert (toy.service.pid, toy.service.restarts, toy.service.registry.failures) == (pid, 0, {})
 
     scenario(tmp_path, play, names=ABC)
 
@@ -369,13 +370,13 @@ def test_requests_under_way_are_answered_by_the_model_they_began_with(tmp_path: 
         assert not under_way[-1].done()
         await expected(toy, model="b")
         await asyncio.gather(*under_way)
-        assert toy.service.catalogue.models["b"].stats.inference_count == SLOW_REQUESTS + 1  # they go on
-        assert toy.service.catalogue.models["b"].stats.queued == 0
+        assert toy.service.registry.models["b"].stats.inference_count == SLOW_REQUESTS + 1  # they go on
+        assert toy.service.queued == 0
 
     scenario(tmp_path, play, names=ABC)
 
 
-def test_nobody_is_reloaded_before_all_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reloading_is_refused_before_models_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "RESTART_SECONDS", 0.1)
 
     async def run() -> None:
@@ -419,7 +420,7 @@ def test_models_that_all_end_the_process_end_it_once_each(tmp_path: Path) -> Non
     asyncio.run(run())
 
 
-def test_it_is_tried_again_until_models_can_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_is_tried_again_until_it_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "RESTART_SECONDS", 0.3)
     monkeypatch.setattr(remote, "LEAST_PAUSE", 0.1)
 
@@ -431,7 +432,7 @@ def test_it_is_tried_again_until_models_can_be_loaded(tmp_path: Path, monkeypatc
             await toy.ask()
         while toy.service.restarts < 2:
             await asyncio.sleep(0.01)
-        assert not toy.service.catalogue.ready
+        assert not toy.service.registry.ready
         (tmp_path / CANNOT_LOAD).unlink()
         monkeypatch.setattr(remote, "RESTART_SECONDS", 30.0)
         await expected(toy)
@@ -439,8 +440,8 @@ def test_it_is_tried_again_until_models_can_be_loaded(tmp_path: Path, monkeypatc
     scenario(tmp_path, play)
 
 
-def test_who_hangs_up_leaves_nothing_in_the_queue(tmp_path: Path) -> None:
-    """Neither work nor memory, though he named no deadline."""
+def test_hanging_up_dequeues_the_request(tmp_path: Path) -> None:
+    """Neither the request nor its memory stays, though it has no deadline."""
 
     async def play(toy: Toy) -> None:
         slow = toy.ask(mark=SLOW)
@@ -455,7 +456,7 @@ def test_who_hangs_up_leaves_nothing_in_the_queue(tmp_path: Path) -> None:
         began = time.monotonic()
         await expected(toy, side=320)
         assert time.monotonic() - began < SLOW_SECONDS
-        assert toy.service.catalogue.find("toy").stats.queued == 0
+        assert toy.service.queued == 0
         before = toy.service.memory.held_bytes
         for _ in range(30):
             await expected(toy, side=320)
@@ -464,7 +465,33 @@ def test_who_hangs_up_leaves_nothing_in_the_queue(tmp_path: Path) -> None:
     scenario(tmp_path, play)
 
 
-def test_refused_bodies_are_given_back_at_once(tmp_path: Path) -> None:
+def test_statistics_count_failures_and_hang_ups(tmp_path: Path) -> None:
+    """A request whose caller hung up is counted at once, without another answer to carry it."""
+
+    async def play(toy: Toy) -> None:
+        await expected(toy, images=2)
+        with pytest.raises(InferenceError):
+            await toy.ask(mark=FAIL)
+        slow = toy.ask(mark=SLOW)
+        await asyncio.sleep(0.1)
+        gone = toy.ask()
+        await asyncio.sleep(0.1)
+        assert toy.service.queued == 2
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        statistics = toy.service.registry.find("toy").stats
+        while statistics.phases["fail"].count < 2:
+            await asyncio.sleep(0.01)
+        assert not slow.done()
+        await slow
+        assert (statistics.inference_count, statistics.execution_count) == (2, 2)
+        assert {images: timing.count for images, timing in statistics.batches.items()} == {1: 1, 2: 1}
+        assert statistics.phases["compute_input"].count == statistics.phases["queue"].count == 2
+
+    scenario(tmp_path, play)
+
+
+def test_memory_of_refused_bodies_is_returned_at_once(tmp_path: Path) -> None:
     async def play(toy: Toy) -> None:
         for _ in range(20):
             with pytest.raises(BadRequestError):
@@ -493,8 +520,8 @@ def test_a_deadline_holds_while_the_process_is_started_again(tmp_path: Path) -> 
     scenario(tmp_path, play)
 
 
-def test_a_request_may_allow_itself_more_than_the_server_would(tmp_path: Path) -> None:
-    """Also in JSON that is too large to be read here."""
+def test_a_request_may_wait_longer_than_the_server_allows_by_default(tmp_path: Path) -> None:
+    """Its timeout counts also in JSON that is too large to be read before the worker reads it."""
 
     async def play(toy: Toy) -> None:
         slow = toy.ask(mark=SLOW)
@@ -505,7 +532,7 @@ def test_a_request_may_allow_itself_more_than_the_server_would(tmp_path: Path) -
     scenario(tmp_path, play)
 
 
-def test_a_system_that_cannot_start_a_process_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_starting_a_worker_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "LEAST_PAUSE", 0.05)
 
     async def play(toy: Toy) -> None:
@@ -526,20 +553,17 @@ def test_a_system_that_cannot_start_a_process_for_a_while(tmp_path: Path, monkey
     scenario(tmp_path, play)
 
 
-def test_a_message_that_cannot_be_taken_ends_the_process_and_not_the_wait(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As when no descriptor is left for a segment of a reply."""
+def test_a_message_that_cannot_be_handled_ends_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its callers must not wait for ever, for example when a segment of a reply cannot be mapped."""
 
     async def play(toy: Toy) -> None:
         def fail(*_: object) -> None:
             raise OSError("too many open files")
 
-        lost = toy.service._process
-        assert lost is not None
-        monkeypatch.setattr(lost._replies, "add", fail)
-        with pytest.raises(InferenceError, match="process ended"):
-            await toy.ask(side=320, outputs=BOTH)
+        with monkeypatch.context() as patched:
+            patched.setattr(LeaseTable, "map", fail)
+            with pytest.raises(InferenceError, match="process ended"):
+                await toy.ask(side=320, outputs=BOTH)
         await expected(toy, side=320, outputs=BOTH)
 
     scenario(tmp_path, play)
@@ -556,7 +580,7 @@ def test_an_engine_that_holds_the_interpreter_is_ended(tmp_path: Path, monkeypat
     scenario(tmp_path, play, engine_timeout=1.0)
 
 
-def test_a_closed_service_answers(tmp_path: Path) -> None:
+def test_a_closed_service_refuses_requests(tmp_path: Path) -> None:
     async def run() -> None:
         toy = Toy(tmp_path)
         await toy.service.load()

@@ -1,4 +1,4 @@
-"""An engines' process with toy models, which do what the first score says."""
+"""A worker with toy models, which do what the first score of a request says."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from tests.serve.toy_contract import CONTRACT as ASSIGNER
 from yolo_assigner.export.contract import TensorSpec
-from yolo_assigner.serve.inference.loading import Registry
+from yolo_assigner.serve.inference.loading import LoadedModels
 from yolo_assigner.serve.inference.local import LocalService, Setup, regions_of
 from yolo_assigner.serve.inference.model import Model
 from yolo_assigner.serve.process.worker import main
@@ -31,7 +31,7 @@ CONTRACT = replace(
 
 
 class Toy:
-    """Sums scores over the classes and gives twice the scores."""
+    """Computes the sum of scores over the classes, and twice the scores."""
 
     platform = "toy"
     description = "numpy"
@@ -42,7 +42,7 @@ class Toy:
         self._name = name
 
     def load(self) -> None:
-        """Do as the folder says."""
+        """Fail or crash when a file of the folder says so."""
         if self._is_told_by(CANNOT_LOAD):
             raise RuntimeError("the toy is broken")
         if self._is_told_by(DIES_LOADING):
@@ -66,7 +66,7 @@ class Toy:
         return {name: results[name] for name in outputs}
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def _is_told_by(self, file: str) -> bool:
         path = self._folder / file
@@ -74,23 +74,23 @@ class Toy:
 
 
 def build(setup: Setup) -> LocalService:
-    """The service with the toys that the setup names."""
+    """Build a service with the toys that the setup names."""
     source = Toys(setup)
-    registry = Registry([source.open(name) for name in setup.models or ()], source=source)
+    registry = LoadedModels([source.open(name) for name in setup.models or ()], source=source)
     return LocalService(registry, regions_of(setup), setup.max_work_bytes, setup.keep_bytes)
 
 
 class Toys(NamedTuple):
-    """Toys of any name."""
+    """Makes toys of any name."""
 
     setup: Setup
 
     def names(self) -> set[str]:
-        """Of those that the setup names."""
+        """Return the names that the setup has."""
         return set(self.setup.models or ())
 
     def open(self, name: str) -> Model:
-        """Make one."""
+        """Make the toy of a name."""
         return Model(replace(CONTRACT, name=name), Toy(self.setup.artifacts, name), self.setup.limits)
 
 

@@ -11,24 +11,24 @@ import numpy as np
 import pytest
 
 from yolo_assigner.serve.errors import BadRequestError, BusyError, TooLargeError
-from yolo_assigner.serve.http.admission import HELD, Admission, Held, holder
-from yolo_assigner.serve.http.body import MAX_MEMBERS, PIECE, STEP, BodyReader, Limit, unpack
+from yolo_assigner.serve.http.admission import RESERVATION, Admission, Reservation, holder
+from yolo_assigner.serve.http.body import MAX_MEMBERS, PIECE, STEP, BodyReader, Limit, decompress
 
 LIMIT = Limit("the body", 3 * STEP, "send less")
 NOISE = np.random.default_rng(0).bytes(2 * PIECE + 7)  # packs to as many bytes again: several pieces
 
 
-def unpacked(raw: bytes, encoding: str = "gzip") -> tuple[bytes, list[int]]:
+def decompressed(raw: bytes, encoding: str = "gzip") -> tuple[bytes, list[int]]:
     """What comes out, and what was held for it one after the other."""
     held: list[int] = []
-    return asyncio.run(unpack(raw, encoding, LIMIT, held.append)), held
+    return asyncio.run(decompress(raw, encoding, LIMIT, held.append)), held
 
 
 @pytest.mark.parametrize("body", [b"", b"x", NOISE, b" " * STEP, b" " * (STEP + 1), b" " * LIMIT.bytes])
 def test_what_was_packed_comes_out(body: bytes) -> None:
     packed = gzip.compress(body)
     for encoding, raw in (("gzip", packed), ("x-gzip", packed), ("deflate", zlib.compress(body, 1))):
-        result, held = unpacked(raw, encoding)
+        result, held = decompressed(raw, encoding)
         assert result == body
         assert held[-1] == len(body)
         assert max(held) <= min(max(len(raw), len(body) + STEP), LIMIT.bytes)
@@ -38,7 +38,7 @@ def test_more_than_the_limit_is_never_held() -> None:
     for size in (LIMIT.bytes + 1, 8 * LIMIT.bytes):
         held: list[int] = []
         with pytest.raises(TooLargeError, match="send less"):
-            asyncio.run(unpack(gzip.compress(b" " * size), "gzip", LIMIT, held.append))
+            asyncio.run(decompress(gzip.compress(b" " * size), "gzip", LIMIT, held.append))
         assert max(held) == LIMIT.bytes
 
 
@@ -47,10 +47,10 @@ def test_whole_streams_and_nothing_else(body: bytes) -> None:
     raw, stream = gzip.compress(body), zlib.compress(body)
     for wrong in (b"", raw[:-1], raw + b"x", raw + bytes(PIECE), b"\0" + raw, raw + raw[:-1], raw + raw + b"\0"):
         with pytest.raises(BadRequestError, match="gzip"):
-            unpacked(wrong)
+            decompressed(wrong)
     for wrong in (b"", stream[:-1], stream + b"x", stream + stream):
         with pytest.raises(BadRequestError, match="deflate"):
-            unpacked(wrong, "deflate")
+            decompressed(wrong, "deflate")
 
 
 @pytest.mark.parametrize(
@@ -58,20 +58,20 @@ def test_whole_streams_and_nothing_else(body: bytes) -> None:
 )
 def test_members_of_gzip_follow_each_other(bodies: list[bytes]) -> None:
     """As ``cat a.gz b.gz`` makes them (RFC 1952, section 2.2)."""
-    result, held = unpacked(b"".join(map(gzip.compress, bodies)))
+    result, held = decompressed(b"".join(map(gzip.compress, bodies)))
     assert result == b"".join(bodies)
     assert held[-1] == len(result)
 
 
 def test_members_are_bounded_together_and_in_number() -> None:
     half = gzip.compress(b" " * (LIMIT.bytes // 2))
-    assert len(unpacked(half + half)[0]) == LIMIT.bytes
+    assert len(decompressed(half + half)[0]) == LIMIT.bytes
     with pytest.raises(TooLargeError, match="send less"):
-        unpacked(half + half + gzip.compress(b" "))
+        decompressed(half + half + gzip.compress(b" "))
     empty = gzip.compress(b"")
-    assert unpacked(empty * MAX_MEMBERS)[0] == b""
+    assert decompressed(empty * MAX_MEMBERS)[0] == b""
     with pytest.raises(BadRequestError, match=f"more than {MAX_MEMBERS} members; pack it as one"):
-        unpacked(empty * (MAX_MEMBERS + 1))
+        decompressed(empty * (MAX_MEMBERS + 1))
 
 
 def test_a_bomb_is_told_that_there_is_no_room() -> None:
@@ -79,9 +79,9 @@ def test_a_bomb_is_told_that_there_is_no_room() -> None:
     admission = Admission(9, 2 * STEP)
     admission.enter(STEP)
     bomb = gzip.compress(b" " * LIMIT.bytes)
-    held = Held(admission, len(bomb))
+    held = Reservation(admission, len(bomb))
     with pytest.raises(BusyError, match=f"this one unpacks to {2 * STEP} or more"):
-        asyncio.run(unpack(bomb, "gzip", LIMIT, held.become))
+        asyncio.run(decompress(bomb, "gzip", LIMIT, held.become))
     held.leave()
     assert (admission.requests, admission.bytes) == (1, STEP)
 
@@ -90,15 +90,15 @@ def test_small_ones_do_not_shut_others_out() -> None:
     admission = Admission(9, STEP + 10_000)
     raw = gzip.compress(b" " * 5000)
     for _ in range(2):
-        held = Held(admission, len(raw))
-        asyncio.run(unpack(raw, "gzip", LIMIT, holder({HELD: held})))
+        held = Reservation(admission, len(raw))
+        asyncio.run(decompress(raw, "gzip", LIMIT, holder({RESERVATION: held})))
     assert (admission.requests, admission.bytes) == (2, 10_000)
     holder({})(7)  # outside a gate nothing is counted
 
 
 def test_a_body_of_unknown_length_holds_what_it_has_once_it_is_there() -> None:
     admission = Admission(9, 1000)
-    held = Held(admission, 900)
+    held = Reservation(admission, 900)
     messages = iter([(b"abc", True), (b"de", False)])
 
     async def receive() -> dict[str, Any]:
@@ -106,13 +106,16 @@ def test_a_body_of_unknown_length_holds_what_it_has_once_it_is_there() -> None:
         assert admission.bytes == 900
         return {"type": "http.request", "body": body, "more_body": more}
 
-    assert asyncio.run(BodyReader(900).read({"type": "http", "headers": [], HELD: held}, receive)).tobytes() == b"abcde"
+    assert (
+        asyncio.run(BodyReader(900).read({"type": "http", "headers": [], RESERVATION: held}, receive)).tobytes()
+        == b"abcde"
+    )
     assert admission.bytes == 5
 
 
 def test_one_alone_may_be_larger_than_all_together() -> None:
     admission = Admission(9, 100)
-    held = Held(admission, 10)
+    held = Reservation(admission, 10)
     held.become(1000)
     assert admission.bytes == 1000
     held.leave()

@@ -1,4 +1,4 @@
-"""``/v1``: typed JSON, and the examples of its page sent for real."""
+"""The v1 JSON API: typed JSON, and the examples of its page sent for real."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def flattened(feats: list[Array]) -> dict[str, Any]:
 
 
 def infer(live: Live, model: str, arrays: dict[str, Array], outputs: list[str]) -> dict[str, Array]:
-    """The same through the protocol."""
+    """Send the same request through the Open Inference Protocol."""
     wanted = [{"name": name} for name in outputs]
     reply = live.infer(model, {"inputs": json_rows(arrays), "outputs": wanted})
     return {row["name"]: np.array(row["data"]).reshape(row["shape"]) for row in reply.json["outputs"]}
@@ -233,13 +233,33 @@ def test_refusals(live: Live, case: str) -> None:
     assert live.send("POST", "/v1/loss", good()).status == 200
 
 
+def phases(live: Live, model: str) -> dict[str, int]:
+    """How often each phase of a model's requests was counted."""
+    (stats,) = live.send("GET", f"/v2/models/{model}/stats").json["model_stats"]
+    return {phase: timing["count"] for phase, timing in stats["inference_stats"].items()}
+
+
+@pytest.mark.parametrize("route", ["loss", "assign"])
+def test_requests_are_counted_in_the_statistics_of_their_model(live: Live, route: str) -> None:
+    before = phases(live, "loss")
+    ok(live.send("POST", f"/v1/{route}", good()))
+    after = phases(live, "loss")
+    assert after == {phase: count + (phase != "fail") for phase, count in before.items()}
+    assert live.send("POST", f"/v1/{route}", good() | boxes(cls=[0, 3, 1])).status == 400  # the model has 3 classes
+    assert live.send("POST", f"/v1/{route}", good() | {"outputs": ["boxes"]}).status == 400
+    assert phases(live, "loss") == after | {"fail": after["fail"] + 2}
+    assert live.send("POST", f"/v1/{route}", b"{").status == 400  # names no model
+    assert live.send("POST", f"/v1/{route}", good() | {"model": "nobody"}).status == 404
+    assert phases(live, "loss") == after | {"fail": after["fail"] + 2}
+
+
 def test_unknown_models_are_not_found(live: Live) -> None:
     reply = live.send("POST", "/v1/loss", good() | {"model": "nobody"})
     assert (reply.status, "no model 'nobody'" in reply.error) == (404, True)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000])
-def test_bodies_that_are_no_request(live: Live, body: bytes) -> None:
+def test_bodies_that_are_not_requests(live: Live, body: bytes) -> None:
     for route in ("loss", "assign"):
         reply = live.send("POST", f"/v1/{route}", body)
         assert (reply.status, bool(reply.error)) == (400, True)
