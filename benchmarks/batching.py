@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from benchmarks.load.cases import NUM_CLASSES, Case, Payload, Size, payload_of
 from benchmarks.load.processes import ARTIFACTS
-from benchmarks.served import Served, serving
 from examples.service import export_once
+from tests.served import Served, serving
 
 RESULTS = Path(__file__).parent / "results" / "batching.json"
 CONNECTIONS, EACH, TURNS = 16, 12, 7

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from benchmarks.load.cases import LARGE, NUM_CLASSES, ONE, SMALL, TINY, Case, payload_of
 from benchmarks.load.processes import ARTIFACTS
-from benchmarks.served import serving
 from benchmarks.timing import median_ratio
 from benchmarks.transport import MB, in_turns, machine
 from benchmarks.wire_client import Connection, Payload
 from examples.service import export_once
+from tests.served import serving
 
 CASES = (
     Case("loss", TINY, "binary"),

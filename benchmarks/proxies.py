@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.served import wait_until_ready
+from tests.served import wait_until_ready
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 # What is replaced in nginx's configuration, which knows no variables of the environment.

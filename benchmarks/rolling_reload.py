@@ -34,8 +34,8 @@ from benchmarks.load.prepare import prepare
 from benchmarks.load.processes import ARTIFACTS, FORK, NICENESS, fork
 from benchmarks.load.report import milliseconds
 from benchmarks.rolling_restart import ROLLING
-from benchmarks.served import Served, serving
 from examples.service import export_once
+from tests.served import Served, serving
 
 RESULTS = Path(__file__).parent / "results" / "rolling_reload.json"
 OTHER_ARTIFACTS = Path("out/reload")

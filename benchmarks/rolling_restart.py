@@ -30,8 +30,8 @@ from benchmarks.load.prepare import prepare
 from benchmarks.load.processes import ARTIFACTS, FORK, NICENESS, fork
 from benchmarks.load.report import milliseconds
 from benchmarks.proxies import Proxy, proxy
-from benchmarks.served import Served, start
 from examples.service import export_once
+from tests.served import Served, start
 
 RESULTS = Path(__file__).parent / "results" / "rolling_restart.json"
 LAME_DUCK = ("--lame-duck-seconds", "1", "--log-level", "warning")  # five times the proxies' interval of probes

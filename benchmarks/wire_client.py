@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import uvicorn
 
-from benchmarks.process_tree import peak_resident, resident
-from benchmarks.served import wait_until_ready
+from tests.served import peak_resident, resident, wait_until_ready
 from yolo_assigner.export.contract import Contract
 from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.specs import input_specs, output_specs

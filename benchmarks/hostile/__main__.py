@@ -20,17 +20,17 @@ from pathlib import Path
 
 from tqdm import trange
 
-from benchmarks.control_group import memory_group
-from benchmarks.hostile.attack import carry_out
-from benchmarks.hostile.cases import KINDS
 from benchmarks.hostile.document import fuzz_document
-from benchmarks.hostile.framing import attack
-from benchmarks.hostile.judge import Judge
 from benchmarks.hostile.neighbour import Neighbour
 from benchmarks.hostile.report import Report
-from benchmarks.hostile.requests import MODELS, NUM_CLASSES, Request
-from benchmarks.hostile.shared import PREFIX, objects, shared
-from benchmarks.hostile.slow import (
+from examples.service import export_once
+from tests.control_group import memory_group
+from tests.serve.hostile.framing import attack, carry_out
+from tests.serve.hostile.judge import Judge
+from tests.serve.hostile.mutations import KINDS
+from tests.serve.hostile.requests import MODELS, NUM_CLASSES, Request, good_requests, large_reply
+from tests.serve.hostile.shared_regions import PREFIX, objects, shared
+from tests.serve.hostile.slow_callers import (
     Slow,
     ask,
     dripping_bodies,
@@ -40,11 +40,9 @@ from benchmarks.hostile.slow import (
     slow_heads,
     slow_readers,
 )
-from benchmarks.hostile.surroundings import GROUP_BYTES, SHORT, short_memory, unread_log
-from benchmarks.hostile.targets import good_requests, large_reply
-from benchmarks.hostile.wire import NoReplyError, Wire
-from benchmarks.served import Served, serving
-from examples.service import export_once
+from tests.serve.hostile.surroundings import GROUP_BYTES, SHORT, short_memory, unread_log
+from tests.serve.hostile.wire import NoReplyError, Wire
+from tests.served import Served, serving
 
 MIB = 2**20
 ARTIFACTS = Path("out/hostile")

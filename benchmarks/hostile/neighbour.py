@@ -6,9 +6,9 @@ import threading
 import time
 from types import TracebackType
 
-from benchmarks.hostile.judge import Judge
-from benchmarks.hostile.targets import good_requests
-from benchmarks.hostile.wire import NoReplyError, Wire
+from tests.serve.hostile.judge import Judge
+from tests.serve.hostile.requests import good_requests
+from tests.serve.hostile.wire import NoReplyError, Wire
 
 PAUSE = 0.01  # seconds, for the others to get their turn
 

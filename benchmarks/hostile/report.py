@@ -8,8 +8,8 @@ from typing import Any
 
 from benchmarks.hostile.document import Fuzzed
 from benchmarks.hostile.neighbour import Neighbour
-from benchmarks.hostile.slow import Slow
-from benchmarks.served import Served
+from tests.serve.hostile.slow_callers import Slow
+from tests.served import Served
 
 GROWN = 32.0  # MiB that may be more in the end than in the middle: then engines have met their largest tasks
 PACKAGES = ("uvicorn", "httptools", "uvloop", "fastapi", "orjson", "onnxruntime", "numpy", "schemathesis")

@@ -31,8 +31,8 @@ from benchmarks.load.prepare import check_again, check_direct, prepare, regions_
 from benchmarks.load.probe import Probed, probe, refuse_all
 from benchmarks.load.processes import ARTIFACTS, FORK, NICENESS, fork
 from benchmarks.load.report import Most, Sample, report
-from benchmarks.served import Served, serving
 from examples.service import export_once
+from tests.served import Served, serving
 
 MIB = 2**20
 RESULTS = Path(__file__).parents[1] / "results" / "load.json"

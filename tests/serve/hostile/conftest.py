@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.hostile.judge import Judge
 from tests.serve.conftest import Live, start, stop
+from tests.serve.hostile.judge import Judge
 
 PLACES, PATIENCE = 4, 0.5
 MIB = 2**20

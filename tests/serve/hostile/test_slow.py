@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.hostile.judge import Judge
-from benchmarks.hostile.slow import (
+from tests.serve.conftest import Live
+from tests.serve.hostile.conftest import PATIENCE, PLACES
+from tests.serve.hostile.judge import Judge
+from tests.serve.hostile.requests import good_requests, large_reply
+from tests.serve.hostile.slow_callers import (
     Slow,
     dripping_bodies,
     sent_ahead,
@@ -17,11 +20,8 @@ from benchmarks.hostile.slow import (
     slow_heads,
     slow_readers,
 )
-from benchmarks.hostile.surroundings import SHORT, Short, short_memory, unread_log
-from benchmarks.hostile.targets import good_requests, large_reply
-from benchmarks.hostile.wire import Wire
-from tests.serve.conftest import Live
-from tests.serve.hostile.conftest import PATIENCE, PLACES
+from tests.serve.hostile.surroundings import SHORT, Short, short_memory, unread_log
+from tests.serve.hostile.wire import Wire
 
 GOOD = good_requests()[0]
 

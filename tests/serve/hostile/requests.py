@@ -157,3 +157,25 @@ def halved(array: Array, name: str) -> Array:
     """Floats of fewer bits."""
     with np.errstate(over="ignore"):
         return array.astype(NUMPY_TYPES[name])
+
+
+def good_requests() -> list[Request]:
+    """One of each model, the same every time."""
+    return [_good(model) for model in MODELS]
+
+
+def _good(model: str) -> Request:
+    rng = random.Random(model)  # noqa: S311
+    return draft(model, inputs_of(model, rng, images=2, slots=3), rng, 1.0).request()
+
+
+def large_reply() -> Request:
+    """Gradients as JSON: tens of megabytes for three."""
+    rng = random.Random(0)  # noqa: S311
+    arrays = inputs_of("loss_grad", rng, images=200, slots=1)
+    for name in arrays:
+        if name.startswith("feat"):
+            arrays[name] = halved(arrays[name], "FP16")
+    made = draft("loss_grad", arrays, rng, 1.0)
+    names = [{"name": name, "parameters": {"binary_data": False}} for name in ("grad_feat_0", "grad_feat_1")]
+    return Draft("loss_grad", json.loads(json.dumps({"inputs": made.rows, "outputs": names})), made.blob).request()

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.hostile.requests import Draft, Request, inputs_of
-from benchmarks.hostile.tree import mutate_tree
-from benchmarks.hostile.wire import Wire
+from tests.serve.hostile.mutations import mutate_tree
+from tests.serve.hostile.requests import Draft, Request, inputs_of
+from tests.serve.hostile.wire import Wire
 from yolo_assigner.serve.wire.dtypes import wire_name
 
 PREFIX = "yolo-assigner-hostile-"

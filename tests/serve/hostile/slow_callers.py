@@ -6,8 +6,8 @@ import time
 from contextlib import ExitStack
 from typing import NamedTuple
 
-from benchmarks.hostile.requests import Request
-from benchmarks.hostile.wire import NoReplyError, Reply, Wire
+from tests.serve.hostile.requests import Request
+from tests.serve.hostile.wire import NoReplyError, Reply, Wire
 
 LARGE = 2**20
 LIVE, LARGE_GET = (

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.hostile.requests import LENGTH, Request
-from benchmarks.hostile.wire import Reply
+from tests.serve.hostile.requests import LENGTH, Request
+from tests.serve.hostile.wire import Reply
 from yolo_assigner.export.contract import Contract, find_contracts
 from yolo_assigner.serve.detection.validate import check_inputs
 from yolo_assigner.serve.errors import ServeError

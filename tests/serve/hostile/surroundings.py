@@ -13,14 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.control_group import inside
-from benchmarks.hostile.judge import Judge, refusal_fault
-from benchmarks.hostile.requests import Request, draft, inputs_of
-from benchmarks.hostile.slow import LIVE, Slow, ask, counted
-from benchmarks.hostile.targets import good_requests
-from benchmarks.hostile.wire import NoReplyError, Reply, Wire
-from benchmarks.process_tree import processes
-from benchmarks.served import Served, serving
+from tests.control_group import inside
+from tests.serve.hostile.judge import Judge, refusal_fault
+from tests.serve.hostile.requests import Request, draft, good_requests, inputs_of
+from tests.serve.hostile.slow_callers import LIVE, Slow, ask, counted
+from tests.serve.hostile.wire import NoReplyError, Reply, Wire
+from tests.served import Served, processes, serving
 from yolo_assigner.serve.settings import PARTS, Settings
 
 MIB = 2**20
