@@ -1,29 +1,27 @@
-"""A real server process that is measured, watched, stopped and killed. Linux only."""
+"""A server in a process of its own that is measured, stopped and killed. Linux only."""
 
 from __future__ import annotations
 
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 READY_SECONDS = 120.0
-SCHEME = "serving on http://"
-SEGMENT = "/memfd:"  # of memory that both processes see
-PEAK_SECONDS = 0.002
+LISTENING = "serving on http://"
+SEGMENT = "/memfd:"  # how Linux names the memory that the server shares with the engine process
 
 
 class Served:
     """``yolo-assigner serve`` in a process of its own.
 
     Args:
-        process: As started by :func:`start`.
-        port: On which it listens, on 127.0.0.1.
+        process: The process that :func:`start` started.
+        port: Port on 127.0.0.1 on which it listens.
     """
 
     def __init__(self, process: subprocess.Popen[str], port: int) -> None:
@@ -31,32 +29,32 @@ class Served:
         self.port = port
 
     def memory(self) -> float:
-        """MiB of memory of all its processes."""
+        """Resident memory of all its processes in MiB."""
         return resident(self.process.pid) / 2**20
 
     def descriptors(self) -> int:
-        """Files and sockets that they have open."""
-        return descriptors(self.process.pid)
+        """Number of open files and sockets of all its processes, without shared segments."""
+        return sum(not target.startswith(SEGMENT) for target in _open_files(self.process.pid))
 
     def segments(self) -> int:
-        """Descriptors of memory that they share."""
-        return segments(self.process.pid)
+        """Number of descriptors of shared segments in all its processes."""
+        return sum(target.startswith(SEGMENT) for target in _open_files(self.process.pid))
 
     def wait_until_ready(self) -> None:
-        """Wait for its models.
+        """Wait until its models are loaded.
 
         Raises:
-            RuntimeError: It ended, or took too long.
+            RuntimeError: The process ended or was not ready in time.
         """
         wait_until_ready(self.port, self.process)
 
     def stop(self) -> int:
-        """Ask it to end, as an orchestrator does, and return its exit code."""
+        """Send SIGTERM, as an orchestrator does, and return the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=60)
 
     def close(self) -> None:
-        """End it, however it stands."""
+        """Kill the process if it still runs."""
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
@@ -65,10 +63,10 @@ class Served:
 
 
 def wait_until_ready(port: int, process: subprocess.Popen[str]) -> None:
-    """Wait until what listens on a port of this machine says that it can be used.
+    """Wait until ``/v2/health/ready`` on a port of this machine answers 200.
 
     Raises:
-        RuntimeError: The process ended, or took too long.
+        RuntimeError: The process ended or was not ready in time.
     """
     deadline = time.monotonic() + READY_SECONDS
     while not _is_ready(port):
@@ -95,35 +93,25 @@ def start(
 
     Args:
         artifacts: Folder with exported models.
-        words: More of its command line.
-        port: 0 takes a free one.
-        through: Beginning of a command that becomes the server.
-        errors: Descriptor of its standard error; None: that of this process.
+        words: Further arguments of its command line.
+        port: Port to listen on; 0 takes a free one.
+        through: First words of a command that executes the server's.
+        errors: Descriptor for its standard error; None inherits that of this process.
 
     Raises:
         RuntimeError: It did not start; its reason is on standard error.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "yolo_assigner",
-        "serve",
-        "--artifacts",
-        str(artifacts),
-        "--port",
-        str(port),
-        *words,
-    ]
-    process = subprocess.Popen([*through, *command], stdout=subprocess.PIPE, stderr=errors, text=True)
+    serve = (sys.executable, "-m", "yolo_assigner", "serve", "--artifacts", str(artifacts), "--port", str(port))
+    process = subprocess.Popen([*through, *serve, *words], stdout=subprocess.PIPE, stderr=errors, text=True)
     line = process.stdout.readline() if process.stdout else ""
-    if not line.startswith(SCHEME):
+    if not line.startswith(LISTENING):
         raise RuntimeError(f"the server did not start; it said {line!r}")
     return Served(process, int(line.rpartition(":")[2]))
 
 
 @contextmanager
 def serving(artifacts: Path, *words: str, through: Sequence[str] = (), errors: int | None = None) -> Iterator[Served]:
-    """A server that is ready, and is gone in the end. Arguments as for :func:`start`."""
+    """Run a server that is ready, and kill it at the end if it still runs. Arguments as for :func:`start`."""
     server = start(artifacts, *words, through=through, errors=errors)
     try:
         server.wait_until_ready()
@@ -133,14 +121,14 @@ def serving(artifacts: Path, *words: str, through: Sequence[str] = (), errors: i
 
 
 def processes(pid: int) -> list[int]:
-    """A process and its children."""
+    """Ids of a process and its children."""
     with suppress(FileNotFoundError):
         return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split())]
     return [pid]
 
 
 def resident(pid: int) -> int:
-    """Bytes of memory of a process and its children. What they share by segments counts once, libraries each time."""
+    """Resident memory of a process and its children in bytes; shared segments count once, libraries each time."""
     private, shared = 0, [0]
     for process in processes(pid):
         with suppress(FileNotFoundError, ProcessLookupError):
@@ -151,36 +139,7 @@ def resident(pid: int) -> int:
     return 1024 * (private + max(shared))
 
 
-def peak_resident(pid: int, work: Callable[[], object]) -> int:
-    """The most of :func:`resident` while something is done, looked at every two milliseconds."""
-    done = threading.Event()
-    seen = [resident(pid)]
-
-    def look() -> None:
-        while not done.wait(PEAK_SECONDS):
-            seen.append(resident(pid))
-
-    watching = threading.Thread(target=look)
-    watching.start()
-    try:
-        work()
-    finally:
-        done.set()
-        watching.join()
-    return max(*seen, resident(pid))
-
-
-def descriptors(pid: int) -> int:
-    """Files and sockets that a process and its children have open, but for segments."""
-    return sum(1 for target in _opened(pid) if not target.startswith(SEGMENT))
-
-
-def segments(pid: int) -> int:
-    """Descriptors of segments that a process and its children have open."""
-    return sum(1 for target in _opened(pid) if target.startswith(SEGMENT))
-
-
-def _opened(pid: int) -> list[str]:
+def _open_files(pid: int) -> list[str]:
     targets = []
     for process in processes(pid):
         with suppress(FileNotFoundError):

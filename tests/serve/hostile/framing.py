@@ -1,4 +1,4 @@
-"""What HTTP libraries never write: contradicting lengths, lying chunks, floods, other protocols, callers who vanish."""
+"""Bytes that HTTP libraries never send: contradicting lengths, wrong chunks, floods, other protocols, hang-ups."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ HALF_CLOSE, HANG_UP = "half close", "hang up"
 
 
 class Attack(NamedTuple):
-    """What is written on one connection, and what has to come back.
+    """Bytes to send on one connection, and the replies that must come.
 
     Attributes:
-        name: What it is.
-        pieces: Written one after the other.
-        request: The good request in it, whose answer has to be right where one comes.
-        good: How many replies must be good ones, before the others.
-        refused: How many must be refusals after those.
-        silent: The server may also close without a word.
-        end: What the caller does then, besides waiting for replies.
+        name: Key in ``ATTACKS``.
+        pieces: Bytes and pauses, in their order.
+        request: The well-formed request in it; an answer to it must be right.
+        good: Number of results that must come first.
+        refused: Number of refusals that must follow.
+        silent: Whether the server may also close without a reply.
+        end: ``HALF_CLOSE`` or ``HANG_UP`` after the last piece, or empty.
     """
 
     name: str
@@ -35,13 +35,13 @@ class Attack(NamedTuple):
 
 
 def chunked(body: bytes, size: int) -> bytes:
-    """A body in chunks."""
+    """Encode a body in chunks of a size."""
     parts = [body[start : start + size] for start in range(0, len(body), size)]
     return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in [*parts, b""])
 
 
 def attack(rng: random.Random) -> Attack:
-    """One of them."""
+    """Draw an attack."""
     name = rng.choice(sorted(ATTACKS))
     return ATTACKS[name](name, good(rng).request(), rng)
 
@@ -70,7 +70,7 @@ def _smuggled(name: str, request: Request, rng: random.Random) -> Attack:
 
 
 def _short(name: str, request: Request, rng: random.Random) -> Attack:
-    """The rest of the body is no request; whether its beginning is, depends."""
+    """Claim too short a body: the server must refuse the rest of it as a request."""
     length = rng.randrange(1, len(request.body))
     return Attack(name, [request.head(length) + request.body], request)
 
@@ -143,7 +143,7 @@ def _foreign(name: str, request: Request, rng: random.Random) -> Attack:
 
 
 def _upgrade(name: str, request: Request, rng: random.Random) -> Attack:
-    """As ``curl --http2`` asks; the parser then takes nothing more for HTTP, so the body never comes."""
+    """Ask for an upgrade, as ``curl --http2`` does; the parser then stops reading HTTP, so the body never arrives."""
     to = rng.choice(("h2c", "websocket", "x"))
     head = request.head(extra=f"Connection: Upgrade\r\nUpgrade: {to}\r\n")
     return Attack(name, [head, *([0.01] * rng.randrange(2)), request.body], request)
@@ -195,15 +195,15 @@ ATTACKS: dict[str, Callable[[str, Request, random.Random], Attack]] = {
 
 
 def carry_out(port: int, what: Attack, fault: Callable[[Request, Reply], str | None]) -> tuple[list[int], str | None]:
-    """Do it.
+    """Carry out an attack on a connection of its own.
 
     Args:
-        port: Of the server.
-        what: To do.
-        fault: Judges a reply.
+        port: Port of the server.
+        what: The attack.
+        fault: Tells what is wrong with a reply, or None.
 
     Returns:
-        The statuses that came, and what is wrong with them.
+        The statuses of the replies, and what is wrong with them or None.
     """
     statuses: list[int] = []
     with Wire(port) as wire:
@@ -218,12 +218,10 @@ def carry_out(port: int, what: Attack, fault: Callable[[Request, Reply], str | N
             except NoReplyError as error:
                 return statuses, None if what.silent else str(error)
             statuses.append(reply.status)
-            wanted = place < what.good
-            if wanted != (reply.status == 200):
-                return (
-                    statuses,
-                    f"status {reply.status} in place of {'200' if wanted else 'a refusal'}: {reply.body[:200]!r}",
-                )
+            good = place < what.good
+            if good != (reply.status == 200):
+                expected = "200" if good else "a refusal"
+                return statuses, f"status {reply.status} in place of {expected}: {reply.body[:200]!r}"
             if (wrong := fault(what.request, reply)) is not None:
                 return statuses, wrong
     return statuses, None

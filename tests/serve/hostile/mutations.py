@@ -1,6 +1,6 @@
-"""Mutations of good requests: each takes a source of chance and gives a request of its kind.
+"""Mutations of well-formed requests: each function draws one request of its kind.
 
-Many are still good, and then their answers must be right.
+Many are still valid, and then their answers must be right.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ JUNK: tuple[Any, ...] = (
 
 
 def values(rng: random.Random) -> Request:
-    """Numbers that no data set has, in the right places."""
+    """Put values that no data set has into valid tensors."""
     start = rng.choice(("loss", "loss_grad", "assigner"))
     arrays = inputs_of(start, rng)
     for name in rng.sample(sorted(arrays), rng.randint(1, 3)):
@@ -75,7 +75,7 @@ def _strange(array: Array, rng: random.Random) -> Array:
 
 
 def shapes(rng: random.Random) -> Request:
-    """Shapes and sizes that do not fit each other, the values, or any machine."""
+    """Change shapes and sizes, so that they contradict each other or the values, or exceed any memory."""
     start = good(rng)
     for _ in range(rng.randint(1, 2)):
         row = rng.choice(start.rows)
@@ -99,7 +99,7 @@ def shapes(rng: random.Random) -> Request:
 
 
 def document(rng: random.Random) -> Request:
-    """JSON of another structure: junk in place of parts, parts missing, twice, or elsewhere."""
+    """Change the structure of the JSON: junk in place of parts, parts missing, repeated or elsewhere."""
     start = good(rng, images=1)
     for _ in range(rng.randint(1, 3)):
         mutate_tree(start.document, rng)
@@ -107,7 +107,7 @@ def document(rng: random.Random) -> Request:
 
 
 def text(rng: random.Random) -> Request:
-    """JSON that is none, or none that was meant."""
+    """Damage the text of the JSON."""
     start = good(rng, images=1)
     raw = bytearray(json.dumps(start.document).encode())
     for _ in range(rng.randint(1, 3)):
@@ -130,7 +130,7 @@ def _damage(raw: bytearray, rng: random.Random, tokens: tuple[bytes, ...]) -> No
 
 
 def octets(rng: random.Random) -> Request:
-    """Bytes behind the JSON that are changed, missing or too many."""
+    """Change, remove or add bytes behind the JSON."""
     model = rng.choice(("loss", "loss_grad", "assigner"))
     start = draft(model, inputs_of(model, rng), rng, 1.0)
     raw = bytearray(start.blob)
@@ -143,21 +143,11 @@ def octets(rng: random.Random) -> Request:
 
 
 def lengths(rng: random.Random) -> Request:
-    """A JSON length that is a lie."""
+    """Send a wrong length of the JSON."""
     start = good(rng)
     true = len(json.dumps(start.document).encode())
-    lies = (
-        0,
-        1,
-        true - 1,
-        true + 1,
-        true // 2,
-        true + len(start.blob),
-        true + len(start.blob) + 1,
-        2**31,
-        2**63,
-        10**30,
-    )
+    whole = true + len(start.blob)
+    lies = (0, 1, true - 1, true + 1, true // 2, whole, whole + 1, 2**31, 2**63, 10**30)
     lie: object = rng.choice(
         (*lies, -1, "", "x", "1e3", "0x10", " 5 ", f"+{true}", f"{true}.0", f"0{true}", f"{true}, {true}")
     )
@@ -165,7 +155,7 @@ def lengths(rng: random.Random) -> Request:
 
 
 def loads(rng: random.Random) -> Request:
-    """Models that are to be loaded again. Some are, which takes a second each, so there are to be few of these."""
+    """Ask for models to be loaded again. Some are, which takes a second each: keep the share of these small."""
     names = ("nobody", "%2e%2e", "..%2floss", "loss%00", "Loss", "x" * 3000, "\xff")
     name = rng.choice(MODELS) if rng.random() < 0.5 else rng.choice(names)
     tree: dict[str, Any] = {}
@@ -180,7 +170,7 @@ def loads(rng: random.Random) -> Request:
 
 
 def encoding(rng: random.Random) -> Request:
-    """Compressed bodies, damaged, nested, in several parts, or of another kind than they say."""
+    """Send compressed bodies that are damaged, nested, in several parts, or not compressed as the header says."""
     start = good(rng)
     name = rng.choice(sorted(PACKERS))
     request = start.request(encoding=name)
@@ -207,7 +197,7 @@ def encoding(rng: random.Random) -> Request:
 
 
 def bombs(rng: random.Random) -> Request:
-    """Work, outputs or parsing far beyond what was sent."""
+    """Ask for computation, outputs or parsing out of proportion to the bytes sent."""
     which = rng.randrange(4)
     if which == 0:
         begin, part, end = rng.choice(OUTER)
@@ -220,7 +210,7 @@ def bombs(rng: random.Random) -> Request:
 
 
 def _crowded(rng: random.Random) -> Request:
-    """Very many boxes around all anchor points, or one around all and the others around none."""
+    """Put very many boxes around all anchor points, or one around all and the others around none."""
     model = rng.choice(("loss", "loss_grad", "assigner"))
     slots = rng.choice((20_000, 40_000))
     arrays = inputs_of(model, rng, images=1, slots=slots)
@@ -233,7 +223,7 @@ def _crowded(rng: random.Random) -> Request:
 
 
 def _empty(rng: random.Random) -> Request:
-    """Tensors without values whose other axes are long."""
+    """Send tensors with one axis of zero whose other axes are long."""
     many = rng.choice((2**20, 2**23, 2**24, 2**31, 2**40, 2**62))
     arrays: dict[str, Array] = inputs_of("loss", rng, images=1, slots=0)
     start = draft("loss", arrays, rng, 1.0)
@@ -246,14 +236,14 @@ def _empty(rng: random.Random) -> Request:
 
 
 def _zipped(rng: random.Random) -> Request:
-    """What unpacks to a thousand times its size."""
+    """Send a body that decompresses to a thousand times its size."""
     name = rng.choice(sorted(PACKERS))
     request = Draft("loss", {}, b"").request(bytes(rng.choice((b" ", b"["))) * 64 * LARGE, encoding=name)
     return Request(rng.choice((request.path, "/v1/loss")), request.headers, request.body)
 
 
 def typed(rng: random.Random) -> Request:
-    """The JSON of ``/v1``, changed in some places."""
+    """Send a document of ``/v1``, changed in some places."""
     path = rng.choice(("/v1/loss", "/v1/assign", "/v1/reduce"))
     document: dict[str, Any] = {
         "workers": [[[4.1, 220.5, 9.3, 5.2]], [{"box": 1, "cls": 2, "dfl": 3, "target_scores": 4}]]
@@ -275,7 +265,7 @@ def _packed(values: Array) -> dict[str, Any]:
 
 
 def mutate_tree(tree: Any, rng: random.Random) -> None:
-    """Change one place of a JSON document."""
+    """Change one place of a JSON document in place: replace, remove, repeat or copy from elsewhere."""
     places = [(node, key) for node in _nodes(tree) for key in _keys(node, rng)]
     if not places:
         return
@@ -299,7 +289,7 @@ def _nodes(tree: Any) -> list[Any]:
 
 
 def _keys(node: Any, rng: random.Random) -> list[Any]:
-    """All of an object; two of a list, which may have thousands."""
+    """All keys of an object; two indices of a list, which may have thousands."""
     if isinstance(node, dict):
         return list(node)
     return [rng.randrange(len(node)) for _ in range(min(len(node), 2))]

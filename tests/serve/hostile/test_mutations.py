@@ -1,4 +1,4 @@
-"""Mutated requests: a refusal or the right answer, and always the right answer for the next caller.
+"""Mutated requests: a refusal or the right answer, and the right answer for the next caller.
 
 ``python -m benchmarks.hostile`` sends tens of thousands of the same kinds.
 """
@@ -16,8 +16,7 @@ from tests.serve.conftest import Live
 from tests.serve.hostile.framing import ATTACKS, carry_out
 from tests.serve.hostile.judge import Judge
 from tests.serve.hostile.mutations import KINDS
-from tests.serve.hostile.requests import Request, good, good_requests
-from tests.serve.hostile.slow_callers import ask
+from tests.serve.hostile.requests import Request, ask, good, good_requests
 
 FEW = settings(max_examples=25, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
 VERY_FEW = settings(FEW, max_examples=6)
