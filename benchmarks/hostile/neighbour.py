@@ -1,4 +1,4 @@
-"""A caller with good requests beside the others: its answers are the same to the bit all the while."""
+"""A caller with well-formed requests beside the hostile ones; its answers must stay the same to the bit."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from tests.serve.hostile.judge import Judge
 from tests.serve.hostile.requests import good_requests
 from tests.serve.hostile.wire import NoReplyError, Wire
 
-PAUSE = 0.01  # seconds, for the others to get their turn
+PAUSE = 0.01  # seconds between requests, in which others get their turn
 
 
 class Neighbour(threading.Thread):
-    """Asks as long as its ``with`` block lasts.
+    """Sends requests while its ``with`` block lasts.
 
     Args:
-        port: Of the server.
-        judge: Of the first answers; the others are compared with these.
+        port: Port of the server.
+        judge: Checks the first answers; the others are compared with these.
 
     Attributes:
-        answers: Good ones.
-        slowest: Seconds.
-        faults: What was wrong.
+        answers: Number of answers.
+        slowest: Seconds of the slowest answer.
+        faults: Descriptions of what was wrong.
     """
 
     def __init__(self, port: int, judge: Judge) -> None:
@@ -44,7 +44,7 @@ class Neighbour(threading.Thread):
         self.join()
 
     def run(self) -> None:
-        """Ask, on a connection that stays open."""
+        """Send requests on one connection until the block ends."""
         requests = good_requests()
         known: list[bytes] = []
         with Wire(self._port) as wire:

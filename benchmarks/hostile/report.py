@@ -1,29 +1,28 @@
-"""What a run of ``benchmarks.hostile`` has seen."""
+"""Results of a run of ``benchmarks.hostile``."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from importlib.metadata import version
 from typing import Any
 
-from benchmarks.hostile.document import Fuzzed
+from benchmarks.common.report import table, versions
 from benchmarks.hostile.neighbour import Neighbour
 from tests.serve.hostile.slow_callers import Slow
 from tests.served import Served
 
-GROWN = 32.0  # MiB that may be more in the end than in the middle: then engines have met their largest tasks
+GROWN = 32.0  # MiB that the server may grow from the middle to the end: by the middle it has met its largest tasks
 PACKAGES = ("uvicorn", "httptools", "uvloop", "fastapi", "orjson", "onnxruntime", "numpy", "schemathesis")
 
 
 class Report:
-    """Counts.
+    """Collects counts, times and faults.
 
     Args:
-        seed: Of the run.
+        seed: Seed of the run.
 
     Attributes:
-        seed: As given.
-        faults: What was wrong, at most one line each.
+        seed: Seed of the run.
+        faults: Descriptions of what was wrong.
     """
 
     def __init__(self, seed: int) -> None:
@@ -40,7 +39,15 @@ class Report:
         self._left_out: list[str] = []
 
     def add(self, kind: str, number: int, statuses: list[int], seconds: float, fault: str | None) -> None:
-        """One mutated request, or what stood for one on a connection. Status 0: no answer, where that is right."""
+        """Add one mutated request or attack.
+
+        Args:
+            kind: Kind of mutation.
+            number: Number of the request.
+            statuses: Statuses of the replies; empty counts as 0.
+            seconds: Time that it took.
+            fault: What was wrong, or None.
+        """
         self._sent[kind] += 1
         self._statuses[kind].update(str(status) for status in statuses or (0,))
         self._slowest[kind] = max(self._slowest[kind], (seconds, number))
@@ -48,26 +55,26 @@ class Report:
             self.faults.append(fault)
 
     def slow(self, slow: Slow) -> None:
-        """Callers that did next to nothing."""
+        """Add the result of slow callers."""
         self._slow.append(slow)
         if slow.fault is not None:
             self.faults.append(f"{slow.what}: {slow.fault}")
 
     def left_out(self, reason: str) -> None:
-        """What could not be done on this machine."""
+        """Add the reason why a check cannot run on this machine."""
         self._left_out.append(reason)
 
     def begin(self, server: Served) -> None:
-        """The server after the warm-up."""
+        """Sample the server after the warm-up."""
         self._server |= {"memory_before_mib": server.memory(), "descriptors_before": server.descriptors()}
 
     def look(self, server: Served) -> None:
-        """The server in between."""
+        """Sample the server's memory."""
         self._memory.append(round(server.memory(), 1))
         self._server["memory_peak_mib"] = max(self._server["memory_peak_mib"], self._memory[-1])
 
     def end(self, server: Served) -> None:
-        """The server when all callers are gone."""
+        """Sample the server when all callers are gone, and check what it kept."""
         self.look(server)
         self._server |= {"memory_after_mib": server.memory(), "descriptors_after": server.descriptors()}
         grown = self._server["memory_after_mib"] - self._memory[len(self._memory) // 2]
@@ -78,22 +85,22 @@ class Report:
             self.faults.append(f"the server has {opened:.0f} more descriptors open than before")
 
     def ended_with(self, code: int) -> None:
-        """The server's exit code when it was told to stop."""
+        """Check the server's exit code."""
         if code:
             self.faults.append(f"the server ended with code {code}")
 
     def neighbour(self, neighbour: Neighbour) -> None:
-        """The caller with good requests."""
+        """Add the results of the neighbour."""
         self.faults += neighbour.faults
         self._neighbour = {"answers": neighbour.answers, "slowest_seconds": round(neighbour.slowest, 3)}
 
-    def document(self, fuzzed: Fuzzed) -> None:
-        """Requests made from the OpenAPI document."""
-        self.faults += fuzzed.faults
-        self._document = {"requests": fuzzed.requests, "routes": fuzzed.routes}
+    def document(self, requests: int, routes: int, fault: str | None) -> None:
+        """Add the results of requests made from the OpenAPI document."""
+        self.faults += [] if fault is None else [fault]
+        self._document = {"requests": requests, "routes": routes}
 
     def as_json(self) -> dict[str, Any]:
-        """All of it."""
+        """All results."""
         kinds = {
             kind: {
                 "sent": sent,
@@ -104,7 +111,7 @@ class Report:
             for kind, sent in sorted(self._sent.items())
         }
         return {
-            "versions": {package: version(package) for package in PACKAGES},
+            "versions": versions(PACKAGES),
             "seed": self.seed,
             "requests": sum(self._sent.values()),
             "kinds": kinds,
@@ -118,15 +125,17 @@ class Report:
         }
 
     def table(self) -> str:
-        """For people."""
-        lines = ["| kind | sent | answers | slowest, s |", "| --- | --- | --- | --- |"]
-        for kind, row in self.as_json()["kinds"].items():
-            statuses = ", ".join(f"{status}: {count}" for status, count in row["statuses"].items())
-            lines.append(f"| {kind} | {row['sent']} | {statuses} | {row['slowest_seconds']} |")
-        for slow in self._slow:
-            lines.append(f"| {slow.what} | {slow.callers} | {slow.statuses} | {slow.held:.1f} |")
-        lines.append(
-            f"OpenAPI document: {self._document}; neighbour: {self._neighbour}; server: {self.as_json()['server']}"
-        )
-        lines += [f"not done: {reason}" for reason in self._left_out]
+        """Results as a table, with the faults below it."""
+        results = self.as_json()
+        rows = [
+            (kind, row["sent"], ", ".join(f"{status}: {count}" for status, count in row["statuses"].items()),
+             row["slowest_seconds"])
+            for kind, row in results["kinds"].items()
+        ]  # fmt: skip
+        rows += [(slow.what, slow.callers, slow.statuses, f"{slow.held:.1f}") for slow in self._slow]
+        lines = [
+            table(("kind", "sent", "answers", "slowest, s"), rows),
+            f"OpenAPI document: {self._document}; neighbour: {self._neighbour}; server: {results['server']}",
+            *(f"not done: {reason}" for reason in self._left_out),
+        ]
         return "\n".join([*lines, f"{len(self.faults)} faults", *self.faults[:50]])

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from benchmarks.load.cases import SMALL, TINY, Case
-from benchmarks.proxies import DEPLOY, Proxy, proxy
+from benchmarks.proxy import DEPLOY, Proxy, proxy
 from benchmarks.rolling_restart import roll
 from tests.serve.conftest import binary_rows, loss_inputs
 from tests.serve.hostile.wire import Wire

@@ -1,0 +1,45 @@
+"""Tables in Markdown, results in JSON, and facts about the machine."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parents[1] / "results"
+SERVER_PACKAGES = ("uvicorn", "httptools", "uvloop", "fastapi", "numpy")
+
+
+def row(cells: Iterable[object]) -> str:
+    """One line of a table in Markdown."""
+    return f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |"
+
+
+def table(head: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(map(row, (head, ["---"] * len(head), *rows)))
+
+
+def write_json(path: Path, results: Any) -> None:
+    """Write results to a file whose folder is made if missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def processor() -> str:
+    """Name of the CPU."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
+
+
+def versions(packages: Iterable[str] = SERVER_PACKAGES) -> dict[str, str]:
+    """Versions of installed packages, by default of those that decide the server's speed."""
+    return {package: version(package) for package in packages}
+
+
+def machine() -> dict[str, str]:
+    """Versions of Python and of the server's packages."""
+    return {"python": platform.python_version(), **versions()}
