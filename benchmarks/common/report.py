@@ -43,3 +43,9 @@ def versions(packages: Iterable[str] = SERVER_PACKAGES) -> dict[str, str]:
 def machine() -> dict[str, str]:
     """Versions of Python and of the server's packages."""
     return {"python": platform.python_version(), **versions()}
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error's text, at most 300 characters."""
+    lines = str(error).strip().splitlines() or ["no text"]
+    return lines[0][:300]

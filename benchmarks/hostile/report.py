@@ -127,7 +127,7 @@ class Report:
     def table(self) -> str:
         """Results as a table, with the faults below it."""
         results = self.as_json()
-        rows = [
+        rows: list[tuple[object, ...]] = [
             (kind, row["sent"], ", ".join(f"{status}: {count}" for status, count in row["statuses"].items()),
              row["slowest_seconds"])
             for kind, row in results["kinds"].items()
