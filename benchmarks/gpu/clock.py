@@ -50,8 +50,12 @@ def measure(run: Run, sets: int, device: torch.device, effort: Effort) -> dict[s
     for turn in range(max(effort.warm_up, sets)):
         run(turn % sets)
     settle(device)
-    once = clock(lambda: (run(0), settle(device)))
-    calls = min(max(effort.fewest, int(effort.seconds / max(once, 1e-9))), effort.most)
+
+    def settled() -> None:
+        run(0)
+        settle(device)
+
+    calls = min(max(effort.fewest, int(effort.seconds / max(clock(settled), 1e-9))), effort.most)
     measured = _cuda_times if device.type == "cuda" else _host_times
     times = sorted(measured(run, sets, calls))
     return {

@@ -85,14 +85,14 @@ def main() -> int:
     with serving(options.artifacts, *WORDS) as server:
         check_good(server.port, judge)
         for slow in slow_callers(server.port):
-            report.slow(slow)
+            report.add_slow(slow)
         with objects(server.port) as judge.regions, Neighbour(server.port, judge) as neighbour:
             assault(server, judge, report, options.requests, notes)
-        report.neighbour(neighbour)
+        report.faults += neighbour.faults
+        report.neighbour = {"answers": neighbour.answers, "slowest_seconds": round(neighbour.slowest, 3)}
         fuzz_document(server.port, options.examples, report, notes)
         report.end(server)
-        report.ended_with(server.stop())
-    report.slow(unread_log(options.artifacts, UNREAD))
+    report.add_slow(unread_log(options.artifacts, UNREAD))
     with_short_memory(options.artifacts, judge, report)
     write_json(options.out, report.as_json())
     print(report.table())
@@ -130,10 +130,10 @@ def with_short_memory(artifacts: Path, judge: Judge, report: Report) -> None:
         try:
             group = stack.enter_context(memory_group(GROUP_BYTES))
         except OSError as error:
-            report.left_out(str(error))
+            report.left_out.append(str(error))
             return
         for short in SHORT:
-            report.slow(short_memory(artifacts, judge, group, short, CALLERS))
+            report.add_slow(short_memory(artifacts, judge, group, short, CALLERS))
 
 
 def assault(server: Served, judge: Judge, report: Report, requests: int, folder: Path) -> None:
@@ -147,13 +147,14 @@ def assault(server: Served, judge: Judge, report: Report, requests: int, folder:
         sent, statuses, fault = (
             _framed(server.port, rng, judge) if kind == "framing" else _sent(server.port, kind, rng, judge)
         )
-        report.add(kind, number, statuses, time.monotonic() - began, fault and f"{kind}, number {number}: {fault}")
+        report.add(kind, number, statuses, time.monotonic() - began)
         if fault is not None:
+            report.faults.append(f"{kind}, number {number}: {fault}")
             keep(folder / f"fault-{report.seed}-{number}.json", kind, sent, fault)
         if server.process.poll() is not None:
             raise RuntimeError(f"the server ended with code {server.process.poll()} after {kind}, number {number}")
         if number % LOOKS == 0:
-            report.look(server)
+            report.sample(server)
 
 
 def _sent(port: int, kind: str, rng: random.Random, judge: Judge) -> tuple[bytes, list[int], str | None]:
@@ -217,11 +218,13 @@ def fuzz_document(port: int, examples: int, report: Report, folder: Path) -> Non
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     if not path.exists():
-        report.document(0, 0, f"schemathesis did not run: {done.stdout[-1000:]}{done.stderr[-1000:]}")
+        report.document = {"requests": 0, "routes": 0}
+        report.faults.append(f"schemathesis did not run: {done.stdout[-1000:]}{done.stderr[-1000:]}")
         return
     found = json.loads(path.read_text(encoding="utf-8"))
-    fault = None if done.returncode == 0 else f"schemathesis: {done.stdout[-3000:]}"
-    report.document(found["test_cases"]["generated"], found["operations"]["tested"], fault)
+    report.document = {"requests": found["test_cases"]["generated"], "routes": found["operations"]["tested"]}
+    if done.returncode:
+        report.faults.append(f"schemathesis: {done.stdout[-3000:]}")
 
 
 if __name__ == "__main__":

@@ -24,9 +24,8 @@ import uvloop
 from tqdm import tqdm
 
 from benchmarks.common.report import RESULTS, write_json
-from benchmarks.load.cases import ARTIFACTS, CASES, NUM_CLASSES
+from benchmarks.load.cases import ARTIFACTS, CASES, NUM_CLASSES, PREFIX, objects
 from benchmarks.load.client import FORK, NICENESS, Client, Plan, Tally, fork
-from benchmarks.load.memory import PREFIX, objects
 from benchmarks.load.prepare import check_again, check_direct, prepare, regions_for
 from benchmarks.load.probe import Probed, probe, refuse_all
 from benchmarks.load.report import Most, Sample, report

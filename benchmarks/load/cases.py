@@ -1,12 +1,15 @@
-"""The requests of ``benchmarks.load``: every model, many sizes, every way in which tensors travel."""
+"""The requests of ``benchmarks.load``, with every model, size and encoding of tensors, and their shared memory."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import math
+import mmap
+import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +26,9 @@ PACK = {"gzip": lambda raw: gzip.compress(raw, 1), "deflate": lambda raw: zlib.c
 INPUTS = "inputs-{}"  # region of a case's inputs in shared memory
 # Region of a connection's outputs in prepared requests and replies; each connection puts its own number there.
 OWNER = "outputs-000"
+STEM = OWNER.rstrip("0")
+DIRECTORY = Path("/dev/shm")  # noqa: S108 - where Linux keeps these objects
+PREFIX = f"yolo-assigner-load-{os.getpid()}-"
 
 
 class Size(NamedTuple):
@@ -165,3 +171,38 @@ def offsets(sizes: Iterable[int]) -> list[int]:
     """Offsets of tensors that lie one after the other, each at a multiple of 64."""
     ends = np.cumsum([0, *(math.ceil(size / 64) * 64 for size in sizes)])
     return [int(end) for end in ends[:-1]]
+
+
+def region_of(owner: int) -> str:
+    """Region of the outputs of a connection."""
+    return f"{STEM}{owner:0{len(OWNER) - len(STEM)}d}"
+
+
+@contextmanager
+def objects() -> Iterator[dict[str, mmap.mmap]]:
+    """Yield an empty dict of objects by region, to be filled by :func:`make`, and unlink the objects at the end."""
+    made: dict[str, mmap.mmap] = {}
+    try:
+        yield made
+    finally:
+        for name in made:
+            (DIRECTORY / f"{PREFIX}{name}").unlink()
+
+
+def make(name: str, size: int) -> mmap.mmap:
+    """Make an object that processes forked from this one share."""
+    with (DIRECTORY / f"{PREFIX}{name}").open("x+b") as file:
+        file.truncate(size)
+        return mmap.mmap(file.fileno(), size)
+
+
+def fill(memory: mmap.mmap, payload: Payload) -> None:
+    """Write the inputs of a request to their places."""
+    arrays = list(payload.shared.values())
+    for offset, array in zip(offsets(array.nbytes for array in arrays), arrays, strict=True):
+        np.ndarray(array.shape, array.dtype, memory, offset)[...] = array
+
+
+def written(memory: mmap.mmap, sizes: Sequence[int]) -> list[bytes]:
+    """Read the outputs that a reply wrote."""
+    return [memory[offset : offset + size] for offset, size in zip(offsets(sizes), sizes, strict=True)]

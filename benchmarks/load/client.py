@@ -13,8 +13,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from benchmarks.common.client import Answer, Payload, Streams, exchange, infer_head
-from benchmarks.load.cases import OWNER, Case
-from benchmarks.load.memory import region_of, written
+from benchmarks.load.cases import OWNER, Case, region_of, written
 
 REPLY_SECONDS = 120.0
 REFUSED = (413, 503, 504)

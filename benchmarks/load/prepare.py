@@ -15,9 +15,21 @@ import onnxruntime
 from tqdm import tqdm
 
 from benchmarks.common.client import Payload, connected, register, send
-from benchmarks.load.cases import INPUTS, NARROW, OWNER, Case, inputs_of, offsets, payload_of
+from benchmarks.load.cases import (
+    INPUTS,
+    NARROW,
+    OWNER,
+    PREFIX,
+    Case,
+    fill,
+    inputs_of,
+    make,
+    offsets,
+    payload_of,
+    region_of,
+    written,
+)
 from benchmarks.load.client import Prepared
-from benchmarks.load.memory import PREFIX, fill, make, region_of, written
 from benchmarks.load.probe import URGENT
 from tests.serve.hostile.wire import Wire
 from yolo_assigner.serve.wire.dtypes import NUMPY_TYPES, Array

@@ -11,7 +11,8 @@ import torch
 from benchmarks.contenders import Setting
 from benchmarks.gpu.contenders import left_out
 from benchmarks.gpu.floor import Needed, anchors_of, bytes_of, floor_ms, needed_bytes, needed_of
-from benchmarks.gpu.goals import GOALS, outcome, report, right_contenders
+from benchmarks.gpu.goals import GOALS, outcome, right_contenders
+from benchmarks.gpu.report import report
 from benchmarks.gpu.store import Store
 from yolo_loss import GroundTruth
 
