@@ -7,9 +7,10 @@ import platform
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 RESULTS = Path(__file__).parents[1] / "results"
+YES_NO = {True: "yes", False: "NO"}
 SERVER_PACKAGES = ("uvicorn", "httptools", "uvloop", "fastapi", "numpy")
 
 
@@ -21,6 +22,41 @@ def row(cells: Iterable[object]) -> str:
 def table(head: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
     """A table in Markdown."""
     return "\n".join(map(row, (head, ["---"] * len(head), *rows)))
+
+
+class Goal(NamedTuple):
+    """A figure and its goal.
+
+    Attributes:
+        what: Name of the figure.
+        reached: The figure.
+        limit: The goal.
+        at_least: Whether the figure must be at least the limit; otherwise at most.
+    """
+
+    what: str
+    reached: float
+    limit: float
+    at_least: bool = False
+
+    @property
+    def met(self) -> bool:
+        """Whether the goal is met."""
+        return self.reached >= self.limit if self.at_least else self.reached <= self.limit
+
+
+def goals_table(goals: Iterable[Goal], digits: str) -> str:
+    """Goals as a table.
+
+    Args:
+        goals: The goals.
+        digits: Format of the figures.
+    """
+    rows = (
+        (goal.what, f"{'>=' if goal.at_least else '<='} {goal.limit:g}", f"{goal.reached:{digits}}", YES_NO[goal.met])
+        for goal in goals
+    )
+    return table(("what", "wanted", "reached", "met"), rows)
 
 
 def write_json(path: Path, results: Any) -> None:

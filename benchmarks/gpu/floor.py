@@ -2,8 +2,8 @@
 
 The first floor counts every input and every output once, and no intermediate. The stricter floor, which the goals use,
 counts only what the result depends on: for the assignment the scores of a box's class at anchors within the box, the
-predicted boxes of these anchors, and the outputs without ``target_gt_idx``, which training does not need; for the
-loss all class logits, and the box logits of these anchors.
+predicted boxes of these anchors, and the outputs without ``target_gt_idx``, which exported models are not asked for;
+for the loss all class logits, and the box logits of these anchors.
 """
 
 from __future__ import annotations

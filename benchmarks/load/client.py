@@ -16,7 +16,6 @@ from benchmarks.common.client import Answer, Payload, Streams, exchange, infer_h
 from benchmarks.load.cases import OWNER, Case, region_of, written
 
 REPLY_SECONDS = 120.0
-REFUSED = (413, 503, 504)
 NICENESS = 10  # of processes of clients; in production clients have cores of their own
 FORK = multiprocessing.get_context("fork")  # the clients share the prepared requests and the memory of this process
 # Shares of requests that are not sent and waited for as usual.

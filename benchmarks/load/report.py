@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.common.report import table
+from benchmarks.common.report import Goal, goals_table, table
 from benchmarks.load.client import Tally
 from benchmarks.load.probe import Probed
 
@@ -37,19 +37,6 @@ class Most(NamedTuple):
 
     descriptors: int
     segments: int
-
-
-class Goal(NamedTuple):
-    """A figure and its upper limit."""
-
-    what: str
-    reached: float
-    most: float
-
-    @property
-    def met(self) -> bool:
-        """Whether the figure is within the limit."""
-        return self.reached <= self.most
 
 
 def report(
@@ -83,7 +70,7 @@ def report(
     results = {
         "seconds": samples[-1].seconds,
         "answers": dict(sorted(tally.outcomes.items())),
-        "goals": [goal._asdict() | {"met": goal.met} for goal in goals],
+        "goals": [{"what": g.what, "reached": g.reached, "most": g.limit, "met": g.met} for g in goals],
         "refusals_ms": {str(status): row for status, row in refusals.items()},
         "floor_ms": milliseconds(probed.floor),
         "refusals_ms_at_busy_clients": {str(status): row for status, row in seen.items()},
@@ -137,7 +124,6 @@ def _show(results: dict[str, Any], goals: Sequence[Goal]) -> None:
     ]
     rows.append(("any reply, of a process that does nothing else", *map("{:g}".format, results["floor_ms"].values())))
     print("\n" + table(("refusals, ms", "count", "p50", "p99", "max", "over 50"), rows))
-    met = ((goal.what, f"<= {goal.most:g}", f"{goal.reached:g}", "yes" if goal.met else "NO") for goal in goals)
-    print("\n" + table(("what", "wanted", "reached", "met"), met))
+    print("\n" + goals_table(goals, "g"))
     for text in (*results["wrong"], *results["lost"]):
         print(text)

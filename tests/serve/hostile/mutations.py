@@ -26,11 +26,7 @@ TOKENS = (
     b"\xc0\x80", b"\xed\xa0\x80", b"\0", b"[" * 200, b"]" * 9, b"{", b"}", b'"', b",", b":", b"\\", b"//x",
     b"\xef\xbb\xbf", b"0x10", b"'", b"true", b"null", b"1.", b".5", b"+1", b"01", b'{"a":' * 120,
 )  # fmt: skip
-
-
 LARGE = 2**20
-
-
 OUTER: tuple[tuple[bytes, bytes, bytes], ...] = (
     (b'{"inputs":[{"name":"feat_0","shape":[1],"datatype":"FP32","data":[', b"[],", b"0]}]}"),
     (b'{"inputs":[{"name":"feat_0","shape":[1],"datatype":"FP32","data":[', b"1.5,", b"0]}]}"),
@@ -41,8 +37,6 @@ OUTER: tuple[tuple[bytes, bytes, bytes], ...] = (
     (b'{"x":', b'{"a":', b""),
     (b'{"id":"', b"\\u0041", b'","inputs":[]}'),
 )  # fmt: skip
-
-
 JUNK: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2**31, 2**63, 2**64, 1e308, -1e308, 0.5, "", "loss", "\0", "\ufffd", "x" * 3000, [],
     {}, [[]], [0], {"name": "loss"}, "FP32", "FP16", "BYTES", "INT64", [1] * 300, {"a": {"b": [1]}}, "\U0001f600",
