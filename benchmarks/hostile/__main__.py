@@ -15,14 +15,15 @@ import json
 import random
 import subprocess
 import sys
+import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tqdm import trange
 
 from benchmarks.common.report import RESULTS, write_json
-from benchmarks.hostile.neighbour import Neighbour
 from benchmarks.hostile.report import Report
 from examples.service import export_once
 from tests.control_group import memory_group
@@ -60,6 +61,7 @@ CHECKS = ",".join((
     *("response_schema_conformance", "negative_data_rejection", "unsupported_method", "allow_header_conformance"),
 ))  # fmt: skip
 WARM_UP = 200  # bombs at the beginning: afterwards runners and allocators hold all the memory that they keep
+PAUSE = 0.01  # seconds between requests of the neighbour
 LOOKS = 1000  # requests between two samples of the server
 WEIGHTS = {name: weight for name, (_, weight) in KINDS.items()} | {"shared": 1.0, "framing": 2.0}
 
@@ -86,10 +88,8 @@ def main() -> int:
         check_good(server.port, judge)
         for slow in slow_callers(server.port):
             report.add_slow(slow)
-        with objects(server.port) as judge.regions, Neighbour(server.port, judge) as neighbour:
+        with objects(server.port) as judge.regions, neighbour(server.port, judge, report):
             assault(server, judge, report, options.requests, notes)
-        report.faults += neighbour.faults
-        report.neighbour = {"answers": neighbour.answers, "slowest_seconds": round(neighbour.slowest, 3)}
         fuzz_document(server.port, options.examples, report, notes)
         report.end(server)
     report.add_slow(unread_log(options.artifacts, UNREAD))
@@ -134,6 +134,50 @@ def with_short_memory(artifacts: Path, judge: Judge, report: Report) -> None:
             return
         for short in SHORT:
             report.add_slow(short_memory(artifacts, judge, group, short, CALLERS))
+
+
+@contextmanager
+def neighbour(port: int, judge: Judge, report: Report) -> Iterator[None]:
+    """Send well-formed requests beside the hostile ones; their answers must stay the same to the bit.
+
+    Args:
+        port: Port of the server.
+        judge: Checks the first answers; the others are compared with these.
+        report: Report to add to.
+    """
+    over = threading.Event()
+    asking = threading.Thread(target=_ask_until, args=(over, port, judge, report), daemon=True)
+    asking.start()
+    try:
+        yield
+    finally:
+        over.set()
+        asking.join()
+
+
+def _ask_until(over: threading.Event, port: int, judge: Judge, report: Report) -> None:
+    requests, known = good_requests(), dict[int, bytes]()
+    answers, slowest = 0, 0.0
+    with Wire(port) as wire:
+        while not over.wait(PAUSE):
+            place = answers % len(requests)
+            request, began = requests[place], time.monotonic()
+            wire.write([request.head() + request.body])
+            try:
+                reply = wire.reply()
+            except NoReplyError as error:
+                report.faults.append(f"neighbour: {error}")
+                return
+            answers, slowest = answers + 1, max(slowest, time.monotonic() - began)
+            report.neighbour = {"answers": answers, "slowest_seconds": round(slowest, 3)}
+            fault = None
+            if place not in known:
+                known[place] = reply.body
+                fault = judge.fault(request, reply) or (None if reply.status == 200 else f"status {reply.status}")
+            elif reply.body != known[place]:
+                fault = f"another answer than before: {reply.status} {reply.body[:200]!r}"
+            if fault is not None:
+                report.faults.append(f"neighbour: {fault}")
 
 
 def assault(server: Served, judge: Judge, report: Report, requests: int, folder: Path) -> None:

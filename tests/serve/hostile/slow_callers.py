@@ -99,7 +99,7 @@ def slow_readers(port: int, large: Request, callers: int, timeout: float) -> Slo
         statuses = [0 if _cut_off(wire) else 200 for wire in wires]
         held = time.monotonic() - began
     fault = None if set(statuses) == {0} else f"{counted(statuses)}: some got all of a reply that they did not read"
-    return Slow("replies that are not read", callers, counted(statuses), held, fault)
+    return Slow("replies that nobody takes", callers, counted(statuses), held, fault)
 
 
 def sent_ahead(port: int, callers: int, requests: int) -> Slow:

@@ -70,7 +70,7 @@ def unread_log(artifacts: Path, requests: int) -> Slow:
         fault = f"answers {counted(statuses)}, {good} for a good request, health check of {slowest:.1f} s"
     elif not stalled:
         fault = "the pipe has room left: this has shown nothing; send more requests"
-    return Slow("log that is not read", 1, counted(statuses), time.monotonic() - began, fault)
+    return Slow("log that nobody reads", 1, counted(statuses), time.monotonic() - began, fault)
 
 
 @contextmanager
