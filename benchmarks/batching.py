@@ -1,4 +1,4 @@
-"""What it gains to compute requests together: requests a second of a server that does, over one that does not.
+"""Gain of dynamic batching: requests per second of a server that batches, over one that does not.
 
 ``python -m benchmarks.batching``. Many connections send small requests to two servers of exported models in turn. Every
 answer is compared to the bit with the first one of the server that computes each request alone. Linux only.
@@ -22,12 +22,12 @@ from urllib.request import urlopen
 import uvloop
 from tqdm import tqdm
 
-from benchmarks.load.cases import NUM_CLASSES, Case, Payload, Size, payload_of
-from benchmarks.load.processes import ARTIFACTS
-from benchmarks.served import Served, serving
+from benchmarks.common.client import Payload, exchange
+from benchmarks.common.report import RESULTS, table, write_json
+from benchmarks.load.cases import ARTIFACTS, NUM_CLASSES, Case, Size, payload_of
 from examples.service import export_once
+from tests.served import Served, serving
 
-RESULTS = Path(__file__).parent / "results" / "batching.json"
 CONNECTIONS, EACH, TURNS = 16, 12, 7
 TARGETS = ("fg_mask", "target_gt_idx", "target_weights")
 SIZES = (Size(1, 10, 320, 320), Size(1, 30, 640, 640), Size(4, 30, 320, 320))
@@ -39,22 +39,18 @@ CASES = [
 
 
 async def ask(port: int, payload: Payload, times: int) -> set[bytes]:
-    """Send a request again and again on one connection; the different bodies that came back."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    bodies = set()
-    for _ in range(times):
-        writer.writelines((payload.head, *payload.body))
-        head = (await reader.readuntil(b"\r\n\r\n")).lower()
-        if b" 200 " not in head.partition(b"\r\n")[0]:
-            raise RuntimeError(f"the server refused: {head.decode()}")
-        bodies.add(await reader.readexactly(int(head.partition(b"content-length:")[2].partition(b"\r\n")[0])))
-    writer.close()
-    await writer.wait_closed()
-    return bodies
+    """Send a request several times on one connection, and return the distinct bodies of the replies."""
+    streams = await asyncio.open_connection("127.0.0.1", port)
+    answers = [await exchange(streams, payload) for _ in range(times)]
+    if refused := [answer for answer in answers if answer.status != 200]:
+        raise RuntimeError(f"the server refused: {refused[0].status} {refused[0].body[:500]!r}")
+    streams[1].close()
+    await streams[1].wait_closed()
+    return {answer.body for answer in answers}
 
 
 async def rate(port: int, payloads: Sequence[Payload], expected: Sequence[bytes]) -> float:
-    """Requests a second of all connections together.
+    """Requests per second of all connections together.
 
     Raises:
         RuntimeError: An answer is not the expected one.
@@ -68,7 +64,13 @@ async def rate(port: int, payloads: Sequence[Payload], expected: Sequence[bytes]
 
 
 async def compare(case: Case, alone: Served, together: Served) -> dict[str, Any]:
-    """Both servers in turn."""
+    """Send one case to both servers in turn.
+
+    Args:
+        case: The request.
+        alone: Server without batching.
+        together: Server with batching.
+    """
     payloads = [payload_of(case, number) for number in range(CONNECTIONS)]
     expected = [(await ask(alone.port, payload, 1)).pop() for payload in payloads]
     ratios, before = [], calls(together, case.model)
@@ -86,19 +88,19 @@ async def compare(case: Case, alone: Served, together: Served) -> dict[str, Any]
 
 
 def calls(server: Served, model: str) -> tuple[int, int]:
-    """Requests answered so far, and calls of the engine."""
+    """Requests answered so far, and calls of the model."""
     with urlopen(f"http://127.0.0.1:{server.port}/v2/models/{model}/stats") as reply:
         (stats,) = json.load(reply)["model_stats"]
     return stats["inference_count"], stats["execution_count"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure, write the JSON, print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.batching", description=__doc__)
     parser.add_argument("--images", type=int, default=16, help="most images of one call")
     parser.add_argument("--wait", type=float, default=0.0, help="seconds that an idle engine waits for others")
     parser.add_argument("--threads", type=int, default=0, help="of each model, 0 for one per core")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS / "batching.json")
     options = parser.parse_args(arguments)
     export_once(ARTIFACTS, NUM_CLASSES)
     common = ("--threads", str(options.threads), "--log-level", "warning")
@@ -108,11 +110,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         together = stack.enter_context(serving(ARTIFACTS, *common, *words))
         rows = [uvloop.run(compare(case, alone, together)) for case in tqdm(CASES, desc="cases")]
     limits = {name: getattr(options, name) for name in ("images", "wait", "threads")}
-    result = {"connections": CONNECTIONS, "cores": os.cpu_count(), **limits, "cases": rows}
-    options.out.write_text(json.dumps(result, indent=2, default=str) + "\n", encoding="utf-8")
-    print("| case | times as many requests a second | least, most | requests a call |\n| --- | --- | --- | --- |")
-    for row in rows:
-        print(f"| {row['case']} | {row['times_as_many']} | {row['least']}, {row['most']} | {row['requests_a_call']} |")
+    write_json(options.out, {"connections": CONNECTIONS, "cores": os.cpu_count(), **limits, "cases": rows})
+    head = ("case", "times as many requests a second", "least, most", "requests a call")
+    cells = ((r["case"], r["times_as_many"], f"{r['least']}, {r['most']}", r["requests_a_call"]) for r in rows)
+    print(table(head, cells))
     return 0
 
 

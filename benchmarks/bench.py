@@ -13,7 +13,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,13 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.chart import draw
-from benchmarks.contenders import TASKS, Setting
+from benchmarks.common.report import RESULTS, processor, table, versions
+from benchmarks.common.timing import median_ratio, take_turns
+from benchmarks.contenders import STRIDES, TASKS, Setting, contenders, formulations, settle_allocator
 from benchmarks.memory import memory_row
-from benchmarks.timing import against_pairs, compare_formulations, measure, settle_allocator
+from yolo_assigner.export.samples import sample_assigner_inputs
+from yolo_loss.assignment.anchor_grid import list_runs
+from yolo_loss.assignment.params import enlarge
 
 SIZES = [(1, 1), (1, 10), (4, 30), (16, 30), (16, 100), (16, 300)]
 SETTINGS = [
@@ -37,17 +40,12 @@ MEMORY = [
 ]
 FORMULATIONS = [Setting("assigner", *size) for size in [(1, 1), (1, 10), (4, 30), (16, 30)]]
 SLOTS_OF_CURVE = [1, 25, 50, 100, 150, 200, 250, 300]
-PARTS: dict[str, tuple[Sequence[Any], Callable[[Any, int], dict[str, Any]]]] = {
-    "times": (SETTINGS, measure),
-    "pairs": (SLOTS_OF_CURVE, against_pairs),
-    "formulations": (FORMULATIONS, compare_formulations),
-    "memory": (MEMORY, lambda setting, _: memory_row(setting)),
-}
-RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "onnxruntime", "ultralytics", "yolo-assigner")
+Rows = list[dict[str, Any]]
 
 
 def main() -> int:
-    """Run everything, write the JSON and the chart, print the table."""
+    """Measure, write the JSON and the chart, print the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench", description=__doc__)
     parser.add_argument("--turns", type=int, default=7, help="turns that count, after one that does not")
     parser.add_argument("--out", type=Path, default=RESULTS / "cpu.json")
@@ -65,83 +63,104 @@ def main() -> int:
     options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if results.keys() >= {"times", "pairs"}:
         draw(results, options.out.with_suffix(".png"))
-    print(table(results))
+    print("\n\n".join(TABLES[part](results[part]) for part in PARTS if part in results))
     return 0
 
 
-def machine() -> dict[str, Any]:
-    """What the figures depend on."""
-    cpu = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.processor(),
-    )
-    packages = ("torch", "onnxruntime", "ultralytics", "yolo-assigner")
+def measure(setting: Setting, turns: int) -> dict[str, Any]:
+    """Median milliseconds of each contender, and the median ratio of the reference's time to its."""
+    times = take_turns(contenders(setting), turns)
+    ratios = {name: median_ratio(times["reference"], values) for name, values in times.items()}
+    medians = {name: 1000 * statistics.median(values) for name, values in times.items()}
+    return {**setting._asdict(), "milliseconds": medians, "times_faster": ratios}
+
+
+def compare_formulations(setting: Setting, turns: int) -> dict[str, Any]:
+    """Ratio of the dense time to the sparse one, in torch and exported."""
+    times = take_turns(formulations(setting), turns)
+    ratios = {how: median_ratio(times[f"{how} dense"], times[f"{how} sparse"]) for how in ("torch", "onnx")}
+    return {**setting._asdict(), "dense_over_sparse": ratios}
+
+
+def against_pairs(slots: int, turns: int) -> dict[str, Any]:
+    """Time of the assignment of 16 images over P, the number of candidate pairs.
+
+    The least of the turns and not their median: the curve is to show the work, and on a shared machine a disturbance
+    lasts as long as a call.
+
+    Args:
+        slots: M.
+        turns: Turns that count.
+    """
+    setting = Setting("assigner", 16, slots)
+    inputs = sample_assigner_inputs(setting.case, STRIDES, seed=1)
+    boxes, valid = enlarge(inputs[4], STRIDES[1]), inputs[5].squeeze(-1).bool()
+    pairs = int(list_runs(inputs[2], boxes, valid, 1e-9).length.sum())
+    times = take_turns(contenders(setting), turns)
     return {
-        "cpu": cpu,
+        "slots": slots,
+        "pairs": pairs,
+        "milliseconds": {name: 1000 * min(values) for name, values in times.items()},
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Facts that the figures depend on."""
+    return {
+        "cpu": processor(),
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "versions": {package: version(package) for package in packages},
+        "versions": versions(PACKAGES),
         "date": time.strftime("%Y-%m-%d"),
     }
 
 
-def table(results: dict[str, Any]) -> str:
-    """Markdown: what was measured."""
-    tables = [TABLES[part](results[part]) for part in PARTS if part in results]
-    return "\n\n".join("\n".join(lines) for lines in tables)
-
-
-def times_table(rows: list[dict[str, Any]]) -> list[str]:
-    """How many times faster than the reference."""
-    lines = [
-        "| times faster | B x M | pixels | C | torch | torch.compile | ONNX |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+def times_table(rows: Rows) -> str:
+    """Times faster than the reference."""
+    lines = []
     for row in rows:
         faster = {name: f"{value:.1f}" for name, value in row["times_faster"].items()}
-        lines.append(
-            f"| {row['task']} | {row['batch']} x {row['slots']} | {row['image']} | {row['classes']} "
-            f"| {faster['torch']} | {faster['compile']} | {faster.get('onnx', '')} |"
-        )
-    return lines
+        figures = (faster["torch"], faster["compile"], faster.get("onnx", ""))
+        lines.append((row["task"], f"{row['batch']} x {row['slots']}", row["image"], row["classes"], *figures))
+    return table(("times faster", "B x M", "pixels", "C", "torch", "torch.compile", "ONNX"), lines)
 
 
-def memory_table(rows: list[dict[str, Any]]) -> list[str]:
+def memory_table(rows: Rows) -> str:
     """Peak memory of a call."""
-    lines = ["| peak extra MiB | reference | torch | ONNX | returned |", "| --- | --- | --- | --- | --- |"]
+    lines = []
     for row in rows:
         sizes = [f"{row['MiB'][name]:.0f}" if name in row["MiB"] else "" for name in ("reference", "torch", "onnx")]
-        lines.append(f"| {row['task']} {row['batch']} x {row['slots']} | {' | '.join(sizes)} | {row['returned']:.0f} |")
-    return lines
+        lines.append((f"{row['task']} {row['batch']} x {row['slots']}", *sizes, f"{row['returned']:.0f}"))
+    return table(("peak extra MiB", "reference", "torch", "ONNX", "returned"), lines)
 
 
-def pairs_table(rows: list[dict[str, Any]]) -> list[str]:
-    """How straight the line of time over P is."""
-    lines = ["| time = a + b P | R^2 of the line | a / time of the largest P |", "| --- | --- | --- |"]
-    return lines + [f"| {name} | {r2:.3f} | {fixed:.2f} |" for name, (r2, fixed) in straightness(rows).items()]
-
-
-def formulations_table(rows: list[dict[str, Any]]) -> list[str]:
-    """What the dense formulation costs."""
-    lines = ["| dense over sparse, assigner | torch | ONNX |", "| --- | --- | --- |"]
-    for row in rows:
-        ratios = row["dense_over_sparse"]
-        lines.append(f"| {row['batch']} x {row['slots']} | {ratios['torch']:.2f} | {ratios['onnx']:.2f} |")
-    return lines
-
-
-def straightness(rows: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
-    """How well a straight line describes time over P, and which part of the longest time does not grow with P."""
+def pairs_table(rows: Rows) -> str:
+    """How well a straight line describes time over P, and the share of the longest time that does not grow with P."""
     pairs = [row["pairs"] for row in rows]
-    lines = {}
+    lines = []
     for name in rows[0]["milliseconds"]:
         times = [row["milliseconds"][name] for row in rows]
-        fit = statistics.linear_regression(pairs, times)
-        lines[name] = (statistics.correlation(pairs, times) ** 2, fit.intercept / max(times))
-    return lines
+        fixed = statistics.linear_regression(pairs, times).intercept / max(times)
+        lines.append((name, f"{statistics.correlation(pairs, times) ** 2:.3f}", f"{fixed:.2f}"))
+    return table(("time = a + b P", "R^2 of the line", "a / time of the largest P"), lines)
+
+
+def formulations_table(rows: Rows) -> str:
+    """Ratio of the dense time to the sparse one."""
+    lines = [
+        (f"{row['batch']} x {row['slots']}", *(f"{row['dense_over_sparse'][how]:.2f}" for how in ("torch", "onnx")))
+        for row in rows
+    ]
+    return table(("dense over sparse, assigner", "torch", "ONNX"), lines)
 
 
 TABLES = {"times": times_table, "pairs": pairs_table, "formulations": formulations_table, "memory": memory_table}
+PARTS: dict[str, tuple[Sequence[Any], Callable[[Any, int], dict[str, Any]]]] = {
+    "times": (SETTINGS, measure),
+    "pairs": (SLOTS_OF_CURVE, against_pairs),
+    "formulations": (FORMULATIONS, compare_formulations),
+    "memory": (MEMORY, lambda setting, _: memory_row(setting)),
+}
 
 if __name__ == "__main__":
     sys.exit(main())

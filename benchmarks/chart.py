@@ -1,4 +1,4 @@
-"""The benchmark as a picture."""
+"""The chart of ``benchmarks.bench``."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ UNIT_SLOTS = 100
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Bars of how many times faster than the reference, one panel per task, and time against the number of pairs.
+    """Draw bars of times faster than the reference, one panel per task, and curves of time over candidate pairs.
 
     Args:
-        results: What ``benchmarks.bench`` writes.
+        results: Results of ``benchmarks.bench``.
         path: PNG file to write.
     """
     figure = Figure(figsize=(14, 8.4), layout="constrained")
@@ -52,7 +52,7 @@ def _bars(axes: Axes, rows: list[dict[str, Any]]) -> None:
 
 
 def _curve(axes: Axes, rows: list[dict[str, Any]]) -> None:
-    """Time of the assignment over P at one A, in units of the reference's at 16 x 100."""
+    """Draw time over P at constant A, in units of the reference's time at 16 x 100."""
     unit = next(row["milliseconds"]["reference"] for row in rows if row["slots"] == UNIT_SLOTS)
     pairs = [row["pairs"] / 1e6 for row in rows]
     for name, colour in COLOURS.items():

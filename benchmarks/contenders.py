@@ -1,4 +1,4 @@
-"""What is timed: the reference, this project in torch and its exported models, as functions without arguments."""
+"""Contenders: the reference, this project in torch, and its exported models, as functions without arguments."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 STRIDES = (8.0, 16.0, 32.0)
 PRESET = "ultralytics-8.4"
-NUMBERS: dict[str, Any] = {"topk": 10, "alpha": 0.5, "beta": 6.0}
+HYPERPARAMETERS: dict[str, Any] = {"topk": 10, "alpha": 0.5, "beta": 6.0}
 NAMES = ("reference", "torch", "compile", "onnx")
 OUTPUTS = {
     "assigner": ("target_scores", "target_bboxes", "target_labels", "fg_mask"),
@@ -31,7 +31,7 @@ OUTPUTS = {
 }
 Contender = Callable[[], object]
 os.environ.setdefault("YOLO_VERBOSE", "false")
-# One process here sees more class counts and tasks than a user's; each is a program of its own.
+# One process here compiles for more class counts and tasks than a user's does; each is a program of its own.
 torch._dynamo.config.recompile_limit = 64
 
 
@@ -54,19 +54,28 @@ class Setting(NamedTuple):
 
     @property
     def case(self) -> Case:
-        """As the samples take it."""
+        """The sizes as :mod:`yolo_assigner.export.samples` takes them."""
         return Case(self.batch, self.slots, pyramid(self.image, self.image, STRIDES), self.classes)
 
 
 TASKS = ("assigner", "loss", "loss+grad")
 
 
+def settle_allocator() -> None:
+    """Let the C library keep freed memory, as in any process that has run for a while.
+
+    glibc derives its thresholds from the blocks that were freed. In a fresh process every large temporary is new memory
+    from the system, page by page, and the first contender to free a large block would help those after it.
+    """
+    torch.zeros(31 * 2**18)
+
+
 def contenders(setting: Setting, names: Collection[str] = NAMES) -> dict[str, Contender]:
-    """Functions to time, on the same seeded input.
+    """Functions to time, on the same seeded inputs.
 
     Args:
-        setting: What to compute.
-        names: Which of ``reference``, ``torch``, ``compile`` and ``onnx``; gradients are not exported.
+        setting: Task and sizes.
+        names: Some of ``reference``, ``torch``, ``compile`` and ``onnx``; gradients are not exported.
     """
     makers = _assigners(setting) if setting.task == "assigner" else _losses(setting)
     return {name: make() for name, make in makers.items() if name in names}
@@ -76,14 +85,14 @@ def _assigners(setting: Setting) -> dict[str, Callable[[], Contender]]:
     from ultralytics.utils.tal import TaskAlignedAssigner as Reference
 
     inputs = sample_assigner_inputs(setting.case, STRIDES, seed=1)
-    numbers = {**NUMBERS, "num_classes": setting.classes}
+    options = {**HYPERPARAMETERS, "num_classes": setting.classes}
 
     def ours(compile_kernels: bool) -> Contender:
-        assigner = TaskAlignedAssigner(**numbers, **PRESETS[PRESET], compile_kernels=compile_kernels)
+        assigner = TaskAlignedAssigner(**options, **PRESETS[PRESET], compile_kernels=compile_kernels)
         return lambda: assigner(*inputs)
 
     def reference() -> Contender:
-        assigner = Reference(**numbers, stride=list(STRIDES))
+        assigner = Reference(**options, stride=list(STRIDES))
         return lambda: assigner(*inputs)
 
     return {
@@ -95,11 +104,13 @@ def _assigners(setting: Setting) -> dict[str, Callable[[], Contender]]:
 
 
 def formulations(setting: Setting) -> dict[str, Contender]:
-    """The assigner in each formulation, in torch and exported."""
+    """The assigner in each implementation, in torch and exported."""
     inputs = sample_assigner_inputs(setting.case, STRIDES, seed=1)
     runs: dict[str, Contender] = {}
     for name in FORMULATIONS:
-        assigner = TaskAlignedAssigner(**NUMBERS, num_classes=setting.classes, **PRESETS[PRESET], formulation=name)
+        assigner = TaskAlignedAssigner(
+            **HYPERPARAMETERS, num_classes=setting.classes, **PRESETS[PRESET], formulation=name
+        )
         runs[f"torch {name}"] = partial(assigner, *inputs)
         runs[f"onnx {name}"] = _onnx(setting, name)
     return runs
@@ -150,26 +161,26 @@ def _backward(loss: Tensor, leaves: list[Tensor]) -> None:
 
 
 @cache
-def _engine(kind: str, classes: int, formulation: str) -> OnnxRuntimeRunner:
-    """Our exported model as the server runs it."""
+def _runner(kind: str, classes: int, formulation: str) -> OnnxRuntimeRunner:
+    """Export a model and load it as the server does."""
     from yolo_assigner.export.to_onnx.exporter import export_onnx
     from yolo_assigner.serve.inference.runners.onnx_runtime import OnnxRuntimeRunner
 
-    numbers = Hyperparameters(num_classes=classes, preset=PRESET)
-    path, contract = export_onnx(kind, numbers, Path(mkdtemp()), formulation=formulation)
-    engine = OnnxRuntimeRunner(path, contract.default_outputs)
-    engine.load()
-    return engine
+    hyperparameters = Hyperparameters(num_classes=classes, preset=PRESET)
+    path, contract = export_onnx(kind, hyperparameters, Path(mkdtemp()), formulation=formulation)
+    runner = OnnxRuntimeRunner(path, contract.default_outputs)
+    runner.load()
+    return runner
 
 
 def _onnx(setting: Setting, formulation: str = "sparse") -> Contender:
     feed = onnx_feed(setting)
-    engine = _engine(setting.task, setting.classes, formulation)
-    return lambda: engine.infer(feed, OUTPUTS[setting.task])
+    runner = _runner(setting.task, setting.classes, formulation)
+    return lambda: runner.infer(feed, OUTPUTS[setting.task])
 
 
 def onnx_feed(setting: Setting) -> dict[str, Any]:
-    """Inputs of the exported model."""
+    """Inputs of the exported model by name."""
     if setting.task == "assigner":
         tensors = list(sample_assigner_inputs(setting.case, STRIDES, seed=1))
     else:

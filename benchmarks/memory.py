@@ -1,4 +1,4 @@
-"""Peak memory of one call, in a fresh process: ``python -m benchmarks.memory SETTING NAME``. Linux only."""
+"""Peak memory of one call in a fresh process: ``python -m benchmarks.memory SETTING NAME``. Linux only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MIB = 2**20
 
 
 def memory_row(setting: Setting) -> dict[str, Any]:
-    """Peak growth in MiB of the reference, torch and ONNX, and what the call returns of it."""
+    """Peak growth of the reference, torch and ONNX, and the size of what a call returns, in MiB."""
     names = [name for name in ("reference", "torch", "onnx") if setting.task != "loss+grad" or name != "onnx"]
     words = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory", json.dumps(setting)]
     answers = {
@@ -33,11 +33,11 @@ def memory_row(setting: Setting) -> dict[str, Any]:
 
 
 def peak_growth(setting: Setting, name: str) -> dict[str, float]:
-    """How far one call raises the process's peak over what it held, and the size of what it returns, MiB."""
-    # A call on a small input first: what is loaded and compiled on first use is not the call's memory.
+    """Growth of the process's peak in one call, and the size of what it returns, in MiB."""
+    # A call on a small input first, so that what is loaded and compiled on first use does not count.
     contenders(setting._replace(batch=1, slots=1, image=64), [name])[name]()
     run = contenders(setting, [name])[name]
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak
     before = _status("VmRSS")
     result = run()
     return {"grown": (_status("VmHWM") - before) / 1024, "returned": sum(_bytes(result)) / MIB}

@@ -1,4 +1,4 @@
-"""Differences from an installed ``ultralytics``: assignment, losses, gradients, and the detector's weights.
+"""Differences from an installed ``ultralytics``: assignment, losses, gradients, and the detector's outputs.
 
 ``make parity`` sets up an environment that has it.
 """
@@ -11,11 +11,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.common.report import row, table
 from examples.dataset import load_sample
 from yolo_assigner.export.samples import Case, pyramid, ragged_batch, sample_assigner_inputs, sample_loss_inputs
 from yolo_assigner.models import SCALES, DetectionModel, DetectorConfig
@@ -23,50 +24,39 @@ from yolo_loss import PRESETS, GroundTruth, TaskAlignedAssigner, v8DetectionLoss
 
 STRIDES = (8.0, 16.0, 32.0)
 PRESET = "ultralytics-8.4"
-
-
-class Row(NamedTuple):
-    """One comparison.
-
-    Attributes:
-        what: What was compared, on which input.
-        figure: The difference, as text.
-    """
-
-    what: str
-    figure: str
+Comparison = tuple[str, str]  # what was compared on which input, and the difference
 
 
 def main() -> int:
-    """Print the table; 0 also where the reference is not installed."""
+    """Print the table; the exit code is 0 also where the reference is not installed."""
     if importlib.util.find_spec("ultralytics") is None:
         print("skipped: ultralytics is not installed; `make parity` sets up an environment that has it")
         return 0
-    os.environ.setdefault("YOLO_VERBOSE", "false")  # its log would stand between the table's rows
+    os.environ.setdefault("YOLO_VERBOSE", "false")  # its log would break the table
     torch.manual_seed(0)
     print(f"ultralytics {version('ultralytics')}, torch {torch.__version__}, preset {PRESET}\n")
-    print("| compared | difference |\n| --- | --- |")
+    print(table(("compared", "difference"), ()))
     for part in (compare_assigners, compare_losses, compare_detectors):
-        for row in part():
-            print(f"| {row.what} | {row.figure} |", flush=True)
+        for comparison in part():
+            print(row(comparison), flush=True)
     return 0
 
 
-def compare_assigners() -> Iterator[Row]:
-    """The assigners on seeded inputs."""
+def compare_assigners() -> Iterator[Comparison]:
+    """Compare the assigners on seeded inputs."""
     from ultralytics.utils.tal import TaskAlignedAssigner as Reference
 
     for batch, slots, image, classes in ((4, 30, 640, 80), (2, 100, 640, 80), (8, 10, 320, 1), (1, 300, 640, 3)):
         case = Case(batch, slots, pyramid(image, image, STRIDES), classes)
         inputs = sample_assigner_inputs(case, STRIDES, seed=slots)
-        numbers: dict[str, Any] = {"topk": 10, "num_classes": classes, "alpha": 0.5, "beta": 6.0}
-        want = Reference(**numbers, stride=list(STRIDES))(*inputs)
-        got = TaskAlignedAssigner(**numbers, **PRESETS[PRESET])(*inputs)
-        yield Row(f"assigner, random, B {batch}, M {slots}, {image} px, C {classes}", assignment_difference(got, want))
+        options: dict[str, Any] = {"topk": 10, "num_classes": classes, "alpha": 0.5, "beta": 6.0}
+        want = Reference(**options, stride=list(STRIDES))(*inputs)
+        got = TaskAlignedAssigner(**options, **PRESETS[PRESET])(*inputs)
+        yield (f"assigner, random, B {batch}, M {slots}, {image} px, C {classes}", assignment_difference(got, want))
 
 
 def assignment_difference(got: Sequence[Tensor], want: Sequence[Tensor]) -> str:
-    """Decisions that differ, and the largest difference of scores where they agree."""
+    """Count decisions that differ, and give the largest difference of scores where they agree."""
     got_labels, _, got_scores, got_mask, got_idx = got
     want_labels, _, want_scores, want_mask, want_idx = want
     both = got_mask & want_mask
@@ -82,8 +72,8 @@ def assignment_difference(got: Sequence[Tensor], want: Sequence[Tensor]) -> str:
     )
 
 
-def compare_losses() -> Iterator[Row]:
-    """Losses and gradients, on the committed sample and on seeded maps."""
+def compare_losses() -> Iterator[Comparison]:
+    """Compare losses and gradients, on the committed sample and on seeded maps."""
     sample = load_sample()
     feats = [torch.from_numpy(level) for level in sample.feats]
     batch = {name: torch.from_numpy(values).float() for name, values in sample.batch.items()}
@@ -96,8 +86,8 @@ def compare_losses() -> Iterator[Row]:
         )
 
 
-def compare_loss(name: str, feats: Sequence[Tensor], batch: dict[str, Tensor], classes: int) -> Iterator[Row]:
-    """One input through both criteria, each reading the same detector."""
+def compare_loss(name: str, feats: Sequence[Tensor], batch: dict[str, Tensor], classes: int) -> Iterator[Comparison]:
+    """Send one input through both criteria, which read the same detector."""
     from ultralytics.utils.loss import v8DetectionLoss as Reference
 
     model = DetectionModel(DetectorConfig("n", nc=classes))
@@ -112,24 +102,24 @@ def compare_loss(name: str, feats: Sequence[Tensor], batch: dict[str, Tensor], c
     (items, gradient), (want_items, want_gradient) = results
     relative = (items - want_items).abs() / want_items.abs().clamp(min=1e-12)
     shown = ", ".join(f"{value:.4f}" for value in want_items.tolist())
-    yield Row(f"loss, {name}: box, cls, dfl = {shown}", "relative " + ", ".join(f"{r:.1e}" for r in relative.tolist()))
-    yield Row(f"gradient, {name}", f"relative {float((gradient - want_gradient).norm() / want_gradient.norm()):.1e}")
+    yield (f"loss, {name}: box, cls, dfl = {shown}", "relative " + ", ".join(f"{r:.1e}" for r in relative.tolist()))
+    yield (f"gradient, {name}", f"relative {float((gradient - want_gradient).norm() / want_gradient.norm()):.1e}")
 
 
 def as_tensor(items: Tensor | dict[str, Tensor]) -> Tensor:
-    """Box, cls, dfl (3,): some releases of the reference name them in a dict, in the same order."""
+    """Losses (3,) of box, cls and dfl; some releases of the reference give a dict in the same order."""
     values = torch.stack([value.reshape(()) for value in items.values()]) if isinstance(items, dict) else items
     return values.detach()[:3]
 
 
 def as_dict(levels: Sequence[Tensor], classes: int) -> dict[str, Any]:
-    """The form that heads since 8.4 give."""
+    """Predictions in the form of the heads since release 8.4."""
     joined = torch.cat([level.flatten(2) for level in levels], dim=2)
     return {"boxes": joined[:, :-classes], "scores": joined[:, -classes:], "feats": list(levels)}
 
 
-def compare_detectors() -> Iterator[Row]:
-    """The reference's detector: its weights in ours, and our criterion on it."""
+def compare_detectors() -> Iterator[Comparison]:
+    """Load the weights of the reference's detector into ours, and build our criterion from it."""
     from ultralytics.nn.tasks import DetectionModel as Reference
 
     images = torch.rand(2, 3, 128, 96)
@@ -147,8 +137,8 @@ def compare_detectors() -> Iterator[Row]:
         batch = {"batch_idx": torch.tensor([0.0]), "cls": torch.tensor([3.0]), "bboxes": torch.full((1, 4), 0.5)}
         loss, want_loss = v8DetectionLoss(reference, preset=PRESET)(preds, batch)[0], reference.loss(batch, preds)[0]
         relative = abs(float(loss) / float(want_loss.sum()) - 1)
-        yield Row(f"detector {scale}, its state dict loaded into ours: raw maps", f"{difference:.1e}")
-        yield Row(f"detector {scale}: our criterion built from it, loss", f"relative {relative:.1e}")
+        yield (f"detector {scale}, its state dict loaded into ours: raw maps", f"{difference:.1e}")
+        yield (f"detector {scale}: our criterion built from it, loss", f"relative {relative:.1e}")
 
 
 if __name__ == "__main__":

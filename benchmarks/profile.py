@@ -1,6 +1,6 @@
-"""Where the time of one call goes, by operator: ``python -m benchmarks.profile loss 16 30 --in onnx``.
+"""Time of one call by operator: ``python -m benchmarks.profile loss 16 30 --in onnx``.
 
-Shares of the operators' own time; calls between them, the interpreter's part, are not in it.
+Shares are of the operators' own time, without the interpreter's.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import onnx.utils
 import onnxruntime
 import torch
 
-from benchmarks.contenders import OUTPUTS, PRESET, TASKS, Setting, contenders, onnx_feed
-from benchmarks.timing import settle_allocator
+from benchmarks.common.report import table
+from benchmarks.contenders import OUTPUTS, PRESET, TASKS, Setting, contenders, onnx_feed, settle_allocator
 from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.to_onnx.exporter import export_onnx
 
@@ -42,15 +42,14 @@ def main() -> int:
     settle_allocator()
     costs, calls = in_onnx(setting) if options.where == "onnx" else in_torch(setting, options.where)
     total = sum(costs.values())
-    print(f"{setting.task} {setting.batch} x {setting.slots}, {options.where}\n\n| operator | calls | share |")
-    print("| --- | --- | --- |")
-    for name, cost in costs.most_common(options.rows):
-        print(f"| {name} | {calls[name]} | {100 * cost / total:.0f} % |")
+    rows = ((name, calls[name], f"{100 * cost / total:.0f} %") for name, cost in costs.most_common(options.rows))
+    print(f"{setting.task} {setting.batch} x {setting.slots}, {options.where}\n")
+    print(table(("operator", "calls", "share"), rows))
     return 0
 
 
 def in_torch(setting: Setting, name: str) -> tuple[Counter[str], Counter[str]]:
-    """Own time of each operator, and how often a call uses it."""
+    """Own time of each operator in torch, and its number of uses per call."""
     run = contenders(setting, [name])[name]
     for _ in range(3):
         run()
@@ -65,7 +64,7 @@ def in_torch(setting: Setting, name: str) -> tuple[Counter[str], Counter[str]]:
 
 
 def in_onnx(setting: Setting) -> tuple[Counter[str], Counter[str]]:
-    """The same of the exported model, pruned to what the benchmark asks for."""
+    """The same for the exported model, pruned to the outputs of the benchmark."""
     with TemporaryDirectory() as folder:
         path, _ = export_onnx(setting.task, Hyperparameters(num_classes=setting.classes, preset=PRESET), Path(folder))
         feed = onnx_feed(setting)

@@ -1,10 +1,10 @@
-"""A model is exchanged again and again under load: every answer is that of one version, and no request fails.
+"""A model is exchanged many times under load: every answer is that of one version, and no request fails.
 
 ``python -m benchmarks.rolling_reload --exchanges 20``. Two exports of a model whose answers differ take turns in the
-folder of a running server, which is told so by ``POST /v2/repository/models/NAME/load`` and by SIGHUP in turn. Answers
-are compared to the bit with those of a server that never had another version. A request that is sent after an exchange
-is over must get the new version, one that was answered before it began the old one. In the middle a damaged file is put
-there: the server refuses it and goes on with what it has. Exit code 1: something was wrong. Linux only.
+folder of a running server, which reloads on ``POST /v2/repository/models/NAME/load`` and on SIGHUP. Answers are
+compared to the bit with those of a server that never had another version. A request sent after an exchange must get the
+new version, one answered before it the old one. In between, the server must refuse a damaged file and keep the version
+that it has. Exit code 1: something was wrong. Linux only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from http.client import HTTPConnection
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,23 +27,24 @@ from typing import Any, NamedTuple
 import uvloop
 from tqdm import trange
 
-from benchmarks.load.cases import NUM_CLASSES, Case
-from benchmarks.load.client import Answer, Client, Plan, Prepared, Tally, run_all
+from benchmarks.common.client import Answer, Payload, connected, json_payload
+from benchmarks.common.report import RESULTS, table, write_json
+from benchmarks.load.cases import ARTIFACTS, NUM_CLASSES, Case
+from benchmarks.load.client import FORK, NICENESS, Client, Plan, Prepared, Tally, fork, run_all
 from benchmarks.load.prepare import prepare
-from benchmarks.load.processes import ARTIFACTS, FORK, NICENESS, fork
 from benchmarks.load.report import milliseconds
 from benchmarks.rolling_restart import ROLLING
-from benchmarks.served import Served, serving
 from examples.service import export_once
+from tests.serve.hostile.wire import Reply
+from tests.served import Served, serving
 
-RESULTS = Path(__file__).parent / "results" / "rolling_reload.json"
 OTHER_ARTIFACTS = Path("out/reload")
 OTHER_OPTIONS = ("--gains", "1,2,3")
 MODEL = "loss"
 VERSIONS = "AB"
 KEY = "only-for-rolling-reload"
 EXCHANGE_SECONDS = 120.0
-CALM_SECONDS = 0.3  # between two exchanges, in which only one version may answer
+CALM_SECONDS = 0.3  # time between two exchanges, in which only one version may answer
 Expected = Mapping[Case, tuple[bytes, ...]]  # the replies of the versions
 
 
@@ -53,8 +53,8 @@ class Seen(NamedTuple):
 
     Attributes:
         began: When its request was begun.
-        ended: When all of it was there.
-        version: Place in ``VERSIONS`` of the version that gave it.
+        ended: When it had been received.
+        version: Index in ``VERSIONS`` of the version that gave it.
     """
 
     began: float
@@ -63,13 +63,13 @@ class Seen(NamedTuple):
 
 
 class Exchange(NamedTuple):
-    """One version took the place of the other.
+    """An exchange of one version for the other.
 
     Attributes:
-        how: What told the server: ``load`` or ``SIGHUP``.
-        began: Before the server was told.
-        ended: When the server had said, or shown, that it is done.
-        version: Place in ``VERSIONS`` of the new one.
+        how: How the server was told to reload: ``load`` or ``SIGHUP``.
+        began: Time before the server was told.
+        ended: Time when the server had replied, or answered with the new version.
+        version: Index in ``VERSIONS`` of the new version.
     """
 
     how: str
@@ -79,14 +79,14 @@ class Exchange(NamedTuple):
 
 
 class VersionClient(Client):
-    """A client that notes which version each answer is from.
+    """A client that records which version each answer is from.
 
     Args:
-        plan: What to do.
+        plan: Instructions.
         owner: Number of the connection.
-        tally: Where to count.
-        expected: The answers of the versions to each case.
-        seen: Where to note.
+        tally: Counts to add to.
+        expected: Replies of the versions to each case.
+        seen: List to append to.
     """
 
     def __init__(self, plan: Plan, owner: int, tally: Tally, expected: Expected, seen: list[Seen]) -> None:
@@ -94,9 +94,9 @@ class VersionClient(Client):
         self._expected, self._seen = expected, seen
 
     def fault(self, prepared: Prepared, answer: Answer) -> str | None:
-        """None when it is the answer of a version."""
+        """Tell what is wrong with a result, or None when it is that of a version."""
         replies = self._expected.get(prepared.case)
-        if replies is None:  # of a model that stays
+        if replies is None:  # a model that is not exchanged
             return super().fault(prepared, answer)
         if answer.body not in replies:
             return "the result of neither version"
@@ -111,17 +111,17 @@ def main() -> int:
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--artifacts", type=Path, default=ARTIFACTS, help="version A and other models, of 80 classes")
     parser.add_argument("--other-artifacts", type=Path, default=OTHER_ARTIFACTS, help="version B of the model")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS / "rolling_reload.json")
     options = parser.parse_args()
     export_once(options.artifacts, NUM_CLASSES, ("assigner", "loss", "loss_grad"))
     export_once(options.other_artifacts, NUM_CLASSES, (MODEL,), OTHER_OPTIONS)
     folders = (options.artifacts, options.other_artifacts)
     results = exchange_under_load(folders, MODEL, ROLLING, options.exchanges, options.connections)
-    options.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_json(options.out, results)
     names = ("exchanges", "requests", "A", "B", "neither", "untimely")
-    print(f"\n| {' | '.join(names)} | failed | exchange p50, ms | reply p50, ms | p99 | max |\n{'| --- ' * 11}|")
-    times = [results["exchange_ms"]["p50"], *(results["reply_ms"][name] for name in ("p50", "p99", "max"))]
-    print("| " + " | ".join(map(str, (*(results[name] for name in names), len(results["failed"]), *times))) + " |")
+    times = (results["exchange_ms"]["p50"], *(results["reply_ms"][name] for name in ("p50", "p99", "max")))
+    head = (*names, "failed", "exchange p50, ms", "reply p50, ms", "p99", "max")
+    print("\n" + table(head, [(*(results[name] for name in names), len(results["failed"]), *times)]))
     for text in results["failed"][:20]:
         print(text)
     return 1 if results["failed"] else 0
@@ -130,17 +130,17 @@ def main() -> int:
 def exchange_under_load(
     folders: Sequence[Path], model: str, cases: Sequence[Case], exchanges: int, connections: int
 ) -> dict[str, Any]:
-    """Exchange a model so many times while clients send cases.
+    """Exchange a model while clients send cases.
 
     Args:
-        folders: Version A with all other models that cases ask for, and version B.
-        model: The one that is exchanged.
-        cases: What clients ask for; nothing in shared memory.
-        exchanges: How often.
-        connections: Clients, each with one connection.
+        folders: Folder of version A with all other models, and folder of version B.
+        model: Name of the model to exchange.
+        cases: Requests of the clients, without shared memory.
+        exchanges: Number of exchanges.
+        connections: Number of clients, each with one connection.
 
     Returns:
-        Numbers of exchanges, requests and answers of each version, and what failed.
+        Numbers of exchanges, requests and answers of each version, and descriptions of what failed.
     """
     affected = [case for case in cases if case.model == model]
     with serving(folders[1]) as other:
@@ -151,7 +151,7 @@ def exchange_under_load(
         words = ("--admin-key-file", str(Path(scratch) / "keys.txt"), "--log-level", "error")
         log = Path(scratch) / "log.txt"
         with log.open("w") as errors, serving(folder, *words, errors=errors.fileno()) as server:
-            # First those that the other server had, too: a case's place decides its values.
+            # The cases of the other server come first here too, because a case's index seeds its values.
             prepared = prepare(server.port, [*affected, *(case for case in cases if case.model != model)], {})
             expected = {one.case: (one.reply, replies[one.case]) for one in prepared if one.case in replies}
             stop = FORK.Event()
@@ -167,19 +167,19 @@ def exchange_under_load(
 
 
 class Operator:
-    """Puts files into the folder of a server and tells it to load them.
+    """Writes files into the folder of a server and tells it to reload.
 
     Args:
         server: The server.
         log: File of its log.
-        folder: Its artifacts, to be written to.
-        sources: Folders with the versions.
-        model: The model that is exchanged.
-        probe: Asked to see which version the server has.
-        expected: The answers of the versions.
+        folder: Folder of its models.
+        sources: Folders of the versions.
+        model: Name of the model to exchange.
+        probe: Request that shows which version the server has.
+        expected: Replies of the versions.
 
     Attributes:
-        faults: What went wrong.
+        faults: Descriptions of what went wrong.
     """
 
     def __init__(
@@ -197,7 +197,7 @@ class Operator:
         self._probe, self._replies = probe, expected[probe.case]
 
     def run(self, exchanges: int) -> list[Exchange]:
-        """Exchange the versions, half of the times by each way, with damaged files in the middle."""
+        """Exchange the versions, half of the times in each way, with a damaged file in the middle."""
         done = []
         for number in trange(exchanges, desc="exchanges", file=sys.stderr):
             if number == exchanges // 2:
@@ -211,9 +211,9 @@ class Operator:
         self._put(version)
         began = time.perf_counter()
         if how == "load":
-            status, body = self._load()
-            if status != 200:
-                self.faults.append(f"an exchange was answered {status} {body[:200]!r}")
+            reply = self._load()
+            if reply.status != 200:
+                self.faults.append(f"an exchange was answered {reply.status} {reply.body[:200]!r}")
         else:
             self._server.process.send_signal(signal.SIGHUP)
             _wait_for(lambda: self._version() == version)
@@ -223,13 +223,13 @@ class Operator:
         return Exchange(how, began, ended, version)
 
     def _try_damaged(self, version: int) -> None:
-        """The first half of a model file: refused, and the version in use stays."""
+        """Offer the first half of a model file: it must be refused, and the version in use must stay."""
         self._put(version, damaged=True)
-        status, body = self._load()
-        if status != 400 or list(json.loads(body)) != ["error"]:
-            self.faults.append(f"a damaged file was answered {status} {body[:200]!r}")
+        reply = self._load()
+        if reply.status != 400 or list(json.loads(reply.body)) != ["error"]:
+            self.faults.append(f"a damaged file was answered {reply.status} {reply.body[:200]!r}")
         self._server.process.send_signal(signal.SIGHUP)
-        # Models are reloaded in turn: until the log says so, the damaged file may not have been read.
+        # Models are reloaded one after the other: before the log says so, the damaged file may not have been read.
         if not _wait_for(lambda: f"model {self._model} not reloaded" in self._log.read_text()):
             self.faults.append("SIGHUP with a damaged file: the log does not say that it is refused")
         time.sleep(CALM_SECONDS)
@@ -237,34 +237,30 @@ class Operator:
             self.faults.append("after a damaged file the server no longer has the version from before")
 
     def _put(self, version: int, *, damaged: bool = False) -> None:
-        """The model's file and then its contract, each whole at once."""
+        """Replace the model's file and then its contract, each atomically."""
         for name in (f"{self._model}.onnx", f"{self._model}.json"):
             data = (self._sources[version] / name).read_bytes()
             new = self._folder / f"{name}.new"
             new.write_bytes(data[: len(data) // 2] if damaged and name.endswith(".onnx") else data)
             new.replace(self._folder / name)
 
-    def _load(self) -> tuple[int, bytes]:
-        path = f"/v2/repository/models/{self._model}/load"
-        return self._send(path, b"{}", {"Authorization": f"Bearer {KEY}"})
+    def _load(self) -> Reply:
+        path = f"repository/models/{self._model}/load"
+        return self._send(json_payload(path, {}, f"authorization: Bearer {KEY}\r\n"))
 
     def _version(self) -> int:
-        """Place of the version that the server has; -1: neither."""
-        payload = self._probe.payload
-        _, *lines = payload.head.decode().strip().split("\r\n")
-        headers = dict(line.split(": ", 1) for line in lines)
-        _, body = self._send(payload.head.split()[1].decode(), b"".join(payload.body), headers)
+        """Index of the version that the server has, or -1."""
+        body = self._send(self._probe.payload).body
         return self._replies.index(body) if body in self._replies else -1
 
-    def _send(self, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
-        with closing(HTTPConnection("127.0.0.1", self._server.port, timeout=EXCHANGE_SECONDS)) as connection:
-            connection.request("POST", path, body, headers)
-            reply = connection.getresponse()
-            return reply.status, reply.read()
+    def _send(self, payload: Payload) -> Reply:
+        with closing(connected(self._server.port)) as wire:
+            wire.write((payload.head, *payload.body))
+            return wire.reply()
 
 
 def _wait_for(condition: Callable[[], bool]) -> bool:
-    """Wait until something is so; False: it was not for too long."""
+    """Wait until a condition holds; False when it takes too long."""
     deadline = time.perf_counter() + EXCHANGE_SECONDS
     while not (met := condition()) and time.perf_counter() < deadline:
         time.sleep(0.01)
@@ -279,11 +275,11 @@ def _work(plan: Plan, expected: Expected, connections: int, results: Connection)
 
 
 def untimely(answer: Seen, exchanges: Sequence[Exchange]) -> bool:
-    """Whether an answer is from a version that was gone when it was asked for, or not yet there.
+    """Whether an answer is from a version that was replaced before its request, or not yet loaded at its end.
 
     Args:
-        answer: Which.
-        exchanges: All, in their order; before the first one the server had version A.
+        answer: The answer.
+        exchanges: All exchanges, in their order; before the first one the server had version A.
     """
     over = [exchange.version for exchange in exchanges if exchange.ended <= answer.began]
     meanwhile = {

@@ -1,16 +1,15 @@
 """Two servers behind a proxy, restarted in turn under load: no request fails.
 
-``python -m benchmarks.rolling_restart --rounds 5``. The proxy, haproxy where that is installed (a package of Debian),
-else ``benchmarks.proxy``, knows of the servers only what ``/v2/health/ready`` says, and never sends a request twice.
-nginx asks nobody; it is told which server is left out, and loads its configuration again. Then it closes connections of
-callers that are idle, and who sends just then sends once more, as HTTP libraries do; how often is counted.
-Every answer is compared to the bit with the one that a server gave alone. Exit code 1: a request failed. Linux only.
+``python -m benchmarks.rolling_restart --rounds 5``. The proxy is haproxy where that is installed (a package of Debian),
+else ``benchmarks.proxy``; it probes ``/v2/health/ready`` and never sends a request twice. nginx does not probe: its
+configuration names the server to leave out and is reloaded. nginx then closes idle connections; a client that sends at
+that moment sends once more, as HTTP libraries do, and this is counted. Every answer is compared to the bit with that of
+an idle server. Exit code 1: a request failed. Linux only.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -24,18 +23,17 @@ from typing import Any
 import uvloop
 from tqdm import tqdm
 
-from benchmarks.load.cases import CASES, MIDDLE, NUM_CLASSES, ODD, SMALL, TINY, Case
-from benchmarks.load.client import Client, Plan, Tally, run_all
+from benchmarks.common.report import RESULTS, table, write_json
+from benchmarks.load.cases import ARTIFACTS, CASES, MIDDLE, NUM_CLASSES, ODD, SMALL, TINY, Case
+from benchmarks.load.client import FORK, NICENESS, Client, Plan, Tally, fork, run_all
 from benchmarks.load.prepare import prepare
-from benchmarks.load.processes import ARTIFACTS, FORK, NICENESS, fork
 from benchmarks.load.report import milliseconds
-from benchmarks.proxies import Proxy, proxy
-from benchmarks.served import Served, start
+from benchmarks.proxy import Proxy, proxy
 from examples.service import export_once
+from tests.served import Served, start
 
-RESULTS = Path(__file__).parent / "results" / "rolling_restart.json"
 LAME_DUCK = ("--lame-duck-seconds", "1", "--log-level", "warning")  # five times the proxies' interval of probes
-SEEN_SECONDS = 0.5  # until the proxy has seen that a server is back
+SEEN_SECONDS = 0.5  # until the proxy has noticed that a server is back
 ROLLING = [case for case in CASES if case.size in (TINY, SMALL, ODD, MIDDLE) and case.form != "shared"]
 
 
@@ -48,29 +46,29 @@ def main() -> int:
         "--proxy", choices=("haproxy", "nginx", "python"), default="haproxy" if shutil.which("haproxy") else "python"
     )
     parser.add_argument("--artifacts", type=Path, default=ARTIFACTS, help="models of 80 classes; exported if missing")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS / "rolling_restart.json")
     options = parser.parse_args()
     export_once(options.artifacts, NUM_CLASSES, ("assigner", "loss", "loss_grad"))
     results = roll(options.artifacts, ROLLING, options.rounds, options.connections, options.proxy)
-    options.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_json(options.out, results)
     reply = results["reply_ms"]
-    print("\n| proxy | restarts | requests | resent | failed | reply p50, ms | p99 | max |\n" + "| --- " * 8 + "|")
-    counts = (results[name] for name in ("proxy", "restarts", "requests", "resent"))
-    figures = (*counts, len(results["failed"]), *(reply[name] for name in ("p50", "p99", "max")))
-    print("| " + " | ".join(map(str, figures)) + " |")
+    counts = ("proxy", "restarts", "requests", "resent")
+    figures = (len(results["failed"]), *(reply[name] for name in ("p50", "p99", "max")))
+    head = (*counts, "failed", "reply p50, ms", "p99", "max")
+    print("\n" + table(head, [(*(results[name] for name in counts), *figures)]))
     for text in results["failed"][:20]:
         print(text)
     return 1 if results["failed"] else 0
 
 
 def roll(artifacts: Path, cases: Sequence[Case], rounds: int, connections: int, kind: str) -> dict[str, Any]:
-    """Restart both servers so many times while clients send cases through the proxy.
+    """Restart both servers while clients send cases through the proxy.
 
     Args:
-        artifacts: What the servers serve.
-        cases: What clients ask for; nothing in shared memory.
-        rounds: Times that each server is restarted.
-        connections: Clients, each with one connection to the proxy.
+        artifacts: Folder of the exported models.
+        cases: Requests of the clients, without shared memory.
+        rounds: Number of restarts of each server.
+        connections: Number of clients, each with one connection to the proxy.
         kind: The proxy: ``haproxy``, ``nginx`` or ``python``.
     """
     with _pair(artifacts) as servers, proxy(kind, [server.port for server in servers]) as before:
@@ -97,7 +95,7 @@ def roll(artifacts: Path, cases: Sequence[Case], rounds: int, connections: int, 
 
 @contextmanager
 def _pair(artifacts: Path) -> Iterator[list[Served]]:
-    """Two servers that are ready; restarted ones take the place of the first in the list."""
+    """Run two servers that are ready; a restarted one takes the place of its predecessor in the list."""
     servers = [start(artifacts, *LAME_DUCK) for _ in range(2)]
     try:
         for server in servers:
@@ -109,7 +107,7 @@ def _pair(artifacts: Path) -> Iterator[list[Served]]:
 
 
 def _restart(servers: list[Served], place: int, artifacts: Path, before: Proxy) -> int:
-    """Stop a server as an orchestrator does, start another one on its port, and return the exit code of the first."""
+    """Stop a server as an orchestrator does, start another on its port, and return the exit code of the first."""
     before.use([server.port for server in servers if server is not servers[place]])
     code = servers[place].stop()
     servers[place].close()

@@ -1,4 +1,4 @@
-"""Training input as it should not be: not finite, degenerate, empty, huge, wrong, and all of it together."""
+"""Training batches that break criteria: not finite, degenerate, empty, huge, invalid, and combinations of these."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 STRIDES = (8, 16, 32)
 NUM_CLASSES, REG_MAX = 3, 16
 BOX_CHANNELS = 4 * REG_MAX
-# Height and width in pixels; the last two are no whole number of cells.
+# Height and width in pixels; the last two are not multiples of the strides.
 SIZES = ((64, 64), (96, 128), (128, 64), (32, 32), (70, 90), (75, 85))
 NOT_FINITE = (np.nan, np.inf, -np.inf)
 MOST_IMAGES, MOST_BOXES, MANY_BOXES = 3, 12, 120
@@ -23,10 +23,10 @@ Columns = dict[str, Array]
 
 
 class HostileBatch(NamedTuple):
-    """What a criterion is called with.
+    """Arguments of a criterion.
 
     Attributes:
-        kind: What is wrong with it.
+        kind: Key in ``SPOILERS``.
         feats: Maps (B, 4R + C, H_i, W_i), float32.
         batch: ``batch_idx`` (T,), ``cls`` (T,), ``bboxes`` (T, 4).
     """
@@ -37,7 +37,7 @@ class HostileBatch(NamedTuple):
 
 
 def hostile_batch(seed: int) -> HostileBatch:
-    """One of a series without end; the same for the same seed."""
+    """Make the batch of a seed; kinds follow one another as seeds do."""
     rng = np.random.default_rng(seed)
     kind = list(SPOILERS)[seed % len(SPOILERS)]
     images, size = int(rng.integers(1, MOST_IMAGES + 1)), SIZES[rng.integers(len(SIZES))]
@@ -63,7 +63,7 @@ def _boxes(rng: np.random.Generator, images: int, count: int) -> Columns:
 
 
 def _not_finite_logits(rng: np.random.Generator, feats: list[Array], _: Columns) -> None:
-    """Single logits, of classes and of distributions."""
+    """Single logits of classes and of box distributions."""
     for _round in range(rng.integers(1, 9)):
         feat = feats[rng.integers(len(feats))]
         channels = (0, BOX_CHANNELS) if rng.random() < 0.5 else (BOX_CHANNELS, feat.shape[1])
@@ -73,7 +73,7 @@ def _not_finite_logits(rng: np.random.Generator, feats: list[Array], _: Columns)
 
 
 def _lost_anchors(rng: np.random.Generator, feats: list[Array], _: Columns) -> None:
-    """All that is said of some anchors."""
+    """All logits of one anchor per level."""
     for feat in feats:
         image, y, x = (rng.integers(side) for side in (feat.shape[0], *feat.shape[2:]))
         feat[image, :, y, x] = NOT_FINITE[rng.integers(3)]
@@ -85,13 +85,13 @@ def _huge_logits(rng: np.random.Generator, feats: list[Array], _: Columns) -> No
 
 
 def _constant_maps(_rng: np.random.Generator, feats: list[Array], _: Columns) -> None:
-    """Every anchor says the same: ties."""
+    """All anchors predict the same: ties."""
     for feat in feats:
         feat[:] = feat[:1, :, :1, :1]
 
 
 def _degenerate_boxes(rng: np.random.Generator, _: list[Array], columns: Columns) -> None:
-    """Without area, turned round, between anchor points, outside, equal to one another."""
+    """Boxes without area, with negative size, between anchor points, outside the image, or equal to one another."""
     boxes = columns["bboxes"]
     for box in boxes:
         match rng.integers(6):
@@ -109,7 +109,7 @@ def _degenerate_boxes(rng: np.random.Generator, _: list[Array], columns: Columns
 
 
 def _no_boxes(rng: np.random.Generator, _: list[Array], columns: Columns) -> None:
-    """In the whole batch, or in one image; or only such as are none."""
+    """No boxes in the whole batch or in one image, or only boxes of zeros."""
     match rng.integers(3):
         case 0:
             kept = np.zeros(len(columns["cls"]), bool)
@@ -127,7 +127,7 @@ def _many_boxes(rng: np.random.Generator, feats: list[Array], columns: Columns) 
 
 
 def _wrong_columns(rng: np.random.Generator, _: list[Array], columns: Columns) -> None:
-    """One number that has no meaning; in a quarter of all batches none."""
+    """One invalid number; in a quarter of the batches none."""
     if rng.random() < 1 / 4 or not len(columns["cls"]):
         return
     name, value = WRONG[rng.integers(len(WRONG))]
@@ -139,7 +139,7 @@ def _wrong_columns(rng: np.random.Generator, _: list[Array], columns: Columns) -
 
 
 def _wrong_maps(rng: np.random.Generator, feats: list[Array], _: Columns) -> None:
-    """In another order, of another image, without cells, or one too few; in a fifth of all batches nothing."""
+    """Levels in another order, of another size, without cells, or one too few; in a fifth of the batches unchanged."""
     match rng.integers(5):
         case 0:
             feats.reverse()

@@ -1,1 +1,1 @@
-"""Correctness, times, memory and their floor on one GPU: ``python -m benchmarks.gpu``. How and why: docs/gpu.md."""
+"""Correctness, times, memory and lower bounds on one GPU: ``python -m benchmarks.gpu``; see docs/gpu.md."""

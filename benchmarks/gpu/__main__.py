@@ -1,4 +1,4 @@
-"""``python -m benchmarks.gpu``: correctness, times, memory and their floor on one GPU. See docs/gpu.md."""
+"""``python -m benchmarks.gpu``: correctness, times, memory and lower bounds on one GPU. See docs/gpu.md."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ import torch
 from benchmarks.gpu import models
 from benchmarks.gpu.environment import ROOT, key_of
 from benchmarks.gpu.parts import Plan, make_parts
-from benchmarks.gpu.run_parts import run_parts
+from benchmarks.gpu.report import checks_of, report
+from benchmarks.gpu.runner import run_parts, supervise
 from benchmarks.gpu.store import Store
-from benchmarks.gpu.supervise import supervise
-from benchmarks.gpu.table import checks_of, report
 
 RESULTS = ROOT / "benchmarks" / "results" / "gpu.json"
 NOT_USABLE = 3
 
 
 def main(words: list[str] | None = None) -> int:
-    """Measure what is not measured yet, write JSON and table, print the table."""
+    """Measure what is missing, write the JSON and the tables, print the tables."""
     words = sys.argv[1:] if words is None else words
     options = parser().parse_args(words)
     if options.prepare:
@@ -53,7 +52,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Of the command's options."""
+    """The parser of the command's options."""
     made = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     made.add_argument("--out", type=Path, default=RESULTS, help="results; what is there already is not measured again")
     made.add_argument("--models", type=Path, nargs="+", default=[], metavar="DIR", help="what --prepare made")
@@ -70,13 +69,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def work(plan: Plan, store: Store, seconds: float, skip: list[str]) -> int:
-    """Measure in this process."""
+    """Measure in this process; the exit code is 3 when the device no longer works."""
 
     def say(text: str) -> None:
         print(text, flush=True)
 
     if plan.device.type == "cuda":
-        # The default stream makes others wait, and no graph can be captured in it.
+        # The default stream makes others wait, and graphs cannot be captured in it.
         torch.cuda.set_stream(torch.cuda.Stream(plan.device))
     parts = make_parts(plan, store, lambda text: say(f"    {text}"))
     whole = run_parts(parts, store, seconds=seconds, say=say, skip=skip, usable=lambda: usable(plan.device))
@@ -84,7 +83,7 @@ def work(plan: Plan, store: Store, seconds: float, skip: list[str]) -> int:
 
 
 def usable(device: torch.device) -> bool:
-    """Whether a GPU still computes; after some errors it does not, for the process that made them."""
+    """Whether the device still computes; after some errors a GPU does not, in the process that caused them."""
     try:
         return bool((torch.ones(2, device=device) + 1).sum().item() == 4)
     except RuntimeError:
@@ -92,7 +91,7 @@ def usable(device: torch.device) -> bool:
 
 
 def right(store: Store, names: Sequence[str]) -> bool:
-    """Every comparison is within its limit, nothing waits for the GPU that must not, and nothing broke it."""
+    """Whether comparisons are within their limits, no call waits that must not, and no contender broke the device."""
     return not store.all_broken() and all(
         check["ok"] for check in [*checks_of(store, names), *(store.result("waiting") or [])]
     )

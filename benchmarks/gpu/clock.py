@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.common.timing import clock
+
 MIB = 2**20
 Run = Callable[[int], object]
+
+
+class MissingError(RuntimeError):
+    """A contender cannot run here; the text says why."""
 
 
 class Effort(NamedTuple):
@@ -18,9 +24,9 @@ class Effort(NamedTuple):
 
     Attributes:
         warm_up: Calls that do not count.
-        fewest: Calls that count, at least.
-        most: And at most.
-        seconds: Between the two, so many as fit.
+        fewest: Least number of calls that count.
+        most: Largest number of calls that count.
+        seconds: Time that decides the number between the two.
     """
 
     warm_up: int = 3
@@ -33,24 +39,25 @@ QUICK = Effort(1, 2, 2, 0.0)
 
 
 def measure(run: Run, sets: int, device: torch.device, effort: Effort) -> dict[str, Any]:
-    """Median, least and ninth decile of a call's time, and the calls that counted.
+    """Median, least and ninth decile of a call's time, and the number of calls that counted.
 
     Args:
-        run: Takes the number of an input set; they take turns, so that no call finds its inputs in a cache.
-        sets: How many there are.
-        device: Where it runs. A GPU's events enclose the call, what it waits for the host included.
-        effort: How long.
+        run: Function of the number of an input set; sets take turns, so that no call finds its inputs in a cache.
+        sets: Number of input sets.
+        device: Device that it runs on. A GPU's events enclose the call, including its waits for the host.
+        effort: How long to measure.
     """
     for turn in range(max(effort.warm_up, sets)):
         run(turn % sets)
     settle(device)
-    started = time.perf_counter()
-    run(0)
-    settle(device)
-    once = time.perf_counter() - started
-    calls = min(max(effort.fewest, int(effort.seconds / max(once, 1e-9))), effort.most)
-    clock = _cuda_times if device.type == "cuda" else _host_times
-    times = sorted(clock(run, sets, calls))
+
+    def settled() -> None:
+        run(0)
+        settle(device)
+
+    calls = min(max(effort.fewest, int(effort.seconds / max(clock(settled), 1e-9))), effort.most)
+    measured = _cuda_times if device.type == "cuda" else _host_times
+    times = sorted(measured(run, sets, calls))
     return {
         "ms": statistics.median(times),
         "least_ms": times[0],
@@ -70,22 +77,17 @@ def _cuda_times(run: Run, sets: int, calls: int) -> list[float]:
 
 
 def _host_times(run: Run, sets: int, calls: int) -> list[float]:
-    times = []
-    for call in range(calls):
-        started = time.perf_counter()
-        run(call % sets)
-        times.append(1000 * (time.perf_counter() - started))
-    return times
+    return [1000 * clock(partial(run, call % sets)) for call in range(calls)]
 
 
 def settle(device: torch.device) -> None:
-    """Wait for all that was queued; failures of it come back here."""
+    """Wait for all queued work; its failures are raised here."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def peak_mib(run: Run, device: torch.device) -> float | None:
-    """How far one call raises the peak of torch's memory over what it held, with what the call returns.
+    """Growth of the peak of torch's memory in one call, including what the call returns.
 
     Returns:
         MiB, or None on a CPU, where torch counts nothing.
@@ -104,7 +106,7 @@ def peak_mib(run: Run, device: torch.device) -> float | None:
 
 
 def used_mib(device: torch.device) -> float:
-    """Memory of the device that is taken, by whomever; 0 on a CPU. torch's own spare memory is given back first."""
+    """MiB of the device's memory in use by any process; 0 on a CPU. torch's unused memory is released first."""
     if device.type != "cuda":
         return 0.0
     settle(device)
@@ -117,9 +119,9 @@ def copy_speed(device: torch.device, size: int, calls: int) -> float:
     """Bytes per second of a copy within the device, read and written bytes together.
 
     Args:
-        device: Where.
+        device: The device.
         size: Bytes of the source, larger than every cache.
-        calls: The median counts.
+        calls: Number of copies, of which the median counts.
     """
     source = torch.empty(size, dtype=torch.uint8, device=device).random_()
     target = torch.empty_like(source)

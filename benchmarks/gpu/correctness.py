@@ -1,8 +1,9 @@
-"""Whether what is measured is right: every contender beside float64 on the CPU."""
+"""Compares results with float64 on the CPU, with the oracle in plain loops, and on the committed sample."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +11,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.contenders import STRIDES, Setting
-from benchmarks.gpu.clock import settle
-from benchmarks.gpu.goals import REFERENCE
+from benchmarks.common.report import first_line
+from benchmarks.contenders import HYPERPARAMETERS, STRIDES, Setting
+from benchmarks.gpu.clock import MissingError, settle
+from benchmarks.gpu.contenders import REFERENCE, Maker, criterion_of, makers, ours
 from benchmarks.gpu.inputs import Inputs, make_inputs, turned
-from benchmarks.gpu.ours import MissingError, criterion_of, ours
-from benchmarks.gpu.progress import Progress
-from benchmarks.gpu.text import first_line
-from benchmarks.gpu.times import Maker, makers
+from benchmarks.gpu.store import Progress
+from examples.dataset import load_sample
+from tests import oracle
 from yolo_assigner.export.contract import ContractError
+from yolo_assigner.export.samples import Case, pyramid, sample_assigner_inputs
+from yolo_loss import DetectionLoss, TaskAlignedAssigner
+from yolo_loss.assignment.triton import available
 from yolo_loss.predictions import join_predictions
 
 Check = dict[str, Any]
-# u^6 multiplies the rounding of an overlap by six; gradients are measured by their norm.
+# u^6 multiplies the rounding error of an IoU by six; gradients are compared by their norm.
 SCORES, LOSS = 1e-4, 1e-5
-# Gradients have the maps' own type.
+# Gradients have the type of the maps.
 GRADIENT = {"fp32": 1e-4, "fp16": 1e-3, "bf16": 1e-2}
-# float32 and float64 may choose differently between two metrics that are equal to seven digits. One such choice gives a
-# positive to another anchor, which makes two decisions that differ; of few positives they are more than the share.
+# float32 and float64 may rank two metrics differently that are equal to seven digits. One such choice assigns another
+# anchor, which makes two differing decisions; these exceed the share where few anchors are foreground.
 DECISIONS, FEWEST_DECISIONS = 1e-3, 2
 
 
@@ -40,24 +44,24 @@ def contender_checks(
     compiling: bool = True,
     progress: Progress | None = None,
 ) -> list[Check]:
-    """Each contender's results beside those of the same inputs in float64 on the CPU, with a set that was not first.
+    """Compare each contender with float64 on the CPU, on an input set that is not its first.
 
     Args:
-        setting: What is computed.
-        precision: Of the inputs.
-        device: Where the contenders run.
-        folders: Of the exported models.
-        say: Told of each contender.
-        compiling: Take those that are compiled, too.
-        progress: Keeps what each gave.
+        setting: Task and sizes.
+        precision: Precision of the inputs.
+        device: Device of the contenders.
+        folders: Folders of the exported models.
+        say: Receives the name of each contender.
+        compiling: Whether to take the compiled contenders too.
+        progress: Decides which contenders run, and records their checks.
 
     Returns:
-        Checks with the names of ``task``, ``precision`` and ``contender`` besides.
+        Checks with ``task``, ``precision`` and ``contender``.
     """
     progress = progress or Progress()
     first = make_inputs(setting, precision, seed=7)
     sets = [first, turned(first, 1)]
-    wanted = wanted_of(setting, sets[1].widened())
+    expected = expected_of(setting, sets[1].widened())
     there = [inputs.on(device) for inputs in sets]
     made = makers(setting, precision, there, folders, compiling)
     found: list[Check] = []
@@ -70,10 +74,10 @@ def contender_checks(
                 contender = make()
                 contender(0)
                 result = contender(1)
-                settle(device)  # not every runtime waits before it hands over what it computed
+                settle(device)  # not every runtime waits before it returns results
                 return by_name(setting, result)
 
-            return compared(what, got, wanted, device, GRADIENT[precision])
+            return compared(what, got, expected, device, GRADIENT[precision])
 
         about = {"task": setting.task, "precision": precision, "contender": name}
         found += [{**about, **check} for check in kept_checks(progress, name, what, run)]
@@ -81,7 +85,7 @@ def contender_checks(
 
 
 def kept_checks(progress: Progress, name: str, what: str, run: Callable[[], list[Check]]) -> list[Check]:
-    """Of one contender, unless it is left out."""
+    """Checks of one contender, or the reason why it is left out."""
     if reason := progress.left_out(name):
         return [{"what": what, "reason": reason, "ok": True}]
     checks: list[Check] = progress.entry(name, run)
@@ -91,13 +95,13 @@ def kept_checks(progress: Progress, name: str, what: str, run: Callable[[], list
 def compared(
     what: str,
     got: Callable[[], Mapping[str, Tensor]],
-    wanted: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
     device: torch.device,
     gradient_limit: float = GRADIENT["fp32"],
 ) -> list[Check]:
-    """The comparison, or why there is none. An error of the device itself is raised again."""
+    """Compare, or give the reason why it is impossible. An error of the device itself is raised again."""
     try:
-        return compare(what, got(), wanted, gradient_limit)
+        return compare(what, got(), expected, gradient_limit)
     except (MissingError, ContractError) as error:
         return [{"what": what, "reason": str(error), "ok": True}]
     except Exception as error:
@@ -105,21 +109,21 @@ def compared(
         return [{"what": what, "reason": f"{type(error).__name__}: {first_line(error)}", "ok": False}]
 
 
-def wanted_of(setting: Setting, inputs: Inputs) -> dict[str, Tensor]:
-    """In float64 on the CPU by the dense formulation, gradients by autograd."""
+def expected_of(setting: Setting, inputs: Inputs) -> dict[str, Tensor]:
+    """Expected results: dense in float64 on the CPU, gradients by autograd."""
     if setting.task == "assigner":
         return by_name(setting, ours(setting, "dense", [inputs])(0))
     leaves = [level.detach().requires_grad_() for level in inputs.predictions]
     joined = join_predictions(leaves, STRIDES, setting.classes, 16)
     loss = criterion_of(setting, "dense").from_padded(joined, inputs.truth).loss
-    wanted = {"loss": loss.detach()}
+    expected = {"loss": loss.detach()}
     if setting.task == "loss+grad":
-        wanted["gradient"] = joined_maps(torch.autograd.grad(loss, leaves))
-    return wanted
+        expected["gradient"] = joined_maps(torch.autograd.grad(loss, leaves))
+    return expected
 
 
 def by_name(setting: Setting, result: Any) -> dict[str, Tensor]:
-    """A contender's result as float64 on the CPU, whatever form it has."""
+    """Convert a contender's result to tensors by name, in float64 on the CPU."""
     if isinstance(result, Mapping):
         named = {name: widened(value) for name, value in result.items()}
         gradients = [named.pop(name) for name in sorted(named) if name.startswith("grad_")]
@@ -135,33 +139,33 @@ def by_name(setting: Setting, result: Any) -> dict[str, Tensor]:
 
 
 def joined_maps(maps: Sequence[Tensor]) -> Tensor:
-    """Gradients by all maps as one vector."""
+    """Concatenate the gradients of all maps to one vector."""
     return torch.cat([level.flatten() for level in maps])
 
 
 def widened(value: Any) -> Tensor:
-    """Floats as float64, on the CPU."""
+    """Copy to the CPU, and convert floats to float64."""
     tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value.numpy()))
     tensor = tensor.detach().cpu()
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def compare(
-    what: str, got: Mapping[str, Tensor], wanted: Mapping[str, Tensor], gradient_limit: float = GRADIENT["fp32"]
+    what: str, got: Mapping[str, Tensor], expected: Mapping[str, Tensor], gradient_limit: float = GRADIENT["fp32"]
 ) -> list[Check]:
-    """Differences of what both have."""
-    if "loss" in wanted:
-        loss, want = float(got["loss"]), float(wanted["loss"])
+    """Compare the loss and its gradient, or the decisions and the scores of an assignment."""
+    if "loss" in expected:
+        loss, want = float(got["loss"]), float(expected["loss"])
         found = [check(f"{what}: loss, relative", abs(loss - want) / max(abs(want), 1.0), LOSS)]
-        if "gradient" in wanted:
-            gradient, target = got["gradient"], wanted["gradient"]
+        if "gradient" in expected:
+            gradient, target = got["gradient"], expected["gradient"]
             found.append(check(f"{what}: gradient", float((gradient - target).norm() / target.norm()), gradient_limit))
         return found
-    mask, target = got["fg_mask"].bool(), wanted["fg_mask"]
-    same = (mask == target) & (got["target_labels"] == wanted["target_labels"])
+    mask, target = got["fg_mask"].bool(), expected["fg_mask"]
+    same = (mask == target) & (got["target_labels"] == expected["target_labels"])
     positives = max(int(target.sum()), 1)
     differing = float((~same).sum()) / positives
-    scores = (got["target_scores"] - wanted["target_scores"])[same].abs()
+    scores = (got["target_scores"] - expected["target_scores"])[same].abs()
     return [
         check(
             f"{what}: decisions that differ, of all positive", differing, max(DECISIONS, FEWEST_DECISIONS / positives)
@@ -171,5 +175,79 @@ def compare(
 
 
 def check(what: str, figure: float, limit: float) -> Check:
-    """Not a number is never right."""
+    """A comparison; NaN is never within the limit."""
     return {"what": what, "figure": figure, "limit": limit, "ok": bool(figure <= limit)}
+
+
+CASES = (Case(2, 5, pyramid(64, 96, STRIDES), 3), Case(1, 1, pyramid(64, 64, STRIDES), 1))
+
+
+def formulations(device: torch.device) -> tuple[str, ...]:
+    """Implementations that run on a device."""
+    return "auto", "dense", "sparse", *(("triton",) if device.type == "cuda" and available() else ())
+
+
+def oracle_checks(device: torch.device, progress: Progress | None = None) -> list[Check]:
+    """Compare small cases with the oracle in float64.
+
+    Args:
+        device: Device of the assigner.
+        progress: Decides which implementations run, and records their checks.
+    """
+    return _each(device, progress or Progress(), "oracle", partial(_oracle, device))
+
+
+def sample_checks(device: torch.device, progress: Progress | None = None) -> list[Check]:
+    """Compare loss and gradients of the committed sample, from the ragged batch on.
+
+    Args:
+        device: Device of the criterion.
+        progress: Decides which implementations run, and records their checks.
+    """
+    expected = _step("dense", torch.device("cpu"), torch.float64, batch_there=True)
+    return _each(device, progress or Progress(), "sample", partial(_sample, device, expected))
+
+
+def _each(device: torch.device, progress: Progress, what: str, check: Callable[[str], list[Check]]) -> list[Check]:
+    found: list[Check] = []
+    for name in progress.order(formulations(device)):
+        found += kept_checks(progress, name, f"{what}, {name}", partial(check, name))
+    return found
+
+
+def _oracle(device: torch.device, formulation: str) -> list[Check]:
+    found: list[Check] = []
+    for seed, case in enumerate(CASES):
+        inputs = sample_assigner_inputs(case, STRIDES, seed)
+        want = oracle.assign(*(tensor.double().numpy() for tensor in inputs), **HYPERPARAMETERS)
+        expected = {name: torch.from_numpy(np.array(value)) for name, value in want._asdict().items()}
+        assigner = TaskAlignedAssigner(**HYPERPARAMETERS, num_classes=case.num_classes, formulation=formulation)
+
+        def got(
+            assigner: TaskAlignedAssigner = assigner, inputs: tuple[Tensor, ...] = tuple(inputs)
+        ) -> dict[str, Tensor]:
+            result = assigner(*(tensor.to(device) for tensor in inputs))
+            return {name: widened(value) for name, value in result._asdict().items()}
+
+        found += compared(f"oracle, {case.batch} x {case.slots}, {formulation}", got, expected, device)
+    return found
+
+
+def _sample(device: torch.device, expected: dict[str, Tensor], formulation: str) -> list[Check]:
+    found: list[Check] = []
+    for there in (False, True):
+        run = partial(_step, formulation, device, torch.float32, there)
+        where = "device" if there else "CPU"
+        found += compared(f"sample, {formulation}, batch on the {where}", run, expected, device)
+    return found
+
+
+def _step(formulation: str, where: torch.device, dtype: torch.dtype, batch_there: bool) -> dict[str, Tensor]:
+    sample = load_sample()
+    batch = {name: torch.from_numpy(values) for name, values in sample.batch.items()}
+    criterion = DetectionLoss(1, STRIDES, formulation=formulation)
+    leaves = [torch.from_numpy(level).to(where, dtype).requires_grad_() for level in sample.feats]
+    loss, _ = criterion(leaves, {name: values.to(where) if batch_there else values for name, values in batch.items()})
+    gradients = torch.autograd.grad(loss, leaves)
+    settle(where)
+    return {"loss": widened(loss), "gradient": joined_maps([widened(part) for part in gradients])}

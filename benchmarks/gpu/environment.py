@@ -1,4 +1,4 @@
-"""What the figures depend on."""
+"""The machine, the versions and the code that the figures depend on."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from typing import Any
 
 import torch
 
+from benchmarks.common.report import processor
+
 ROOT = Path(__file__).parent.parent.parent
-# What decides the figures: a change of documentation does not make them old, nor one of what only keeps or prints them.
-SOURCES = ("yolo_loss", "export", "serve/inference/runners", "benchmarks/gpu", "benchmarks/contenders.py")
-NOT_COUNTED = tuple(
-    f"benchmarks/gpu/{name}.py"
-    for name in ("__main__", "goals", "progress", "run_parts", "store", "supervise", "table")
+# The code that decides the figures. A change of the modules that only keep or print them leaves figures valid.
+SOURCES = (
+    *("yolo_loss", "export", "serve/inference/runners", "benchmarks/gpu", "benchmarks/contenders.py"),
+    "benchmarks/common/timing.py",
 )
+NOT_COUNTED = tuple(f"benchmarks/gpu/{name}.py" for name in ("__main__", "goals", "report", "runner", "store"))
 PACKAGES = (
     *("torch", "triton", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx_cu13_libs"),
     *("cuda-bindings", "ultralytics"),
@@ -26,7 +28,7 @@ PACKAGES = (
 
 
 def key_of(device: torch.device, quick: bool) -> dict[str, Any]:
-    """What results must have in common to stand in one table."""
+    """Facts that results must have in common to stand in one table."""
     return {
         "code": code_hash(),
         "device": device_name(device),
@@ -37,7 +39,7 @@ def key_of(device: torch.device, quick: bool) -> dict[str, Any]:
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """For the table."""
+    """Facts for the table."""
     facts: dict[str, Any] = {"device": device_name(device), "driver": driver(), "CUDA": torch.version.cuda}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -57,15 +59,14 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's, or the processor's."""
+    """Name of the GPU, or of the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    return next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
+    return processor()
 
 
 def driver() -> str:
-    """Version of NVIDIA's driver, or why it is not known."""
+    """Version of NVIDIA's driver, or ``not known``."""
     path = Path("/proc/driver/nvidia/version")
     try:
         return path.read_text(encoding="utf-8").splitlines()[0].split("  ")[1].strip()
@@ -74,7 +75,7 @@ def driver() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that are there."""
+    """Versions of the packages that are installed."""
     found = {}
     for package in PACKAGES:
         try:
@@ -85,18 +86,18 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Of the checkout, or a note that it is none."""
+    """Short hash of the checkout's commit, or ``not known``."""
     return _output("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD") or "not known"
 
 
 def code_hash(root: Path = ROOT) -> str:
-    """Of all source files that take part.
+    """Hash of the source files that decide the figures.
 
     Args:
-        root: Of the checkout.
+        root: Folder of the checkout.
 
     Raises:
-        FileNotFoundError: One of ``SOURCES`` or ``NOT_COUNTED`` is not there: it was moved, and its name is old.
+        FileNotFoundError: One of ``SOURCES`` or ``NOT_COUNTED`` was moved.
     """
     for source in (*SOURCES, *NOT_COUNTED):
         if not (root / source).exists():

@@ -1,10 +1,9 @@
-"""The bytes that must move, and how long that takes at the speed at which the device copies.
+"""Lower bounds ("floors") of time: the bytes that must move, at the speed at which the device copies.
 
-Counted once for each input that is read and each output that is written. No intermediate is counted: a program that
-writes one to memory and reads it again moves more than its floor. The stricter floor, by which is judged, counts only
-what the result depends on: of the assignment's inputs the scores of a box's class at anchors within the box, and the
-predicted boxes of these anchors, and not the slots as an output, which exported models do not have; of the loss's maps
-all class logits and the box logits of these anchors.
+The first floor counts every input and every output once, and no intermediate. The stricter floor, which the goals use,
+counts only what the result depends on: for the assignment the scores of a box's class at anchors within the box, the
+predicted boxes of these anchors, and the outputs without ``target_gt_idx``, which exported models are not asked for;
+for the loss all class logits, and the box logits of these anchors.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ FLOAT, LONG, FLAG = 4, 8, 1
 
 
 def bytes_of(setting: Setting, element: int) -> int:
-    """Bytes that must move.
+    """Bytes of the first floor.
 
     Args:
-        setting: What is computed.
+        setting: Task and sizes.
         element: Bytes of a class score, or of a logit of a map.
     """
     truth = setting.batch * setting.slots * (LONG + 4 * FLOAT + FLAG)
@@ -39,16 +38,16 @@ def bytes_of(setting: Setting, element: int) -> int:
 def _assigner(setting: Setting, element: int) -> int:
     anchors = anchors_of(setting)
     read = setting.classes * element + 4 * FLOAT  # scores and boxes
-    written = LONG + 4 * FLOAT + setting.classes * FLOAT + FLAG + LONG  # labels, boxes, scores, mask, slots
+    written = LONG + 4 * FLOAT + setting.classes * FLOAT + FLAG + LONG  # labels, boxes, scores, mask, indices
     return anchors * 2 * FLOAT + setting.batch * anchors * (read + written)
 
 
 class Needed(NamedTuple):
-    """How many of the inputs decide the result.
+    """Numbers of inputs that decide the result, in all images together.
 
     Attributes:
-        anchors: Of all images, those within a box.
-        scores: Of all images, pairs of an anchor and a class of which a box has the anchor within it.
+        anchors: Number of anchors within a box.
+        scores: Number of pairs of an anchor and a class such that a box of the class contains the anchor.
     """
 
     anchors: int
@@ -56,11 +55,11 @@ class Needed(NamedTuple):
 
 
 def needed_of(setting: Setting, truth: GroundTruth) -> Needed:
-    """Count in one input set.
+    """Count the needed inputs of one input set.
 
     Args:
-        setting: Its sizes.
-        truth: Its ground truth, in pixels.
+        setting: Sizes of the set.
+        truth: Ground truth, in pixels.
     """
     side = [max(int(setting.image // stride), 1) for stride in STRIDES]
     points, strides = make_anchors([torch.empty(1, 1, size, size) for size in side], STRIDES)
@@ -76,7 +75,7 @@ def needed_of(setting: Setting, truth: GroundTruth) -> Needed:
 
 
 def within(points: Tensor, boxes: Tensor) -> Tensor:
-    """Which points (A, 2) lie within which boxes (M, 4): (M, A). Small boxes are not widened: that is less, if any."""
+    """Which points (A, 2) lie within which boxes (M, 4): (M, A). Small boxes are not enlarged: the floor is lower."""
     low, high = boxes[:, None, :2], boxes[:, None, 2:]
     return ((points > low) & (points < high)).all(-1)
 
@@ -85,9 +84,9 @@ def needed_bytes(setting: Setting, element: int, needed: Needed) -> int:
     """Bytes of the stricter floor.
 
     Args:
-        setting: What is computed.
+        setting: Task and sizes.
         element: Bytes of a class score, or of a logit of a map.
-        needed: Of its inputs.
+        needed: Numbers of the inputs that decide the result.
     """
     every = setting.batch * anchors_of(setting)
     if setting.task == "assigner":
@@ -97,15 +96,15 @@ def needed_bytes(setting: Setting, element: int, needed: Needed) -> int:
 
 
 def anchors_of(setting: Setting) -> int:
-    """A."""
+    """Number of anchors A per image."""
     return sum(max(int(setting.image // stride), 1) ** 2 for stride in STRIDES)
 
 
 def floor_ms(mib: float, gigabytes_per_second: float) -> float:
-    """Milliseconds in which the device copies so much.
+    """Milliseconds in which the device moves a number of bytes.
 
     Args:
         mib: MiB that must move.
-        gigabytes_per_second: What a copy moves, read and written bytes together; 1 GB is 10^9 bytes.
+        gigabytes_per_second: Speed of a copy, read and written bytes together; 1 GB is 10^9 bytes.
     """
     return mib * 2**20 / gigabytes_per_second / 1e6

@@ -1,27 +1,28 @@
-"""What was to be reached, and whether it was."""
+"""The goals of the GPU benchmark, and whether they are reached."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-REFERENCE = "reference"
-# Called with padded ground truth, or with that as an input; the reference pads the ragged batch itself.
+from benchmarks.gpu.contenders import REFERENCE
+
+# Contenders that are given padded ground truth; the reference pads the ragged batch within its time.
 PADDED = ("whole", "onnxruntime", "tensorrt", "tensorrt-rtx")
 Row = dict[str, Any]
 
 
 class Goal(NamedTuple):
-    """One line.
+    """One goal.
 
     Attributes:
-        text: What is compared.
-        task: Of the benchmark.
+        text: Name of the figure.
+        task: Task of the benchmark.
         batch: B.
         slots: M.
-        limit: The figure to reach.
-        at_least: It is reached from there on; else up to there.
-        figure: Of a row: the figure with the contender's name.
+        limit: Figure to reach.
+        at_least: Whether the figure must be at least the limit; otherwise at most.
+        figure: Computes the figure of a row, with the contender's name.
     """
 
     text: str
@@ -34,14 +35,14 @@ class Goal(NamedTuple):
 
 
 class MissingFigureError(ValueError):
-    """Something was not measured; the text says what."""
+    """A figure was not measured; the text names it."""
 
 
 def right_contenders(checks: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], set[str]]:
-    """Names of those that were compared and are right, by task and precision.
+    """Names of the contenders that were compared and are right, by task and precision.
 
     Args:
-        checks: Of all contenders.
+        checks: Checks of all contenders.
     """
     compared: dict[tuple[str, str], set[str]] = {}
     wrong: set[tuple[str, str, str]] = set()
@@ -55,18 +56,18 @@ def right_contenders(checks: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str
 
 
 def outcome(goal: Goal, rows: Sequence[Row], right: Mapping[tuple[str, str], set[str]]) -> tuple[str, str]:
-    """The figure in words, and whether the goal is reached.
+    """The figure as text, and whether the goal is reached.
 
     Args:
         goal: The goal.
-        rows: Of all settings, float32 and half.
-        right: What :func:`right_contenders` gives; no other of ours counts.
+        rows: Rows of all settings and precisions.
+        right: Result of :func:`right_contenders`; other contenders of ours do not count.
 
     Returns:
-        Both texts; a goal of which a part was not measured has no figure.
+        The figure with the contender's name or what is missing, and ``reached``, ``missed`` or ``unknown``.
     """
-    wanted = (goal.task, goal.batch, goal.slots, "fp32")
-    found = [row for row in rows if (row["task"], row["batch"], row["slots"], row["precision"]) == wanted]
+    key = (goal.task, goal.batch, goal.slots, "fp32")
+    found = [row for row in rows if (row["task"], row["batch"], row["slots"], row["precision"]) == key]
     if not found:
         return "not measured", "unknown"
     try:
@@ -83,7 +84,7 @@ def _counting(row: Row, right: Mapping[tuple[str, str], set[str]]) -> Row:
 
 
 def called_alike(row: Row) -> Row:
-    """Of a loss, only those contenders that pad the ragged batch, as the reference does within its time."""
+    """Keep of a loss only the contenders that pad the ragged batch, as the reference does within its time."""
     if row["task"] == "assigner":
         return row
     alike = {name: entry for name, entry in row["contenders"].items() if not set(name.split()) & set(PADDED)}
@@ -91,19 +92,19 @@ def called_alike(row: Row) -> Row:
 
 
 def times_faster(row: Row) -> tuple[float, str]:
-    """The reference's time over that of the best of ours that is called as it is."""
+    """Ratio of the reference's time to the best of ours that takes the same inputs."""
     name, best = best_of_ours(called_alike(row), "ms")
     return _of_reference(row, "ms") / best, name
 
 
 def times_less_memory(row: Row) -> tuple[float, str]:
-    """The reference's peak over that of ours which takes least, of those measured by the same allocator."""
+    """Ratio of the reference's peak to the least of ours, of those that use torch's allocator."""
     name, best = best_of_ours(called_alike(row), "peak_mib")
     return _of_reference(row, "peak_mib") / best, name
 
 
 def times_the_floor(row: Row) -> tuple[float, str]:
-    """The time of the best of ours over the stricter floor."""
+    """Ratio of the best time of ours to the stricter floor."""
     if row.get("needed_ms") is None:
         raise MissingFigureError("the bandwidth of copies")
     name, best = best_of_ours(row, "ms")
@@ -111,10 +112,10 @@ def times_the_floor(row: Row) -> tuple[float, str]:
 
 
 def best_of_ours(row: Row, field: str) -> tuple[str, float]:
-    """Name and figure of the best contender but for the reference.
+    """Name and figure of our best contender.
 
     Raises:
-        MissingFigureError: There is none.
+        MissingFigureError: No contender of ours has the figure.
     """
     found = {
         name: entry[field]

@@ -1,4 +1,4 @@
-"""Inputs of one setting on a device, in several sets of their own memory."""
+"""Inputs of one setting on a device, in several sets with memory of their own."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 
 
 class Inputs(NamedTuple):
-    """One set.
+    """One input set.
 
     Attributes:
         predictions: Class scores, boxes and points for the assigner; the maps for the loss.
-        truth: Padded, M as the setting says.
-        batch: The same as data loaders give it; empty for the assigner.
+        truth: Padded ground truth with M slots.
+        batch: The ground truth as data loaders give it; empty for the assigner.
     """
 
     predictions: tuple[Tensor, ...]
@@ -30,7 +30,7 @@ class Inputs(NamedTuple):
     batch: dict[str, Tensor]
 
     def on(self, device: torch.device) -> Inputs:
-        """In the device's memory."""
+        """Copy the set to a device."""
         return Inputs(
             tuple(tensor.to(device) for tensor in self.predictions),
             GroundTruth(*(field.to(device) for field in self.truth)),
@@ -38,7 +38,7 @@ class Inputs(NamedTuple):
         )
 
     def widened(self) -> Inputs:
-        """In float64."""
+        """Convert the set to float64."""
         boxes = self.truth.gt_bboxes.double()
         return Inputs(
             tuple(tensor.double() for tensor in self.predictions),
@@ -48,13 +48,13 @@ class Inputs(NamedTuple):
 
 
 def make_inputs(setting: Setting, precision: str, seed: int = 1) -> Inputs:
-    """One set on the CPU.
+    """Make one set on the CPU.
 
     Args:
-        setting: Its sizes; of a loss's two tasks the sets are equal.
-        precision: ``fp32``, or ``fp16`` or ``bf16`` for class scores or maps; boxes and points are float32, for
+        setting: Sizes; ``loss`` and ``loss+grad`` have equal sets.
+        precision: ``fp32``, or ``fp16`` or ``bf16`` for class scores or maps; boxes and points stay float32, because
             float16 has steps of half a pixel above 512.
-        seed: Of the numbers.
+        seed: Seed of the values.
     """
     made = _made(setting._replace(task="assigner" if setting.task == "assigner" else "loss"), seed)
     narrowed = 1 if setting.task == "assigner" else len(made.predictions)
@@ -74,21 +74,21 @@ def _made(setting: Setting, seed: int) -> Inputs:
 
 
 def turned(inputs: Inputs, images: int) -> Inputs:
-    """A further set: the same images in another order, in memory of their own.
+    """Make a further set of the same images in another order, in memory of their own.
 
     Args:
         inputs: The first set.
-        images: By how many places they move on.
+        images: Number of places by which the images are rotated.
     """
     count = inputs.truth.gt_bboxes.shape[0]
     batch = dict(inputs.batch)
     if batch:
         batch["batch_idx"] = (batch["batch_idx"] + images) % count
-        # Data loaders give the boxes of one image after the other, and the reference needs them so.
+        # Data loaders give boxes sorted by image, and the reference needs them so.
         order = batch["batch_idx"].argsort(stable=True)
         batch = {name: values[order] for name, values in batch.items()}
     return Inputs(
-        # Points have no images.
+        # Points have no image axis.
         tuple(tensor.clone() if tensor.dim() == 2 else tensor.roll(images, 0) for tensor in inputs.predictions),
         GroundTruth(*(field.roll(images, 0) for field in inputs.truth)),
         {name: values.clone() for name, values in batch.items()},
@@ -96,6 +96,6 @@ def turned(inputs: Inputs, images: int) -> Inputs:
 
 
 def input_sets(setting: Setting, precision: str, device: torch.device, sets: int) -> list[Inputs]:
-    """Sets that take turns."""
+    """Make several sets on a device, which take turns."""
     first = make_inputs(setting, precision).on(device)
     return [first, *(turned(first, number) for number in range(1, sets))]

@@ -1,4 +1,4 @@
-"""The exported models and engines that take part: found in folders, or made there."""
+"""Finds the exported models and engines to measure, or makes them."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from yolo_assigner.export.to_tensorrt.library import load_library
 
 KIND_OF_TASK = {"assigner": "assigner", "loss": "loss", "loss+grad": "loss_grad"}
 FORMULATIONS = ("dense", "sparse")
-# What is measured, and no more: the largest sizes decide what memory an engine asks for.
+# Only what is measured: the largest sizes decide how much memory an engine takes.
 PROFILE = ("B=1,16,64", "M=1,100,300", "imgsz=640")
 
 
 def find_model(
     folders: Sequence[Path], kind: str, formulation: str, precision: str, classes: int
 ) -> tuple[Path, Contract]:
-    """An exported model.
+    """Find an exported model.
 
     Args:
-        folders: Where to look, with the folders in them.
-        kind: Of the model.
+        folders: Folders to search, with the folders in them.
+        kind: Kind of the model.
         formulation: ``dense`` or ``sparse``.
         precision: ``fp32`` or ``fp16``.
-        classes: C; an assigner takes any.
+        classes: C; ignored for an assigner.
 
     Raises:
-        ContractError: There is none.
+        ContractError: No model fits.
     """
     for folder in (folder for folder in folders if folder.is_dir()):
         for place in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
             for path, contract in find_contracts(place) if any(place.glob("*.onnx")) else ():
-                numbers = contract.hyperparameters
-                right_classes = kind == "assigner" or numbers["num_classes"] == classes
-                fits = right_classes and numbers["preset"] == contenders.PRESET
+                hyperparameters = contract.hyperparameters
+                right_classes = kind == "assigner" or hyperparameters["num_classes"] == classes
+                fits = right_classes and hyperparameters["preset"] == contenders.PRESET
                 if fits and (contract.kind, contract.formulation, contract.precision) == (kind, formulation, precision):
                     return path.with_name(contract.file), contract
     where = ", ".join(map(str, folders)) or "no folder"
@@ -49,15 +49,15 @@ def find_model(
 
 
 def find_engine(path: Path, contract: Contract, runtime: str) -> tuple[Path, EngineContract]:
-    """An engine of a model, beside it.
+    """Find an engine of a model in the model's folder.
 
     Args:
         path: The ONNX file.
-        contract: Its contract.
+        contract: Contract of the model.
         runtime: ``tensorrt`` or ``tensorrt-rtx``.
 
     Raises:
-        ContractError: There is none. None is built here, for that takes longer than all measuring.
+        ContractError: No engine fits. None is built here, because that takes longer than all measuring.
     """
     found = [
         pair
@@ -74,30 +74,30 @@ def find_engine(path: Path, contract: Contract, runtime: str) -> tuple[Path, Eng
 
 
 def prepare(folder: Path, say: Callable[[str], None] = print, classes: int = 80) -> None:
-    """Export all models, in both precisions, and build the engines that can be built here; but what is there already.
+    """Export all models in both precisions, and build the engines that can be built here; existing ones are kept.
 
     Args:
-        folder: Where to.
-        say: Told of each.
+        folder: Folder to write to.
+        say: Receives a line for each file.
         classes: C.
     """
-    numbers = Hyperparameters(num_classes=classes, preset=contenders.PRESET)
+    hyperparameters = Hyperparameters(num_classes=classes, preset=contenders.PRESET)
     for kind in KIND_OF_TASK.values():
         for formulation in FORMULATIONS:
-            for made, its_contract in _models(folder, kind, formulation, numbers):
+            for made, its_contract in _models(folder, kind, formulation, hyperparameters):
                 say(f"{made.relative_to(folder)}: {made.stat().st_size / 1024:.0f} KiB")
                 if formulation == "dense":
                     _build(made, its_contract, say)
 
 
-def _models(folder: Path, kind: str, formulation: str, numbers: Hyperparameters) -> list[tuple[Path, Contract]]:
-    """In both precisions. Exporting wants packages that a machine which only measures need not have."""
+def _models(folder: Path, kind: str, formulation: str, hyperparameters: Hyperparameters) -> list[tuple[Path, Contract]]:
+    """Models of both precisions. Exporting imports packages that a machine which only measures need not have."""
     try:
-        return [find_model([folder], kind, formulation, name, numbers.num_classes) for name in ("fp32", "fp16")]
+        return [find_model([folder], kind, formulation, name, hyperparameters.num_classes) for name in ("fp32", "fp16")]
     except ContractError:
         from yolo_assigner.export.to_onnx.exporter import export_onnx
 
-        path, contract = export_onnx(kind, numbers, folder / formulation, formulation=formulation)
+        path, contract = export_onnx(kind, hyperparameters, folder / formulation, formulation=formulation)
         return [(path, contract), _save_half(path, contract, folder / f"{formulation}-fp16")]
 
 
@@ -116,7 +116,7 @@ def _save_half(path: Path, contract: Contract, folder: Path) -> tuple[Path, Cont
 
 
 def _build(path: Path, contract: Contract, say: Callable[[str], None]) -> None:
-    """Build for every runtime that can do it here."""
+    """Build engines for every runtime that can build here."""
     for runtime in RUNTIMES:
         try:
             engine = _built(path, contract, runtime)

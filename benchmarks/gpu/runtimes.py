@@ -1,4 +1,4 @@
-"""The exported models in ONNX Runtime and TensorRT, inputs and outputs staying in the device's memory."""
+"""Exported models in ONNX Runtime and TensorRT; inputs and outputs stay in the device's memory."""
 
 from __future__ import annotations
 
@@ -10,46 +10,45 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.common.report import first_line
 from benchmarks.contenders import OUTPUTS, Setting
-from benchmarks.gpu.clock import Run
+from benchmarks.gpu.clock import MissingError, Run
 from benchmarks.gpu.inputs import Inputs
 from benchmarks.gpu.models import KIND_OF_TASK, find_engine, find_model
-from benchmarks.gpu.ours import MissingError
-from benchmarks.gpu.text import first_line
 from yolo_assigner.export.contract import Contract
 from yolo_assigner.export.to_tensorrt.contract import EngineContract, check_machine
 from yolo_assigner.export.to_tensorrt.library import load_library
 
-WANTED = {**OUTPUTS, "loss+grad": ("loss", "loss_items", "grad_feat_0", "grad_feat_1", "grad_feat_2")}
+ASKED = {**OUTPUTS, "loss+grad": ("loss", "loss_items", "grad_feat_0", "grad_feat_1", "grad_feat_2")}
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 
 def onnx_runtime(
     setting: Setting, precision: str, formulation: str, sets: Sequence[Inputs], folders: Sequence[Path]
 ) -> Run:
-    """A model in ONNX Runtime with IO binding; a call gives its outputs by name.
+    """A model in ONNX Runtime with IO binding; a call returns outputs by name.
 
     Raises:
-        MissingError: This onnxruntime has no CUDA.
-        ContractError: The model is not there.
+        MissingError: The installed onnxruntime has no CUDA.
+        ContractError: The model is missing.
     """
     path, contract = find_model(folders, KIND_OF_TASK[setting.task], formulation, precision, setting.classes)
     device = sets[0].truth.gt_bboxes.device
-    session = _session(path, WANTED[setting.task], device)
+    session = _session(path, ASKED[setting.task], device)
     feeds = [feed(contract, inputs) for inputs in sets]
-    bindings = [_binding(session, tensors, WANTED[setting.task], device) for tensors in feeds]
+    bindings = [_binding(session, tensors, ASKED[setting.task], device) for tensors in feeds]
     options = run_options()
 
     def run(number: int) -> dict[str, Any]:
         session.run_with_iobinding(bindings[number], options)
-        return dict(zip(WANTED[setting.task], bindings[number].get_outputs(), strict=True))
+        return dict(zip(ASKED[setting.task], bindings[number].get_outputs(), strict=True))
 
-    run.keep = feeds  # type: ignore[attr-defined]  # a binding holds addresses alone
+    run.keep = feeds  # type: ignore[attr-defined]  # a binding holds only addresses
     return run
 
 
 def run_options() -> Any:
-    """A run that is queued in the stream and not waited for, as everything else is that is timed."""
+    """Options of a run that is queued in the stream and not waited for, like the other contenders."""
     import onnxruntime
 
     options = onnxruntime.RunOptions()
@@ -102,11 +101,11 @@ def _numpy_type(tensor: Tensor) -> Any:
 
 
 def tensorrt(setting: Setting, precision: str, runtime: str, sets: Sequence[Inputs], folders: Sequence[Path]) -> Run:
-    """An engine of the dense model in torch's stream; a call gives all outputs by name.
+    """An engine of the dense model in torch's stream; a call returns all outputs by name.
 
     Raises:
-        MissingError: There is no GPU, or no such library, or it does not load the engine here.
-        ContractError: The model or its engine is not there, or the engine is for other GPUs.
+        MissingError: The GPU or the library is missing, or the library does not load the engine.
+        ContractError: The model or its engine is missing, or the engine is for other GPUs.
     """
     path, contract = find_model(folders, KIND_OF_TASK[setting.task], "dense", precision, setting.classes)
     try:
@@ -124,15 +123,15 @@ def tensorrt(setting: Setting, precision: str, runtime: str, sets: Sequence[Inpu
 
 
 def load_engine(library: Any, runtime: str, file: Path) -> tuple[Any, object]:
-    """An engine's execution context, and what must live as long as it.
+    """Load an engine: its execution context, and the objects that must live as long.
 
     Args:
-        library: The runtime's module.
-        runtime: Its name.
-        file: The engine.
+        library: Module of the runtime.
+        runtime: Name of the runtime.
+        file: File of the engine.
 
     Raises:
-        MissingError: It does not load on this GPU, whatever TensorRT says about it.
+        MissingError: The engine does not load on this GPU.
     """
     try:
         log = library.Logger(library.Logger.ERROR)
@@ -147,13 +146,13 @@ def load_engine(library: Any, runtime: str, file: Path) -> tuple[Any, object]:
 
 
 def bound(context: Any, engine: EngineContract, feeds: Sequence[Mapping[str, Tensor]], keep: object = None) -> Run:
-    """Calls of an execution context on tensors of the device.
+    """Call an execution context on tensors of the device.
 
     Args:
-        context: Of TensorRT.
-        engine: Its contract. No output's size depends on values.
-        feeds: Inputs by name.
-        keep: What must live as long as the calls.
+        context: TensorRT's execution context.
+        engine: Contract of the engine. No output's size depends on values.
+        feeds: Inputs by name, of each input set.
+        keep: Objects that must live as long as the function.
     """
     from yolo_assigner.serve.inference.runners.profiles import choose_profile
 

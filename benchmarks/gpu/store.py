@@ -1,26 +1,26 @@
-"""Results in one JSON file, a contender at a time, so that what was measured is kept whatever happens next."""
+"""Results in one JSON file, written after each contender, so that a crash loses nothing that was measured."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-# What a part may be found to be.
+# States of a part.
 DONE, FAILED, RUNNING = "done", "failed", "running"
 
 
 class Store:
-    """The file.
+    """The file of results.
 
     Args:
-        path: Read when it is there.
-        key: What results depend on: code, device, versions. Parts measured under another key count as not there.
+        path: The file, which is read if it exists.
+        key: Code, device and versions that results depend on. Parts measured under another key count as missing.
 
     Raises:
-        ValueError: The file is not one of these.
+        ValueError: The file holds something else.
     """
 
     def __init__(self, path: Path, key: Mapping[str, Any]) -> None:
@@ -31,10 +31,10 @@ class Store:
         self.reload()
 
     def reload(self) -> None:
-        """Read what another process has written since.
+        """Read what another process has written.
 
         Raises:
-            ValueError: The file is not one of these.
+            ValueError: The file holds something else.
         """
         if not self._path.exists():
             return
@@ -46,43 +46,43 @@ class Store:
             raise ValueError(f"{self._path} is no file of results ({error!r}); move it or name another") from error
 
     def is_done(self, name: str) -> bool:
-        """It was measured under this key."""
+        """Whether a part was measured under this key."""
         return self.state(name) == DONE
 
     def result(self, name: str) -> Any:
-        """What a part gave, or None where it is not done."""
+        """Result of a part, or None when it is not done."""
         return self.parts[name]["result"] if self.is_done(name) else None
 
     def begin(self, name: str) -> None:
-        """Note that a part is under way: should the process die, one sees in which. Entries of it stay."""
+        """Record that a part is running, so that the part in which a process dies is known; its entries stay."""
         self._put(name, {"state": RUNNING, **self._kept(name), "left": []})
 
     def finish(self, name: str, result: Any, seconds: float) -> None:
-        """Keep what a part gave; its entries are in that, and needed no more unless a contender was left out."""
+        """Record the result of a part; its entries are part of it, and are kept only if a contender was left out."""
         kept = self._kept(name)
         done = {"state": DONE, "seconds": round(seconds, 1), "result": result}
         self._put(name, {**done, **(kept if kept["left"] else {})})
 
     def leave(self, part: str, contender: str) -> None:
-        """Note that a part under way goes on without a contender."""
+        """Record that a running part leaves a contender out."""
         kept = self._kept(part)
         self._put(part, {"state": RUNNING, **kept, "left": [*kept["left"], contender]})
 
     def reopen(self, without: Collection[str]) -> None:
-        """Parts done without a contender that is left out no longer are to be gone on with."""
+        """Reopen finished parts that left out a contender which is no longer left out."""
         for name in [name for name in self.parts if self.is_done(name)]:
             if any(one not in without and not self.broken(one) for one in self._kept(name)["left"]):
-                wanted = {"state": FAILED, "reason": "a contender was left out: run the command again", "again": True}
-                self._put(name, {**wanted, **self._kept(name)})
+                reopened = {"state": FAILED, "reason": "a contender was left out: run the command again", "again": True}
+                self._put(name, {**reopened, **self._kept(name)})
 
     def fail(self, name: str, reason: str, *, broke: bool = False) -> None:
-        """Keep why a part gave nothing yet, and the entries that it has.
+        """Record why a part has no result; its entries stay.
 
         Args:
-            name: Of the part.
-            reason: Why.
-            broke: The device or the process was of no use afterwards: the contender under way is left out from now on.
-                Otherwise it goes last the next time.
+            name: Name of the part.
+            reason: Why it has no result.
+            broke: Whether the device or the process was unusable afterwards: the running contender is then left out
+                from now on. Otherwise it runs last the next time.
         """
         kept = self._kept(name)
         contender = self.parts.get(name, {}).get("contender") if self.state(name) == RUNNING else None
@@ -94,52 +94,52 @@ class Store:
         self._put(name, {"state": FAILED, "reason": reason, "again": again, "time": time.time(), **kept})
 
     def begin_entry(self, part: str, contender: str) -> None:
-        """Note which contender is under way."""
+        """Record which contender is running."""
         self._put(part, {"state": RUNNING, **self._kept(part), "contender": contender})
 
     def keep_entry(self, part: str, contender: str, entry: Any) -> None:
-        """Keep what one contender of a part under way gave."""
+        """Record the entry of one contender of a running part."""
         kept = self._kept(part)
         self._put(part, {"state": RUNNING, **kept, "entries": {**kept["entries"], contender: entry}})
 
     def entries(self, part: str) -> dict[str, Any]:
-        """What a part has already, by contender; of one that is done they are in its result."""
+        """Entries of an unfinished part by contender."""
         return dict(self._kept(part)["entries"])
 
     def late(self, part: str) -> list[str]:
-        """Contenders of a part during which the time was over."""
+        """Contenders of a part that ran when the time was over."""
         return list(self._kept(part)["late"])
 
     def broken(self, contender: str) -> str:
-        """Why a contender is left out, or empty."""
+        """Reason why a contender is left out, or empty."""
         noted = self._broken.get(contender, {})
         return str(noted["reason"]) if noted.get("key") == self._key else ""
 
     def all_broken(self) -> list[str]:
-        """Contenders that are left out because they broke the device."""
+        """Contenders that are left out because they broke the device or the process."""
         return [contender for contender in self._broken if self.broken(contender)]
 
     def forgive(self, contenders: Iterable[str]) -> None:
-        """Run these again, which broke the device before."""
+        """Let contenders run again that broke the device or the process."""
         for contender in contenders:
             self._broken.pop(contender, None)
         self._write()
 
     def state(self, name: str) -> str:
-        """``done``, ``failed`` or ``running`` under this key, else empty."""
+        """State of a part under this key: ``done``, ``failed``, ``running`` or empty."""
         part = self.parts.get(name, {})
         return str(part.get("state", "")) if part.get("key") == self._key else ""
 
     def gave_up(self, name: str) -> bool:
-        """It failed, and not by a contender without which it can go on."""
+        """Whether a part failed for another reason than a contender that is now left out."""
         return self.state(name) == FAILED and not self.parts[name].get("again", False)
 
     def under_way(self) -> list[str]:
-        """Parts that were begun and neither finished nor failed."""
+        """Parts that were begun and have neither finished nor failed."""
         return [name for name in self.parts if self.state(name) == RUNNING]
 
     def reason(self, name: str) -> str:
-        """Why a part gave nothing, or empty."""
+        """Reason why a part failed, or empty."""
         return str(self.parts.get(name, {}).get("reason", "")) if self.state(name) == FAILED else ""
 
     def _kept(self, name: str) -> dict[str, Any]:
@@ -155,4 +155,53 @@ class Store:
         temporary = self._path.with_suffix(".tmp")
         content = {"parts": self.parts, "broken": self._broken}
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(self._path)  # whole or not at all
+        temporary.replace(self._path)  # atomically
+
+
+class Progress:
+    """Decides which contenders of a part run, and in which order; this base class runs all and records nothing."""
+
+    def order(self, names: Iterable[str]) -> list[str]:
+        """Sort contenders into the order in which they run."""
+        return list(names)
+
+    def left_out(self, name: str) -> str:  # noqa: ARG002
+        """Reason why a contender does not run, or empty."""
+        return ""
+
+    def entry(self, name: str, run: Callable[[], Any]) -> Any:  # noqa: ARG002
+        """Return the entry of a contender, running it if the entry is not known."""
+        return run()
+
+
+class Kept(Progress):
+    """Records the running contender and each entry in a store.
+
+    Args:
+        store: The store.
+        part: Name of the part.
+        without: Contenders that do not run.
+    """
+
+    def __init__(self, store: Store, part: str, without: Collection[str] = ()) -> None:
+        self._store, self._part, self._without = store, part, without
+
+    def order(self, names: Iterable[str]) -> list[str]:
+        """Sort contenders; those during which the time was over run last."""
+        late = self._store.late(self._part)
+        return sorted(names, key=late.__contains__)
+
+    def left_out(self, name: str) -> str:
+        """Reason why a contender does not run: ``--without`` names it, or it broke the device before."""
+        reason = "left out by --without" if name in self._without else self._store.broken(name)
+        if reason:
+            self._store.leave(self._part, name)
+        return reason
+
+    def entry(self, name: str, run: Callable[[], Any]) -> Any:
+        """Return the entry of a contender from an earlier unfinished run, or run it."""
+        entries = self._store.entries(self._part)
+        if name not in entries:
+            self._store.begin_entry(self._part, name)
+            self._store.keep_entry(self._part, name, run())
+        return self._store.entries(self._part)[name]

@@ -1,4 +1,4 @@
-"""How often the host waits for the GPU."""
+"""Counts how often the host waits for the GPU."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from benchmarks import contenders
-from benchmarks.contenders import NUMBERS, STRIDES, Setting
+from benchmarks.contenders import HYPERPARAMETERS, STRIDES, Setting
+from benchmarks.gpu.contenders import criterion_of
 from benchmarks.gpu.inputs import make_inputs
-from benchmarks.gpu.ours import criterion_of
 from yolo_loss import PRESETS, DetectionLoss, TaskAlignedAssigner
 from yolo_loss.assignment.triton import available
 from yolo_loss.predictions import join_predictions
@@ -20,15 +20,15 @@ BATCH_ON_GPU = "batch on the GPU"
 
 
 def waiting_checks(setting: Setting, device: torch.device) -> list[dict[str, Any]]:
-    """Each part with the number of times it waits, and whether that is what is wanted of it.
+    """Count the waits of each call, and compare them with the allowed number.
 
     Args:
-        setting: Its sizes.
-        device: A GPU; on a CPU the parts are only run.
+        setting: Sizes.
+        device: A GPU; on a CPU the calls only run.
     """
     found = []
     for what, run in parts(setting, device).items():
-        run()  # what is loaded on first use may wait
+        run()  # loading on first use may wait
         if device.type == "cuda":
             waits = count_waits(run)
             found.append({"what": what, "waits": waits, "ok": may_wait(what) is None or waits == may_wait(what)})
@@ -39,15 +39,15 @@ def waiting_checks(setting: Setting, device: torch.device) -> list[dict[str, Any
 
 
 def may_wait(what: str) -> int | None:
-    """How often a part may wait; None for the sparse ones, which wait for the lengths of their lists."""
+    """Number of times that a call may wait; None for sparse ones, which wait for the lengths of their lists."""
     if "sparse" in what:
         return None
-    # The largest count of boxes is asked of a batch on the GPU, unless it is given.
+    # The largest number of boxes per image is read back from a batch on the GPU, unless max_boxes is given.
     return 1 if what.endswith(BATCH_ON_GPU) else 0
 
 
 def count_waits(run: Callable[[], object]) -> int:
-    """How many operations of a call wait for the GPU."""
+    """Number of operations of a call that wait for the GPU."""
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("warn")
     try:
@@ -60,15 +60,15 @@ def count_waits(run: Callable[[], object]) -> int:
 
 
 def parts(setting: Setting, device: torch.device) -> dict[str, Callable[[], object]]:
-    """What is run, by name."""
+    """Functions to call, by name."""
     assigner_inputs = make_inputs(setting._replace(task="assigner"), "fp32").on(device)
     on_host = make_inputs(setting._replace(task="loss"), "fp32")
     inputs = on_host.on(device)
     found: dict[str, Callable[[], object]] = {}
-    numbers = {**NUMBERS, **PRESETS[contenders.PRESET], "num_classes": setting.classes}
+    options = {**HYPERPARAMETERS, **PRESETS[contenders.PRESET], "num_classes": setting.classes}
     names = ["auto", "dense", "sparse", *(["triton"] if device.type == "cuda" and available() else [])]
     for name in names:
-        assigner = TaskAlignedAssigner(**numbers, formulation=name)
+        assigner = TaskAlignedAssigner(**options, formulation=name)
         criterion = criterion_of(setting, name)
         counting = DetectionLoss(setting.classes, STRIDES, preset=contenders.PRESET, formulation=name)
         leaves = [level.detach().requires_grad_() for level in inputs.predictions]

@@ -1,10 +1,10 @@
-"""Mutated requests at a real server, very many of them: a refusal or the right answer each time, and no trace left.
+"""Many mutated requests at a real server: each gets a refusal or the right answer, and leaves no trace.
 
-``python -m benchmarks.hostile``. Every answer of 200 is compared to the bit with ONNX Runtime without a server, and a
-neighbour on a connection of its own asks the same good requests all the while. What was answered wrongly is kept in a
-file, ``--replay FILE`` sends it again. Before that, callers that do next to nothing; after it, what fits and what does
-not fit the OpenAPI document, by schemathesis. Then servers of their own: one whose log nobody reads, and two in a
-control group of 600 MiB, where one can be made. Exit code 1: something was wrong. Linux only.
+``python -m benchmarks.hostile``. Every result is compared to the bit with ONNX Runtime without a server, while a
+neighbour on a connection of its own sends well-formed requests. A request that was answered wrongly is kept in a file;
+``--replay FILE`` sends it again. Slow callers come before the mutated requests; after them schemathesis sends requests
+made from the OpenAPI document. Then come a server whose log is not read, and two in a control group of 600 MiB where
+one can be made. Exit code 1: something was wrong. Linux only.
 """
 
 from __future__ import annotations
@@ -13,26 +13,27 @@ import argparse
 import base64
 import json
 import random
+import subprocess
 import sys
+import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tqdm import trange
 
-from benchmarks.control_group import memory_group
-from benchmarks.hostile.attack import carry_out
-from benchmarks.hostile.cases import KINDS
-from benchmarks.hostile.document import fuzz_document
-from benchmarks.hostile.framing import attack
-from benchmarks.hostile.judge import Judge
-from benchmarks.hostile.neighbour import Neighbour
+from benchmarks.common.report import RESULTS, write_json
 from benchmarks.hostile.report import Report
-from benchmarks.hostile.requests import MODELS, NUM_CLASSES, Request
-from benchmarks.hostile.shared import PREFIX, objects, shared
-from benchmarks.hostile.slow import (
+from examples.service import export_once
+from tests.control_group import memory_group
+from tests.serve.hostile.framing import attack, carry_out
+from tests.serve.hostile.judge import Judge
+from tests.serve.hostile.mutations import KINDS
+from tests.serve.hostile.requests import MODELS, NUM_CLASSES, Request, ask, good_requests, large_reply
+from tests.serve.hostile.shared_regions import PREFIX, objects, shared
+from tests.serve.hostile.slow_callers import (
     Slow,
-    ask,
     dripping_bodies,
     sent_ahead,
     sent_ahead_unread,
@@ -40,24 +41,28 @@ from benchmarks.hostile.slow import (
     slow_heads,
     slow_readers,
 )
-from benchmarks.hostile.surroundings import GROUP_BYTES, SHORT, short_memory, unread_log
-from benchmarks.hostile.targets import good_requests, large_reply
-from benchmarks.hostile.wire import NoReplyError, Wire
-from benchmarks.served import Served, serving
-from examples.service import export_once
+from tests.serve.hostile.surroundings import GROUP_BYTES, SHORT, short_memory, unread_log
+from tests.serve.hostile.wire import NoReplyError, Wire
+from tests.served import Served, serving
 
 MIB = 2**20
 ARTIFACTS = Path("out/hostile")
-RESULTS = Path(__file__).parents[1] / "results" / "hostile.json"
 PLACES, TIMEOUT = 16, 2.0
-UNREAD = 5000  # refused requests whose log lines nobody reads, of 2 KB each
-CALLERS = 6  # where memory is short
+UNREAD = 5000  # refused requests whose log lines, 2 KB each, are not read
+CALLERS = 6  # large requests at a time where memory is short
 WORDS = (
     *("--threads", "1", "--max-requests", str(PLACES), "--client-timeout", str(TIMEOUT), "--log-level", "error"),
     *("--max-request-bytes", str(4 * MIB), "--max-work-bytes", str(64 * MIB), "--shared-memory", PREFIX),
 )
-WARM_UP = 200  # bombs at the beginning: what engines and allocators keep of their largest task, they have then taken
-LOOKS = 1000  # requests between two looks at the server
+# 501 and the like are answers, not failures.
+CONFIGURATION = '[checks.not_a_server_error]\nexpected-statuses = ["2xx", "4xx", "501", "503", "504"]\n'
+CHECKS = ",".join((
+    *("not_a_server_error", "status_code_conformance", "content_type_conformance", "response_headers_conformance"),
+    *("response_schema_conformance", "negative_data_rejection", "unsupported_method", "allow_header_conformance"),
+))  # fmt: skip
+WARM_UP = 200  # bombs at the beginning: afterwards runners and allocators hold all the memory that they keep
+PAUSE = 0.01  # seconds between requests of the neighbour
+LOOKS = 1000  # requests between two samples of the server
 WEIGHTS = {name: weight for name, (_, weight) in KINDS.items()} | {"shared": 1.0, "framing": 2.0}
 
 
@@ -68,7 +73,7 @@ def main() -> int:
     parser.add_argument("--examples", type=int, default=100, help="of each route of the OpenAPI document")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--artifacts", type=Path, default=ARTIFACTS, help="models; exported if missing")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS / "hostile.json")
     parser.add_argument("--replay", type=Path, metavar="FILE", help="send what was answered wrongly once more")
     options = parser.parse_args()
     export_once(options.artifacts, NUM_CLASSES, MODELS)
@@ -81,26 +86,24 @@ def main() -> int:
     judge = Judge(options.artifacts)
     with serving(options.artifacts, *WORDS) as server:
         check_good(server.port, judge)
-        for slow in slowly(server.port):
-            report.slow(slow)
-        with objects(server.port) as judge.regions, Neighbour(server.port, judge) as neighbour:
+        for slow in slow_callers(server.port):
+            report.add_slow(slow)
+        with objects(server.port) as judge.regions, neighbour(server.port, judge, report):
             assault(server, judge, report, options.requests, notes)
-        report.neighbour(neighbour)
-        report.document(fuzz_document(server.port, options.examples, options.seed, notes))
+        fuzz_document(server.port, options.examples, report, notes)
         report.end(server)
-        report.ended_with(server.stop())
-    report.slow(unread_log(options.artifacts, UNREAD))
+    report.add_slow(unread_log(options.artifacts, UNREAD))
     with_short_memory(options.artifacts, judge, report)
-    options.out.write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
+    write_json(options.out, report.as_json())
     print(report.table())
     return 1 if report.faults else 0
 
 
 def check_good(port: int, judge: Judge) -> None:
-    """See that good requests are answered at all, as they are not when a model could not be loaded.
+    """Check that well-formed requests get results, which they do not when a model could not be loaded.
 
     Raises:
-        RuntimeError: One is not.
+        RuntimeError: One does not.
     """
     for request in good_requests():
         reply = ask(port, request)
@@ -108,8 +111,8 @@ def check_good(port: int, judge: Judge) -> None:
             raise RuntimeError(f"{request.path} before anything hostile: {fault or reply.body[:500]!r}")
 
 
-def slowly(port: int) -> list[Slow]:
-    """Callers that do next to nothing, kind by kind."""
+def slow_callers(port: int) -> list[Slow]:
+    """Run the slow callers, kind by kind."""
     good = good_requests()[0]
     return [
         slow_bodies(port, good, PLACES, TIMEOUT),
@@ -122,19 +125,63 @@ def slowly(port: int) -> list[Slow]:
 
 
 def with_short_memory(artifacts: Path, judge: Judge, report: Report) -> None:
-    """Servers in a control group, one after the other."""
+    """Run servers in a control group, one after the other."""
     with ExitStack() as stack:
         try:
             group = stack.enter_context(memory_group(GROUP_BYTES))
         except OSError as error:
-            report.left_out(str(error))
+            report.left_out.append(str(error))
             return
         for short in SHORT:
-            report.slow(short_memory(artifacts, judge, group, short, CALLERS))
+            report.add_slow(short_memory(artifacts, judge, group, short, CALLERS))
+
+
+@contextmanager
+def neighbour(port: int, judge: Judge, report: Report) -> Iterator[None]:
+    """Send well-formed requests beside the hostile ones; their answers must stay the same to the bit.
+
+    Args:
+        port: Port of the server.
+        judge: Checks the first answers; the others are compared with these.
+        report: Report to add to.
+    """
+    over = threading.Event()
+    asking = threading.Thread(target=_ask_until, args=(over, port, judge, report), daemon=True)
+    asking.start()
+    try:
+        yield
+    finally:
+        over.set()
+        asking.join()
+
+
+def _ask_until(over: threading.Event, port: int, judge: Judge, report: Report) -> None:
+    requests, known = good_requests(), dict[int, bytes]()
+    answers, slowest = 0, 0.0
+    with Wire(port) as wire:
+        while not over.wait(PAUSE):
+            place = answers % len(requests)
+            request, began = requests[place], time.monotonic()
+            wire.write([request.head() + request.body])
+            try:
+                reply = wire.reply()
+            except NoReplyError as error:
+                report.faults.append(f"neighbour: {error}")
+                return
+            answers, slowest = answers + 1, max(slowest, time.monotonic() - began)
+            report.neighbour = {"answers": answers, "slowest_seconds": round(slowest, 3)}
+            fault = None
+            if place not in known:
+                known[place] = reply.body
+                fault = judge.fault(request, reply) or (None if reply.status == 200 else f"status {reply.status}")
+            elif reply.body != known[place]:
+                fault = f"another answer than before: {reply.status} {reply.body[:200]!r}"
+            if fault is not None:
+                report.faults.append(f"neighbour: {fault}")
 
 
 def assault(server: Served, judge: Judge, report: Report, requests: int, folder: Path) -> None:
-    """Send the mutated requests, one after the other; each is made anew from the seed and its number."""
+    """Send the mutated requests one after the other; the seed and its number determine each."""
     for number in trange(requests, desc="hostile", file=sys.stderr, smoothing=0.05):
         if number == WARM_UP:
             report.begin(server)
@@ -144,13 +191,14 @@ def assault(server: Served, judge: Judge, report: Report, requests: int, folder:
         sent, statuses, fault = (
             _framed(server.port, rng, judge) if kind == "framing" else _sent(server.port, kind, rng, judge)
         )
-        report.add(kind, number, statuses, time.monotonic() - began, fault and f"{kind}, number {number}: {fault}")
+        report.add(kind, number, statuses, time.monotonic() - began)
         if fault is not None:
+            report.faults.append(f"{kind}, number {number}: {fault}")
             keep(folder / f"fault-{report.seed}-{number}.json", kind, sent, fault)
         if server.process.poll() is not None:
             raise RuntimeError(f"the server ended with code {server.process.poll()} after {kind}, number {number}")
         if number % LOOKS == 0:
-            report.look(server)
+            report.sample(server)
 
 
 def _sent(port: int, kind: str, rng: random.Random, judge: Judge) -> tuple[bytes, list[int], str | None]:
@@ -173,20 +221,54 @@ def _framed(port: int, rng: random.Random, judge: Judge) -> tuple[bytes, list[in
 
 
 def keep(path: Path, kind: str, sent: bytes, fault: str) -> None:
-    """Write a request down, so that it can be sent again."""
-    document = {"kind": kind, "fault": fault, "sent": base64.b64encode(sent).decode()}
-    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    """Keep a request in a file for ``--replay``."""
+    write_json(path, {"kind": kind, "fault": fault, "sent": base64.b64encode(sent).decode()})
 
 
 def replay(path: Path, artifacts: Path) -> int:
-    """Send a kept request to a fresh server and show what comes back."""
+    """Send a kept request to a fresh server and print the reply."""
     document = json.loads(path.read_text(encoding="utf-8"))
     print(f"{document['kind']}: {document['fault']}")
-    with serving(artifacts, *WORDS[:-2], "--shared-memory", PREFIX) as server, Wire(server.port) as wire:
+    with serving(artifacts, *WORDS) as server, Wire(server.port) as wire:
         wire.write([base64.b64decode(document["sent"])])
         reply = wire.reply()
         print(reply.status, reply.body[:2000])
         return 0 if ask(server.port, good_requests()[0]).status == 200 else 1
+
+
+def fuzz_document(port: int, examples: int, report: Report, folder: Path) -> None:
+    """Let schemathesis send valid and invalid requests made from the OpenAPI document.
+
+    Args:
+        port: Port of the server.
+        examples: Most requests of each route and phase.
+        report: Report to add to; its seed seeds schemathesis.
+        folder: Folder for the files of schemathesis.
+    """
+    folder = folder.resolve()
+    path, configuration = folder / "schemathesis.json", folder / "schemathesis.toml"
+    path.unlink(missing_ok=True)
+    configuration.write_text(CONFIGURATION, encoding="utf-8")
+    words = ("-n", str(examples), "--seed", str(report.seed), "--checks", CHECKS, "--no-color", "--continue-on-failure")
+    files = ("--report", "json", "--report-json-path", str(path), "--generation-database", "none")
+    command = [
+        sys.executable,
+        "-m",
+        "schemathesis.cli",
+        "run",
+        f"http://127.0.0.1:{port}/openapi.json",
+        *words,
+        *files,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    if not path.exists():
+        report.document = {"requests": 0, "routes": 0}
+        report.faults.append(f"schemathesis did not run: {done.stdout[-1000:]}{done.stderr[-1000:]}")
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    report.document = {"requests": found["test_cases"]["generated"], "routes": found["operations"]["tested"]}
+    if done.returncode:
+        report.faults.append(f"schemathesis: {done.stdout[-3000:]}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Many clients at one server for minutes: no wrong answer, none lost, quick refusals, bounded memory.
+"""Load test with many clients for minutes: no wrong answer, none lost, quick refusals, bounded memory.
 
 ``python -m benchmarks.load --minutes 3``. The server is a process of its own with really exported models. Every answer
-is compared to the bit with the one that the server gave to the same request alone, and those with ONNX Runtime without
-a server. Clients send all sizes in all forms, hang up, set deadlines and come in bursts beyond what is let in. One more
-process does nothing but measure refusals. Words after ``--`` go to the server. Exit code 1: a goal was missed.
+is compared to the bit with the one of the idle server, and those with ONNX Runtime without a server. Clients send all
+sizes in all forms, hang up, set deadlines and come in bursts larger than the server admits. One more process only
+measures refusals. Words after ``--`` go to the server. Exit code 1: a goal was missed.
 Linux only.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import socket
 import sys
@@ -24,35 +23,33 @@ from typing import NamedTuple
 import uvloop
 from tqdm import tqdm
 
-from benchmarks.load.cases import CASES, NUM_CLASSES
-from benchmarks.load.client import Client, Plan, Tally
-from benchmarks.load.memory import PREFIX, objects
+from benchmarks.common.report import RESULTS, write_json
+from benchmarks.load.cases import ARTIFACTS, CASES, NUM_CLASSES, PREFIX, objects
+from benchmarks.load.client import FORK, NICENESS, Client, Plan, Tally, fork
 from benchmarks.load.prepare import check_again, check_direct, prepare, regions_for
 from benchmarks.load.probe import Probed, probe, refuse_all
-from benchmarks.load.processes import ARTIFACTS, FORK, NICENESS, fork
 from benchmarks.load.report import Most, Sample, report
-from benchmarks.served import Served, serving
 from examples.service import export_once
+from tests.served import Served, serving
 
 MIB = 2**20
-RESULTS = Path(__file__).parents[1] / "results" / "load.json"
 PROCESSES, BURST, BURST_EVERY = 2, 24, 4.0
 TICK = 0.5
-# Objects of shared memory that are open at the moment, the probe's connection, and those of clients that hung up.
+# Descriptors of objects of shared memory, of the probe's connection, and of clients that hung up.
 SPARE_DESCRIPTORS = 40
-# Of memory for bodies and for replies, three for each: two where it was made, one at the other side.
+# Descriptors per request: of a segment for the body and one for the reply, two where it was made and one elsewhere.
 SEGMENTS = 6
 
 
 class Limits(NamedTuple):
-    """Of the server, low enough to be reached."""
+    """Limits of the server, low enough to be reached."""
 
     request: int = 32 * MIB
     total: int = 128 * MIB
     requests: int = 36
 
     def words(self) -> tuple[str, ...]:
-        """For its command line."""
+        """Arguments for its command line."""
         values = {"max-request-bytes": self.request, "max-total-bytes": self.total, "max-requests": self.requests}
         flags = (word for name, value in values.items() for word in (f"--{name}", str(value)))
         return (*flags, "--shared-memory", PREFIX, "--log-level", "error")
@@ -66,7 +63,7 @@ def main() -> int:
     parser.add_argument("--artifacts", type=Path, default=ARTIFACTS, help="models of 80 classes; exported if missing")
     forms = sorted({case.form for case in CASES})
     parser.add_argument("--without", choices=forms, help="a form of tensors that is not sent, to see what it costs")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS / "load.json")
     parser.add_argument("server", nargs="*", metavar="WORD", help="more of the server's command line, after --")
     options = parser.parse_args()
     export_once(options.artifacts, NUM_CLASSES, ("assigner", "loss", "loss_grad"))
@@ -88,12 +85,12 @@ def main() -> int:
     most = before + options.connections + PROCESSES * BURST + SPARE_DESCRIPTORS
     results, met = report(tally, probed, samples, after, Most(most, SEGMENTS * limits.requests))
     asked = {"server": options.server, "without": options.without}
-    options.out.write_text(json.dumps(asked | results, indent=2) + "\n", encoding="utf-8")
+    write_json(options.out, asked | results)
     return 0 if met else 1
 
 
 def run(server: Served, plan: Plan, connections: int, until: float) -> tuple[Tally, Probed, list[Sample]]:
-    """Let all clients loose, look at the server meanwhile, and collect what they saw."""
+    """Run all clients, sample the server meanwhile, and collect their counts."""
     urgent, reply = next((case.urgent, case.reply) for case in plan.cases if case.urgent is not None)
     shares = [range(start, connections, PROCESSES) for start in range(PROCESSES)]
     extra = [range(start, start + BURST) for start in range(connections, connections + PROCESSES * BURST, BURST)]
@@ -137,7 +134,7 @@ async def _bursts(plan: Plan, owners: Sequence[int], tally: Tally) -> None:
 
 
 def _watch(server: Served, until: float) -> list[Sample]:
-    """Memory and open files of the server, twice a second."""
+    """Sample memory and open files of the server twice a second."""
     samples, began = [], time.monotonic()
     with tqdm(total=round(until - began), unit="s", desc="load", file=sys.stderr) as bar:
         while (now := time.monotonic()) < until:

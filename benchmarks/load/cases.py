@@ -1,25 +1,34 @@
-"""The requests of ``benchmarks.load``: every model, many sizes, every way in which tensors travel."""
+"""The requests of ``benchmarks.load``, with every model, size and encoding of tensors, and their shared memory."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import math
+import mmap
+import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
+from benchmarks.common.client import Payload, infer_head
 from yolo_assigner.serve.wire.dtypes import Array, wire_name
 
+ARTIFACTS = Path("out/load")  # where exported models are kept between runs
 NUM_CLASSES, REG_MAX, STRIDES = 80, 16, (8, 16, 32)
 NARROW = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 PACK = {"gzip": lambda raw: gzip.compress(raw, 1), "deflate": lambda raw: zlib.compress(raw, 1)}
 INPUTS = "inputs-{}"  # region of a case's inputs in shared memory
-# Region of a connection's outputs, as it stands in requests and replies; each connection writes its own number there.
+# Region of a connection's outputs in prepared requests and replies; each connection puts its own number there.
 OWNER = "outputs-000"
+STEM = OWNER.rstrip("0")
+DIRECTORY = Path("/dev/shm")  # noqa: S108 - where Linux keeps these objects
+PREFIX = f"yolo-assigner-load-{os.getpid()}-"
 
 
 class Size(NamedTuple):
@@ -32,14 +41,14 @@ class Size(NamedTuple):
 
 
 class Case(NamedTuple):
-    """One request that is sent again and again.
+    """One request that is sent many times.
 
     Attributes:
-        model: Its kind.
-        size: Of its inputs.
+        model: Name of the model.
+        size: Sizes of its inputs.
         form: How tensors travel: binary, json, fp16, bf16, gzip, deflate or shared.
-        outputs: By name; empty: those that come by default.
-        share: How often it is chosen, beside the others.
+        outputs: Names of the outputs to ask for; empty asks for the default ones.
+        share: Weight with which it is drawn.
     """
 
     model: str
@@ -50,7 +59,7 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        """For reports."""
+        """Name for reports."""
         images, slots, height, width = self.size
         return f"{self.model} {images}x{slots} {height}x{width} {self.form}"
 
@@ -58,7 +67,7 @@ class Case(NamedTuple):
 TINY, SMALL, ODD = Size(1, 0, 64, 64), Size(2, 7, 128, 128), Size(3, 30, 96, 160)
 NONE, MIDDLE, FULL = Size(4, 0, 320, 320), Size(8, 30, 160, 160), Size(16, 100, 64, 64)
 ONE, LARGE = Size(1, 100, 640, 640), Size(16, 100, 320, 320)
-# JSON is for people: seldom, and not large, since whoever reads it holds the interpreter, 8 ms for each MB.
+# JSON is rare and small: parsing it holds the interpreter for 8 ms per MB.
 TARGETS = ("target_labels", "fg_mask", "target_weights")
 CASES = (
     *(Case(model, TINY, "binary", share=3) for model in ("assigner", "loss", "loss_grad")),
@@ -79,27 +88,8 @@ CASES = (
 )
 
 
-class Payload(NamedTuple):
-    """A case as it goes out.
-
-    Attributes:
-        head: The request's line and headers.
-        body: Its parts.
-        shared: What lies in shared memory for it, by input.
-    """
-
-    head: bytes
-    body: tuple[bytes, ...]
-    shared: Mapping[str, Array]
-
-    @property
-    def size(self) -> int:
-        """Bytes of the body."""
-        return sum(map(len, self.body))
-
-
 def inputs_of(case: Case, seed: int) -> dict[str, Array]:
-    """Random inputs; predicted boxes of the assigner lie near the true ones, so that there are positive anchors."""
+    """Random inputs of a case. Predicted boxes of the assigner are large, so that some anchors become foreground."""
     random = np.random.default_rng(seed)
     images, slots, height, width = case.size
     grids = [(height // stride, width // stride) for stride in STRIDES]
@@ -131,10 +121,10 @@ def payload_of(case: Case, number: int, places: Mapping[str, int] | None = None,
     """The request of a case.
 
     Args:
-        case: Which.
-        number: Of the case; seeds its values and names its region of inputs in shared memory.
-        places: Bytes of each output that is to be written to shared memory.
-        timeout: Microseconds that it may wait for its model.
+        case: The case.
+        number: Number of the case; seeds its values and names its region of inputs in shared memory.
+        places: Bytes of each output that the server shall write to shared memory.
+        timeout: Microseconds that the request may wait for its model.
     """
     arrays = inputs_of(case, number)
     if case.form in NARROW:
@@ -157,13 +147,7 @@ def payload_of(case: Case, number: int, places: Mapping[str, int] | None = None,
     if case.form in PACK:
         body, encoding = (PACK[case.form](b"".join(body)),), f"content-encoding: {case.form}\r\n"
     length = f"inference-header-content-length: {len(text)}\r\n" if blobs else ""
-    return Payload(head_of(case.model, sum(map(len, body)), encoding + length), body, arrays if shared else {})
-
-
-def head_of(model: str, length: int, more: str = "") -> bytes:
-    """Line and headers of an infer request."""
-    line = f"POST /v2/models/{model}/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n"
-    return f"{line}{more}\r\n".encode()
+    return Payload(infer_head(case.model, sum(map(len, body)), encoding + length), body, arrays if shared else {})
 
 
 def _described(name: str, array: Array) -> dict[str, Any]:
@@ -177,13 +161,48 @@ def _carried(form: str, array: Array) -> dict[str, Any]:
 
 
 def place(rows: list[dict[str, Any]], sizes: Mapping[str, int], region: str) -> None:
-    """Say in inputs or outputs, which are in the order of the sizes, where in a region they lie."""
+    """Add to descriptions of inputs or outputs, in the order of the sizes, their places in a region."""
     for row, offset, size in zip(rows, offsets(sizes.values()), sizes.values(), strict=True):
         where = {"region": region, "byte_size": size, "offset": offset}
         row["parameters"] = {f"shared_memory_{key}": value for key, value in where.items()}
 
 
 def offsets(sizes: Iterable[int]) -> list[int]:
-    """Where tensors lie one after the other, each at a multiple of 64."""
+    """Offsets of tensors that lie one after the other, each at a multiple of 64."""
     ends = np.cumsum([0, *(math.ceil(size / 64) * 64 for size in sizes)])
     return [int(end) for end in ends[:-1]]
+
+
+def region_of(owner: int) -> str:
+    """Region of the outputs of a connection."""
+    return f"{STEM}{owner:0{len(OWNER) - len(STEM)}d}"
+
+
+@contextmanager
+def objects() -> Iterator[dict[str, mmap.mmap]]:
+    """Yield an empty dict of objects by region, to be filled by :func:`make`, and unlink the objects at the end."""
+    made: dict[str, mmap.mmap] = {}
+    try:
+        yield made
+    finally:
+        for name in made:
+            (DIRECTORY / f"{PREFIX}{name}").unlink()
+
+
+def make(name: str, size: int) -> mmap.mmap:
+    """Make an object that processes forked from this one share."""
+    with (DIRECTORY / f"{PREFIX}{name}").open("x+b") as file:
+        file.truncate(size)
+        return mmap.mmap(file.fileno(), size)
+
+
+def fill(memory: mmap.mmap, payload: Payload) -> None:
+    """Write the inputs of a request to their places."""
+    arrays = list(payload.shared.values())
+    for offset, array in zip(offsets(array.nbytes for array in arrays), arrays, strict=True):
+        np.ndarray(array.shape, array.dtype, memory, offset)[...] = array
+
+
+def written(memory: mmap.mmap, sizes: Sequence[int]) -> list[bytes]:
+    """Read the outputs that a reply wrote."""
+    return [memory[offset : offset + size] for offset, size in zip(offsets(sizes), sizes, strict=True)]

@@ -1,35 +1,36 @@
-"""One of the clients of ``benchmarks.load``: sends cases, hangs up, sets deadlines, and looks at every bit it gets."""
+"""Clients of ``benchmarks.load``: they send cases, hang up, set deadlines, and compare every bit of the answers."""
 
 from __future__ import annotations
 
 import asyncio
 import mmap
+import multiprocessing
 import random
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
 
-from benchmarks.load.cases import OWNER, Case, Payload, head_of
-from benchmarks.load.memory import region_of, written
+from benchmarks.common.client import Answer, Payload, Streams, exchange, infer_head
+from benchmarks.load.cases import OWNER, Case, region_of, written
 
-PIECE = 2**18  # bytes that are handed to a connection at once
 REPLY_SECONDS = 120.0
-REFUSED = (413, 503, 504)
-# How often a client does something else than sending a case and waiting.
+NICENESS = 10  # of processes of clients; in production clients have cores of their own
+FORK = multiprocessing.get_context("fork")  # the clients share the prepared requests and the memory of this process
+# Shares of requests that are not sent and waited for as usual.
 HANG_UP, DEADLINE, TOO_LARGE = 0.03, 0.05, 0.01
 
 
 class Prepared(NamedTuple):
-    """A case with the answer that the server gave to it alone.
+    """A case with the answer that the idle server gave to it.
 
     Attributes:
-        case: What is asked.
-        payload: The request.
-        urgent: The same with a deadline; None where it is not used so.
-        reply: The body of its reply.
-        outputs: What the reply leaves in shared memory, by output.
+        case: The case.
+        payload: Its request.
+        urgent: The request with a deadline, or None where it is not sent with one.
+        reply: Body of the reply.
+        outputs: Bytes that the reply leaves in shared memory, by output.
     """
 
     case: Case
@@ -40,17 +41,17 @@ class Prepared(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What all clients need to know.
+    """Instructions for all clients.
 
     Attributes:
-        port: Of the server.
-        cases: What can be asked.
-        limit: Bytes of the largest body.
+        port: Port of the server.
+        cases: Requests to draw from.
+        limit: Bytes of the largest allowed body.
         regions: Shared memory by region.
-        running: Whether clients go on.
-        plain: Clients do nothing but ask and wait, and no answer but a result is good.
-        resend: A request on a connection that was used before, and ends before the first byte of a reply, is sent once
-            more on a new one, as HTTP libraries do.
+        running: Tells whether clients go on.
+        plain: Clients only send and wait, and refusals count as wrong.
+        resend: A request on a reused connection that ends before the first byte of a reply is sent once more on a new
+            connection, as HTTP libraries do.
     """
 
     port: int
@@ -64,15 +65,15 @@ class Plan(NamedTuple):
 
 @dataclass
 class Tally:
-    """What clients saw.
+    """Counts of the clients.
 
     Attributes:
-        outcomes: How many requests ended how.
-        replies: Seconds from the headers sent to those of the reply, of results.
-        refusals: Status, and seconds from the headers sent to those of the reply.
-        wrong: Answers that are not those that were given alone.
-        lost: Requests without an answer.
-        resent: How many requests were sent twice.
+        outcomes: Number of requests by status, or by what the client did.
+        replies: Seconds from the request's headers to the reply's, of results.
+        refusals: Status and the same seconds, of refusals.
+        wrong: Descriptions of answers that differ from the expected ones.
+        lost: Descriptions of requests without an answer.
+        resent: Number of requests that were sent twice.
     """
 
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -83,7 +84,7 @@ class Tally:
     resent: int = 0
 
     def add(self, other: Tally) -> None:
-        """Count what others saw too."""
+        """Add the counts of another."""
         self.outcomes += other.outcomes
         self.replies += other.replies
         self.refusals += other.refusals
@@ -92,46 +93,34 @@ class Tally:
         self.resent += other.resent
 
 
-class Answer(NamedTuple):
-    """A reply.
-
-    Attributes:
-        status: Of HTTP.
-        body: All of it.
-        began: When its request was begun, by the monotonic clock that all processes have.
-        seconds: From then to the reply's headers.
-    """
-
-    status: int
-    body: bytes
-    began: float
-    seconds: float
-
-
 class Client:
-    """One connection, opened again where it ended.
+    """A client with one connection, which is opened again after it ended.
 
     Args:
-        plan: What to do.
-        owner: Number of the connection; its outputs in shared memory are in a region of this number.
-        tally: Where to count.
+        plan: Instructions.
+        owner: Number of the connection; its outputs in shared memory lie in a region of this number.
+        tally: Counts to add to.
     """
 
     def __init__(self, plan: Plan, owner: int, tally: Tally) -> None:
         self._plan, self._tally = plan, tally
         self._owner = region_of(owner)
         self._random = random.Random(owner)  # noqa: S311 - reproducible, not secret
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._streams: Streams | None = None
         self._shares = [prepared.case.share for prepared in plan.cases]
 
     async def run(self) -> None:
-        """Send one request after the other."""
+        """Send one request after the other until the plan ends."""
         while self._plan.running():
             await self.once(plain=self._plan.plain)
         self.close()
 
     async def once(self, *, plain: bool) -> None:
-        """One request: ordinary and waited for, or of any kind."""
+        """Send one request.
+
+        Args:
+            plain: Send and wait; otherwise the client may also hang up, set a deadline or send too much.
+        """
         prepared = self._random.choices(self._plan.cases, self._shares)[0]
         chance = 1.0 if plain else self._random.random()
         try:
@@ -157,10 +146,10 @@ class Client:
     async def _ask(self, prepared: Prepared) -> None:
         payload, memory = prepared.payload, None
         if prepared.outputs:
-            payload = payload._replace(body=(payload.body[0].replace(OWNER.encode(), self._owner.encode()),))
+            payload = payload._replace(body=(bytes(payload.body[0]).replace(OWNER.encode(), self._owner.encode()),))
             memory = self._plan.regions[self._owner]
             sizes = [len(output) for output in prepared.outputs.values()]
-            memory[: sum(sizes)] = b"\xaa" * sum(sizes)  # what stays so was not written
+            memory[: sum(sizes)] = b"\xaa" * sum(sizes)  # bytes that stay so were not written
         answer = await self._exchange(payload)
         if await self._judge(prepared, answer, () if self._plan.plain else (503,)) and memory is not None:
             for name, output in zip(prepared.outputs, written(memory, sizes), strict=True):
@@ -168,13 +157,13 @@ class Client:
                     self._tally.wrong.append(f"{prepared.case.name}: {name} in shared memory")
 
     async def _judge(self, prepared: Prepared, answer: Answer, allowed: Sequence[int]) -> bool:
-        """Count an answer; whether it is a result."""
+        """Count an answer, and tell whether it is a result."""
         self._tally.outcomes[str(answer.status)] += 1
         if answer.status == 200:
             self._tally.replies.append(answer.seconds)
         if answer.status in allowed:
             self._tally.refusals.append((answer.status, answer.seconds))
-            await asyncio.sleep(self._random.uniform(0.01, 0.1))  # then again, as it was told
+            await asyncio.sleep(self._random.uniform(0.01, 0.1))  # clients shall retry later
         elif answer.status != 200:
             self._tally.wrong.append(f"{prepared.case.name}: {answer.status} {answer.body[:200]!r}")
         elif (fault := self.fault(prepared, answer)) is not None:
@@ -182,14 +171,14 @@ class Client:
         return answer.status == 200
 
     def fault(self, prepared: Prepared, answer: Answer) -> str | None:
-        """What is wrong with a result; None: nothing."""
+        """Tell what is wrong with a result, or None."""
         same = answer.body.replace(self._owner.encode(), OWNER.encode()) == prepared.reply
         return None if same else "another result than alone"
 
     async def _too_large(self) -> None:
-        """The whole body goes out: the server has to read on after its reply, and the connection stays good."""
+        """Send a body over the limit: the server must refuse, read it all, and keep the connection usable."""
         size = self._plan.limit + 1
-        answer = await self._exchange(Payload(head_of("loss", size), (bytes(size),), {}))
+        answer = await self._exchange(Payload(infer_head("loss", size), (bytes(size),)))
         self._tally.outcomes[str(answer.status)] += 1
         if answer.status in (413, 503):
             self._tally.refusals.append((answer.status, answer.seconds))
@@ -197,7 +186,7 @@ class Client:
             self._tally.wrong.append(f"a body over the limit: {answer.status} {answer.body[:200]!r}")
 
     async def _hang_up(self, payload: Payload) -> None:
-        """Leave in the middle of the body, or after it and before the reply."""
+        """Hang up within the body, or after it and before the reply."""
         _, writer = await self._connected()
         left = int(payload.size * self._random.choice((self._random.random(), 1.0)))
         writer.write(payload.head)
@@ -210,7 +199,7 @@ class Client:
         self._streams = None
         self._tally.outcomes["hung up"] += 1
 
-    async def _connected(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _connected(self) -> Streams:
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", self._plan.port, limit=2**20)
         return self._streams
@@ -227,31 +216,25 @@ class Client:
         return await self._exchange_once(payload)
 
     async def _exchange_once(self, payload: Payload) -> Answer:
-        reader, writer = await self._connected()
-        began = time.perf_counter()
-        sending = asyncio.create_task(_send(writer, payload))
-        try:
-            head = (await reader.readuntil(b"\r\n\r\n")).lower()
-            seconds = time.perf_counter() - began
-            length = int(head.split(b"\r\ncontent-length:", 1)[1].split(b"\r\n", 1)[0])
-            body = await reader.readexactly(length)
-            await sending
-        finally:
-            sending.cancel()
-        if b"connection: close" in head:
+        answer = await exchange(await self._connected(), payload)
+        if answer.closes:
             self.close()
-        return Answer(int(head[9:12]), body, began, seconds)
+        return answer
 
 
 async def run_all(clients: Iterable[Client]) -> None:
-    """Run clients beside each other until their plan ends."""
+    """Run clients concurrently until their plan ends."""
     await asyncio.gather(*(client.run() for client in clients))
 
 
-async def _send(writer: asyncio.StreamWriter, payload: Payload) -> None:
-    writer.write(payload.head)
-    for part in payload.body:
-        view = memoryview(part)
-        for start in range(0, len(part), PIECE):
-            writer.write(view[start : start + PIECE])
-            await writer.drain()
+def fork(work: Callable[..., None], *values: Any) -> Connection:
+    """Start a process that ends by itself, and return the connection that receives what it sends.
+
+    Args:
+        work: Runs in the process; takes the values, and then the connection to send its result through.
+        values: First arguments of the function.
+    """
+    ours, theirs = FORK.Pipe(duplex=False)
+    FORK.Process(target=work, args=(*values, theirs), daemon=True).start()
+    theirs.close()  # otherwise a process that failed would be waited for without end
+    return ours

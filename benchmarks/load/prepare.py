@@ -1,4 +1,4 @@
-"""What the clients of ``benchmarks.load`` compare with: each request's answer alone, and that of ONNX Runtime."""
+"""Expected answers of ``benchmarks.load``: those of the idle server, checked with ONNX Runtime without a server."""
 
 from __future__ import annotations
 
@@ -8,24 +8,37 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
 from tqdm import tqdm
 
-from benchmarks import wire_client
-from benchmarks.load.cases import INPUTS, NARROW, OWNER, Case, Payload, inputs_of, offsets, payload_of
+from benchmarks.common.client import Payload, connected, register, send
+from benchmarks.load.cases import (
+    INPUTS,
+    NARROW,
+    OWNER,
+    PREFIX,
+    Case,
+    fill,
+    inputs_of,
+    make,
+    offsets,
+    payload_of,
+    region_of,
+    written,
+)
 from benchmarks.load.client import Prepared
-from benchmarks.load.memory import PREFIX, fill, make, region_of, written
 from benchmarks.load.probe import URGENT
+from tests.serve.hostile.wire import Wire
 from yolo_assigner.serve.wire.dtypes import NUMPY_TYPES, Array
 
-URGENT_BYTES = 2**20  # of the largest request that is also sent with a deadline
+URGENT_BYTES = 2**20  # largest request that is also sent with a deadline
 
 
 class _Output(NamedTuple):
-    """One output of a reply."""
+    """One output of a reply, as an array and as the bytes of its values."""
 
     array: Array
     raw: bytes
@@ -35,24 +48,24 @@ def prepare(port: int, cases: Sequence[Case], memory: dict[str, mmap.mmap]) -> l
     """Send each case alone and keep its answer.
 
     Args:
-        port: Of a server that has nothing else to do.
-        cases: What is asked.
-        memory: Where to put the objects of shared memory that are made for it.
+        port: Port of a server without other requests.
+        cases: The cases.
+        memory: Objects of shared memory by region; those made here are added.
     """
     shown = tqdm(cases, desc="answers alone", file=sys.stderr)
-    with closing(wire_client.Connection(port, 0)) as connection:
-        return [_prepare(connection, number, case, memory) for number, case in enumerate(shown)]
+    with closing(connected(port)) as wire:
+        return [_prepare(wire, number, case, memory) for number, case in enumerate(shown)]
 
 
-def _prepare(connection: wire_client.Connection, number: int, case: Case, memory: dict[str, mmap.mmap]) -> Prepared:
+def _prepare(wire: Wire, number: int, case: Case, memory: dict[str, mmap.mmap]) -> Prepared:
     payload = payload_of(case, number)
     if payload.shared:
         name = INPUTS.format(number)
         sizes = [array.nbytes for array in payload.shared.values()]
         memory[name] = make(name, offsets([*sizes, 0])[-1])
         fill(memory[name], payload)
-        _register(connection, name, memory[name])
-    reply = _alone(connection, payload)
+        _register(wire, name, memory[name])
+    reply = send(wire, payload)
     if payload.shared:
         outputs = {name: output.raw for name, output in outputs_of(reply).items()}
         places = {name: len(raw) for name, raw in outputs.items()}
@@ -67,31 +80,29 @@ def _may_be_urgent(case: Case, payload: Payload) -> bool:
 
 
 def regions_for(owners: int, cases: list[Prepared], port: int, memory: dict[str, mmap.mmap]) -> None:
-    """Give every connection a place for outputs, and keep the replies of requests that write there."""
+    """Register a region of outputs for every connection, and keep the replies of requests that write there."""
     largest = max(sum(len(raw) + 64 for raw in prepared.outputs.values()) for prepared in cases)
-    with closing(wire_client.Connection(port, 0)) as connection:
+    with closing(connected(port)) as wire:
         for owner in range(owners):
             name = region_of(owner)
             memory[name] = make(name, largest)
-            _register(connection, name, memory[name])
+            _register(wire, name, memory[name])
         for number, prepared in enumerate(cases):
             if prepared.outputs:
-                cases[number] = prepared._replace(reply=_alone(connection, prepared.payload))
+                cases[number] = prepared._replace(reply=send(wire, prepared.payload))
                 if (wrong := _differs(prepared, memory)) is not None:
                     raise RuntimeError(f"{prepared.case.name}: {wrong} in shared memory is not what the socket gives")
 
 
 def check_again(port: int, cases: Sequence[Prepared], memory: Mapping[str, mmap.mmap]) -> list[str]:
-    """Send each case alone once more; what differs."""
-    with closing(wire_client.Connection(port, 0)) as connection:
-        same = {
-            one.case.name: _alone(connection, one.payload) == one.reply and not _differs(one, memory) for one in cases
-        }
+    """Send each case once more to the idle server, and describe what differs."""
+    with closing(connected(port)) as wire:
+        same = {one.case.name: send(wire, one.payload) == one.reply and not _differs(one, memory) for one in cases}
     return [f"{name}: another result after the load" for name, equal in same.items() if not equal]
 
 
 def check_direct(folder: Path, cases: Sequence[Prepared]) -> list[str]:
-    """Compare the answers with those of the files in ONNX Runtime without a server; what differs."""
+    """Compare the answers with those of ONNX Runtime without a server, and describe what differs."""
     sessions = {
         model: onnxruntime.InferenceSession(folder / f"{model}.onnx", providers=["CPUExecutionProvider"])
         for model in {prepared.case.model for prepared in cases}
@@ -120,7 +131,7 @@ def _widened(case: Case, arrays: dict[str, Array]) -> dict[str, Array]:
 
 
 def outputs_of(reply: bytes) -> dict[str, _Output]:
-    """The outputs that travelled in a reply."""
+    """Decode the outputs in a reply by name; those in shared memory are left out."""
     document, end = json.JSONDecoder().raw_decode(reply.decode("latin-1"))
     outputs = {}
     for row in document["outputs"]:
@@ -137,19 +148,11 @@ def outputs_of(reply: bytes) -> dict[str, _Output]:
 
 
 def _differs(prepared: Prepared, memory: Mapping[str, mmap.mmap]) -> str | None:
-    """The first output whose bytes in shared memory are not those that were expected."""
+    """Name the first output whose bytes in shared memory are not the expected ones, or None."""
     values = written(memory[OWNER], [len(raw) for raw in prepared.outputs.values()])
     wrong = (name for (name, raw), value in zip(prepared.outputs.items(), values, strict=True) if raw != value)
     return next(wrong, None)
 
 
-def _alone(connection: wire_client.Connection, payload: Payload) -> bytes:
-    return connection.send(wire_client.Payload(payload.head, [memoryview(part) for part in payload.body]))
-
-
-def _register(connection: wire_client.Connection, name: str, memory: mmap.mmap) -> None:
-    document: dict[str, Any] = {"key": f"/{PREFIX}{name}", "byte_size": len(memory)}
-    text = json.dumps(document).encode()
-    head = f"POST /v2/systemsharedmemory/region/{name}/register HTTP/1.1\r\nhost: localhost\r\n"
-    head += f"content-length: {len(text)}\r\n\r\n"
-    connection.send(wire_client.Payload(head.encode(), [memoryview(text)]))
+def _register(wire: Wire, name: str, memory: mmap.mmap) -> None:
+    register(wire, name, f"/{PREFIX}{name}", len(memory))

@@ -1,4 +1,4 @@
-"""How fast a loaded server says no: one connection at a time, from a process that does nothing else."""
+"""How fast a loaded server refuses: one connection at a time, from a process that does nothing else."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import time
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
-from benchmarks.load.cases import Payload, head_of
+from benchmarks.common.client import Payload, infer_head
 from benchmarks.load.client import Plan
 
 PAUSE_SECONDS = 0.02
-WAITS = "expect: 100-continue\r\n"  # the client sends its body only when it is told to
+EXPECT = "expect: 100-continue\r\n"  # the client waits for permission to send the body
 URGENT = 5_000  # microseconds
 
 
 @dataclass
 class Probed:
-    """What was seen.
+    """Times of refusals.
 
     Attributes:
-        seconds: By status: from the headers sent to those of the reply. Of 504: from the deadline on.
-        admitted: Requests that were let in instead, and hung up then.
-        wrong: Answers that nobody should get.
-        floor: Seconds that the same takes with a process that does nothing else, on the same busy machine.
+        seconds: Seconds from the request's headers to the reply's, by status; for 504 from the deadline on.
+        admitted: Number of requests that were admitted instead, and hung up then.
+        wrong: Descriptions of unexpected answers.
+        floor: The same seconds with a process that only refuses, on the same busy machine.
     """
 
     seconds: dict[int, list[float]] = field(default_factory=lambda: {413: [], 503: [], 504: []})
@@ -33,28 +33,28 @@ class Probed:
 
 
 def probe(plan: Plan, urgent: Payload, expected: bytes, floor: int, results: Connection) -> None:
-    """Ask for refusals until the time is over, and send what was seen.
+    """Provoke refusals until the plan ends, and send what was measured.
 
     Args:
-        plan: What all clients know.
+        plan: Instructions.
         urgent: A small request with a deadline of ``URGENT``.
-        expected: The body of its reply where it is in time.
+        expected: Body of its reply when it is answered in time.
         floor: Port of :func:`refuse_all`.
-        results: Where to send it.
+        results: Connection that the :class:`Probed` is sent through.
     """
     seen = Probed()
     while plan.running():
-        # Too large for any server; as large as any, so that it is refused where bytes or places are short; too late.
-        _ask(plan.port, head_of("loss", plan.limit + 1, WAITS), b"", seen)
-        _ask(plan.port, head_of("loss", plan.limit, WAITS), b"", seen)
+        # Over the limit (413); at the limit, refused where bytes or places are short (503); past its deadline (504).
+        _ask(plan.port, infer_head("loss", plan.limit + 1, EXPECT), b"", seen)
+        _ask(plan.port, infer_head("loss", plan.limit, EXPECT), b"", seen)
         _ask(plan.port, urgent.head, b"".join(urgent.body), seen, expected)
-        seen.floor.append(_exchange(floor, head_of("loss", plan.limit, WAITS))[1])
+        seen.floor.append(_exchange(floor, infer_head("loss", plan.limit, EXPECT))[1])
         time.sleep(PAUSE_SECONDS)
     results.send(seen)
 
 
 def refuse_all(listener: socket.socket) -> None:
-    """Answer everybody at once, for ever: how fast anybody could be on this machine."""
+    """Refuse every connection at once, for ever: the least time that a refusal takes on this machine."""
     while True:
         connection, _ = listener.accept()
         with connection:
@@ -76,7 +76,7 @@ def _ask(port: int, head: bytes, body: bytes, seen: Probed, expected: bytes = b"
 
 
 def _exchange(port: int, request: bytes, expected: bytes = b"") -> tuple[bytes, float]:
-    """The beginning of a reply, all of it where it may be a result, and the seconds until it began."""
+    """Read the beginning of a reply, or all of it where it may be a result, and the seconds until it began."""
     with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What ``benchmarks.load`` found, beside what was wanted."""
+"""The results of ``benchmarks.load``, and its goals."""
 
 from __future__ import annotations
 
@@ -7,16 +7,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.common.report import Goal, goals_table, table
 from benchmarks.load.client import Tally
 from benchmarks.load.probe import Probed
 
 REFUSAL_MS = 50.0
-WARM_UP = 1 / 3  # of the time, after which memory is to stay as it is
+WARM_UP = 1 / 3  # share of the time after which memory must not grow
 MOST_SHOWN = 20
 
 
 class Sample(NamedTuple):
-    """Of the server: seconds since the load began, MiB resident, files and sockets open, those of shared segments."""
+    """One look at the server.
+
+    Attributes:
+        seconds: Time since the load began.
+        memory: Resident MiB.
+        descriptors: Open files and sockets.
+        segments: Descriptors of shared segments.
+    """
 
     seconds: float
     memory: float
@@ -25,36 +33,23 @@ class Sample(NamedTuple):
 
 
 class Most(NamedTuple):
-    """Files and sockets, and descriptors of segments, that there may be under load."""
+    """Limits under load of files and sockets, and of descriptors of segments."""
 
     descriptors: int
     segments: int
 
 
-class Goal(NamedTuple):
-    """A figure and the most that it may be."""
-
-    what: str
-    reached: float
-    most: float
-
-    @property
-    def met(self) -> bool:
-        """Whether it is."""
-        return self.reached <= self.most
-
-
 def report(
     tally: Tally, probed: Probed, samples: Sequence[Sample], descriptors: int, most: Most
 ) -> tuple[dict[str, Any], bool]:
-    """Print a table.
+    """Evaluate the results and print the tables.
 
     Args:
-        tally: Of all clients.
-        probed: By the process that only measures refusals.
-        samples: Of the server under load.
-        descriptors: More of them after the load than before it.
-        most: That there may be under load.
+        tally: Counts of all clients.
+        probed: Times of refusals.
+        samples: The server under load.
+        descriptors: Difference of open files and sockets after and before the load.
+        most: Limits under load.
 
     Returns:
         All results, and whether every goal was met.
@@ -75,7 +70,7 @@ def report(
     results = {
         "seconds": samples[-1].seconds,
         "answers": dict(sorted(tally.outcomes.items())),
-        "goals": [goal._asdict() | {"met": goal.met} for goal in goals],
+        "goals": [{"what": g.what, "reached": g.reached, "most": g.limit, "met": g.met} for g in goals],
         "refusals_ms": {str(status): row for status, row in refusals.items()},
         "floor_ms": milliseconds(probed.floor),
         "refusals_ms_at_busy_clients": {str(status): row for status, row in seen.items()},
@@ -88,7 +83,7 @@ def report(
 
 
 def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
-    """How they are spread."""
+    """Count, percentiles, maximum and number over the limit of times."""
     if not seconds:
         return {"count": 0}
     values = 1000 * np.array(seconds)
@@ -103,7 +98,7 @@ def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def memory_of(samples: Sequence[Sample]) -> dict[str, float]:
-    """Peak, and what becomes of it after the warm-up."""
+    """Memory at the beginning, its peak, and its growth after the warm-up."""
     end = samples[-1].seconds
     warm = [sample for sample in samples if sample.seconds >= WARM_UP * end]
     middle = [sample.memory for sample in warm if sample.seconds < 2 * WARM_UP * end]
@@ -121,18 +116,14 @@ def _show(results: dict[str, Any], goals: Sequence[Goal]) -> None:
     print("\nanswers by status: " + ", ".join(f"{count} {what}" for what, count in results["answers"].items()))
     memory = results["memory_mib"]
     print(f"memory: {memory['peak']:.0f} MiB at most, {memory['slope_per_minute']:+.1f} MiB a minute after the warm-up")
-    print("\n| refusals, ms | count | p50 | p99 | max | over 50 |\n| --- | --- | --- | --- | --- | --- |")
-    for key, where in (("refusals_ms", ""), ("refusals_ms_at_busy_clients", " at busy clients")):
-        for status, row in results[key].items():
-            if row["count"]:
-                print(f"| {status}{where} | " + " | ".join(f"{value:g}" for value in row.values()) + " |")
-    print(
-        "| any reply, of a process that does nothing else | "
-        + " | ".join(map("{:g}".format, results["floor_ms"].values()))
-        + " |"
-    )
-    print("\n| what | wanted | reached | met |\n| --- | --- | --- | --- |")
-    for goal in goals:
-        print(f"| {goal.what} | <= {goal.most:g} | {goal.reached:g} | {'yes' if goal.met else 'NO'} |")
+    rows = [
+        (f"{status}{where}", *(f"{value:g}" for value in row.values()))
+        for key, where in (("refusals_ms", ""), ("refusals_ms_at_busy_clients", " at busy clients"))
+        for status, row in results[key].items()
+        if row["count"]
+    ]
+    rows.append(("any reply, of a process that does nothing else", *map("{:g}".format, results["floor_ms"].values())))
+    print("\n" + table(("refusals, ms", "count", "p50", "p99", "max", "over 50"), rows))
+    print("\n" + goals_table(goals, "g"))
     for text in (*results["wrong"], *results["lost"]):
         print(text)

@@ -1,1 +1,1 @@
-"""The benchmarks: what of them can be tested without measuring."""
+"""Tests of the benchmarks that measure nothing."""

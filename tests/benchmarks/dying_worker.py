@@ -1,4 +1,4 @@
-"""A worker that dies in part b and, with ``--hang``, hangs in part c: what ``supervise`` has to get over.
+"""A worker for tests of ``supervise`` that dies in part b and, with ``--hang``, hangs in part c.
 
 With ``--contenders`` each part has two, and the second one of part b kills the process.
 """
@@ -12,14 +12,13 @@ import time
 from functools import partial
 from pathlib import Path
 
-from benchmarks.gpu.progress import Kept
-from benchmarks.gpu.store import FAILED, Store
+from benchmarks.gpu.store import FAILED, Kept, Store
 
 KEY = {"code": "1"}
 
 
 def contenders(store: Store, part: str) -> list[str]:
-    """Of a part, or why one is left out."""
+    """Entries of a part's contenders, or the reason why one is left out."""
 
     def run(name: str) -> str:
         if (part, name) == ("b", "y"):

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.gpu`` on a CPU: the code that measures a GPU, small."""
+"""``python -m benchmarks.gpu`` on a CPU with small sizes."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.contenders import Setting
-from benchmarks.gpu import known_cases
 from benchmarks.gpu.__main__ import main
-from benchmarks.gpu.clock import QUICK, measure
-from benchmarks.gpu.correctness import compare
+from benchmarks.gpu.clock import QUICK, MissingError, measure
+from benchmarks.gpu.contenders import ours
+from benchmarks.gpu.correctness import compare, oracle_checks
 from benchmarks.gpu.inputs import input_sets, make_inputs
 from benchmarks.gpu.models import find_engine, find_model
-from benchmarks.gpu.ours import MissingError, ours
 from benchmarks.gpu.runtimes import bound, feed, load_engine, onnx_runtime
 from yolo_assigner.export.contract import ContractError
 from yolo_assigner.export.to_tensorrt.contract import EngineContract
@@ -37,13 +36,13 @@ pytestmark = pytest.mark.usefixtures("preset_of_the_fixtures", "one_thread")
 
 @pytest.fixture
 def preset_of_the_fixtures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The exported models of the tests have another one than those that are measured."""
+    """Use the preset of the tests' exported models in place of the benchmark's."""
     monkeypatch.setattr("benchmarks.contenders.PRESET", "yolov8")
 
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Small operations on several threads take as long as the slowest of these."""
+    """Use one thread: small operations on several threads take as long as the slowest thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -75,10 +74,10 @@ def test_a_wrong_result_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = {"loss": torch.tensor(2.0), "gradient": torch.tensor([3.0, 4.0])}
     for got in ({"gradient": torch.tensor([3.0, 4.1])}, {"loss": torch.tensor(2.1)}, {"loss": torch.tensor(torch.nan)}):
         assert [check["ok"] for check in compare("it", {**wanted, **got}, wanted)].count(False) == 1
-    right = known_cases.oracle_checks(HOST)
+    right = oracle_checks(HOST)
     assert all(check["ok"] for check in right)
     monkeypatch.setattr("yolo_loss.assignment.dense.ciou_of_measured", lambda one, other: one.x1 - other.x1)
-    assert not all(check["ok"] for check in known_cases.oracle_checks(HOST))
+    assert not all(check["ok"] for check in oracle_checks(HOST))
 
 
 def test_sets_take_turns() -> None:
@@ -131,7 +130,7 @@ def test_what_the_oracle_breaks_on_has_a_reason(monkeypatch: pytest.MonkeyPatch)
         raise RuntimeError("out of registers\nand more")
 
     monkeypatch.setattr("yolo_loss.assignment.dense.ciou_of_measured", broken)
-    checks = known_cases.oracle_checks(HOST)
+    checks = oracle_checks(HOST)
     assert {"what": "oracle, 2 x 5, dense", "reason": "RuntimeError: out of registers", "ok": False} in checks
     assert any(check["ok"] for check in checks if "sparse" in check["what"])
 
@@ -146,7 +145,7 @@ def test_few_positives_may_differ_in_one_choice() -> None:
 
 
 class Logger:
-    """As TensorRT's."""
+    """Stands for TensorRT's logger."""
 
     ERROR = 1
 
@@ -155,7 +154,7 @@ class Logger:
 
 
 def test_an_engine_that_does_not_load_is_missing_and_not_wrong(tmp_path: Path) -> None:
-    """The library is replaced, because TensorRT's imports only beside a GPU's driver."""
+    """The library is replaced, because TensorRT can only be imported where a GPU's driver is installed."""
     file = tmp_path / "loss.engine"
     file.write_bytes(b"for another GPU")
     reader = SimpleNamespace(deserialize_cuda_engine=lambda _data: None)  # it prints why
@@ -180,13 +179,13 @@ def test_engines_are_not_built_while_it_measures(dense_dir: Path) -> None:
 NEEDED_NOT = ("onnx", "onnxruntime", "onnxscript", "onnx_ir", "ml_dtypes", "safetensors", "tqdm", "PIL", "ultralytics")
 BARE = f"""
 import sys
-sys.modules.update(dict.fromkeys({NEEDED_NOT}))  # None: as if it were not there
+sys.modules.update(dict.fromkeys({NEEDED_NOT}))  # None makes an import fail
 import torch
 from benchmarks.contenders import Setting
-from benchmarks.gpu import __main__, known_cases
-from benchmarks.gpu.correctness import contender_checks
+from benchmarks.gpu import __main__
+from benchmarks.gpu.correctness import contender_checks, sample_checks
 device = torch.device("cpu")
-known_cases.sample_checks(device)
+sample_checks(device)
 for check in contender_checks(Setting("loss", 1, 2, 32, 3), "fp32", device, (), compiling=False):
     print(check["what"], check.get("reason", "compared"))
 """
@@ -204,7 +203,7 @@ def test_models_that_are_not_there(tmp_path: Path) -> None:
 
 
 class ContextOnHost:
-    """What TensorRT's execution context does, by ONNX Runtime: reads and writes at the addresses that it was given."""
+    """TensorRT's execution context on the CPU: ONNX Runtime reads and writes at the addresses that it is given."""
 
     def __init__(self, path: Path, engine: EngineContract) -> None:
         self.active_optimization_profile = 0
@@ -215,22 +214,22 @@ class ContextOnHost:
         self._addresses: dict[str, int] = {}
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        """As TensorRT's."""
+        """Keep the shape of an input."""
         self._shapes[name] = shape
         return True
 
     def set_tensor_address(self, name: str, address: int) -> bool:
-        """As TensorRT's."""
+        """Keep the address of an input or output."""
         self._addresses[name] = address
         return True
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        """Of an output; TensorRT's follows from the inputs' shapes, too."""
+        """Shape of an output, which follows from the inputs' shapes as in TensorRT."""
         shape: tuple[int, ...] = self._results()[name].shape
         return shape
 
     def execute_async_v3(self, _stream: int) -> bool:
-        """As TensorRT's."""
+        """Read the inputs, compute, write the outputs."""
         for name, values in self._results().items():
             self._at(name, values.shape)[...] = values
         return True
@@ -246,7 +245,7 @@ class ContextOnHost:
 
 
 def test_an_engine_is_given_the_addresses_of_its_tensors(dense_dir: Path) -> None:
-    """The binding of tensors, against a context that really reads and writes there; TensorRT's own needs a GPU."""
+    """Bind tensors to a context that reads and writes at their addresses; TensorRT's own context needs a GPU."""
     path, contract = find_model([dense_dir], "loss_grad", "dense", "fp32", 3)
     sets = input_sets(SMALL, "fp32", HOST, 2)
     profile = {axis: (1, 4, 64) for spec in contract.inputs for axis in spec.axes if isinstance(axis, str)}

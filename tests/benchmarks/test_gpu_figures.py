@@ -1,4 +1,4 @@
-"""The floor, the goals and the table: figures from figures."""
+"""Floors, goals and tables of the GPU benchmark, from given figures."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from benchmarks.contenders import Setting
+from benchmarks.gpu.contenders import left_out
 from benchmarks.gpu.floor import Needed, anchors_of, bytes_of, floor_ms, needed_bytes, needed_of
 from benchmarks.gpu.goals import GOALS, outcome, right_contenders
+from benchmarks.gpu.report import report
 from benchmarks.gpu.store import Store
-from benchmarks.gpu.table import report
-from benchmarks.gpu.times import left_out
 from yolo_loss import GroundTruth
 
 KEY = {"code": "1"}
@@ -40,7 +40,7 @@ def test_bytes_of_the_loss() -> None:
 
 def test_the_stricter_floor() -> None:
     setting = Setting("assigner", 1, 3, image=64, classes=3)
-    # Two boxes around the first point of stride 8, at (4, 4), of one class and of another; a third one is no box.
+    # Two boxes of two classes around the first point of stride 8, at (4, 4); the third box is padding.
     boxes = torch.tensor([[[0.0, 0.0, 6.0, 6.0], [0.0, 0.0, 6.0, 7.0], [0.0, 0.0, 64.0, 64.0]]])
     truth = GroundTruth(torch.tensor([[[0], [2], [1]]]), boxes, torch.tensor([[[1.0], [1.0], [0.0]]]))
     needed = needed_of(setting, truth)

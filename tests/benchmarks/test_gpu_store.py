@@ -1,4 +1,4 @@
-"""Parts of a benchmark are kept one by one, whatever happens to the rest."""
+"""Results of the GPU benchmark are kept part by part, whatever happens to the other parts."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu.progress import Kept
-from benchmarks.gpu.run_parts import run_parts
-from benchmarks.gpu.store import DONE, FAILED, Store
-from benchmarks.gpu.supervise import supervise
+from benchmarks.gpu.runner import run_parts, supervise
+from benchmarks.gpu.store import DONE, FAILED, Kept, Store
 from tests.benchmarks.dying_worker import KEY
 
 

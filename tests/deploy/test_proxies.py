@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 import pytest
 
-from benchmarks.hostile.wire import Wire
 from benchmarks.load.cases import SMALL, TINY, Case
-from benchmarks.proxies import DEPLOY, Proxy, proxy
+from benchmarks.proxy import DEPLOY, Proxy, proxy
 from benchmarks.rolling_restart import roll
-from benchmarks.served import Served, serving
 from tests.serve.conftest import binary_rows, loss_inputs
+from tests.serve.hostile.wire import Wire
+from tests.served import Served, serving
 from yolo_assigner.serve.cli import KEEP_ALIVE_SECONDS
 from yolo_assigner.serve.settings import Settings
 

@@ -13,8 +13,8 @@ import torch
 
 from benchmarks.contenders import Setting
 from benchmarks.gpu.clock import peak_mib
+from benchmarks.gpu.contenders import criterion_of, ours
 from benchmarks.gpu.inputs import input_sets, make_inputs
-from benchmarks.gpu.ours import criterion_of, ours
 from tests.gpu.conftest import needs_gpu
 from yolo_assigner.export.contract import ContractError, load_contract
 from yolo_assigner.export.samples import Case, pyramid, sample_assigner_inputs

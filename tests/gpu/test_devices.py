@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from benchmarks.contenders import Setting
-from benchmarks.gpu.correctness import contender_checks
+from benchmarks.gpu.contenders import ours
+from benchmarks.gpu.correctness import contender_checks, formulations, oracle_checks, sample_checks
 from benchmarks.gpu.inputs import input_sets
-from benchmarks.gpu.known_cases import formulations, oracle_checks, sample_checks
-from benchmarks.gpu.ours import ours
 from benchmarks.gpu.waiting import may_wait, waiting_checks
 from yolo_loss import DetectionLoss, GroundTruth, TaskAlignedAssigner
 from yolo_loss.assignment import dense

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from benchmarks.control_group import memory_group
+from tests.control_group import memory_group
 from tests.serve.callers import LIBRARIES, Caller, calling
 from yolo_assigner.serve.wire.dtypes import Array, wire_name
 

@@ -19,10 +19,9 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from benchmarks.hostile.requests import Request
-from benchmarks.hostile.targets import good_requests
-from benchmarks.hostile.wire import NoReplyError, Wire
 from tests.serve.conftest import ROOT, Live, start, stop
+from tests.serve.hostile.requests import Request, good_requests
+from tests.serve.hostile.wire import NoReplyError, Wire
 from yolo_assigner.serve.http.admission import Admission, AdmissionGate
 from yolo_assigner.serve.http.connection import protocol
 from yolo_assigner.serve.http.limits import MAX_BUFFERED_BYTES, ConnectionLimits

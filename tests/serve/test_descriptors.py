@@ -14,10 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.hostile.requests import Request
-from benchmarks.hostile.targets import good_requests
-from benchmarks.hostile.wire import Wire
 from tests.serve.conftest import Live, assigner_inputs, binary_rows, start, stop, worker_of
+from tests.serve.hostile.requests import Request, good_requests
+from tests.serve.hostile.wire import Wire
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits are set from outside the process")
 GOOD: Request = good_requests()[0]

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.control_group import inside
 from tests.conftest import KINDS
+from tests.control_group import inside
 from tests.serve.conftest import ROOT, Live, Reply, binary_rows, loss_inputs, start, stop, worker_of
 from yolo_assigner.serve.settings import PARTS, Settings, describe, read_settings
 from yolo_assigner.serve.system import Memory, memory_limit

@@ -1,1 +1,1 @@
-"""What nobody with good intentions sends."""
+"""Hostile requests: their generator, the judge of answers, slow callers, and the tests that use them."""

@@ -1,4 +1,4 @@
-"""A server that has little patience and little room, and what knows the right answers."""
+"""A server with small limits and short timeouts, and the judge of its answers."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.hostile.judge import Judge
 from tests.serve.conftest import Live, start, stop
+from tests.serve.hostile.judge import Judge
 
 PLACES, PATIENCE = 4, 0.5
 MIB = 2**20
@@ -22,7 +22,7 @@ def judge(artifacts_dir: Path) -> Judge:
 
 @pytest.fixture(scope="package")
 def strict(artifacts_dir: Path) -> Iterator[Live]:
-    """Whatever was sent to it, it ends as it should."""
+    """A server with small limits, which must still stop with exit code 0."""
     limits = {"json-bytes": JSON_LIMIT, "work-bytes": WORK_LIMIT, "request-bytes": 4 * MIB, "requests": PLACES}
     words = [word for name, value in limits.items() for word in (f"--max-{name}", str(value))]
     server = start("--artifacts", artifacts_dir, "--client-timeout", str(PATIENCE), *words)

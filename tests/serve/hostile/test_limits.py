@@ -1,4 +1,4 @@
-"""Requests that are cheap to send and would be dear to read, and bodies that are not what they say."""
+"""Requests that are cheap to send and expensive to parse, and bodies that contradict their headers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from yolo_assigner.serve.wire.json import MAX_LISTS, MAX_STRINGS
 
 INFER = "/v2/models/loss/infer"
 MIB = 2**20
-# What numbers, lists, objects and names cost more to read than to send.
+# JSON whose parsing costs far more than its bytes.
 PARTS: dict[str, bytes] = {
     "lists": b"[],",
     "objects": b"{},",
@@ -90,7 +90,7 @@ def test_tensors_without_values_that_say_they_are_long(live: Live, images: int) 
 
 
 def test_points_that_lie_nowhere(live: Live) -> None:
-    """Engines would compute an index of them."""
+    """Runners would compute an index from them."""
     for value in (np.nan, np.inf, 3e38):
         arrays = assigner_inputs()
         arrays["anc_points"][3, 1] = value
@@ -127,7 +127,7 @@ async def read(reader: BodyReader, length: int, *parts: bytes) -> bytes:
 
 
 def test_no_request_sees_bytes_of_another() -> None:
-    """The memory that a body is read into still has what was there before."""
+    """The buffer that a body is read into still holds the bytes of an earlier request."""
     reader = BodyReader(1000)
     assert asyncio.run(read(reader, 12, b"secret", b"secret")) == b"secret" * 2
     for parts in ((b"",), (b"secre",), (b"abc", b"abcdefghijk")):

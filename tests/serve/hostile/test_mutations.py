@@ -1,4 +1,4 @@
-"""Mutated requests: a refusal or the right answer, and always the right answer for the next caller.
+"""Mutated requests: a refusal or the right answer, and the right answer for the next caller.
 
 ``python -m benchmarks.hostile`` sends tens of thousands of the same kinds.
 """
@@ -12,14 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import randoms
 
-from benchmarks.hostile.attack import carry_out
-from benchmarks.hostile.cases import KINDS
-from benchmarks.hostile.framing import ATTACKS
-from benchmarks.hostile.judge import Judge
-from benchmarks.hostile.requests import Request, good
-from benchmarks.hostile.slow import ask
-from benchmarks.hostile.targets import good_requests
 from tests.serve.conftest import Live
+from tests.serve.hostile.framing import ATTACKS, carry_out
+from tests.serve.hostile.judge import Judge
+from tests.serve.hostile.mutations import KINDS
+from tests.serve.hostile.requests import Request, ask, good, good_requests
 
 FEW = settings(max_examples=25, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
 VERY_FEW = settings(FEW, max_examples=6)

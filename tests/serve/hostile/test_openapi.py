@@ -1,4 +1,4 @@
-"""The OpenAPI document against the real server: whatever fits it or does not, the answer is one that it announces."""
+"""The OpenAPI document against a real server: every answer, to valid and invalid requests, is one that it describes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Case = schemathesis.Case[Any]
 Operation = schemathesis.APIOperation[Any, Any, Any, Any]
 EXAMPLES = 12
 HEALTH = list(HealthCheck)
-CHECKS = [  # 500 is announced too, but never to come; see below
+CHECKS = [  # the document describes 500 too; the test below forbids it
     checks.status_code_conformance,
     checks.content_type_conformance,
     checks.response_headers_conformance,
@@ -52,7 +52,7 @@ def test_the_document_is_true(document: schemathesis.BaseSchema, route: str) -> 
 
 
 def strategy_of(operation: Operation) -> SearchStrategy[Case]:
-    """Requests that fit the document, also with the name of a model that is there, and some that do not fit."""
+    """Requests that match the document, some with the name of a loaded model, and requests that do not match."""
     good = operation.as_strategy(generation_mode=GenerationMode.POSITIVE)
     if not (operation.path_parameters or operation.body):
         return good

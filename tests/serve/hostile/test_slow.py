@@ -1,4 +1,4 @@
-"""Callers that hardly do anything hold neither places nor connections for long, nor does a log that nobody reads."""
+"""Slow callers hold neither places nor connections for long, and a log that is not read does not stop the server."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.hostile.judge import Judge
-from benchmarks.hostile.slow import (
+from tests.serve.conftest import Live
+from tests.serve.hostile.conftest import PATIENCE, PLACES
+from tests.serve.hostile.judge import Judge
+from tests.serve.hostile.requests import good_requests, large_reply
+from tests.serve.hostile.slow_callers import (
     Slow,
     dripping_bodies,
     sent_ahead,
@@ -17,11 +20,8 @@ from benchmarks.hostile.slow import (
     slow_heads,
     slow_readers,
 )
-from benchmarks.hostile.surroundings import SHORT, Short, short_memory, unread_log
-from benchmarks.hostile.targets import good_requests, large_reply
-from benchmarks.hostile.wire import Wire
-from tests.serve.conftest import Live
-from tests.serve.hostile.conftest import PATIENCE, PLACES
+from tests.serve.hostile.surroundings import SHORT, Short, short_memory, unread_log
+from tests.serve.hostile.wire import Wire
 
 GOOD = good_requests()[0]
 
@@ -47,7 +47,7 @@ def test_requests_that_are_sent_ahead(strict: Live) -> None:
     fine(sent_ahead_unread(strict.port, 2, PATIENCE))
 
 
-def test_a_log_that_nobody_reads(artifacts_dir: Path) -> None:
+def test_a_log_that_is_not_read(artifacts_dir: Path) -> None:
     fine(unread_log(artifacts_dir, 700))
 
 
@@ -56,7 +56,7 @@ def test_memory_that_is_short(artifacts_dir: Path, judge: Judge, group: Path, sh
     fine(short_memory(artifacts_dir, judge, group, short, callers=4))
 
 
-def test_replies_that_nobody_takes(strict: Live) -> None:
+def test_replies_that_are_not_read(strict: Live) -> None:
     fine(slow_readers(strict.port, large_reply(), 2, PATIENCE))
 
 
@@ -70,7 +70,7 @@ def test_the_rest_of_a_refused_body_that_does_not_come(strict: Live) -> None:
 
 
 def test_a_body_that_is_slow_but_comes(strict: Live) -> None:
-    """Longer than the longest pause, with pauses that are shorter."""
+    """The body takes longer than the longest allowed pause; each of its pauses is shorter."""
     whole = GOOD.head() + GOOD.body
     size = -(-len(whole) // 10)
     pieces = [part for start in range(0, len(whole), size) for part in (whole[start : start + size], PATIENCE / 6)]
@@ -94,7 +94,7 @@ def test_a_head_that_stops_behind_a_good_request(strict: Live) -> None:
 
 
 def test_what_breaks_off_behind_whole_requests_does_not_take_their_replies(strict: Live) -> None:
-    """They are still computed when it comes, and get their replies before the end."""
+    """They are still being computed when the broken one arrives, and are answered before the connection closes."""
     whole = GOOD.head() + GOOD.body
     broken = b"POST /v2/models/loss/infer HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
     for count in (1, 2, 3):

@@ -1,4 +1,4 @@
-"""How much a request asks for: never less than it is, and not much more where boxes and points are as usual."""
+"""The memory estimate of a request: never too low, and not much too high for ordinary boxes and points."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ corner = floats(-50, 400, width=32) | sampled_from([-np.inf, np.inf, 0.0, 4.0, 1
 
 
 def inside(points: Array, corners: Array) -> int:
-    """Pairs, one by one, with the points on the edge."""
+    """Count pairs one by one; points on the edge count."""
     return sum(bool(x1 <= x <= x2 and y1 <= y <= y2) for x1, y1, x2, y2 in corners.tolist() for x, y in points.tolist())
 
 
@@ -75,7 +75,7 @@ def test_an_ordinary_pyramid_is_not_overrated() -> None:
 
 
 def test_nothing_asks_for_more_than_the_most(artifacts_dir: Path, dense_dir: Path) -> None:
-    """A request below it is let in without a look at its boxes."""
+    """A request whose bound is below the limit is admitted without looking at its boxes."""
     for folder in (artifacts_dir, dense_dir):
         for _, contract in find_contracts(folder):
             inputs = (assigner_inputs if contract.kind == "assigner" else loss_inputs)(images=2, slots=7)
@@ -84,7 +84,7 @@ def test_nothing_asks_for_more_than_the_most(artifacts_dir: Path, dense_dir: Pat
 
 
 def bomb(model: str, slots: int) -> dict[str, Array]:
-    """A megabyte: every slot has a box around all points."""
+    """Inputs of about a megabyte in which every slot has a box around all points."""
     make = assigner_inputs if model == "assigner" else loss_inputs
     inputs = make(images=1, slots=slots, side=64)
     inputs["gt_bboxes"][:] = (0, 0, 64, 64)
@@ -105,7 +105,7 @@ def test_index_bombs(strict: Live, model: str) -> None:
 def test_a_dense_model_counts_all_pairs(dense_dir: Path) -> None:
     (contract,) = (contract for _, contract in find_contracts(dense_dir) if contract.name == "loss")
     inputs = bomb("loss", 30_000)
-    inputs["gt_bboxes"][:] = 0  # there are no candidates, but it compares all the same
+    inputs["gt_bboxes"][:] = 0  # no candidates, but the dense implementation compares all pairs
     assert estimate_memory(contract, inputs).pairs == 30_001 * 84
     with pytest.raises(TooLargeError, match="pairs to compare"):
         check_memory(contract, inputs, WORK_LIMIT)
@@ -148,5 +148,5 @@ def test_a_large_topk_of_a_dense_model_is_counted(dense_dir: Path) -> None:
     inputs = bomb("loss", 300)
     usual = estimate_memory(contract, inputs).nbytes
     many = dataclasses.replace(contract, hyperparameters={**contract.hyperparameters, "topk": 10**9})
-    # Never more than there are anchor points.
+    # topk counts at most as many candidates as there are anchor points.
     assert estimate_memory(many, inputs).nbytes == usual + 301 * (84 - 10) * 12

@@ -1,4 +1,4 @@
-"""A connection on which anything can be written, and replies as they come. Use from one thread."""
+"""A connection on which any bytes can be sent, and which reads HTTP replies. Use from one thread."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import NamedTuple
 
-Piece = bytes | float  # what is written, or seconds to wait
+Piece = bytes | memoryview | float  # bytes to send, or seconds to wait
 
 
 class Reply(NamedTuple):
-    """What came back.
+    """An HTTP reply.
 
     Attributes:
-        status: Of HTTP.
-        headers: By name in small letters.
-        body: All of it.
+        status: Status code.
+        headers: Values by lower-case name.
+        body: The whole body.
     """
 
     status: int
@@ -26,16 +26,16 @@ class Reply(NamedTuple):
 
 
 class NoReplyError(Exception):
-    """The server closed the connection, or said nothing for long."""
+    """The server closed the connection or did not reply in time."""
 
 
 class Wire:
-    """A connection to the server.
+    """A connection to a server on this machine.
 
     Args:
-        port: On loopback.
+        port: Port on 127.0.0.1.
         timeout: Seconds to wait for a reply.
-        room: Bytes that the system keeps of what was not read yet; None: as many as it likes.
+        room: Size of the receive buffer in bytes; None leaves it to the system.
     """
 
     def __init__(self, port: int, timeout: float = 30.0, room: int | None = None) -> None:
@@ -54,30 +54,30 @@ class Wire:
         self.close()
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._reader.close()
         self.socket.close()
 
     def write(self, pieces: Iterable[Piece]) -> None:
-        """Send, as far as the server takes it: it may have answered and closed long before the end."""
+        """Send until the server stops reading: it may reply and close long before the end."""
         try:
             for piece in pieces:
-                if isinstance(piece, bytes):
-                    self.socket.sendall(piece)
-                else:
+                if isinstance(piece, float):
                     time.sleep(piece)
+                else:
+                    self.socket.sendall(piece)
         except (BrokenPipeError, ConnectionResetError):
             pass
 
     def half_close(self) -> None:
-        """Say that nothing more will be sent."""
+        """Close the sending direction."""
         self.socket.shutdown(socket.SHUT_WR)
 
     def reply(self) -> Reply:
-        """The next reply that is no ``100 Continue``.
+        """Read the next reply; ``100 Continue`` is skipped.
 
         Raises:
-            NoReplyError: There is none.
+            NoReplyError: No whole reply came.
         """
         try:
             status = 100
@@ -88,7 +88,7 @@ class Wire:
             raise NoReplyError(f"no reply ({type(error).__name__}: {error})") from error
 
     def ended(self) -> bool:
-        """Whether nothing more comes, after waiting for it."""
+        """Wait for the server to close the connection; False when it sends something instead."""
         try:
             return not self._reader.read(1)
         except OSError as error:

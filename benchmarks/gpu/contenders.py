@@ -1,29 +1,28 @@
-"""This project in torch, and the reference, as functions of the number of an input set."""
+"""Contenders of the GPU benchmark, as functions of the number of an input set."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks import contenders
-from benchmarks.contenders import NUMBERS, STRIDES, Setting
-from benchmarks.gpu.clock import Run
+from benchmarks.contenders import HYPERPARAMETERS, STRIDES, Setting
+from benchmarks.gpu.clock import MissingError, Run
 from benchmarks.gpu.floor import REG_MAX
 from benchmarks.gpu.inputs import Inputs
+from benchmarks.gpu.runtimes import onnx_runtime, tensorrt
 from yolo_loss import PRESETS, DetectionLoss, GroundTruth, TaskAlignedAssigner
 from yolo_loss.assignment.triton import available
 from yolo_loss.predictions import join_predictions
 
-
-class MissingError(RuntimeError):
-    """A contender cannot take part here; the text says why."""
-
-
-# Name: formulation, and how it is run.
+Maker = Callable[[], Run]
+REFERENCE = "reference"
+# Names: an implementation, and how it is run.
 WAYS = {
     "assigner": (
         *("auto", "auto compiled", "auto graph", "auto compiled graph"),
@@ -46,13 +45,13 @@ def ours(setting: Setting, name: str, sets: Sequence[Inputs]) -> Run:
     """One of :func:`ways_of`.
 
     Args:
-        setting: What is computed.
-        name: A formulation, then ``compiled`` for the heavy parts under torch.compile or ``whole`` for all of it, then
-            ``graph`` for a CUDA graph of that.
-        sets: The inputs.
+        setting: Task and sizes.
+        name: An implementation, then ``compiled`` where torch.compile takes the heavy parts or ``whole`` where it takes
+            all, then ``graph`` for a CUDA graph.
+        sets: Input sets.
 
     Raises:
-        MissingError: It needs a GPU.
+        MissingError: It needs a GPU, or a package that is not installed.
     """
     formulation, *words = name.split()
     if formulation == "triton":
@@ -77,7 +76,7 @@ def _need_triton(device: torch.device) -> None:
 
 def _assigner(setting: Setting, formulation: str, compiled: bool, sets: Sequence[Inputs]) -> Run:
     assigner = TaskAlignedAssigner(
-        **NUMBERS,
+        **HYPERPARAMETERS,
         **PRESETS[contenders.PRESET],
         num_classes=setting.classes,
         formulation=formulation,
@@ -93,7 +92,7 @@ def _loss(setting: Setting, formulation: str, compiled: bool, sets: Sequence[Inp
 
 
 def _whole(setting: Setting, formulation: str, sets: Sequence[Inputs]) -> Run:
-    """From padded ground truth, because what comes before depends on the data."""
+    """Compile all from padded ground truth on; the padding before it has sizes that depend on the data."""
     criterion = criterion_of(setting, formulation)
 
     def loss(levels: list[Tensor], *truth: Tensor) -> Tensor:
@@ -106,7 +105,7 @@ def _whole(setting: Setting, formulation: str, sets: Sequence[Inputs]) -> Run:
 
 
 def criterion_of(setting: Setting, formulation: str, compiled: bool = False) -> DetectionLoss:
-    """Ours, with as many slots as the setting has, so that nobody has to count."""
+    """Our criterion with M slots given, so that boxes need not be counted."""
     return DetectionLoss(
         setting.classes,
         STRIDES,
@@ -115,12 +114,12 @@ def criterion_of(setting: Setting, formulation: str, compiled: bool = False) -> 
         formulation=formulation,
         compile_kernels=compiled,
         max_boxes=setting.slots,
-        **NUMBERS,
+        **HYPERPARAMETERS,
     )
 
 
 def _stepping(setting: Setting, loss: Callable[[int], Tensor], leaves: Sequence[Sequence[Tensor]]) -> Run:
-    """Forward alone, or forward and backward, the gradients being what is returned."""
+    """Run the forward pass, or forward and backward and return the gradients."""
     if setting.task == "loss":
         return torch.no_grad()(loss)
 
@@ -132,10 +131,10 @@ def _stepping(setting: Setting, loss: Callable[[int], Tensor], leaves: Sequence[
 
 
 def captured(run: Run, sets: int) -> Run:
-    """The same kernels from CUDA graphs, one for each input set, whose addresses are part of it.
+    """Capture CUDA graphs of a contender, one for each input set, because addresses are part of a graph.
 
     Raises:
-        Exception: Whatever CUDA says to a capture of something that waits.
+        Exception: CUDA cannot capture work that waits for the host.
     """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -170,13 +169,10 @@ def reference(setting: Setting, sets: Sequence[Inputs]) -> Run:
     except ImportError as error:
         raise MissingError(f"not installed ({error})") from error
     from benchmarks.parity import as_dict
-    from yolo_assigner.models import (  # reads checkpoints, too, and wants safetensors for them
-        DetectionModel,
-        DetectorConfig,
-    )
+    from yolo_assigner.models import DetectionModel, DetectorConfig  # needs safetensors
 
     if setting.task == "assigner":
-        assigner = ReferenceAssigner(**NUMBERS, num_classes=setting.classes, stride=list(STRIDES))
+        assigner = ReferenceAssigner(**HYPERPARAMETERS, num_classes=setting.classes, stride=list(STRIDES))
         return lambda number: assigner(*sets[number].predictions, *sets[number].truth)
     model = DetectionModel(DetectorConfig("n", nc=setting.classes)).to(sets[0].truth.gt_bboxes.device)
     criterion = ReferenceLoss(model)
@@ -192,3 +188,43 @@ def reference(setting: Setting, sets: Sequence[Inputs]) -> Run:
 def _reference_loss(criterion: Any, heads: Sequence[dict[str, Any]], sets: Sequence[Inputs], number: int) -> Tensor:
     loss: Tensor = criterion(heads[number], sets[number].batch)[0]
     return loss
+
+
+def makers(
+    setting: Setting, precision: str, sets: Sequence[Inputs], folders: Sequence[Path], compiling: bool = True
+) -> dict[str, Maker]:
+    """Functions that make the contenders, by name.
+
+    Args:
+        setting: Task and sizes.
+        precision: Precision of the inputs.
+        sets: Input sets.
+        folders: Folders of the exported models.
+        compiling: Whether to make those that torch.compile compiles.
+    """
+    made: dict[str, Maker] = {}
+    for name in ways_of(setting.task):
+        reason = left_out(setting, precision, name, compiling)
+        made[name] = partial(_missing, reason) if reason else partial(ours, setting, name, sets)
+    for formulation in ("dense", "sparse"):
+        made[f"onnxruntime {formulation}"] = partial(onnx_runtime, setting, precision, formulation, sets, folders)
+    for runtime in ("tensorrt", "tensorrt-rtx"):
+        made[runtime] = partial(tensorrt, setting, precision, runtime, sets, folders)
+    if precision == "fp32":
+        made[REFERENCE] = partial(reference, setting, sets)
+    return made
+
+
+def left_out(setting: Setting, precision: str, name: str, compiling: bool) -> str:
+    """Reason why one of our contenders is not made, or empty."""
+    words = name.split()
+    if not compiling and ("compiled" in words or "whole" in words):
+        return "left out of a quick run, because compiling takes longer than all the rest"
+    # Each size and type compiles for a minute, so only those are made that a goal or a check needs.
+    if "whole" in words and (setting.task, precision, setting.slots) != ("loss+grad", "fp32", 30):
+        return "compiled only for loss+grad, M = 30, fp32, because each size takes a minute"
+    return ""
+
+
+def _missing(reason: str) -> Run:
+    raise MissingError(reason)

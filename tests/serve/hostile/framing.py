@@ -1,23 +1,47 @@
-"""What HTTP libraries never write: contradicting lengths, lying chunks, floods, other protocols, callers who vanish."""
+"""Bytes that HTTP libraries never send: contradicting lengths, wrong chunks, floods, other protocols, hang-ups."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import NamedTuple
 
-from benchmarks.hostile.attack import HALF_CLOSE, HANG_UP, Attack
-from benchmarks.hostile.requests import Request, good
-from benchmarks.hostile.wire import Piece
+from tests.serve.hostile.requests import Request, good
+from tests.serve.hostile.wire import NoReplyError, Piece, Reply, Wire
+
+HALF_CLOSE, HANG_UP = "half close", "hang up"
+
+
+class Attack(NamedTuple):
+    """Bytes to send on one connection, and the replies that must come.
+
+    Attributes:
+        name: Key in ``ATTACKS``.
+        pieces: Bytes and pauses, in their order.
+        request: The well-formed request in it; an answer to it must be right.
+        good: Number of results that must come first.
+        refused: Number of refusals that must follow.
+        silent: Whether the server may also close without a reply.
+        end: ``HALF_CLOSE`` or ``HANG_UP`` after the last piece, or empty.
+    """
+
+    name: str
+    pieces: list[Piece]
+    request: Request
+    good: int = 0
+    refused: int = 1
+    silent: bool = False
+    end: str = ""
 
 
 def chunked(body: bytes, size: int) -> bytes:
-    """A body in chunks."""
+    """Encode a body in chunks of a size."""
     parts = [body[start : start + size] for start in range(0, len(body), size)]
     return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in [*parts, b""])
 
 
 def attack(rng: random.Random) -> Attack:
-    """One of them."""
+    """Draw an attack."""
     name = rng.choice(sorted(ATTACKS))
     return ATTACKS[name](name, good(rng).request(), rng)
 
@@ -46,7 +70,7 @@ def _smuggled(name: str, request: Request, rng: random.Random) -> Attack:
 
 
 def _short(name: str, request: Request, rng: random.Random) -> Attack:
-    """The rest of the body is no request; whether its beginning is, depends."""
+    """Claim too short a body: the server must refuse the rest of it as a request."""
     length = rng.randrange(1, len(request.body))
     return Attack(name, [request.head(length) + request.body], request)
 
@@ -119,7 +143,7 @@ def _foreign(name: str, request: Request, rng: random.Random) -> Attack:
 
 
 def _upgrade(name: str, request: Request, rng: random.Random) -> Attack:
-    """As ``curl --http2`` asks; the parser then takes nothing more for HTTP, so the body never comes."""
+    """Ask for an upgrade, as ``curl --http2`` does; the parser then stops reading HTTP, so the body never arrives."""
     to = rng.choice(("h2c", "websocket", "x"))
     head = request.head(extra=f"Connection: Upgrade\r\nUpgrade: {to}\r\n")
     return Attack(name, [head, *([0.01] * rng.randrange(2)), request.body], request)
@@ -168,3 +192,36 @@ ATTACKS: dict[str, Callable[[str, Request, random.Random], Attack]] = {
     "100-continue": _expecting,
     "length over the limit": _too_much,
 }
+
+
+def carry_out(port: int, what: Attack, fault: Callable[[Request, Reply], str | None]) -> tuple[list[int], str | None]:
+    """Carry out an attack on a connection of its own.
+
+    Args:
+        port: Port of the server.
+        what: The attack.
+        fault: Tells what is wrong with a reply, or None.
+
+    Returns:
+        The statuses of the replies, and what is wrong with them or None.
+    """
+    statuses: list[int] = []
+    with Wire(port) as wire:
+        wire.write(what.pieces)
+        if what.end == HANG_UP:
+            return statuses, None
+        if what.end == HALF_CLOSE:
+            wire.half_close()
+        for place in range(what.good + what.refused):
+            try:
+                reply = wire.reply()
+            except NoReplyError as error:
+                return statuses, None if what.silent else str(error)
+            statuses.append(reply.status)
+            good = place < what.good
+            if good != (reply.status == 200):
+                expected = "200" if good else "a refusal"
+                return statuses, f"status {reply.status} in place of {expected}: {reply.body[:200]!r}"
+            if (wrong := fault(what.request, reply)) is not None:
+                return statuses, wrong
+    return statuses, None

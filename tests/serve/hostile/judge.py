@@ -1,4 +1,4 @@
-"""What is right: a request is read once more from the bytes that were sent, and computed without a server."""
+"""Checks replies: each request is decoded again from the bytes sent and computed by ONNX Runtime without a server."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.hostile.requests import LENGTH, Request
-from benchmarks.hostile.wire import Reply
+from tests.serve.hostile.requests import LENGTH, Request
+from tests.serve.hostile.wire import Reply
 from yolo_assigner.export.contract import Contract, find_contracts
 from yolo_assigner.serve.detection.validate import check_inputs
 from yolo_assigner.serve.errors import ServeError
@@ -20,19 +20,19 @@ from yolo_assigner.serve.wire.dtypes import NUMPY_TYPES, Array
 from yolo_assigner.serve.wire.request import decode_request
 from yolo_assigner.serve.wire.tensors import SharedTensor
 
-# Never 500; 504 needs a deadline, which nothing here sets. 403 is for names that are not the server's.
+# Never 500; 504 takes a deadline, which no request here sets; 403 is for host names that are not the server's.
 REFUSALS = {400, 403, 404, 405, 408, 413, 431, 501, 503}
 WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 
 
 class Judge:
-    """Knows the models.
+    """Computes the right answers.
 
     Args:
-        artifacts: Their folder.
+        artifacts: Folder of the exported models.
 
     Attributes:
-        regions: What lies in shared memory, by region.
+        regions: Content of shared memory by region.
     """
 
     def __init__(self, artifacts: Path) -> None:
@@ -44,45 +44,45 @@ class Judge:
             self._models[contract.name] = contract, runner
 
     def fault(self, request: Request, reply: Reply) -> str | None:
-        """What is wrong with a reply; None: nothing."""
+        """Tell what is wrong with a reply, or None."""
         if reply.status != 200:
             return refusal_fault(reply)
         if not request.path.endswith("/infer"):
-            return None if isinstance(_strictly(reply.body), dict) else "the reply is no object"
-        return self._wrong_answer(request, reply)
+            return None if isinstance(_parse_json(reply.body), dict) else "the reply is no object"
+        return self._result_fault(request, reply)
 
-    def _wrong_answer(self, request: Request, reply: Reply) -> str | None:
+    def _result_fault(self, request: Request, reply: Reply) -> str | None:
         contract, runner = self._models[request.path.split("/")[3]]
         headers = {name.lower(): value.strip() for name, value in request.headers}
-        body = _unpacked(request.body, headers.get("content-encoding", "").lower())
+        body = _decompressed(request.body, headers.get("content-encoding", "").lower())
         length = headers.get(LENGTH.lower())
         try:
             read = decode_request(memoryview(body), None if length is None else int(length), shared_memory=True)
-            arrays = {name: self._fetched(tensor) for name, tensor in read.shared.items()}
+            arrays = {name: self._read_region(tensor) for name, tensor in read.shared.items()}
             inputs = check_inputs(contract, read.inputs | arrays)
         except (ServeError, ValueError, KeyError) as error:
             return f"200 for what is wrong: {error}"
         names = [output.name for output in read.outputs] or list(contract.default_outputs)
-        right = runner.infer(inputs, names)
+        expected = runner.infer(inputs, names)
         given = outputs_of(reply)
         if list(given) != names:
             return f"outputs {list(given)} in place of {names}"
         here = [output.name for output in read.outputs if output.place is None] or names
-        differing = [name for name in here if not _equal(given[name], right[name])]
+        differing = [name for name in here if not _equal(given[name], expected[name])]
         return f"wrong {', '.join(differing)}" if differing else None
 
-    def _fetched(self, tensor: SharedTensor) -> Array:
+    def _read_region(self, tensor: SharedTensor) -> Array:
         start = tensor.place.offset
         data = self.regions[tensor.place.region][start : start + tensor.nbytes]
         return np.frombuffer(data, tensor.dtype).reshape(tensor.shape)
 
 
 def refusal_fault(reply: Reply, allowed: Set[int] = REFUSALS) -> str | None:
-    """What is wrong with an answer that is no result, whose status is to be one of those that are allowed."""
+    """Tell what is wrong with a refusal, or None: its status must be allowed, its body ``{"error": text}``."""
     if reply.status not in allowed:
         return f"status {reply.status}: {reply.body[:200]!r}"
     try:
-        document = _strictly(reply.body)
+        document = _parse_json(reply.body)
     except ValueError:
         return f"no JSON: {reply.body[:200]!r}"
     if list(document) != ["error"] or not isinstance(document["error"], str) or "Traceback" in document["error"]:
@@ -91,14 +91,14 @@ def refusal_fault(reply: Reply, allowed: Set[int] = REFUSALS) -> str | None:
 
 
 def outputs_of(reply: Reply) -> dict[str, Array]:
-    """The tensors of a reply, by name."""
+    """Decode the tensors of a reply by name; outputs in shared memory are empty arrays."""
     end = int(reply.headers.get(LENGTH.lower(), len(reply.body)))
     outputs: dict[str, Array] = {}
-    for row in _strictly(reply.body[:end])["outputs"]:
+    for row in _parse_json(reply.body[:end])["outputs"]:
         dtype = NUMPY_TYPES[row["datatype"]]
         size = row.get("parameters", {}).get("binary_data_size")
         if "shared_memory_region" in row.get("parameters", {}):
-            outputs[row["name"]] = np.zeros(0, dtype)  # it is elsewhere
+            outputs[row["name"]] = np.zeros(0, dtype)
         elif size is None:
             outputs[row["name"]] = np.array(row["data"], dtype).reshape(row["shape"])
         else:
@@ -107,25 +107,25 @@ def outputs_of(reply: Reply) -> dict[str, Array]:
     return outputs
 
 
-def _equal(given: Array, right: Array) -> bool:
-    """To the bit; JSON writes NaN and the infinities as ``null``, which is NaN here."""
+def _equal(given: Array, expected: Array) -> bool:
+    """Compare to the bit; JSON writes NaN and the infinities as ``null``, which is read as NaN."""
     if given.dtype.kind == "f":
-        right = np.where(np.isfinite(right) | (given == right), right, np.nan).astype(right.dtype)
-    return np.array_equal(given, right, equal_nan=given.dtype.kind == "f")
+        expected = np.where(np.isfinite(expected) | (given == expected), expected, np.nan).astype(expected.dtype)
+    return np.array_equal(given, expected, equal_nan=given.dtype.kind == "f")
 
 
-def _unpacked(body: bytes, encoding: str) -> bytes:
+def _decompressed(body: bytes, encoding: str) -> bytes:
     if encoding not in WINDOW_BITS:
         return body
     unpacked = b""
-    while body:  # of gzip, members may follow each other
+    while body:  # gzip may consist of several members
         stream = zlib.decompressobj(WINDOW_BITS[encoding])
         unpacked += stream.decompress(body)
         body = stream.unused_data
     return unpacked
 
 
-def _strictly(text: bytes) -> Mapping[str, Any]:
+def _parse_json(text: bytes) -> Mapping[str, Any]:
     def refuse(constant: str) -> float:
         raise ValueError(f"{constant} is not JSON")
 

@@ -1,4 +1,4 @@
-"""Good requests, small and of all forms, and how a request is put together. What ``benchmarks.hostile`` begins with."""
+"""Well-formed infer requests in every encoding, and the parts from which mutations build theirs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tests.serve.hostile.wire import Reply, Wire
 from yolo_assigner.serve.wire.dtypes import NUMPY_TYPES, Array, wire_name
 
 NUM_CLASSES = 3
-BINS = 16
-STRIDES = (8, 16, 32)
+REG_MAX = 16
+STRIDES = (8, 16, 32)  # pixels
 MODELS = ("loss", "loss_grad", "assigner")
 LENGTH = "Inference-Header-Content-Length"
 PACKERS: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "deflate": zlib.compress}
@@ -23,12 +24,12 @@ Rows = list[dict[str, Any]]
 
 
 class Request(NamedTuple):
-    """A request as it goes out, but for its ``Content-Length``.
+    """A request to be sent, without its ``Content-Length``.
 
     Attributes:
-        path: Of the URL.
-        headers: Names and values.
-        body: As sent, compressed too.
+        path: Path of the URL.
+        headers: Pairs of name and value.
+        body: The body as it is sent, possibly compressed.
     """
 
     path: str
@@ -36,11 +37,11 @@ class Request(NamedTuple):
     body: bytes
 
     def head(self, length: int | None = None, extra: str = "") -> bytes:
-        """Its first part.
+        """Request line and headers.
 
         Args:
-            length: What it says of its body's; None: the truth.
-            extra: More headers, each with its line's end.
+            length: Value of ``Content-Length``; None takes the body's true length.
+            extra: Further header lines, each with its line end.
         """
         lines = "".join(f"{name}: {value}\r\n" for name, value in self.headers)
         length = len(self.body) if length is None else length
@@ -50,12 +51,12 @@ class Request(NamedTuple):
 
 
 class Draft(NamedTuple):
-    """A request that can still be changed.
+    """A request whose parts can still be changed.
 
     Attributes:
-        model: Its model.
-        document: Its JSON.
-        blob: The bytes behind it.
+        model: Name of the model.
+        document: The JSON document.
+        blob: The bytes of the tensors behind the JSON.
     """
 
     model: str
@@ -64,17 +65,17 @@ class Draft(NamedTuple):
 
     @property
     def rows(self) -> Rows:
-        """The inputs' descriptions."""
+        """Descriptions of the inputs in the document."""
         rows: Rows = self.document["inputs"]
         return rows
 
     def request(self, text: bytes | None = None, length: object = None, encoding: str | None = None) -> Request:
-        """Put it together.
+        """Serialize the draft.
 
         Args:
-            text: In place of its JSON.
-            length: In place of the JSON's true length; absent when there are no bytes behind it.
-            encoding: How the body is compressed.
+            text: Bytes to send in place of the JSON document.
+            length: Header value in place of the JSON's true length; the header is absent when there is no blob.
+            encoding: Name in ``PACKERS`` with which the body is compressed.
         """
         text = json.dumps(self.document).encode() if text is None else text
         headers = [] if length is None and not self.blob else [(LENGTH, str(len(text) if length is None else length))]
@@ -88,40 +89,40 @@ class Draft(NamedTuple):
 def inputs_of(
     model: str, rng: random.Random, images: int | None = None, slots: int | None = None, side: int | None = None
 ) -> dict[str, Array]:
-    """Good inputs, of one image or a few of 32 or 64 pixels where nothing else is given."""
-    numbers = np.random.default_rng(rng.getrandbits(32))
+    """Valid inputs of a model; sizes that are not given are drawn: 1 or 2 images of 32 or 64 pixels, 0 to 3 slots."""
+    generator = np.random.default_rng(rng.getrandbits(32))
     images = rng.randint(1, 2) if images is None else images
     slots = rng.randint(0, 3) if slots is None else slots
     side = rng.choice((32, 64)) if side is None else side
-    low = numbers.uniform(0, side / 2, (images, slots, 2))
+    low = generator.uniform(0, side / 2, (images, slots, 2))
     truth: dict[str, Array] = {
-        "gt_labels": numbers.integers(0, NUM_CLASSES, (images, slots, 1)),
-        "gt_bboxes": np.concatenate((low, low + numbers.uniform(4, side / 2, low.shape)), axis=-1).astype(np.float32),
-        "mask_gt": numbers.uniform(size=(images, slots, 1)) < 0.8,
+        "gt_labels": generator.integers(0, NUM_CLASSES, (images, slots, 1)),
+        "gt_bboxes": np.concatenate((low, low + generator.uniform(4, side / 2, low.shape)), axis=-1).astype(np.float32),
+        "mask_gt": generator.uniform(size=(images, slots, 1)) < 0.8,
     }
     if model != "assigner":
-        channels = 4 * BINS + NUM_CLASSES
+        channels = 4 * REG_MAX + NUM_CLASSES
         shapes = [(images, channels, side // stride, side // stride) for stride in STRIDES]
         return {
-            f"feat_{level}": numbers.standard_normal(shape, np.float32) for level, shape in enumerate(shapes)
+            f"feat_{level}": generator.standard_normal(shape, np.float32) for level, shape in enumerate(shapes)
         } | truth
     anchors = sum((side // stride) ** 2 for stride in STRIDES)
-    corners = numbers.uniform(0, side, (2, images, anchors, 2)).astype(np.float32)
+    corners = generator.uniform(0, side, (2, images, anchors, 2)).astype(np.float32)
     return {
-        "pd_scores": numbers.uniform(0, 1, (images, anchors, NUM_CLASSES)).astype(np.float32),
+        "pd_scores": generator.uniform(0, 1, (images, anchors, NUM_CLASSES)).astype(np.float32),
         "pd_bboxes": np.concatenate((corners.min(axis=0), corners.max(axis=0)), axis=-1),
-        "anc_points": numbers.uniform(0, side, (anchors, 2)).astype(np.float32),
+        "anc_points": generator.uniform(0, side, (anchors, 2)).astype(np.float32),
     } | truth
 
 
 def draft(model: str, arrays: dict[str, Array], rng: random.Random, binary: float | None = None) -> Draft:
-    """Write inputs down.
+    """Describe inputs in a document.
 
     Args:
-        model: Whose they are.
-        arrays: In the order in which they are sent.
-        rng: Decides which travel as JSON.
-        binary: Share of those that travel as bytes; None: all, none or some.
+        model: Name of the model.
+        arrays: Inputs in the order in which they are sent.
+        rng: Decides which inputs travel as JSON.
+        binary: Share of the inputs that travel as bytes; None draws all, none or half.
     """
     share = rng.choice((0.0, 0.5, 1.0, 1.0)) if binary is None else binary
     rows: Rows = []
@@ -143,17 +144,46 @@ def draft(model: str, arrays: dict[str, Array], rng: random.Random, binary: floa
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN; it is ``null``."""
+    """Replace numbers that are not finite, which JSON lacks, by None."""
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def good(rng: random.Random, **sizes: int) -> Draft:
-    """A good request."""
+    """Draft a well-formed request to a random model."""
     model = rng.choice(MODELS)
     return draft(model, inputs_of(model, rng, **sizes), rng)
 
 
 def halved(array: Array, name: str) -> Array:
-    """Floats of fewer bits."""
+    """Convert floats to another type of the protocol, for example ``FP16``."""
     with np.errstate(over="ignore"):
         return array.astype(NUMPY_TYPES[name])
+
+
+def good_requests() -> list[Request]:
+    """One well-formed request per model, the same every time."""
+    return [_good(model) for model in MODELS]
+
+
+def _good(model: str) -> Request:
+    rng = random.Random(model)  # noqa: S311
+    return draft(model, inputs_of(model, rng, images=2, slots=3), rng, 1.0).request()
+
+
+def large_reply() -> Request:
+    """Request gradients as JSON: a reply of tens of megabytes, larger than any socket buffer."""
+    rng = random.Random(0)  # noqa: S311
+    arrays = inputs_of("loss_grad", rng, images=200, slots=1)
+    for name in arrays:
+        if name.startswith("feat"):
+            arrays[name] = halved(arrays[name], "FP16")
+    made = draft("loss_grad", arrays, rng, 1.0)
+    names = [{"name": name, "parameters": {"binary_data": False}} for name in ("grad_feat_0", "grad_feat_1")]
+    return Draft("loss_grad", json.loads(json.dumps({"inputs": made.rows, "outputs": names})), made.blob).request()
+
+
+def ask(port: int, request: Request, timeout: float = 30.0) -> Reply:
+    """Send a request on a connection of its own and return the reply. Arguments as for :class:`Wire`."""
+    with Wire(port, timeout) as wire:
+        wire.write([request.head() + request.body])
+        return wire.reply()

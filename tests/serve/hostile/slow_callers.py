@@ -1,4 +1,4 @@
-"""Callers that take all places, or all connections, and then hardly do anything."""
+"""Callers that take all places or many connections and then send or read next to nothing."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import time
 from contextlib import ExitStack
 from typing import NamedTuple
 
-from benchmarks.hostile.requests import Request
-from benchmarks.hostile.wire import NoReplyError, Reply, Wire
+from tests.serve.hostile.requests import Request, ask
+from tests.serve.hostile.wire import NoReplyError, Wire
 
 LARGE = 2**20
 LIVE, LARGE_GET = (
@@ -16,14 +16,14 @@ LIVE, LARGE_GET = (
 
 
 class Slow(NamedTuple):
-    """How it went.
+    """Result of one kind of slow caller.
 
     Attributes:
-        what: The callers did.
-        callers: How many.
-        statuses: What they were answered; 0 for a connection that was closed.
-        held: Seconds until a good request was served again, or from the start until all were rid of.
-        fault: What was wrong; None: nothing.
+        what: What the callers did, for the table.
+        callers: Number of callers.
+        statuses: Number of replies by status; 0 stands for a connection that was closed.
+        held: Seconds until a good request was served again, or until all connections were closed.
+        fault: What the server did wrong, or None.
     """
 
     what: str
@@ -34,7 +34,7 @@ class Slow(NamedTuple):
 
 
 def slow_bodies(port: int, good: Request, places: int, timeout: float) -> Slow:
-    """Take all places with bodies that do not come; others are served once the time of those is over."""
+    """Take all places with bodies that stop; other callers must be served once these have timed out."""
     began = time.monotonic()
     with ExitStack() as stack:
         wires = [stack.enter_context(Wire(port)) for _ in range(places)]
@@ -55,7 +55,7 @@ def slow_bodies(port: int, good: Request, places: int, timeout: float) -> Slow:
 
 
 def dripping_bodies(port: int, good: Request, places: int, timeout: float) -> Slow:
-    """The same with a byte now and then, which is no pause but never ends."""
+    """Take all places with bodies of a byte now and then: never silent for long, and never complete."""
     began = time.monotonic()
     with ExitStack() as stack:
         wires = [stack.enter_context(Wire(port)) for _ in range(places)]
@@ -72,7 +72,7 @@ def dripping_bodies(port: int, good: Request, places: int, timeout: float) -> Sl
 
 
 def slow_heads(port: int, good: Request, callers: int, timeout: float) -> Slow:
-    """Connections whose heads do not end. They take no places, so others are served at all times."""
+    """Open connections whose headers never end; they take no places, so others must be served all the time."""
     began = time.monotonic()
     head = good.head()
     with ExitStack() as stack:
@@ -84,12 +84,12 @@ def slow_heads(port: int, good: Request, callers: int, timeout: float) -> Slow:
         held = time.monotonic() - began
     fault = None
     if reply.status != 200 or set(statuses) != {408} or held > timeout + 2:
-        fault = f"status {reply.status}, answers {counted(statuses)}, rid of after {held:.1f} s"
+        fault = f"status {reply.status}, answers {counted(statuses)}, all closed after {held:.1f} s"
     return Slow("heads that stop", callers, counted(statuses), held, fault)
 
 
 def slow_readers(port: int, large: Request, callers: int, timeout: float) -> Slow:
-    """Callers that ask for large replies again and again and take none; the server does not keep them for long."""
+    """Request large replies and read none; the server must close these connections."""
     began = time.monotonic()
     with ExitStack() as stack:
         wires = [stack.enter_context(Wire(port, room=2**12)) for _ in range(callers)]
@@ -98,12 +98,12 @@ def slow_readers(port: int, large: Request, callers: int, timeout: float) -> Slo
         time.sleep(2 * timeout + 1)
         statuses = [0 if _cut_off(wire) else 200 for wire in wires]
         held = time.monotonic() - began
-    fault = None if set(statuses) == {0} else f"{counted(statuses)}: some got all of a reply that they did not take"
+    fault = None if set(statuses) == {0} else f"{counted(statuses)}: some got all of a reply that they did not read"
     return Slow("replies that nobody takes", callers, counted(statuses), held, fault)
 
 
 def sent_ahead(port: int, callers: int, requests: int) -> Slow:
-    """Callers that send all their requests before they read the first reply: every one is answered."""
+    """Send all requests before reading the first reply; every one must be answered."""
     began = time.monotonic()
     with ExitStack() as stack:
         wires = [stack.enter_context(Wire(port)) for _ in range(callers)]
@@ -115,7 +115,7 @@ def sent_ahead(port: int, callers: int, requests: int) -> Slow:
 
 
 def sent_ahead_unread(port: int, callers: int, timeout: float) -> Slow:
-    """The same without an end and without reading: they are cut off, and others are served meanwhile."""
+    """Send requests without end and read no reply; the server must cut these callers off and serve others meanwhile."""
     began, slowest = time.monotonic(), 0.0
     with ExitStack() as stack:
         wires = [stack.enter_context(Wire(port, timeout=0.05, room=2**12)) for _ in range(callers)]
@@ -143,13 +143,6 @@ def _takes_more(wire: Wire) -> bool:
     return True
 
 
-def ask(port: int, request: Request, timeout: float = 30.0) -> Reply:
-    """One request on a connection of its own. Arguments as for :class:`Wire`."""
-    with Wire(port, timeout) as wire:
-        wire.write([request.head() + request.body])
-        return wire.reply()
-
-
 def _cut_off(wire: Wire) -> bool:
     try:
         wire.reply()
@@ -166,5 +159,5 @@ def _status(wire: Wire) -> int:
 
 
 def counted(statuses: list[int]) -> dict[str, int]:
-    """How often each status came."""
+    """Number of replies by status, in the order of the statuses."""
     return {str(status): statuses.count(status) for status in sorted(set(statuses))}

@@ -1,4 +1,4 @@
-"""Tensors in shared memory that is elsewhere, too small or not registered, and wrong registrations. Linux only."""
+"""Requests with wrong places in shared memory, and wrong registrations of regions. Linux only."""
 
 from __future__ import annotations
 
@@ -11,38 +11,28 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.hostile.requests import Draft, Request, inputs_of
-from benchmarks.hostile.tree import mutate_tree
-from benchmarks.hostile.wire import Wire
+from tests.serve.hostile.mutations import mutate_tree
+from tests.serve.hostile.requests import Draft, Request, ask, inputs_of
 from yolo_assigner.serve.wire.dtypes import wire_name
 
 PREFIX = "yolo-assigner-hostile-"
 SOURCE, TARGET = "source", "target"
 SIZE = 2**18
 PLACES = (
-    0,
-    1,
-    64,
-    SIZE - 8,
-    SIZE - 1,
-    SIZE,
-    SIZE + 1,
-    2**31,
-    2**32,
-    2**63 - 1,
-    2**63,
-    -1,
-    10**30,
-    0.5,
-    "0",
-    None,
-    True,
-)
+    0, 1, 64, SIZE - 8, SIZE - 1, SIZE, SIZE + 1, 2**31, 2**32, 2**63 - 1, 2**63, -1, 10**30, 0.5, "0", None, True,
+)  # fmt: skip
 
 
 @contextmanager
 def objects(port: int) -> Iterator[Mapping[str, bytes]]:
-    """Two registered objects, one to read from and one to be written to, gone in the end; the content of the first."""
+    """Register two regions, one with inputs and one for outputs, and unlink them at the end.
+
+    Args:
+        port: Port of the server.
+
+    Yields:
+        Content of the first by its region's name.
+    """
     made = {name: SharedMemory(f"{PREFIX}{name}", create=True, size=SIZE) for name in (SOURCE, TARGET)}
     try:
         source = np.random.default_rng(0).standard_normal(SIZE // 4, np.float32).tobytes()
@@ -58,15 +48,12 @@ def objects(port: int) -> Iterator[Mapping[str, bytes]]:
 
 
 def _post(port: int, path: str, document: object) -> None:
-    with Wire(port) as wire:
-        request = Request(f"/v2/systemsharedmemory/{path}", (), json.dumps(document).encode())
-        wire.write([request.head() + request.body])
-        if wire.reply().status != 200:
-            raise RuntimeError(f"{path} failed")
+    if ask(port, Request(f"/v2/systemsharedmemory/{path}", (), json.dumps(document).encode())).status != 200:
+        raise RuntimeError(f"{path} failed")
 
 
 def shared(rng: random.Random) -> Request:
-    """One of them."""
+    """Draw a registration, or a request that uses the regions."""
     return _registration(rng) if rng.random() < 0.3 else _use(rng)
 
 

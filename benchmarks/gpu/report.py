@@ -1,10 +1,11 @@
-"""What was measured, as Markdown."""
+"""Results of the GPU benchmark as tables in Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.common.report import table
 from benchmarks.contenders import TASKS
 from benchmarks.gpu.floor import floor_ms
 from benchmarks.gpu.goals import GOALS, Row, outcome, right_contenders
@@ -12,14 +13,14 @@ from benchmarks.gpu.parts import CORRECT, TIMES
 from benchmarks.gpu.store import Store
 
 TIMES_NOTE = """\
-Floors count what must move: the first all inputs and outputs, the stricter one only what the result depends on (no
-scores of classes that no box around the anchor has, no slots as an output). In parentheses: times the stricter floor.
+Floors count the bytes that must move: the first all inputs and outputs, the stricter one what the result depends on (no
+scores of classes that no box around the anchor has, no `target_gt_idx`). In parentheses: times the stricter floor.
 Engines of TensorRT write all outputs of the model, also those that onnxruntime is not asked for."""
 MEMORY_NOTE = """\
 An engine of TensorRT holds the memory of its profile's largest size, whatever the size that is run."""
 GOALS_NOTE = """\
 Only contenders that were compared in that task and precision and are right count. The reference's loss pads the ragged
-batch within its time: beside it stand only those of ours that are given the ragged batch, too."""
+batch within its time, so it is compared only with those of ours that are given the ragged batch too."""
 TITLES = {
     "assigner": "Assignment",
     "loss": "Loss, forward",
@@ -31,8 +32,8 @@ def report(store: Store, names: Sequence[str]) -> str:
     """All tables.
 
     Args:
-        store: Whose results.
-        names: Of the parts, in their order.
+        store: Results.
+        names: Names of the parts, in their order.
     """
     bandwidth = store.result("bandwidth") or {}
     checks = checks_of(store, names)
@@ -56,7 +57,7 @@ def report(store: Store, names: Sequence[str]) -> str:
 
 
 def checks_of(store: Store, names: Sequence[str]) -> list[dict[str, Any]]:
-    """All comparisons that were made, also those of parts that did not come to their end."""
+    """All comparisons that were made, including those of unfinished parts."""
     found: list[dict[str, Any]] = []
     for name in (name for name in names if name.startswith(CORRECT)):
         if store.is_done(name):
@@ -69,26 +70,26 @@ def checks_of(store: Store, names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def rows_of(store: Store, names: Sequence[str]) -> list[Row]:
-    """All rows that were measured."""
+    """Rows of all finished parts that measure times."""
     return [store.result(name) for name in names if name.startswith(TIMES) and store.is_done(name)]
 
 
 def with_floors(row: Row, bandwidth: dict[str, float]) -> Row:
-    """Both floors in milliseconds, where the bandwidth is known; it may have been measured after the row."""
+    """Add both floors in milliseconds where the bandwidth is known; it may have been measured after the row."""
     for speed in bandwidth.values():
         row = {**row, **{f"{name}_ms": floor_ms(row[f"{name}_mib"], speed) for name in ("floor", "needed")}}
     return row
 
 
 def environment_table(environment: dict[str, Any], bandwidth: dict[str, Any]) -> str:
-    """What the figures depend on."""
+    """Facts that the figures depend on."""
     facts = {**environment, **bandwidth}
-    return _table(("what", "value"), [(name, str(value)) for name, value in facts.items()])
+    return table(("what", "value"), [(name, str(value)) for name, value in facts.items()])
 
 
 def checks_table(checks: Sequence[dict[str, Any]]) -> str:
-    """Each comparison with its limit."""
-    return _table(
+    """Comparisons with their limits."""
+    return table(
         ("compared", "difference", "limit", ""),
         [
             (check["what"], f"{check['figure']:.1e}", f"{check['limit']:.0e}", "ok" if check["ok"] else "WRONG")
@@ -100,8 +101,8 @@ def checks_table(checks: Sequence[dict[str, Any]]) -> str:
 
 
 def waiting_table(checks: Sequence[dict[str, Any]]) -> str:
-    """How often each part makes the host wait."""
-    return _table(
+    """Number of times that each call makes the host wait."""
+    return table(
         ("part", "waits", ""),
         [
             (check["what"], str(check.get("waits", check.get("reason"))), "" if check["ok"] else "WRONG")
@@ -111,33 +112,33 @@ def waiting_table(checks: Sequence[dict[str, Any]]) -> str:
 
 
 def times_table(rows: Sequence[Row]) -> str:
-    """Medians in milliseconds, and how many times the floor each is."""
+    """Medians in milliseconds, and their ratios to the stricter floor."""
     names = _names(rows)
-    return _table(
+    return table(
         ("ms (times the stricter floor)", "floor", "stricter", *names),
         [(_size(row), *_floors(row), *(_time(row, name) for name in names)) for row in rows],
     )
 
 
 def memory_table(rows: Sequence[Row]) -> str:
-    """Peak memory beyond the inputs, what is returned included; after ``~``, what the device lacks once it has run."""
+    """Peak memory beyond the inputs, results included; after ``~``, memory that the device lacks after the call."""
     names = _names(rows)
     lines = [(_size(row), *(_memory(row["contenders"].get(name, {})) for name in names)) for row in rows]
-    return _table(("peak extra MiB", *names), lines)
+    return table(("peak extra MiB", *names), lines)
 
 
 def goals_table(rows: Sequence[Row], checks: Sequence[dict[str, Any]]) -> str:
-    """What was to be reached."""
+    """Goals and figures."""
     lines, right = [], right_contenders(checks)
     for goal in GOALS:
         figure, reached = outcome(goal, rows, right)
-        wanted = f"{'>=' if goal.at_least else '<='} {goal.limit:g}"
-        lines.append((f"{goal.text}, {goal.batch} x {goal.slots}", wanted, figure, reached))
-    return _table(("on one GPU, medians, fp32", "goal", "figure", ""), lines)
+        limit = f"{'>=' if goal.at_least else '<='} {goal.limit:g}"
+        lines.append((f"{goal.text}, {goal.batch} x {goal.slots}", limit, figure, reached))
+    return table(("on one GPU, medians, fp32", "goal", "figure", ""), lines)
 
 
 def missing_list(store: Store, names: Sequence[str], rows: Sequence[Row]) -> str:
-    """Parts and contenders without a result, each with its reason; one line for those with the same."""
+    """Parts and contenders without a result, grouped by reason."""
     reasons: dict[str, list[str]] = {}
     for name in names:
         if not store.is_done(name):
@@ -151,7 +152,7 @@ def missing_list(store: Store, names: Sequence[str], rows: Sequence[Row]) -> str
 
 
 def _names(rows: Sequence[Row]) -> list[str]:
-    """Contenders of which at least one row has a figure, in the order of the first row that names them."""
+    """Contenders with a time in at least one row, in order of appearance."""
     every = {name: None for row in rows for name in row["contenders"]}
     return [name for name in every if any(row["contenders"].get(name, {}).get("ms") is not None for row in rows)]
 
@@ -179,8 +180,3 @@ def _memory(entry: dict[str, Any]) -> str:
 
 def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
-
-
-def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows)

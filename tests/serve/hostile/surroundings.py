@@ -1,4 +1,4 @@
-"""Servers whose surroundings are hostile: nobody reads what they write, or memory is short. Linux only."""
+"""Servers in hostile surroundings: a log that is not read, or too little memory. Linux only."""
 
 from __future__ import annotations
 
@@ -13,36 +13,34 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.control_group import inside
-from benchmarks.hostile.judge import Judge, refusal_fault
-from benchmarks.hostile.requests import Request, draft, inputs_of
-from benchmarks.hostile.slow import LIVE, Slow, ask, counted
-from benchmarks.hostile.targets import good_requests
-from benchmarks.hostile.wire import NoReplyError, Reply, Wire
-from benchmarks.process_tree import processes
-from benchmarks.served import Served, serving
+from tests.control_group import inside
+from tests.serve.hostile.judge import Judge, refusal_fault
+from tests.serve.hostile.requests import Request, ask, draft, good_requests, inputs_of
+from tests.serve.hostile.slow_callers import LIVE, Slow, counted
+from tests.serve.hostile.wire import NoReplyError, Reply, Wire
+from tests.served import Served, processes, serving
 from yolo_assigner.serve.settings import PARTS, Settings
 
 MIB = 2**20
-PATH_BYTES = 2000  # of a refused path, all of which is logged
-LONGEST = 2.0  # seconds that a health check may take while a log is not read
+PATH_BYTES = 2000  # length of a refused path, all of which is logged
+HEALTH_SECONDS = 2.0  # longest health check while the log is not read
 STOP_SECONDS = 10.0
 GROUP_BYTES = 600 * MIB
-PATIENCE = 120.0  # seconds for an answer when memory is short
-# As on a machine that has enough. Where they are not given, they follow the memory of the group.
+REPLY_SECONDS = 120.0  # longest wait for an answer when memory is short
+# The limits of a machine with enough memory; by default they follow the memory of the group.
 LARGE_LIMITS = tuple(f"--{name.replace('_', '-')}={Settings.model_fields[name].default}" for name in PARTS)
 
 
 class Short(NamedTuple):
-    """What is to happen where memory is short.
+    """A server with too little memory, and what must happen.
 
     Attributes:
-        what: For people.
-        words: Of the command line.
-        images: Of 640 pixels in each large request, of 2.25 MB each.
+        what: Name for the table.
+        words: Arguments of the server's command line.
+        images: Number of images of 640 pixels in a large request, 2.25 MB each.
         refusals: Statuses that callers may get in place of an answer.
-        must: What at least one caller of a large request gets.
-        ends: Whether the engines' process is ended by it.
+        must: Status that at least one large request must get.
+        ends: Whether the system must have killed the engine process.
     """
 
     what: str
@@ -60,14 +58,14 @@ SHORT = (
 
 
 def unread_log(artifacts: Path, requests: int) -> Slow:
-    """Refuse so many requests that what is logged of them fills all pipes and queues, and then stop in time."""
+    """Fill a log that is not read with refused requests: the server must answer, and then stop in time."""
     began = time.monotonic()
-    with _unread() as errors, serving(artifacts, "--threads", "1", errors=errors) as server:
+    with _unread_pipe() as errors, serving(artifacts, "--threads", "1", errors=errors) as server:
         statuses, slowest = _refused(server.port, requests)
         stalled = not select.select((), (errors,), (), 0)[1]
         reply = _answer(server.port, good_requests()[0])
         fault = _stop_fault(server)
-    if set(statuses) != {404} or reply is None or reply.status != 200 or slowest > LONGEST:
+    if set(statuses) != {404} or reply is None or reply.status != 200 or slowest > HEALTH_SECONDS:
         good = 0 if reply is None else reply.status
         fault = f"answers {counted(statuses)}, {good} for a good request, health check of {slowest:.1f} s"
     elif not stalled:
@@ -76,8 +74,8 @@ def unread_log(artifacts: Path, requests: int) -> Slow:
 
 
 @contextmanager
-def _unread() -> Iterator[int]:
-    """A pipe into which can be written and that nobody reads."""
+def _unread_pipe() -> Iterator[int]:
+    """Open a pipe that is not read, and yield its writing end."""
     out, into = os.pipe()
     try:
         yield into
@@ -87,18 +85,18 @@ def _unread() -> Iterator[int]:
 
 
 def _stop_fault(server: Served) -> str | None:
-    """Stop a server; what is wrong with its end."""
-    told = time.monotonic()
+    """Stop a server and tell what is wrong with its end, or None."""
+    began = time.monotonic()
     try:
         code = server.stop()
     except subprocess.TimeoutExpired as error:
         return f"it does not end: {error}"
-    took = time.monotonic() - told
+    took = time.monotonic() - began
     return f"it ended with code {code} after {took:.1f} s" if code or took > STOP_SECONDS else None
 
 
 def _refused(port: int, requests: int) -> tuple[list[int], float]:
-    """The statuses of requests for what is not there, and the longest time of the health checks between them."""
+    """Request a path that does not exist: the statuses, and the longest time in seconds of health checks between."""
     statuses, slowest = [], 0.0
     head = b"GET /%s HTTP/1.1\r\nHost: localhost\r\n\r\n" % (b"n" * PATH_BYTES)
     try:
@@ -118,7 +116,15 @@ def _refused(port: int, requests: int) -> tuple[list[int], float]:
 
 
 def short_memory(artifacts: Path, judge: Judge, group: Path, short: Short, callers: int) -> Slow:
-    """Ask a server in a control group of too little memory for much; then it answers as before."""
+    """Send large requests to a server in a small control group; afterwards it must answer as before.
+
+    Args:
+        artifacts: Folder of the exported models.
+        judge: Checks the answers.
+        group: Folder of the control group.
+        short: The server, and what must happen.
+        callers: Number of large requests at the same time.
+    """
     began = time.monotonic()
     rng = random.Random(short.what)  # noqa: S311
     large = draft("loss_grad", inputs_of("loss_grad", rng, short.images, 20, 640), rng, 1.0)
@@ -127,13 +133,13 @@ def short_memory(artifacts: Path, judge: Judge, group: Path, short: Short, calle
     with serving(artifacts, *words, through=inside(group)) as server:
         engines = processes(server.process.pid)[1:]
         statuses, fault = _together(server.port, judge, large.request(), short, callers)
-        fault = _left_behind(server, judge, engines, short.ends) or fault
+        fault = _fault_afterwards(server, judge, engines, short.ends) or fault
         fault = fault or _stop_fault(server)
     return Slow(short.what, callers, counted(statuses), time.monotonic() - began, fault)
 
 
 def _together(port: int, judge: Judge, large: Request, short: Short, callers: int) -> tuple[list[int], str | None]:
-    """Large requests and, at the same time, good small ones: the statuses of the large ones, and what is wrong."""
+    """Send large and small requests at the same time: the statuses of the large ones, and what is wrong or None."""
     requests = [large] * callers + good_requests() * 4
     with ThreadPoolExecutor(len(requests)) as pool:
         replies = list(pool.map(lambda request: _answer(port, request), requests))
@@ -147,7 +153,7 @@ def _together(port: int, judge: Judge, large: Request, short: Short, callers: in
 
 def _answer(port: int, request: Request) -> Reply | None:
     try:
-        return ask(port, request, PATIENCE)
+        return ask(port, request, REPLY_SECONDS)
     except NoReplyError:
         return None
 
@@ -158,8 +164,8 @@ def _fault(judge: Judge, request: Request, reply: Reply | None, refusals: frozen
     return judge.fault(request, reply) if reply.status == 200 else refusal_fault(reply, refusals)
 
 
-def _left_behind(server: Served, judge: Judge, engines: list[int], ends: bool) -> str | None:
-    """What is wrong with a server after it."""
+def _fault_afterwards(server: Served, judge: Judge, engines: list[int], ends: bool) -> str | None:
+    """Tell what is wrong with the server afterwards, or None."""
     try:
         server.wait_until_ready()
     except RuntimeError as error:
@@ -168,5 +174,5 @@ def _left_behind(server: Served, judge: Judge, engines: list[int], ends: bool) -
         if (fault := _fault(judge, request, _answer(server.port, request), frozenset())) is not None:
             return f"after it, {fault}"
     if (processes(server.process.pid)[1:] != engines) != ends:
-        return f"the engines' process has {'not ' if ends else ''}ended"
+        return f"the engine process has {'not ' if ends else ''}ended"
     return None

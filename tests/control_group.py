@@ -1,4 +1,4 @@
-"""A control group of memory: what its processes have together is limited, as in a container. Linux, as root."""
+"""A control group that limits the memory of its processes together, as a container does. Linux, as root."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ EMPTY_SECONDS = 10.0
 
 @contextmanager
 def memory_group(nbytes: int) -> Iterator[Path]:
-    """A control group with a limit and without swap, removed in the end.
+    """Make a control group with a memory limit and without swap, and remove it at the end.
 
     Args:
-        nbytes: That its processes may have together.
+        nbytes: Bytes that its processes may use together.
 
     Yields:
-        Its folder, of version 2 or version 1.
+        The group's folder, of version 2 or version 1.
 
     Raises:
-        OSError: None can be made, or processes are still in it in the end.
+        OSError: No group can be made, or processes are still in it at the end.
     """
     group = _make(nbytes)
     try:
@@ -37,7 +37,7 @@ def memory_group(nbytes: int) -> Iterator[Path]:
 
 
 def inside(group: Path) -> list[str]:
-    """The beginning of a command that runs the rest of it in a group."""
+    """First words of a command that executes the rest of it in a group."""
     return ["sh", "-c", 'echo $$ > "$0"; exec "$@"', str(group / PROCESSES)]
 
 

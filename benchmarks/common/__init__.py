@@ -1,0 +1,1 @@
+"""Parts that the benchmarks share: the HTTP client, the timer, and the writer of tables and results."""
