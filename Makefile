@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu test-runtimes lint format parity bench train image-check clean
+.PHONY: help setup demo test test-gpu test-runtimes lint format docs parity bench train image-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -49,6 +49,9 @@ lint: $(READY)  ## linters and types
 format: $(READY)  ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY)  ## build the documentation into out/docs; a dead link ends it
+	$(BIN)/python -m zensical build --strict --clean
 
 $(REFERENCE)/.ready: benchmarks/requirements-reference.txt pyproject.toml constraints.txt
 	@echo "== setting up $(REFERENCE) (the AGPL-3.0 reference, to measure against)"
