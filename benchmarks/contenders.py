@@ -16,7 +16,7 @@ from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.samples import Case, pyramid, ragged_batch, sample_assigner_inputs, sample_loss_inputs
 from yolo_assigner.export.specs import input_specs
 from yolo_loss import PRESETS, GroundTruth, TaskAlignedAssigner, v8DetectionLoss
-from yolo_loss.assigner import FORMULATIONS
+from yolo_loss.assigner import IMPLEMENTATIONS
 
 if TYPE_CHECKING:
     from yolo_assigner.serve.inference.runners.onnx_runtime import OnnxRuntimeRunner
@@ -98,8 +98,8 @@ def formulations(setting: Setting) -> dict[str, Contender]:
     """The assigner in each formulation, in torch and exported."""
     inputs = sample_assigner_inputs(setting.case, STRIDES, seed=1)
     runs: dict[str, Contender] = {}
-    for name in FORMULATIONS:
-        assigner = TaskAlignedAssigner(**NUMBERS, num_classes=setting.classes, **PRESETS[PRESET], formulation=name)
+    for name in IMPLEMENTATIONS:
+        assigner = TaskAlignedAssigner(**NUMBERS, num_classes=setting.classes, **PRESETS[PRESET], implementation=name)
         runs[f"torch {name}"] = partial(assigner, *inputs)
         runs[f"onnx {name}"] = _onnx(setting, name)
     return runs

@@ -23,7 +23,7 @@ from yolo_loss.option_checks import is_sequence, one_of, smallest_side, stride_l
 from yolo_loss.structures import Assignment, AssignmentResult, GroundTruth
 from yolo_loss.validate import as_tensor, check_labels, readable
 
-FORMULATIONS = {"dense": assign_dense, "sparse": assign_sparse}
+IMPLEMENTATIONS = {"dense": assign_dense, "sparse": assign_sparse}
 # Up to so many (ground truth, anchor) pairs, candidates or not, looking at all of them is faster than listing some.
 FEW_PAIRS = 2**14
 
@@ -65,7 +65,7 @@ class TaskAlignedAssigner(nn.Module):
         min_box_side: float | None = None,
         topk2: int | None = None,
         stride: Sequence[float] | Tensor | Array | None = None,
-        formulation: str = "auto",
+        implementation: str = "auto",
         compile_kernels: bool = False,
     ) -> None:
         """Set the hyper-parameters. They may be changed later as attributes, which each call reads.
@@ -81,19 +81,21 @@ class TaskAlignedAssigner(nn.Module):
             topk2: Anchors each ground truth keeps in the end, 1 for one-to-one; None: all it won.
             stride: As callers of release 8.4 pass it: ``min_box_side``, where not given, is its second entry, or its
                 only one.
-            formulation: ``sparse``, over candidate pairs; ``dense``, without data-dependent shapes; or ``auto``: on a
+            implementation: ``sparse``, over candidate pairs; ``dense``, without data-dependent shapes; or ``auto``: on a
                 CPU by size, elsewhere ``dense``, which never waits for a GPU. The results are equal to the bit. Also
                 ``triton``, kernels for a GPU that agree with these to rounding; ``dense`` where they do not fit.
             compile_kernels: Run the heavy parts through torch.compile. The first calls then take some seconds.
 
         Raises:
             ValueError: A count is not positive, a number is negative or not finite, something is given twice, or the
-                formulation is unknown or not installed.
+                implementation is unknown or not installed.
         """
         super().__init__()
-        one_of("formulation", formulation, (*FORMULATIONS, "triton", "auto"))
-        if formulation == "triton" and not available():
-            raise ValueError("formulation is 'triton', but that package is missing; pip install triton, or choose auto")
+        one_of("implementation", implementation, (*IMPLEMENTATIONS, "triton", "auto"))
+        if implementation == "triton" and not available():
+            raise ValueError(
+                "implementation is 'triton', but that package is missing; pip install triton, or choose auto"
+            )
         given = _positional(more, {"stride": stride, "eps": eps, "topk2": topk2})
         self.num_classes = whole_number("num_classes", num_classes)
         self.stride = None if given["stride"] is None else stride_list("stride", given["stride"])
@@ -101,7 +103,7 @@ class TaskAlignedAssigner(nn.Module):
             topk, alpha, beta, 1e-9 if given["eps"] is None else given["eps"], min_box_side, given["topk2"]
         )
         self.topk, self.alpha, self.beta, self.eps, self.min_box_side, self.topk2 = options
-        self.formulation = formulation
+        self.implementation = implementation
         self.compile_kernels = compile_kernels
 
     @property
@@ -120,7 +122,7 @@ class TaskAlignedAssigner(nn.Module):
         """Hyper-parameters, for print(module)."""
         names = (*AssignerParams._fields, *(() if self.stride is None else ("stride",)))
         numbers = ", ".join(f"{name}={getattr(self, name)}" for name in names)
-        return f"num_classes={self.num_classes}, {numbers}, formulation={self.formulation}"
+        return f"num_classes={self.num_classes}, {numbers}, implementation={self.implementation}"
 
     @uncompiled
     @torch.no_grad()
@@ -186,24 +188,24 @@ class TaskAlignedAssigner(nn.Module):
             background = pd_bboxes.new_zeros(pd_bboxes.shape[:2])
             return Assignment(background.bool(), background.long(), background)
         pairs = pd_bboxes.shape[0] * pd_bboxes.shape[1] * ground_truth.gt_bboxes.shape[1]
-        formulation = self._formulation(pairs, pd_bboxes.device)
-        chosen = assign_triton if formulation == "triton" else FORMULATIONS[formulation]
+        implementation = self._implementation(pairs, pd_bboxes.device)
+        chosen = assign_triton if implementation == "triton" else IMPLEMENTATIONS[implementation]
         return chosen(scores, pd_bboxes, anc_points, ground_truth, self.params)
 
-    def _formulation(self, pairs: int, device: torch.device) -> str:
-        """The formulation that computes so many pairs."""
-        one_of("formulation", self.formulation, (*FORMULATIONS, "triton", "auto"))
+    def _implementation(self, pairs: int, device: torch.device) -> str:
+        """The implementation that computes so many pairs."""
+        one_of("implementation", self.implementation, (*IMPLEMENTATIONS, "triton", "auto"))
         if vectorized():
-            if self.formulation in ("sparse", "triton"):
+            if self.implementation in ("sparse", "triton"):
                 raise ValueError(
-                    f"formulation is {self.formulation!r}, which torch.func.vmap, jacfwd, jacrev and hessian cannot "
-                    "batch: its lists have lengths that depend on the data; choose formulation='dense' or 'auto'"
+                    f"implementation is {self.implementation!r}, which torch.func.vmap, jacfwd, jacrev and hessian cannot "
+                    "batch: its lists have lengths that depend on the data; choose implementation='dense' or 'auto'"
                 )
             return "dense"
-        if self.formulation == "auto":
+        if self.implementation == "auto":
             # Lists have lengths for which a GPU is waited for, and a graph of its kernels has one length of each.
             return "dense" if pairs <= FEW_PAIRS or device.type != "cpu" else "sparse"
-        return self.formulation
+        return self.implementation
 
     def _checked(self, **inputs: Any) -> list[Tensor]:
         """The inputs of a call as tensors."""

@@ -47,7 +47,7 @@ class DetectionLoss(nn.Module):
         gains: Sequence[float] | Mapping[str, float] | Tensor | Array = Gains(),  # noqa: B008  (immutable)
         class_loss: str = "bce",
         preset: str = "yolov8",
-        formulation: str = "auto",
+        implementation: str = "auto",
         compile_kernels: bool = False,
         max_boxes: int | None = None,
         **assigner_options: Any,
@@ -65,7 +65,7 @@ class DetectionLoss(nn.Module):
             gains: Weights of the three terms, in the order of ``Gains`` or by its names.
             class_loss: ``bce`` or ``varifocal``.
             preset: ``yolov8``, or ``ultralytics-8.4`` for that release's larger candidate areas.
-            formulation: ``sparse``, over candidate pairs and foreground; ``dense``, without data-dependent shapes; or
+            implementation: ``sparse``, over candidate pairs and foreground; ``dense``, without data-dependent shapes; or
                 ``auto``, which on a CPU assigns by size, and elsewhere never waits for a GPU. Or ``triton``, the same
                 with the assignment in kernels.
             compile_kernels: Run the heavy parts through torch.compile. The first calls then take some seconds.
@@ -87,7 +87,9 @@ class DetectionLoss(nn.Module):
         self.compile_kernels = compile_kernels
         self.max_boxes = None if max_boxes is None else whole_number("max_boxes", max_boxes, 0)
         options = preset_options(preset, self.strides) | assigner_options
-        self.assigner = TaskAlignedAssigner(topk, num_classes, alpha, beta, eps, formulation=formulation, **options)
+        self.assigner = TaskAlignedAssigner(
+            topk, num_classes, alpha, beta, eps, implementation=implementation, **options
+        )
 
     @uncompiled
     def forward(self, preds: RawOutput, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -136,7 +138,7 @@ class DetectionLoss(nn.Module):
         """
         ground_truth, assignment = self._assign(predictions, ground_truth)
         inputs = predictions, ground_truth, assignment, self.class_loss
-        if self.assigner.formulation == "dense" or vectorized():
+        if self.assigner.implementation == "dense" or vectorized():
             image_sums = dense_sums(*inputs)
         else:
             image_sums = sparse_sums(*inputs, self._most_foreground(ground_truth))
@@ -160,7 +162,7 @@ class DetectionLoss(nn.Module):
         ground_truth, assignment = self._assign(predictions, ground_truth)
         derive = derive or self.row_derivatives
         inputs = predictions, ground_truth, assignment, self.class_loss, self.gains, derive
-        if self.assigner.formulation == "dense":
+        if self.assigner.implementation == "dense":
             image_sums, gradients = dense_gradients(*inputs)
         else:
             image_sums, gradients = sparse_gradients(*inputs, self._most_foreground(ground_truth))
@@ -173,7 +175,7 @@ class DetectionLoss(nn.Module):
     def _most_foreground(self, ground_truth: GroundTruth) -> int | None:
         """Anchors that are foreground at most, where a GPU is not to be asked how many are."""
         images, slots, _ = ground_truth.gt_bboxes.shape
-        if self.assigner.formulation not in ("auto", "triton") or ground_truth.gt_bboxes.device.type == "cpu":
+        if self.assigner.implementation not in ("auto", "triton") or ground_truth.gt_bboxes.device.type == "cpu":
             return None
         return images * self.assigner.params.most_assigned(slots)
 

@@ -61,7 +61,7 @@ def _oracle(device: torch.device, formulation: str) -> list[Check]:
         inputs = sample_assigner_inputs(case, STRIDES, seed)
         want = oracle.assign(*(tensor.double().numpy() for tensor in inputs), **NUMBERS)
         wanted = {name: torch.from_numpy(np.array(value)) for name, value in want._asdict().items()}
-        assigner = TaskAlignedAssigner(**NUMBERS, num_classes=case.num_classes, formulation=formulation)
+        assigner = TaskAlignedAssigner(**NUMBERS, num_classes=case.num_classes, implementation=formulation)
 
         def got(
             assigner: TaskAlignedAssigner = assigner, inputs: tuple[Tensor, ...] = tuple(inputs)
@@ -85,7 +85,7 @@ def _sample(device: torch.device, wanted: dict[str, Tensor], formulation: str) -
 def _step(formulation: str, where: torch.device, dtype: torch.dtype, batch_there: bool) -> dict[str, Tensor]:
     sample = load_sample()
     batch = {name: torch.from_numpy(values) for name, values in sample.batch.items()}
-    criterion = DetectionLoss(1, STRIDES, formulation=formulation)
+    criterion = DetectionLoss(1, STRIDES, implementation=formulation)
     leaves = [torch.from_numpy(level).to(where, dtype).requires_grad_() for level in sample.feats]
     loss, _ = criterion(leaves, {name: values.to(where) if batch_there else values for name, values in batch.items()})
     gradients = torch.autograd.grad(loss, leaves)

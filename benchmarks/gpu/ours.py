@@ -80,7 +80,7 @@ def _assigner(setting: Setting, formulation: str, compiled: bool, sets: Sequence
         **NUMBERS,
         **PRESETS[contenders.PRESET],
         num_classes=setting.classes,
-        formulation=formulation,
+        implementation=formulation,
         compile_kernels=compiled,
     )
     return lambda number: assigner(*sets[number].predictions, *sets[number].truth)
@@ -112,7 +112,7 @@ def criterion_of(setting: Setting, formulation: str, compiled: bool = False) -> 
         STRIDES,
         REG_MAX,
         preset=contenders.PRESET,
-        formulation=formulation,
+        implementation=formulation,
         compile_kernels=compiled,
         max_boxes=setting.slots,
         **NUMBERS,

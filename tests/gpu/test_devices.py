@@ -78,7 +78,7 @@ def test_gradients_without_autograd(device: torch.device) -> None:
     setting = setting_of("loss+grad", device)
     (inputs,) = input_sets(setting, "fp32", device, 1)
     for formulation in ("auto", "dense", "sparse"):
-        criterion = DetectionLoss(3, STRIDES, formulation=formulation)
+        criterion = DetectionLoss(3, STRIDES, implementation=formulation)
         leaves = [level.detach().requires_grad_() for level in inputs.predictions]
         truth = GroundTruth(*inputs.truth)
         want = torch.autograd.grad(criterion.from_padded(join_predictions(leaves, STRIDES, 3, 16), truth).loss, leaves)

@@ -1,4 +1,4 @@
-"""What a GPU needs, on a CPU: portions of images for the dense formulation, lists whose length is known beforehand."""
+"""What a GPU needs, on a CPU: portions of images for the dense implementation, lists whose length is known beforehand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from yolo_assigner.export.samples import Case, pyramid, ragged_batch, sample_assigner_inputs, sample_loss_inputs
 from yolo_loss import DetectionLoss, Gains, GroundTruth, TaskAlignedAssigner, pad_ground_truth
-from yolo_loss.assigner import FORMULATIONS
+from yolo_loss.assigner import IMPLEMENTATIONS
 from yolo_loss.assignment.dense import assign_portions
 from yolo_loss.execution.buffers import constants
 from yolo_loss.predictions import join_predictions
@@ -27,11 +27,11 @@ CASE = Case(3, 9, pyramid(96, 128, STRIDES), 4)
 
 
 @pytest.mark.parametrize("limit", [1, 7000, 2**30])
-def test_portions_of_the_dense_formulation_change_nothing(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+def test_portions_of_the_dense_implementation_change_nothing(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     inputs = sample_assigner_inputs(CASE._replace(batch=5), STRIDES, seed=0)
-    usual = TaskAlignedAssigner(10, 4, formulation="dense")(*inputs)
-    monkeypatch.setitem(FORMULATIONS, "dense", partial(assign_portions, limit=limit))
-    for one, other in zip(usual, TaskAlignedAssigner(10, 4, formulation="dense")(*inputs), strict=True):
+    usual = TaskAlignedAssigner(10, 4, implementation="dense")(*inputs)
+    monkeypatch.setitem(IMPLEMENTATIONS, "dense", partial(assign_portions, limit=limit))
+    for one, other in zip(usual, TaskAlignedAssigner(10, 4, implementation="dense")(*inputs), strict=True):
         assert torch.equal(one, other)
 
 

@@ -16,7 +16,7 @@ import yolo_loss.boxes
 from tests import loss_oracle
 from yolo_assigner.export.samples import Case, pyramid, ragged_batch, sample_loss_inputs
 from yolo_loss import Assignment, DetectionLoss, Gains, GroundTruth, loss_from_sums
-from yolo_loss.assigner import FORMULATIONS
+from yolo_loss.assigner import IMPLEMENTATIONS
 from yolo_loss.predictions import join_predictions
 
 STRIDES = (8.0, 16.0, 32.0)
@@ -51,10 +51,10 @@ def oracle(inputs: Inputs, criterion: DetectionLoss) -> tuple[float, list[float]
     )
 
 
-@pytest.fixture(autouse=True, params=list(FORMULATIONS))
-def formulation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Everything holds for each formulation."""
-    monkeypatch.setitem(OPTIONS, "formulation", request.param)
+@pytest.fixture(autouse=True, params=list(IMPLEMENTATIONS))
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Everything holds for each implementation."""
+    monkeypatch.setitem(OPTIONS, "implementation", request.param)
     return str(request.param)
 
 

@@ -84,7 +84,7 @@ def test_assigner(position: int, tensor: Tensor, message: str) -> None:
         ({"topk": 0}, "topk is 0"),
         ({"num_classes": 0}, "num_classes is 0"),
         ({"topk2": 0}, "topk2 is 0"),
-        ({"formulation": "magic"}, "'magic', expected one of dense, sparse, triton, auto"),
+        ({"implementation": "magic"}, "'magic', expected one of dense, sparse, triton, auto"),
         ({"class_loss": "mse"}, "'mse', expected one of bce, varifocal"),
         ({"preset": "yolo99"}, "'yolo99', expected one of yolov8"),
         ({"reg_max": 0}, "reg_max is 0"),

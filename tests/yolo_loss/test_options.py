@@ -190,10 +190,10 @@ def test_the_checks_load_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("name", ["formulation", "class_loss"])
+@pytest.mark.parametrize("name", ["implementation", "class_loss"])
 def test_words_set_later_are_checked_at_the_call(name: str) -> None:
     criterion = DetectionLoss(80, STRIDES)
-    setattr(criterion.assigner if name == "formulation" else criterion, name, "other")
+    setattr(criterion.assigner if name == "implementation" else criterion, name, "other")
     maps = [torch.zeros(1, 144, *grid) for grid in ((4, 4), (2, 2), (1, 1))]
     batch = {"batch_idx": torch.zeros(1), "cls": torch.zeros(1), "bboxes": torch.full((1, 4), 0.5)}
     assert refusal(criterion, maps, batch).startswith(f"{name} is 'other', expected one of ")

@@ -1,4 +1,4 @@
-"""The sparse formulation's own parts: pairs, ragged top-k, segments; and that it equals the dense one to the bit."""
+"""The sparse implementation's own parts: pairs, ragged top-k, segments; and that it equals the dense one to the bit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from yolo_assigner.export.samples import Case, pyramid, sample_assigner_inputs
 from yolo_loss import GroundTruth, TaskAlignedAssigner, make_anchors
-from yolo_loss.assigner import FORMULATIONS
+from yolo_loss.assigner import IMPLEMENTATIONS
 from yolo_loss.assignment import sparse
 from yolo_loss.assignment.anchor_grid import find_lattice, list_runs, pairs_of_images, write_out
 from yolo_loss.assignment.params import power
@@ -127,8 +127,8 @@ def test_size_decides(monkeypatch: pytest.MonkeyPatch, slots: int, name: str) ->
     inputs = sample_assigner_inputs(Case(1, slots, pyramid(320, 320, STRIDES), 4), STRIDES, seed=0)
     assigner = TaskAlignedAssigner(num_classes=4)
     usual = assigner(*inputs)
-    for formulation in FORMULATIONS.keys() - {name}:
-        monkeypatch.delitem(FORMULATIONS, formulation)
+    for implementation in IMPLEMENTATIONS.keys() - {name}:
+        monkeypatch.delitem(IMPLEMENTATIONS, implementation)
     for one, other in zip(usual, assigner(*inputs), strict=True):
         assert torch.equal(one, other)
 
@@ -137,9 +137,9 @@ def test_size_decides(monkeypatch: pytest.MonkeyPatch, slots: int, name: str) ->
 def test_portions_change_nothing(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     inputs = sample_assigner_inputs(Case(5, 30, pyramid(160, 256, STRIDES), 4), STRIDES, seed=0)
     inputs[5][2] = 0  # one image without ground truth
-    usual = TaskAlignedAssigner(num_classes=4, formulation="dense")(*inputs)
+    usual = TaskAlignedAssigner(num_classes=4, implementation="dense")(*inputs)
     monkeypatch.setattr(sparse, "PAIRS_AT_ONCE", limit)
-    for one, other in zip(usual, TaskAlignedAssigner(num_classes=4, formulation="sparse")(*inputs), strict=True):
+    for one, other in zip(usual, TaskAlignedAssigner(num_classes=4, implementation="sparse")(*inputs), strict=True):
         assert torch.equal(one, other)
 
 
@@ -156,12 +156,12 @@ def test_portions_change_nothing(monkeypatch: pytest.MonkeyPatch, limit: int) ->
         {"alpha": 0.7, "beta": 5.5},
     ],
 )
-def test_equals_the_dense_formulation_to_the_bit(seed: int, options: dict[str, float]) -> None:
+def test_equals_the_dense_implementation_to_the_bit(seed: int, options: dict[str, float]) -> None:
     # alpha = beta = 0 makes every candidate's metric 1: nothing but ties.
     inputs = sample_assigner_inputs(Case(3, 60, pyramid(160, 256, STRIDES), 4, weak=seed == 3), STRIDES, seed)
     numbers: dict[str, Any] = {"topk": 10, "alpha": 0.5, "beta": 6.0, **options}
     dense, sparse = (
-        TaskAlignedAssigner(num_classes=4, formulation=name, **numbers)(*inputs) for name in ("dense", "sparse")
+        TaskAlignedAssigner(num_classes=4, implementation=name, **numbers)(*inputs) for name in ("dense", "sparse")
     )
     assert dense.fg_mask.any()
     for one, other in zip(dense, sparse, strict=True):
@@ -219,5 +219,5 @@ def test_large_k_takes_no_more_memory_than_there_are_candidates(k: int) -> None:
     ground_truth = GroundTruth(*inputs[3:])
     pairs = int(list_runs(inputs[2], ground_truth.gt_bboxes, ground_truth.mask_gt.squeeze(-1), 1e-9).length.sum())
     with _Largest() as largest:
-        TaskAlignedAssigner(k, 2, 0.5, 6.0, formulation="sparse")(*inputs)
+        TaskAlignedAssigner(k, 2, 0.5, 6.0, implementation="sparse")(*inputs)
     assert largest.entries <= 5 * pairs + 400 * 64

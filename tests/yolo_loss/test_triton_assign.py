@@ -50,10 +50,10 @@ def test_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_triton
 @pytest.mark.parametrize("options", [{}, {"topk2": 1}])
-def test_the_dense_formulation_computes_what_does_not_fit(monkeypatch: pytest.MonkeyPatch, options: Any) -> None:
+def test_the_dense_implementation_computes_what_does_not_fit(monkeypatch: pytest.MonkeyPatch, options: Any) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     inputs = sample_assigner_inputs(CASE, STRIDES, seed=0)
-    want, got = (TaskAlignedAssigner(10, 4, formulation=name, **options)(*inputs) for name in ("dense", "triton"))
+    want, got = (TaskAlignedAssigner(10, 4, implementation=name, **options)(*inputs) for name in ("dense", "triton"))
     for ours, theirs in zip(got, want, strict=True):
         assert torch.equal(ours, theirs)
 
@@ -61,7 +61,7 @@ def test_the_dense_formulation_computes_what_does_not_fit(monkeypatch: pytest.Mo
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("yolo_loss.assigner.available", lambda: False)
     with pytest.raises(ValueError, match="'triton', but that package is missing; pip install triton, or choose auto"):
-        TaskAlignedAssigner(formulation="triton")
+        TaskAlignedAssigner(implementation="triton")
 
 
 COMPILE = """

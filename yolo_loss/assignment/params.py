@@ -1,4 +1,4 @@
-"""Hyper-parameters of the assignment, and what every formulation does with them in the same way."""
+"""Hyper-parameters of the assignment, and what every implementation does with them in the same way."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Task-aligned assignment in two kernels of a GPU (Feng et al., arXiv 2108.07755).
 
-What the dense formulation computes for all (ground truth, anchor) pairs, without a tensor of that size: nothing but
+What the dense implementation computes for all (ground truth, anchor) pairs, without a tensor of that size: nothing but
 each anchor's owner is written. ``yolo_loss.assignment.dense`` is what it is checked by, and what computes in its place
 where a kernel does not fit.
 """
@@ -54,7 +54,7 @@ def assign_triton(
         params: Hyper-parameters.
 
     Returns:
-        The assignment in compact form; equal to the dense formulation's but for the rounding of a few operations.
+        The assignment in compact form; equal to the dense implementation's but for the rounding of a few operations.
     """
     if not fits(scores, params, pd_bboxes.device) or pd_bboxes.numel() == 0:
         return assign_dense(scores, pd_bboxes, anc_points, ground_truth, params)
@@ -75,7 +75,7 @@ def assign_triton(
         *steps,
     )
     sizes = slots, anchors, images * anchors, images * slots, *ends, params.eps
-    # Fused operations round less than those of the dense formulation, and decide otherwise where two are nearly equal.
+    # Fused operations round less than those of the dense implementation, and decide otherwise where two are nearly equal.
     numbers = {"alpha": params.alpha, "beta": params.beta, "logits": scores.logits, "block": BLOCK}
     numbers |= {"enable_fp_fusion": False}
 
