@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.contenders import STRIDES, Contender, Setting, contenders, formulations
 from yolo_assigner.export.samples import sample_assigner_inputs
-from yolo_loss.assignment.anchor_grid import list_runs
+from yolo_loss.assignment.anchor_grid import candidate_ranges
 from yolo_loss.assignment.params import enlarge
 
 
@@ -71,7 +71,7 @@ def against_pairs(slots: int, turns: int) -> dict[str, Any]:
     setting = Setting("assigner", 16, slots)
     inputs = sample_assigner_inputs(setting.case, STRIDES, seed=1)
     boxes, valid = enlarge(inputs[4], STRIDES[1]), inputs[5].squeeze(-1).bool()
-    pairs = int(list_runs(inputs[2], boxes, valid, 1e-9).length.sum())
+    pairs = int(candidate_ranges(inputs[2], boxes, valid, 1e-9).length.sum())
     times = take_turns(contenders(setting), turns)
     return {
         "slots": slots,

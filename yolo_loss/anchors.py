@@ -10,7 +10,7 @@ from torch import Tensor
 
 from yolo_loss.boxes import dist2bbox
 from yolo_loss.execution.channels import Channels
-from yolo_loss.execution.chunks import in_portions
+from yolo_loss.execution.chunks import map_chunks
 from yolo_loss.execution.compilation import kernel
 
 
@@ -150,7 +150,7 @@ def decode_levels(levels: Sequence[Channels], anchor_points: Tensor, reg_max: in
         (B, A, 4) boxes xyxy in grid units, in the points' dtype.
     """
     parts = [
-        in_portions(level.view(), lambda part: distances(part.to(anchor_points.dtype), reg_max)) for level in levels
+        map_chunks(level.view(), lambda part: distances(part.to(anchor_points.dtype), reg_max)) for level in levels
     ]
     return to_boxes(torch.cat(parts, dim=2), anchor_points)
 

@@ -19,9 +19,9 @@ from yolo_loss.checks import Array, check_padded, check_points
 from yolo_loss.execution.channels import Channels, ClassScores
 from yolo_loss.execution.compilation import kernels_compiled, uncompiled
 from yolo_loss.execution.transforms import vectorized
-from yolo_loss.option_checks import is_sequence, one_of, smallest_side, stride_list, whole_number
+from yolo_loss.option_checks import default_min_box_side, is_sequence, one_of, stride_list, whole_number
 from yolo_loss.structures import Assignment, AssignmentResult, GroundTruth
-from yolo_loss.validate import as_tensor, check_labels, readable
+from yolo_loss.validate import as_tensor, check_labels, readable_values
 
 IMPLEMENTATIONS = {"dense": assign_dense, "sparse": assign_sparse}
 # Up to so many (ground truth, anchor) pairs, candidates or not, looking at all of them is faster than listing some.
@@ -41,7 +41,7 @@ def preset_options(preset: str, strides: Sequence[float]) -> dict[str, Any]:
         ValueError: There is no such preset.
     """
     options = PRESETS[one_of("preset", preset, PRESETS)]
-    return {**options, "min_box_side": smallest_side(strides)} if "min_box_side" in options else options
+    return {**options, "min_box_side": default_min_box_side(strides)} if "min_box_side" in options else options
 
 
 class TaskAlignedAssigner(nn.Module):
@@ -115,7 +115,7 @@ class TaskAlignedAssigner(nn.Module):
         """
         side = self.min_box_side
         if side is None and self.stride is not None:
-            side = smallest_side(stride_list("stride", self.stride))
+            side = default_min_box_side(stride_list("stride", self.stride))
         return AssignerParams.checked(self.topk, self.alpha, self.beta, self.eps, side, self.topk2)
 
     def extra_repr(self) -> str:
@@ -216,7 +216,7 @@ class TaskAlignedAssigner(nn.Module):
         }
         classes = whole_number("num_classes", self.num_classes)
         check_padded(tensors, classes)
-        points = readable(tensors["anc_points"])
+        points = readable_values(tensors["anc_points"])
         if points is not None:
             check_points(points)
         check_labels(tensors["gt_labels"], tensors["mask_gt"], classes)

@@ -74,7 +74,7 @@ def bbox2dist(anchor_points: Tensor, boxes: Tensor, reg_max: int | None = None) 
 EPS = 1e-7
 
 
-class Measured(NamedTuple):
+class BoxGeometry(NamedTuple):
     """Boxes with what CIoU needs of each alone: corners, w * h, and the angle of their diagonal, atan(w / h)."""
 
     x1: Tensor
@@ -84,12 +84,12 @@ class Measured(NamedTuple):
     area: Tensor
     angle: Tensor
 
-    def apply(self, change: Callable[[Tensor], Tensor]) -> Measured:
+    def apply(self, change: Callable[[Tensor], Tensor]) -> BoxGeometry:
         """The same change to each field."""
-        return Measured(*(change(field) for field in self))
+        return BoxGeometry(*(change(field) for field in self))
 
 
-def measure(sides: Sequence[Tensor], eps: float = EPS) -> Measured:
+def box_geometry(sides: Sequence[Tensor], eps: float = EPS) -> BoxGeometry:
     """Measure boxes once that are compared many times.
 
     Args:
@@ -98,7 +98,7 @@ def measure(sides: Sequence[Tensor], eps: float = EPS) -> Measured:
     """
     x1, y1, x2, y2 = sides
     width, height = x2 - x1, y2 - y1 + eps
-    return Measured(x1, y1, x2, y2, width * height, torch.atan(width / height))
+    return BoxGeometry(x1, y1, x2, y2, width * height, torch.atan(width / height))
 
 
 def ciou(boxes1: Tensor, boxes2: Tensor, eps: float = EPS) -> Tensor:
@@ -112,10 +112,10 @@ def ciou(boxes1: Tensor, boxes2: Tensor, eps: float = EPS) -> Tensor:
     Returns:
         (...) values in (-1.5, 1]; 1 for equal boxes. Differentiable but for the trade-off weight.
     """
-    return ciou_of_measured(measure(boxes1.unbind(-1), eps), measure(boxes2.unbind(-1), eps), eps)
+    return ciou_of_geometry(box_geometry(boxes1.unbind(-1), eps), box_geometry(boxes2.unbind(-1), eps), eps)
 
 
-def ciou_of_measured(one: Measured, other: Measured, eps: float = EPS) -> Tensor:
+def ciou_of_geometry(one: BoxGeometry, other: BoxGeometry, eps: float = EPS) -> Tensor:
     """``ciou`` of measured boxes, broadcast against each other."""
     # Each part in a function of its own: what it needed on the way is free again for the next.
     iou = _iou(one, other, eps)
@@ -124,26 +124,26 @@ def ciou_of_measured(one: Measured, other: Measured, eps: float = EPS) -> Tensor
     return iou - (distance + aspect * _trade_off(aspect, iou, eps))
 
 
-def _iou(one: Measured, other: Measured, eps: float) -> Tensor:
+def _iou(one: BoxGeometry, other: BoxGeometry, eps: float) -> Tensor:
     width = (torch.minimum(one.x2, other.x2) - torch.maximum(one.x1, other.x1)).clamp(min=0.0)
     height = (torch.minimum(one.y2, other.y2) - torch.maximum(one.y1, other.y1)).clamp(min=0.0)
     inter = width * height
     return inter / (one.area + other.area - inter + eps)
 
 
-def _distance(one: Measured, other: Measured, eps: float) -> Tensor:
+def _distance(one: BoxGeometry, other: BoxGeometry, eps: float) -> Tensor:
     """Squared distance of the centres over the squared diagonal of the smallest box around both."""
     distance2 = _centres2(one, other)
     return distance2 / _diagonal2(one, other, eps)
 
 
-def _centres2(one: Measured, other: Measured) -> Tensor:
+def _centres2(one: BoxGeometry, other: BoxGeometry) -> Tensor:
     x = (other.x1 + other.x2 - one.x1 - one.x2).square()
     y = (other.y1 + other.y2 - one.y1 - one.y2).square()
     return (x + y) / 4
 
 
-def _diagonal2(one: Measured, other: Measured, eps: float) -> Tensor:
+def _diagonal2(one: BoxGeometry, other: BoxGeometry, eps: float) -> Tensor:
     width2 = (torch.maximum(one.x2, other.x2) - torch.minimum(one.x1, other.x1)).square()
     height2 = (torch.maximum(one.y2, other.y2) - torch.minimum(one.y1, other.y1)).square()
     return width2 + height2 + eps

@@ -113,10 +113,10 @@ def check_shape(name: str, array: Shaped, shape: Sequence[int | None], layout: s
         ValueError: They differ.
     """
     actual = tuple(array.shape)
-    fits = len(actual) == len(shape) and all(
+    is_supported = len(actual) == len(shape) and all(
         want is None or want == got for want, got in zip(shape, actual, strict=True)
     )
-    if not fits:
+    if not is_supported:
         expected = ", ".join("*" if want is None else str(want) for want in shape)
         raise ValueError(f"{name} has shape {actual}, expected ({expected}): {layout}")
 

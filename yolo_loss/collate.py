@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from yolo_loss.boxes import xywh2xyxy
-from yolo_loss.execution.buffers import constants, moved
+from yolo_loss.execution.buffers import constants, to_device
 from yolo_loss.structures import GroundTruth
-from yolo_loss.validate import check_batch, values_readable
+from yolo_loss.validate import can_read_values, check_batch
 
 
 def pad_ground_truth(
@@ -67,7 +67,7 @@ def _pad(
     return GroundTruth(gt_labels, gt_bboxes, gt_bboxes.sum(dim=-1, keepdim=True) > 0)
 
 
-def pad_where_it_lies(
+def pad_to_device(
     batch: tuple[Tensor, Tensor, Tensor], like: Tensor, image_size: tuple[int, int], images: int, slots: int | None
 ) -> GroundTruth:
     """:func:`pad_ground_truth` of a batch on any device; what lies on the CPU is padded there, which waits for no GPU.
@@ -83,13 +83,15 @@ def pad_where_it_lies(
     if all(tensor.device.type == "cpu" for tensor in batch):
         here = batch[0].device
     image, label, boxes = batch
-    padded = _pad(moved(image, here), moved(label, here), moved(boxes, here, like.dtype), images, image_size, slots)
-    return GroundTruth(*(moved(field, like.device) for field in padded))
+    padded = _pad(
+        to_device(image, here), to_device(label, here), to_device(boxes, here, like.dtype), images, image_size, slots
+    )
+    return GroundTruth(*(to_device(field, like.device) for field in padded))
 
 
 def _check_counts(counts: Tensor, slots: int) -> None:
     text = f"an image has more than {slots} boxes, as many as there are slots; give a larger max_boxes"
-    if values_readable(counts):
+    if can_read_values(counts):
         if counts.numel() and int(counts.max()) > slots:
             raise ValueError(f"an image has {int(counts.max())} boxes, but max_boxes is {slots}; give a larger one")
     else:

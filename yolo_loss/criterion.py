@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from yolo_loss.anchors import decode_levels
 from yolo_loss.assigner import TaskAlignedAssigner, preset_options
 from yolo_loss.checks import Array
-from yolo_loss.collate import add_empty_slot, pad_where_it_lies
+from yolo_loss.collate import add_empty_slot, pad_to_device
 from yolo_loss.execution.channels import ClassScores
 from yolo_loss.execution.compilation import kernels_compiled, uncompiled, without_autocast
 from yolo_loss.execution.transforms import detached, transformed, vectorized
@@ -19,8 +19,8 @@ from yolo_loss.losses import loss_from_sums
 from yolo_loss.option_checks import gain_values, one_of, stride_list, whole_number
 from yolo_loss.predictions import RawOutput, join_predictions
 from yolo_loss.reductions.dense import dense_sums
-from yolo_loss.reductions.foreground import RowDerivatives, Rows, row_derivatives
-from yolo_loss.reductions.gradients import Derive, dense_gradients, sparse_gradients
+from yolo_loss.reductions.foreground import RowGradients, Rows, row_gradients
+from yolo_loss.reductions.gradients import RowGradientFunction, dense_gradients, sparse_gradients
 from yolo_loss.reductions.sparse import sparse_sums
 from yolo_loss.structures import Assignment, Gains, GroundTruth, LossResult, Predictions
 from yolo_loss.validate import check_batch
@@ -115,12 +115,10 @@ class DetectionLoss(nn.Module):
     def evaluate(self, preds: RawOutput, batch: Mapping[str, Any]) -> LossResult:
         """Like calling the criterion, but with sums per image and the assignment beside the loss."""
         predictions = join_predictions(preds, self.strides, self.num_classes, self.reg_max)
-        batch_size = predictions.levels[0].scores_of.shape[0]
+        batch_size = predictions.levels[0].scores_source.shape[0]
         columns = check_batch(batch, batch_size, self.num_classes)
         height, width = (int(cells * self.strides[0]) for cells in predictions.grid_size)
-        ground_truth = pad_where_it_lies(
-            columns, predictions.anchor_points, (height, width), batch_size, self.max_boxes
-        )
+        ground_truth = pad_to_device(columns, predictions.anchor_points, (height, width), batch_size, self.max_boxes)
         sources = (source for level in predictions.levels for source in level)
         compiled = self.compile_kernels and not transformed(sources)  # a compiler does not know all transforms
         with without_autocast(predictions.anchor_points.device), kernels_compiled(compiled):
@@ -141,13 +139,16 @@ class DetectionLoss(nn.Module):
         if self.assigner.implementation == "dense" or vectorized():
             image_sums = dense_sums(*inputs)
         else:
-            image_sums = sparse_sums(*inputs, self._most_foreground(ground_truth))
+            image_sums = sparse_sums(*inputs, self._max_foreground(ground_truth))
         loss, items = loss_from_sums(image_sums, self.gains)
         return LossResult(loss, items.detach(), image_sums, assignment)
 
     @torch.no_grad()
     def gradients_from_padded(
-        self, predictions: Predictions, ground_truth: GroundTruth, derive: Derive | None = None
+        self,
+        predictions: Predictions,
+        ground_truth: GroundTruth,
+        compute_row_gradients: RowGradientFunction | None = None,
     ) -> tuple[LossResult, list[Tensor]]:
         """The loss and its gradients without autograd, as they are exported.
 
@@ -160,24 +161,24 @@ class DetectionLoss(nn.Module):
             The loss with what it was made from, and its gradient by each level, (B, 4R + C, A_i).
         """
         ground_truth, assignment = self._assign(predictions, ground_truth)
-        derive = derive or self.row_derivatives
-        inputs = predictions, ground_truth, assignment, self.class_loss, self.gains, derive
+        compute_row_gradients = compute_row_gradients or self.row_gradients
+        inputs = predictions, ground_truth, assignment, self.class_loss, self.gains, compute_row_gradients
         if self.assigner.implementation == "dense":
             image_sums, gradients = dense_gradients(*inputs)
         else:
-            image_sums, gradients = sparse_gradients(*inputs, self._most_foreground(ground_truth))
+            image_sums, gradients = sparse_gradients(*inputs, self._max_foreground(ground_truth))
         return LossResult(*loss_from_sums(image_sums, self.gains), image_sums, assignment), gradients
 
-    def row_derivatives(self, rows: Rows) -> RowDerivatives:
+    def row_gradients(self, rows: Rows) -> RowGradients:
         """Terms of single anchors with their derivatives."""
-        return row_derivatives(rows, self.reg_max, self.class_loss)
+        return row_gradients(rows, self.reg_max, self.class_loss)
 
-    def _most_foreground(self, ground_truth: GroundTruth) -> int | None:
+    def _max_foreground(self, ground_truth: GroundTruth) -> int | None:
         """Anchors that are foreground at most, where a GPU is not to be asked how many are."""
         images, slots, _ = ground_truth.gt_bboxes.shape
         if self.assigner.implementation not in ("auto", "triton") or ground_truth.gt_bboxes.device.type == "cpu":
             return None
-        return images * self.assigner.params.most_assigned(slots)
+        return images * self.assigner.params.max_assigned(slots)
 
     @torch.no_grad()
     def _assign(self, predictions: Predictions, ground_truth: GroundTruth) -> tuple[GroundTruth, Assignment]:

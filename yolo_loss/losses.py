@@ -14,12 +14,12 @@ from yolo_loss.anchors import compute_dtype
 from yolo_loss.boxes import bbox2dist, ciou
 from yolo_loss.execution.buffers import constants
 from yolo_loss.execution.channels import Channels
-from yolo_loss.execution.chunks import in_portions
+from yolo_loss.execution.chunks import map_chunks
 from yolo_loss.execution.compilation import compiling_kernels, kernel
 from yolo_loss.structures import Gains
 
 
-def box_term(pred_bboxes: Tensor, target_bboxes: Tensor) -> Tensor:
+def box_loss(pred_bboxes: Tensor, target_bboxes: Tensor) -> Tensor:
     """1 - CIoU.
 
     Args:
@@ -32,7 +32,7 @@ def box_term(pred_bboxes: Tensor, target_bboxes: Tensor) -> Tensor:
     return 1 - ciou(pred_bboxes, target_bboxes)
 
 
-def dfl_term(distri: Tensor, target_bboxes: Tensor, anchor_points: Tensor) -> Tensor:
+def dfl_loss(distri: Tensor, target_bboxes: Tensor, anchor_points: Tensor) -> Tensor:
     """Distribution focal loss (arXiv 2006.04388), the mean over the four sides.
 
     The target is a two-hot vector, 1 - |d - r| at the two bins r beside d, so that its gradient needs no scatter.
@@ -56,8 +56,8 @@ def dfl_term(distri: Tensor, target_bboxes: Tensor, anchor_points: Tensor) -> Te
     return -(two_hot * log_probabilities).sum(dim=-1).mean(dim=-1)
 
 
-def total_class_term(logits: Channels, class_loss: str) -> Tensor:
-    """The class term as if every target were 0, summed. With ``own_class_term`` no dense target is needed.
+def background_class_loss(logits: Channels, class_loss: str) -> Tensor:
+    """The class term as if every target were 0, summed. With ``assigned_class_correction`` no dense target is needed.
 
     Args:
         logits: C channels of a level, of any floating type.
@@ -72,7 +72,7 @@ def total_class_term(logits: Channels, class_loss: str) -> Tensor:
         return sum_by_products(logits, dtype)
     if class_loss == "bce" and compiling_kernels():
         return sum_by_planes(logits, dtype)
-    return in_portions(logits.view(), lambda part: _sum_of_negatives(part, dtype, class_loss))
+    return map_chunks(logits.view(), lambda part: _sum_of_negatives(part, dtype, class_loss))
 
 
 @kernel
@@ -81,12 +81,12 @@ def _sum_of_negatives(logits: Tensor, dtype: torch.dtype, class_loss: str) -> Te
     return term(logits.to(dtype)).sum(dim=(1, 2))
 
 
-def class_term_of_levels(levels: Sequence[Channels], class_loss: str) -> Tensor:
-    """``total_class_term`` of all levels together, (B,)."""
-    return torch.stack([total_class_term(level, class_loss) for level in levels]).sum(dim=0)
+def background_class_loss_of_levels(levels: Sequence[Channels], class_loss: str) -> Tensor:
+    """``background_class_loss`` of all levels together, (B,)."""
+    return torch.stack([background_class_loss(level, class_loss) for level in levels]).sum(dim=0)
 
 
-def own_class_loss(own_logits: Tensor, weights: Tensor, class_loss: str) -> Tensor:
+def assigned_class_loss(assigned_logits: Tensor, weights: Tensor, class_loss: str) -> Tensor:
     """The class term of the assigned class, whose target is the soft score.
 
     Args:
@@ -98,19 +98,19 @@ def own_class_loss(own_logits: Tensor, weights: Tensor, class_loss: str) -> Tens
         (...); +inf for a logit of +inf, also with a target of 1: no runtime would subtract that much exactly.
     """
     # Not softplus(x) - w x, which is inf - inf for an infinite logit.
-    entropy = (1 - weights) * softplus(own_logits) + weights * softplus(-own_logits)
-    entropy = torch.where((own_logits == math.inf) & (weights >= 1), math.inf, entropy)
+    entropy = (1 - weights) * softplus(assigned_logits) + weights * softplus(-assigned_logits)
+    entropy = torch.where((assigned_logits == math.inf) & (weights >= 1), math.inf, entropy)
     return weights * entropy if class_loss == "varifocal" else entropy
 
 
-def own_class_derivative(own_logits: Tensor, weights: Tensor, class_loss: str) -> Tensor:
-    """Derivative of ``own_class_loss`` by each logit; arguments and shape as there."""
-    residual = own_logits.sigmoid() - weights
+def assigned_class_gradient(assigned_logits: Tensor, weights: Tensor, class_loss: str) -> Tensor:
+    """Derivative of ``assigned_class_loss`` by each logit; arguments and shape as there."""
+    residual = assigned_logits.sigmoid() - weights
     return weights * residual if class_loss == "varifocal" else residual
 
 
-def own_class_term(own_logits: Tensor, weights: Tensor, class_loss: str) -> Tensor:
-    """What the assigned class's target adds to ``total_class_term``, which has counted it as background.
+def assigned_class_correction(assigned_logits: Tensor, weights: Tensor, class_loss: str) -> Tensor:
+    """What the assigned class's target adds to ``background_class_loss``, which has counted it as background.
 
     Args:
         own_logits: (...) logits of the assigned classes.
@@ -120,16 +120,16 @@ def own_class_term(own_logits: Tensor, weights: Tensor, class_loss: str) -> Tens
     Returns:
         (...); 0 for a logit of +inf, with which the total is infinite already.
     """
-    infinite = own_logits == math.inf
-    x = torch.where(infinite, 0.0, own_logits)
+    infinite = assigned_logits == math.inf
+    x = torch.where(infinite, 0.0, assigned_logits)
     if class_loss == "varifocal":
         added = weights * (softplus(x) - x * weights) - _negative_focal(x)
         return torch.where(infinite, 0.0, added)
     return -x * weights
 
 
-def class_derivative(logits: Tensor, class_loss: str) -> Tensor:
-    """Derivative of ``total_class_term`` by each logit.
+def background_class_gradient(logits: Tensor, class_loss: str) -> Tensor:
+    """Derivative of ``background_class_loss`` by each logit.
 
     Args:
         logits: Of any shape.
@@ -145,8 +145,8 @@ def class_derivative(logits: Tensor, class_loss: str) -> Tensor:
     return 0.75 * p.square() * (2 * (1 - p) * softplus(logits) + p)
 
 
-def write_class_derivative(logits: Tensor, upstream: Tensor, class_loss: str, out: Tensor) -> None:
-    """``class_derivative`` times ``upstream``, written into a tensor of the caller's.
+def write_background_class_gradient(logits: Tensor, grad_output: Tensor, class_loss: str, out: Tensor) -> None:
+    """``background_class_gradient`` times ``grad_output``, written into a tensor of the caller's.
 
     Args:
         logits: (B, C, A).
@@ -156,9 +156,9 @@ def write_class_derivative(logits: Tensor, upstream: Tensor, class_loss: str, ou
     """
     wide = logits.to(compute_dtype(logits))
     if class_loss == "bce" and wide.dtype == out.dtype:
-        torch.sigmoid(wide, out=out).mul_(upstream)  # without a temporary
+        torch.sigmoid(wide, out=out).mul_(grad_output)  # without a temporary
     else:
-        out.copy_(class_derivative(wide, class_loss).mul_(upstream))
+        out.copy_(background_class_gradient(wide, class_loss).mul_(grad_output))
 
 
 def loss_from_sums(image_sums: Tensor, gains: Gains) -> tuple[Tensor, Tensor]:

@@ -86,7 +86,7 @@ def one_of(name: str, value: Any, choices: Iterable[str]) -> str:
     return str(value)
 
 
-def smallest_side(strides: Sequence[float]) -> float:
+def default_min_box_side(strides: Sequence[float]) -> float:
     """``min_box_side`` as release 8.4 takes it from the strides: the second one, or the only one."""
     return strides[min(1, len(strides) - 1)]
 

@@ -63,8 +63,8 @@ class Level(NamedTuple):
         scores_of: (B, C or more, A_i), the last C channels are class logits.
     """
 
-    distri_of: Tensor
-    scores_of: Tensor
+    distri_source: Tensor
+    scores_source: Tensor
 
 
 class Predictions(NamedTuple):
@@ -89,12 +89,12 @@ class Predictions(NamedTuple):
     @property
     def pred_distri(self) -> list[Channels]:
         """Per level 4R channels."""
-        return [Channels(level.distri_of, 0, 4 * self.reg_max) for level in self.levels]
+        return [Channels(level.distri_source, 0, 4 * self.reg_max) for level in self.levels]
 
     @property
     def pred_scores(self) -> list[Channels]:
         """Per level C channels."""
-        sources = [level.scores_of for level in self.levels]
+        sources = [level.scores_source for level in self.levels]
         return [Channels(source, source.shape[1] - self.num_classes, self.num_classes) for source in sources]
 
 

@@ -68,7 +68,7 @@ def check_batch(batch: Any, batch_size: int, num_classes: int | None = None) -> 
     ]
     batch_idx, cls, bboxes = columns
     check_columns(batch_idx, cls, bboxes)
-    check_values(readable(batch_idx), readable(cls), readable(bboxes), batch_size, num_classes)
+    check_values(readable_values(batch_idx), readable_values(cls), readable_values(bboxes), batch_size, num_classes)
     boxes = bboxes.reshape(-1, 4)
     return batch_idx.reshape(-1).long(), cls.reshape(-1).long(), boxes if boxes.is_floating_point() else boxes.float()
 
@@ -84,14 +84,14 @@ def check_labels(labels: Tensor, mask: Tensor, num_classes: int) -> None:
     Raises:
         ValueError: A label is C or larger, or that of a valid slot is no whole number.
     """
-    values, valid = readable(labels), readable(mask)
+    values, valid = readable_values(labels), readable_values(mask)
     if values is not None and valid is not None:
         check_slots(values, valid, num_classes, negative=True)
 
 
-def readable(tensor: Tensor) -> Array | None:
+def readable_values(tensor: Tensor) -> Array | None:
     """The values, a view where possible, where looking at them is free; None elsewhere."""
-    if not values_readable(tensor):
+    if not can_read_values(tensor):
         return None
     for read in (_view, _copy):
         try:
@@ -112,6 +112,6 @@ def _copy(tensor: Tensor) -> Array:
     return values.reshape(tensor.shape)
 
 
-def values_readable(tensor: Tensor) -> bool:
+def can_read_values(tensor: Tensor) -> bool:
     """Whether looking at the numbers is free: on the CPU, and not while compiling or exporting."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -19,7 +19,7 @@ from yolo_loss.assignment.targets import labels_and_boxes, scores_by_comparison,
 from yolo_loss.collate import add_empty_slot
 from yolo_loss.execution.channels import Channels, ClassScores
 from yolo_loss.predictions import join_predictions
-from yolo_loss.reductions.foreground import RowDerivatives, Rows
+from yolo_loss.reductions.foreground import RowGradients, Rows
 from yolo_loss.structures import Assignment, Predictions
 
 # A scatter is the faster way in ONNX Runtime; graphs for TensorRT do without.
@@ -121,7 +121,7 @@ RECORDED_ROWS = 5
 
 
 class RecordedDerivatives(nn.Module):
-    """``DetectionLoss.row_derivatives`` as the plain operations that autograd made of it.
+    """``DetectionLoss.row_gradients`` as the plain operations that autograd made of it.
 
     Args:
         criterion: Whose derivatives.
@@ -130,8 +130,8 @@ class RecordedDerivatives(nn.Module):
     def __init__(self, criterion: DetectionLoss) -> None:
         super().__init__()
 
-        def derive(*rows: Tensor) -> RowDerivatives:
-            return criterion.row_derivatives(Rows(*rows))
+        def derive(*rows: Tensor) -> RowGradients:
+            return criterion.row_gradients(Rows(*rows))
 
         generator = torch.Generator().manual_seed(0)
         widths = ((4 * criterion.reg_max,), (), (), (4,), (2,))
@@ -143,9 +143,9 @@ class RecordedDerivatives(nn.Module):
         recorded: fx.GraphModule = make_fx(derive, decompositions, tracing_mode="symbolic")(*example)
         self.operations = recorded
 
-    def forward(self, rows: Rows) -> RowDerivatives:
+    def forward(self, rows: Rows) -> RowGradients:
         """Run them."""
-        return RowDerivatives(*self.operations(*rows))
+        return RowGradients(*self.operations(*rows))
 
 
 LOSS_GRAPHS = {"loss": LossGraph, "loss_grad": LossGradGraph}

@@ -49,7 +49,7 @@ def test_portions_change_nothing(monkeypatch: pytest.MonkeyPatch, device: torch.
     sets = input_sets(setting, "fp32", device, 1)
     run = ours(setting, "dense", sets)
     want = run(0)
-    monkeypatch.setattr(dense, "PAIRS_AT_ONCE", 1)
+    monkeypatch.setattr(dense, "PAIRS_PER_CHUNK", 1)
     for one, other in zip(run(0), want, strict=True):  # type: ignore[call-overload]
         assert torch.equal(one, other)
 

@@ -24,7 +24,7 @@ CASE = Case(2, 9, pyramid(96, 128, STRIDES), 4)
 
 def test_the_kernels_are_what_runs() -> None:
     scores = ClassScores((), torch.float32)
-    assert triton_assign.fits(scores, AssignerParams(10, 0.5, 6.0), torch.device("cpu"))
+    assert triton_assign.is_supported(scores, AssignerParams(10, 0.5, 6.0), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -14,7 +14,7 @@ from yolo_assigner.export.samples import Case, pyramid, sample_assigner_inputs
 from yolo_loss import TaskAlignedAssigner
 from yolo_loss.assignment import triton as triton_assign
 from yolo_loss.assignment.params import AssignerParams
-from yolo_loss.assignment.triton import fits
+from yolo_loss.assignment.triton import is_supported
 from yolo_loss.execution.channels import ClassScores
 
 STRIDES = (8.0, 16.0, 32.0)
@@ -39,13 +39,13 @@ def test_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     params = AssignerParams(10, 0.5, 6.0)
     scores = ClassScores((), torch.float32)
     cuda = torch.device("cuda")
-    assert fits(scores, params, cuda)
-    assert not fits(scores._replace(dtype=torch.float64), params, cuda)
+    assert is_supported(scores, params, cuda)
+    assert not is_supported(scores._replace(dtype=torch.float64), params, cuda)
     for change in ({"alpha": 0.3}, {"beta": 7.0}, {"topk2": 1}, {"topk": 65}):
-        assert not fits(scores, params._replace(**change), cuda)
-    assert not fits(scores, params, torch.device("meta"))
+        assert not is_supported(scores, params._replace(**change), cuda)
+    assert not is_supported(scores, params, torch.device("meta"))
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert not fits(scores, params, CPU)
+    assert not is_supported(scores, params, CPU)
 
 
 @needs_triton

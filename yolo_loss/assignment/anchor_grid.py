@@ -11,13 +11,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from yolo_loss.assignment.segment_ops import keep_last, lengthen_last, places_of, segment_of, size_of, sum_per_segment
+from yolo_loss.assignment.segment_ops import (
+    as_size,
+    extend_for_dummy,
+    keep_dummy,
+    segment_ids,
+    segment_sum,
+    true_indices,
+)
 
 # A member may lie this far, in steps, from where equal steps would put it.
 TOLERANCE = 1e-3
 
 
-class Series(NamedTuple):
+class RegularRuns(NamedTuple):
     """Maximal series of members in equal ascending steps, one behind the other.
 
     Attributes:
@@ -32,12 +39,12 @@ class Series(NamedTuple):
     origin: Tensor
     step: Tensor
 
-    def of(self, index: Tensor) -> Series:
+    def of(self, index: Tensor) -> RegularRuns:
         """Some of them, again and again."""
-        return Series(*(field.index_select(0, index) for field in self))
+        return RegularRuns(*(field.index_select(0, index) for field in self))
 
 
-class Lattice(NamedTuple):
+class AnchorGrid(NamedTuple):
     """Anchor points with their order.
 
     Attributes:
@@ -49,42 +56,42 @@ class Lattice(NamedTuple):
 
     x: Tensor
     y: Tensor
-    rows: Series
-    blocks: Series
+    rows: RegularRuns
+    blocks: RegularRuns
 
 
-_remembered: list[tuple[Tensor, Lattice]] = []
+_remembered: list[tuple[Tensor, AnchorGrid]] = []
 
 
-def lattice_of(points: Tensor) -> Lattice:
-    """:func:`find_lattice`, which remembers the last answer: from one call to the next, points seldom change.
+def cached_anchor_grid(points: Tensor) -> AnchorGrid:
+    """:func:`find_anchor_grid`, which remembers the last answer: from one call to the next, points seldom change.
 
     Args:
         points: (A, 2), A >= 1.
     """
     if torch.compiler.is_compiling():
-        return find_lattice(points)
-    for known, lattice in _remembered:
+        return find_anchor_grid(points)
+    for known, grid in _remembered:
         if known.dtype == points.dtype and known.device == points.device and torch.equal(known, points):
-            return lattice
-    lattice = find_lattice(points)
-    _remembered[:] = [(points.clone(), lattice)]
-    return lattice
+            return grid
+    grid = find_anchor_grid(points)
+    _remembered[:] = [(points.clone(), grid)]
+    return grid
 
 
-def find_lattice(points: Tensor) -> Lattice:
+def find_anchor_grid(points: Tensor) -> AnchorGrid:
     """Split anchor points into rows, and rows into blocks.
 
     Args:
         points: (A, 2), A >= 1.
     """
     x, y = points[:, 0].contiguous(), points[:, 1]
-    rows = find_series(x, _next(y) == y)
+    rows = find_regular_runs(x, _next(y) == y)
     y = y.index_select(0, rows.start)
     alike = torch.ones_like(y, dtype=torch.bool)
     for field in (rows.length, rows.origin, rows.step):
         alike = alike & (_next(field) == field)
-    return Lattice(x, y, rows, find_series(y, alike))
+    return AnchorGrid(x, y, rows, find_regular_runs(y, alike))
 
 
 def _next(values: Tensor) -> Tensor:
@@ -94,7 +101,7 @@ def _next(values: Tensor) -> Tensor:
     return values.index_select(0, index.clamp(max=values.shape[0] - 1))
 
 
-def find_series(position: Tensor, linked: Tensor) -> Series:
+def find_regular_runs(position: Tensor, linked: Tensor) -> RegularRuns:
     """Split members into series.
 
     Args:
@@ -115,10 +122,12 @@ def find_series(position: Tensor, linked: Tensor) -> Series:
     start = begins.nonzero().squeeze(1)
     length = torch.zeros_like(start).index_add(0, begins.cumsum(0) - 1, torch.ones_like(index))
     step = torch.where(length > 1, step.index_select(0, start), 1.0)
-    return Series(start, length, position.index_select(0, start), step)
+    return RegularRuns(start, length, position.index_select(0, start), step)
 
 
-def span(series: Series, positions: Tensor, low: Tensor, high: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+def members_between(
+    series: RegularRuns, positions: Tensor, low: Tensor, high: Tensor, margin: float
+) -> tuple[Tensor, Tensor]:
     """Which members of a series lie between two bounds.
 
     Args:
@@ -141,7 +150,7 @@ def span(series: Series, positions: Tensor, low: Tensor, high: Tensor, margin: f
     return (start + first).clamp(max=last), (past - first).clamp(min=0)
 
 
-class Runs(NamedTuple):
+class IndexRanges(NamedTuple):
     """Runs of neighbouring anchors, each inside one box, ordered by ground truth, then by anchor.
 
     Attributes:
@@ -155,7 +164,7 @@ class Runs(NamedTuple):
     length: Tensor
 
 
-class Pairs(NamedTuple):
+class CandidatePairs(NamedTuple):
     """Candidate pairs, ordered by ground truth, then by anchor.
 
     Attributes:
@@ -167,7 +176,7 @@ class Pairs(NamedTuple):
     anchor: Tensor
 
 
-def list_runs(points: Tensor, boxes: Tensor, valid: Tensor, eps: float) -> Runs:
+def candidate_ranges(points: Tensor, boxes: Tensor, valid: Tensor, eps: float) -> IndexRanges:
     """Candidates of all images, as runs.
 
     Args:
@@ -176,21 +185,21 @@ def list_runs(points: Tensor, boxes: Tensor, valid: Tensor, eps: float) -> Runs:
         valid: (B, M) bool.
         eps: A point is inside when its distance from every side is larger.
     """
-    lattice = lattice_of(points)
+    grid = cached_anchor_grid(points)
     # An empty box has no point inside, also where a list's filler asks for it.
     boxes = torch.where(valid.unsqueeze(-1), boxes, 0.0)
     x1, y1, x2, y2 = (side.flatten() for side in boxes.unbind(-1))  # (B * M,) each
-    slot, block = crossings(lattice, y1, y2, x2 > x1, eps)
+    slot, block = box_row_blocks(grid, y1, y2, x2 > x1, eps)
     low, high = y1.index_select(0, slot), y2.index_select(0, slot)
-    begin, length = span(lattice.blocks.of(block), lattice.y, low, high, eps)
-    slot, row = write_out(Runs(slot, begin, lengthen_last(length)))
+    begin, length = members_between(grid.blocks.of(block), grid.y, low, high, eps)
+    slot, row = expand_ranges(IndexRanges(slot, begin, extend_for_dummy(length)))
     low, high = x1.index_select(0, slot), x2.index_select(0, slot)
-    begin, length = span(lattice.rows.of(row), lattice.x, low, high, eps)
+    begin, length = members_between(grid.rows.of(row), grid.x, low, high, eps)
     image = torch.div(slot, valid.shape[1], rounding_mode="floor")
-    return Runs(slot, begin + image * points.shape[0], lengthen_last(length))
+    return IndexRanges(slot, begin + image * points.shape[0], extend_for_dummy(length))
 
 
-def crossings(lattice: Lattice, y1: Tensor, y2: Tensor, valid: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def box_row_blocks(grid: AnchorGrid, y1: Tensor, y2: Tensor, valid: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Which box may reach into which block of rows.
 
     Args:
@@ -198,33 +207,33 @@ def crossings(lattice: Lattice, y1: Tensor, y2: Tensor, valid: Tensor, eps: floa
         y1: (G,) upper edges.
         y2: (G,) lower edges.
         valid: (G,) bool.
-        eps: As in :func:`list_runs`.
+        eps: As in :func:`candidate_ranges`.
 
     Returns:
         Ground truth and block, each (number of crossings,), ordered by both.
     """
-    top = lattice.blocks.origin  # (K,)
-    bottom = lattice.y.index_select(0, lattice.blocks.start + lattice.blocks.length - 1)
+    top = grid.blocks.origin  # (K,)
+    bottom = grid.y.index_select(0, grid.blocks.start + grid.blocks.length - 1)
     reaches = (bottom - y1[:, None] > eps) & (y2[:, None] - top > eps) & valid[:, None]  # (G, K)
-    found, blocks = places_of(keep_last(reaches.flatten())), top.shape[0]
+    found, blocks = true_indices(keep_dummy(reaches.flatten())), top.shape[0]
     slot = torch.div(found, blocks, rounding_mode="floor")
     return slot, found - slot * blocks
 
 
-def write_out(runs: Runs) -> Pairs:
+def expand_ranges(runs: IndexRanges) -> CandidatePairs:
     """The members of runs, one after the other."""
     slot, begin, length = runs
-    total = size_of(length.sum())
-    run = segment_of(length, total)
+    total = as_size(length.sum())
+    run = segment_ids(length, total)
     offset = begin - (length.cumsum(0) - length)
     place = torch.arange(total, device=slot.device)
-    return Pairs(slot.index_select(0, run), offset.index_select(0, run) + place)
+    return CandidatePairs(slot.index_select(0, run), offset.index_select(0, run) + place)
 
 
-def pairs_of_images(runs: Runs, images: int, slots: int) -> Tensor:
+def count_pairs_per_image(runs: IndexRanges, images: int, slots: int) -> Tensor:
     """How many pairs each image has.
 
     Returns:
         (B,) int64.
     """
-    return sum_per_segment(torch.div(runs.slot, slots, rounding_mode="floor"), runs.length, images)
+    return segment_sum(torch.div(runs.slot, slots, rounding_mode="floor"), runs.length, images)

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from yolo_loss.assignment.params import AssignerParams, candidate_areas, power
-from yolo_loss.boxes import ciou_of_measured, measure
+from yolo_loss.boxes import box_geometry, ciou_of_geometry
 from yolo_loss.execution.channels import ClassScores
-from yolo_loss.execution.chunks import join, portions
+from yolo_loss.execution.chunks import chunk_slices, concatenate_assignments
 from yolo_loss.execution.compilation import kernel
 from yolo_loss.structures import Assignment, GroundTruth
 
 # Pairs, candidates or not, that a GPU looks at together: 25 bytes of each are alive at once, and lists of this length
 # stay in its cache from one operation to the next.
-PAIRS_AT_ONCE = 2**22
+PAIRS_PER_CHUNK = 2**22
 
 
 def assign_dense(
@@ -37,10 +37,10 @@ def assign_dense(
     """
     if pd_bboxes.device.type == "cpu" or torch.compiler.is_compiling():
         return assign_images(scores, pd_bboxes, anc_points, ground_truth, params)
-    return assign_portions(scores, pd_bboxes, anc_points, ground_truth, params, PAIRS_AT_ONCE)
+    return assign_in_chunks(scores, pd_bboxes, anc_points, ground_truth, params, PAIRS_PER_CHUNK)
 
 
-def assign_portions(
+def assign_in_chunks(
     scores: ClassScores,
     pd_bboxes: Tensor,
     anc_points: Tensor,
@@ -51,10 +51,10 @@ def assign_portions(
     """:func:`assign_dense` of few images at a time, that have no more pairs than the limit, or of single ones."""
     images, anchors, _ = pd_bboxes.shape
     parts = []
-    for part in portions([ground_truth.gt_bboxes.shape[1] * anchors] * images, limit):
+    for part in chunk_slices([ground_truth.gt_bboxes.shape[1] * anchors] * images, limit):
         own = GroundTruth(*(field[part] for field in ground_truth))
         parts.append(assign_images(scores.of_images(part), pd_bboxes[part], anc_points, own, params))
-    return join(parts)
+    return concatenate_assignments(parts)
 
 
 @kernel
@@ -63,12 +63,12 @@ def assign_images(
 ) -> Assignment:
     """:func:`assign_dense` of all images together."""
     candidates = find_candidates(anc_points, ground_truth, params)  # (B, M, A)
-    overlaps, metric = align_metric(scores, pd_bboxes, ground_truth, candidates, params)
+    ious, metric = align_metric(scores, pd_bboxes, ground_truth, candidates, params)
     chosen = select_topk(metric, params.topk)
-    assigned = one_owner(chosen, overlaps, candidates)
+    assigned = resolve_conflicts(chosen, ious, candidates)
     if params.topk2 is not None:
         assigned = select_topk(torch.where(assigned, metric, 0.0), params.topk2)
-    return soft_scores(assigned, metric, overlaps, params.eps)
+    return normalize_scores(assigned, metric, ious, params.eps)
 
 
 def find_candidates(anc_points: Tensor, ground_truth: GroundTruth, params: AssignerParams) -> Tensor:
@@ -97,14 +97,14 @@ def align_metric(
     Returns:
         u and t, each (B, M, A).
     """
-    wanted = measure(ground_truth.gt_bboxes.unsqueeze(2).unbind(-1))  # (B, M, 1)
-    predicted = measure([side.contiguous() for side in pd_bboxes.unsqueeze(1).unbind(-1)])  # (B, 1, A)
-    overlaps = ciou_of_measured(wanted, predicted)  # (B, M, A)
+    wanted = box_geometry(ground_truth.gt_bboxes.unsqueeze(2).unbind(-1))  # (B, M, 1)
+    predicted = box_geometry([side.contiguous() for side in pd_bboxes.unsqueeze(1).unbind(-1)])  # (B, 1, A)
+    ious = ciou_of_geometry(wanted, predicted)  # (B, M, A)
     # `> 0` and not clamp: a prediction that is not a number then counts as no overlap.
-    overlaps = torch.where(candidates & (overlaps > 0), overlaps, 0.0)
+    ious = torch.where(candidates & (ious > 0), ious, 0.0)
     class_scores = scores.of_slots(ground_truth.gt_labels.squeeze(-1).clamp(min=0))  # (B, M, A)
-    metric = power(class_scores, params.alpha) * power(overlaps, params.beta)
-    return overlaps, torch.where(candidates & (metric > 0), metric, 0.0)
+    metric = power(class_scores, params.alpha) * power(ious, params.beta)
+    return ious, torch.where(candidates & (metric > 0), metric, 0.0)
 
 
 def select_topk(metric: Tensor, k: int) -> Tensor:
@@ -129,7 +129,7 @@ def select_topk(metric: Tensor, k: int) -> Tensor:
     return above | (level & (level.cumsum(dim=-1, dtype=torch.int32) <= room))
 
 
-def one_owner(chosen: Tensor, overlaps: Tensor, candidates: Tensor) -> Tensor:
+def resolve_conflicts(chosen: Tensor, ious: Tensor, candidates: Tensor) -> Tensor:
     """An anchor chosen by several goes to the largest overlap among all whose candidate it is.
 
     Args:
@@ -141,13 +141,13 @@ def one_owner(chosen: Tensor, overlaps: Tensor, candidates: Tensor) -> Tensor:
         (B, M, A) bool with at most one True along M.
     """
     contested = chosen.sum(dim=1, keepdim=True, dtype=torch.int32) > 1  # (B, 1, A)
-    owner = torch.where(candidates, overlaps, -1.0).argmax(dim=1, keepdim=True)  # (B, 1, A), ties: smallest index
+    owner = torch.where(candidates, ious, -1.0).argmax(dim=1, keepdim=True)  # (B, 1, A), ties: smallest index
     slots = torch.arange(chosen.shape[1], device=chosen.device)[:, None]  # (M, 1)
     # and/or/not in place of where: ONNX Runtime has none for bool.
     return (contested & (owner == slots)) | (~contested & chosen)
 
 
-def soft_scores(assigned: Tensor, metric: Tensor, overlaps: Tensor, eps: float) -> Assignment:
+def normalize_scores(assigned: Tensor, metric: Tensor, ious: Tensor, eps: float) -> Assignment:
     """Weight of each assigned anchor: t * max_u / (max_t + eps), multiplied first.
 
     The maxima run over the anchors assigned to the same ground truth.
@@ -164,7 +164,7 @@ def soft_scores(assigned: Tensor, metric: Tensor, overlaps: Tensor, eps: float) 
     fg_mask = assigned.any(dim=1)  # (B, A)
     gt_idx = assigned.to(torch.int32).argmax(dim=1)  # (B, A), 0 on background
     max_metric = torch.where(assigned, metric, 0.0).amax(dim=-1)  # (B, M)
-    max_overlap = torch.where(assigned, overlaps, 0.0).amax(dim=-1)
+    max_iou = torch.where(assigned, ious, 0.0).amax(dim=-1)
     own_metric = metric.gather(1, gt_idx.unsqueeze(1)).squeeze(1)  # (B, A)
-    weights = own_metric * max_overlap.gather(1, gt_idx) / (max_metric.gather(1, gt_idx) + eps)
+    weights = own_metric * max_iou.gather(1, gt_idx) / (max_metric.gather(1, gt_idx) + eps)
     return Assignment(fg_mask, gt_idx, torch.where(fg_mask, weights, 0.0))

@@ -49,7 +49,7 @@ class AssignerParams(NamedTuple):
             None if topk2 is None else whole_number("topk2", topk2),
         )
 
-    def most_assigned(self, slots: int) -> int:
+    def max_assigned(self, slots: int) -> int:
         """How many anchors of an image with so many ground truths are foreground at most."""
         return slots * (self.topk if self.topk2 is None else min(self.topk, self.topk2))
 

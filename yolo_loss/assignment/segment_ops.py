@@ -3,7 +3,7 @@
 **In a graph no list is ever empty.** Runtimes crash on operators over empty lists, or give them a wrong shape (ONNX
 Runtime's TopK before 1.31, ReduceSum before 1.32). So while a graph is exported, the last entry of every list is a
 filler: an entry of the empty slot that is appended to the ground truth, without any effect. The functions
-:func:`keep_last` and :func:`lengthen_last` put it there; elsewhere they do nothing.
+:func:`keep_dummy` and :func:`extend_for_dummy` put it there; elsewhere they do nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 _LARGEST_SIZE = 2**40
 
 
-def segment_of(length: Tensor, total: int) -> Tensor:
+def segment_ids(length: Tensor, total: int) -> Tensor:
     """The segment that each entry belongs to: 0, 0, 1, 3, 3, 3 for lengths 2, 1, 0, 3.
 
     What ``repeat_interleave`` gives for a range, in operations that every runtime has.
@@ -31,7 +31,7 @@ def segment_of(length: Tensor, total: int) -> Tensor:
     return steps.cumsum(0)[:-1]
 
 
-def size_of(count: Tensor) -> int:
+def as_size(count: Tensor) -> int:
     """A count as a size for a new tensor.
 
     Args:
@@ -47,22 +47,22 @@ def size_of(count: Tensor) -> int:
     return size
 
 
-def in_graph() -> bool:
+def is_exporting() -> bool:
     """A graph is being exported, whose lists end with a filler."""
     return torch.compiler.is_exporting()
 
 
-def keep_last(flags: Tensor) -> Tensor:
+def keep_dummy(flags: Tensor) -> Tensor:
     """Flags (N,) bool, N >= 1; in a graph the last one is set, so that the filler is kept."""
-    return torch.cat((flags[:-1], torch.ones_like(flags[-1:]))) if in_graph() else flags
+    return torch.cat((flags[:-1], torch.ones_like(flags[-1:]))) if is_exporting() else flags
 
 
-def lengthen_last(length: Tensor) -> Tensor:
+def extend_for_dummy(length: Tensor) -> Tensor:
     """Lengths (G,) of segments, G >= 1; in a graph the last one is one longer, which makes room for the filler."""
-    return torch.cat((length[:-1], length[-1:] + 1)) if in_graph() else length
+    return torch.cat((length[:-1], length[-1:] + 1)) if is_exporting() else length
 
 
-def places_of(flags: Tensor) -> Tensor:
+def true_indices(flags: Tensor) -> Tensor:
     """Places of the flags that are set, ascending.
 
     Args:
@@ -74,7 +74,7 @@ def places_of(flags: Tensor) -> Tensor:
     return flags.nonzero().squeeze(1)
 
 
-def sum_per_segment(segment: Tensor, values: Tensor, segments: int) -> Tensor:
+def segment_sum(segment: Tensor, values: Tensor, segments: int) -> Tensor:
     """Sum of the values of each segment.
 
     Args:
@@ -88,7 +88,7 @@ def sum_per_segment(segment: Tensor, values: Tensor, segments: int) -> Tensor:
     return values.new_zeros(segments).index_add(0, segment, values)
 
 
-def count_true(flags: Tensor, length: Tensor) -> Tensor:
+def segment_count_true(flags: Tensor, length: Tensor) -> Tensor:
     """How many flags are set in each segment, without a write per flag.
 
     Args:
@@ -103,9 +103,9 @@ def count_true(flags: Tensor, length: Tensor) -> Tensor:
     return running.index_select(0, end) - running.index_select(0, end - length)
 
 
-LEAST_CHUNK = 64
+MIN_CHUNK = 64
 # Up to this k a chunk is so short that every segment may have one.
-SMALL_K = LEAST_CHUNK // 4
+MAX_SMALL_K = MIN_CHUNK // 4
 
 
 def select_topk(values: Tensor, segment: Tensor, count: Tensor, k: int) -> Tensor:
@@ -120,35 +120,35 @@ def select_topk(values: Tensor, segment: Tensor, count: Tensor, k: int) -> Tenso
     Returns:
         (N,) int64 places in ``values``, ascending; N <= G * k.
     """
-    own = kth_largest(values, segment, count, k).index_select(0, segment)
-    reached = places_of(keep_last((values >= own) & (values > 0)))
+    own = segment_kth_largest(values, segment, count, k).index_select(0, segment)
+    reached = true_indices(keep_dummy((values >= own) & (values > 0)))
     # What lies on the threshold is counted off in order: top-k routines do not agree on which of several they give.
     group = segment.index_select(0, reached)
     above = values.index_select(0, reached) > own.index_select(0, reached)
-    room = k - sum_per_segment(group, above.long(), count.shape[0])
+    room = k - segment_sum(group, above.long(), count.shape[0])
     level = (~above).long()
     before = level.cumsum(0) - level  # values on a threshold before this one, in all segments
-    earlier = sum_per_segment(group, level, count.shape[0])
+    earlier = segment_sum(group, level, count.shape[0])
     rank = before - (earlier.cumsum(0) - earlier).index_select(0, group)
-    kept = places_of(above | (rank < room.index_select(0, group)))
+    kept = true_indices(above | (rank < room.index_select(0, group)))
     return reached.index_select(0, kept)
 
 
-def kth_largest(values: Tensor, segment: Tensor, count: Tensor, k: int) -> Tensor:
+def segment_kth_largest(values: Tensor, segment: Tensor, count: Tensor, k: int) -> Tensor:
     """The k-th largest value of each segment, 0 where it has fewer than k, or k when k is large.
 
     Returns:
         (G,) in the values' dtype.
     """
-    if k <= SMALL_K:
+    if k <= MAX_SMALL_K:
         return _kth_largest(values, segment, count, k)
     # Room for k values in each segment may be far more than there are values: only segments that have more get it.
-    long = keep_last(count > k)
-    chosen = places_of(long)
+    long = keep_dummy(count > k)
+    chosen = true_indices(long)
     thresholds = values.new_zeros(count.shape[0])
-    if not in_graph() and not chosen.shape[0]:
+    if not is_exporting() and not chosen.shape[0]:
         return thresholds
-    inside = places_of(long.index_select(0, segment))
+    inside = true_indices(long.index_select(0, segment))
     number = (long.cumsum(0) - 1).index_select(0, segment.index_select(0, inside))
     kth = _kth_largest(values.index_select(0, inside), number, count.index_select(0, chosen), k)
     return thresholds.index_copy(0, chosen, kth)
@@ -159,13 +159,13 @@ def _kth_largest(values: Tensor, segment: Tensor, count: Tensor, k: int) -> Tens
 
     Segments are cut into chunks. Of each chunk only the k largest go on; among these is a segment's k-th largest.
     """
-    chunk = max(LEAST_CHUNK, 4 * k)
+    chunk = max(MIN_CHUNK, 4 * k)
     chunks = (count + chunk - 1) // chunk  # (G,)
     place, total = _places(segment, count, chunks, chunk)
     padded = values.new_zeros(total * chunk).index_copy(0, place, values)
     best = padded.view(-1, chunk).topk(k, dim=1, sorted=False).values  # (chunks, k)
-    widest = size_of(torch.cat((chunks, chunks.new_ones(1))).amax(dim=0))
-    owner = segment_of(chunks, total)
+    widest = as_size(torch.cat((chunks, chunks.new_ones(1))).amax(dim=0))
+    owner = segment_ids(chunks, total)
     rank = torch.arange(total, device=values.device) - (chunks.cumsum(0) - chunks).index_select(0, owner)
     table = values.new_zeros((count.shape[0], widest, k)).index_put((owner, rank), best)
     return table.flatten(1).topk(k, dim=1, sorted=False).values.amin(dim=1)
@@ -176,4 +176,4 @@ def _places(segment: Tensor, count: Tensor, chunks: Tensor, chunk: int) -> tuple
     end = chunks.cumsum(0)
     shift = (end - chunks) * chunk - (count.cumsum(0) - count)  # (G,)
     place = torch.arange(segment.shape[0], device=segment.device) + shift.index_select(0, segment)
-    return place, size_of(chunks.sum())
+    return place, as_size(chunks.sum())

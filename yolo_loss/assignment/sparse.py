@@ -12,17 +12,30 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from yolo_loss.assignment.anchor_grid import Pairs, Runs, list_runs, pairs_of_images, write_out
+from yolo_loss.assignment.anchor_grid import (
+    CandidatePairs,
+    IndexRanges,
+    candidate_ranges,
+    count_pairs_per_image,
+    expand_ranges,
+)
 from yolo_loss.assignment.params import AssignerParams, candidate_areas, power
-from yolo_loss.assignment.segment_ops import count_true, in_graph, keep_last, places_of, select_topk, sum_per_segment
-from yolo_loss.boxes import Measured, ciou_of_measured, measure
+from yolo_loss.assignment.segment_ops import (
+    is_exporting,
+    keep_dummy,
+    segment_count_true,
+    segment_sum,
+    select_topk,
+    true_indices,
+)
+from yolo_loss.boxes import BoxGeometry, box_geometry, ciou_of_geometry
 from yolo_loss.execution.channels import ClassScores
-from yolo_loss.execution.chunks import join, one_portion, portions
+from yolo_loss.execution.chunks import chunk_slices, concatenate_assignments, is_unchunked
 from yolo_loss.execution.compilation import kernel
 from yolo_loss.structures import Assignment, GroundTruth
 
 # Pairs in one portion: some twenty lists of this length fit a processor's second and third cache.
-PAIRS_AT_ONCE = 2**17
+PAIRS_PER_CHUNK = 2**17
 
 
 def assign_sparse(
@@ -41,32 +54,32 @@ def assign_sparse(
         The assignment in compact form.
     """
     boxes = ground_truth.gt_bboxes
-    runs = list_runs(anc_points, candidate_areas(boxes, params), ground_truth.mask_gt.squeeze(-1), params.eps)
-    predicted = measure([side.contiguous() for side in pd_bboxes.unbind(-1)])
+    runs = candidate_ranges(anc_points, candidate_areas(boxes, params), ground_truth.mask_gt.squeeze(-1), params.eps)
+    predicted = box_geometry([side.contiguous() for side in pd_bboxes.unbind(-1)])
     labels = ground_truth.gt_labels.squeeze(-1).clamp(min=0)
-    whole = Part(runs, scores, predicted, measure(boxes.unbind(-1)), labels)
-    parts = [assign_part(part, params) for part in split(whole)]
-    return join(parts)
+    whole = ImageChunk(runs, scores, predicted, box_geometry(boxes.unbind(-1)), labels)
+    parts = [assign_chunk(part, params) for part in split(whole)]
+    return concatenate_assignments(parts)
 
 
-def split(whole: Part) -> list[Part]:
+def split(whole: ImageChunk) -> list[ImageChunk]:
     """Portions of images; no ground truth reaches into another image, so the results are the same."""
     runs, images, slots, anchors = whole.runs, *whole.labels.shape, whole.predicted.x1.shape[1]
-    if one_portion(whole.labels.device):
+    if is_unchunked(whole.labels.device):
         return [whole]
-    chosen = portions(pairs_of_images(runs, images, slots).tolist(), PAIRS_AT_ONCE)
+    chosen = chunk_slices(count_pairs_per_image(runs, images, slots).tolist(), PAIRS_PER_CHUNK)
     edges = torch.searchsorted(runs.slot, runs.slot.new_tensor([part.stop * slots for part in chosen])).tolist()
     parts, begin = [], 0
     for part, end in zip(chosen, edges, strict=True):
         slot, first, length = (field[begin:end] for field in runs)
-        own_runs = Runs(slot - part.start * slots, first - part.start * anchors, length)
+        own_ranges = IndexRanges(slot - part.start * slots, first - part.start * anchors, length)
         predicted, wanted = (boxes.apply(itemgetter(part)) for boxes in (whole.predicted, whole.wanted))
-        parts.append(Part(own_runs, whole.scores.of_images(part), predicted, wanted, whole.labels[part]))
+        parts.append(ImageChunk(own_ranges, whole.scores.of_images(part), predicted, wanted, whole.labels[part]))
         begin = end
     return parts
 
 
-def assign_part(part: Part, params: AssignerParams) -> Assignment:
+def assign_chunk(part: ImageChunk, params: AssignerParams) -> Assignment:
     """The assignment of some images."""
     images, slots = part.labels.shape
     anchors = part.predicted.x1.shape[1]
@@ -74,16 +87,16 @@ def assign_part(part: Part, params: AssignerParams) -> Assignment:
     pairs, metric = candidates.pairs, candidates.metric
     chosen = select_topk(metric, pairs.slot, candidates.per_slot, params.topk)
     # One place more, for the anchor of a graph's filler.
-    assigned = one_owner(candidates, chosen, images * anchors + 1)
+    assigned = resolve_conflicts(candidates, chosen, images * anchors + 1)
     if params.topk2 is not None:
         own, slot = metric.index_select(0, assigned), pairs.slot.index_select(0, assigned)
-        count = sum_per_segment(slot, torch.ones_like(slot), images * slots)
+        count = segment_sum(slot, torch.ones_like(slot), images * slots)
         kept = select_topk(own, slot, count, params.topk2)
         assigned = assigned.index_select(0, kept)
-    return soft_scores(candidates, assigned, (images, slots, anchors), params.eps)
+    return normalize_scores(candidates, assigned, (images, slots, anchors), params.eps)
 
 
-def one_owner(candidates: Candidates, chosen: Tensor, anchors: int) -> Tensor:
+def resolve_conflicts(candidates: Candidates, chosen: Tensor, anchors: int) -> Tensor:
     """An anchor chosen by several goes to the largest overlap among all whose candidate it is; ties: smallest slot.
 
     Args:
@@ -94,22 +107,22 @@ def one_owner(candidates: Candidates, chosen: Tensor, anchors: int) -> Tensor:
     Returns:
         Places of the assigned pairs, ascending, each anchor at most once; in a graph the filler twice.
     """
-    overlap, all_anchors = candidates.overlap, candidates.pairs.anchor
+    iou, all_anchors = candidates.iou, candidates.pairs.anchor
     wanted = all_anchors.index_select(0, chosen)
-    contested = sum_per_segment(wanted, torch.ones_like(wanted), anchors) > 1  # (B * A,)
-    rivals = places_of(keep_last(contested.index_select(0, all_anchors)))
-    anchor, own = all_anchors.index_select(0, rivals), overlap.index_select(0, rivals)
-    largest = overlap.new_full((anchors,), -1.0).scatter_reduce(0, anchor, own, "amax")
-    leading = places_of(own == largest.index_select(0, anchor))
+    contested = segment_sum(wanted, torch.ones_like(wanted), anchors) > 1  # (B * A,)
+    rivals = true_indices(keep_dummy(contested.index_select(0, all_anchors)))
+    anchor, own = all_anchors.index_select(0, rivals), iou.index_select(0, rivals)
+    largest = iou.new_full((anchors,), -1.0).scatter_reduce(0, anchor, own, "amax")
+    leading = true_indices(own == largest.index_select(0, anchor))
     # Pairs are ordered by slot, so the smallest place is the smallest slot.
-    place, nobody = rivals.index_select(0, leading), overlap.shape[0]
+    place, nobody = rivals.index_select(0, leading), iou.shape[0]
     winner = place.new_full((anchors,), nobody).scatter_reduce(0, anchor.index_select(0, leading), place, "amin")
-    alone = places_of(~contested.index_select(0, wanted))
-    won = places_of(winner < nobody)
+    alone = true_indices(~contested.index_select(0, wanted))
+    won = true_indices(winner < nobody)
     return torch.cat((chosen.index_select(0, alone), winner.index_select(0, won))).sort().values
 
 
-def soft_scores(candidates: Candidates, assigned: Tensor, shape: tuple[int, int, int], eps: float) -> Assignment:
+def normalize_scores(candidates: Candidates, assigned: Tensor, shape: tuple[int, int, int], eps: float) -> Assignment:
     """Weight of each assigned anchor: t * max_u / (max_t + eps), multiplied first.
 
     Args:
@@ -122,13 +135,13 @@ def soft_scores(candidates: Candidates, assigned: Tensor, shape: tuple[int, int,
         The assignment in compact form.
     """
     images, slots, anchors = shape
-    slot, anchor, overlap, metric = (
-        field.index_select(0, assigned) for field in (*candidates.pairs, candidates.overlap, candidates.metric)
+    slot, anchor, iou, metric = (
+        field.index_select(0, assigned) for field in (*candidates.pairs, candidates.iou, candidates.metric)
     )
     nothing = metric.new_zeros(images * slots)
     max_metric = nothing.scatter_reduce(0, slot, metric, "amax").index_select(0, slot)
-    max_overlap = nothing.scatter_reduce(0, slot, overlap, "amax").index_select(0, slot)
-    weight = metric * max_overlap / (max_metric + eps)
+    max_iou = nothing.scatter_reduce(0, slot, iou, "amax").index_select(0, slot)
+    weight = metric * max_iou / (max_metric + eps)
 
     total = images * anchors
     background = anchor.new_zeros(total + 1)
@@ -138,7 +151,7 @@ def soft_scores(candidates: Candidates, assigned: Tensor, shape: tuple[int, int,
     return Assignment(*(field[:total].view(images, anchors) for field in (foreground, owner, weights)))
 
 
-class Part(NamedTuple):
+class ImageChunk(NamedTuple):
     """What the assignment of some images needs; all indices count from the first of them.
 
     Attributes:
@@ -149,10 +162,10 @@ class Part(NamedTuple):
         labels: (b, M).
     """
 
-    runs: Runs
+    runs: IndexRanges
     scores: ClassScores
-    predicted: Measured
-    wanted: Measured
+    predicted: BoxGeometry
+    wanted: BoxGeometry
     labels: Tensor
 
 
@@ -166,40 +179,40 @@ class Candidates(NamedTuple):
         per_slot: (B * M,) int64, how many each ground truth has.
     """
 
-    pairs: Pairs
-    overlap: Tensor
+    pairs: CandidatePairs
+    iou: Tensor
     metric: Tensor
     per_slot: Tensor
 
 
-def find_candidates(part: Part, params: AssignerParams) -> Candidates:
+def find_candidates(part: ImageChunk, params: AssignerParams) -> Candidates:
     """The candidate pairs of some images."""
-    pairs = write_out(part.runs)
-    overlap = overlap_of_pairs(part.wanted, part.predicted, pairs)
-    per_slot = sum_per_segment(part.runs.slot, part.runs.length, part.labels.shape[0] * part.labels.shape[1])
+    pairs = expand_ranges(part.runs)
+    iou = iou_of_pairs(part.wanted, part.predicted, pairs)
+    per_slot = segment_sum(part.runs.slot, part.runs.length, part.labels.shape[0] * part.labels.shape[1])
     if params.beta > 0:
         # A pair without overlap has metric 0: it is never chosen, and it wins no anchor from a pair that is.
-        overlaps = keep_last(overlap > 0)
-        per_slot = count_true(overlaps, per_slot)
-        touching = places_of(overlaps)
-        overlap = overlap.index_select(0, touching)
-        pairs = Pairs(*(field.index_select(0, touching) for field in pairs))
-    overlap, metric = metric_of_pairs(part.scores, part.labels, pairs, overlap, params)
-    return Candidates(filler_aside(pairs, part.predicted.x1.numel()), overlap, metric, per_slot)
+        ious = keep_dummy(iou > 0)
+        per_slot = segment_count_true(ious, per_slot)
+        touching = true_indices(ious)
+        iou = iou.index_select(0, touching)
+        pairs = CandidatePairs(*(field.index_select(0, touching) for field in pairs))
+    iou, metric = metric_of_pairs(part.scores, part.labels, pairs, iou, params)
+    return Candidates(filler_aside(pairs, part.predicted.x1.numel()), iou, metric, per_slot)
 
 
-def filler_aside(pairs: Pairs, anchors: int) -> Pairs:
+def filler_aside(pairs: CandidatePairs, anchors: int) -> CandidatePairs:
     """Pairs (P,); in a graph the last one's anchor is no real one but B * A, the number of all anchors."""
-    if not in_graph():
+    if not is_exporting():
         return pairs
     aside = torch.zeros_like(pairs.anchor[-1:]) + anchors
     return pairs._replace(anchor=torch.cat((pairs.anchor[:-1], aside)))
 
 
 @kernel
-def overlap_of_pairs(wanted: Measured, predicted: Measured, pairs: Pairs) -> Tensor:
+def iou_of_pairs(wanted: BoxGeometry, predicted: BoxGeometry, pairs: CandidatePairs) -> Tensor:
     """CIoU of each pair, (P,)."""
-    return ciou_of_measured(
+    return ciou_of_geometry(
         wanted.apply(lambda field: field.flatten().index_select(0, pairs.slot)),
         predicted.apply(lambda field: field.flatten().index_select(0, pairs.anchor)),
     )
@@ -207,10 +220,10 @@ def overlap_of_pairs(wanted: Measured, predicted: Measured, pairs: Pairs) -> Ten
 
 @kernel
 def metric_of_pairs(
-    scores: ClassScores, labels: Tensor, pairs: Pairs, overlap: Tensor, params: AssignerParams
+    scores: ClassScores, labels: Tensor, pairs: CandidatePairs, iou: Tensor, params: AssignerParams
 ) -> tuple[Tensor, Tensor]:
     """Overlap u and metric t = s^alpha * u^beta of each pair; 0 where one is not a number or not above 0."""
-    overlap = torch.where(overlap > 0, overlap, 0.0)
+    iou = torch.where(iou > 0, iou, 0.0)
     own = scores.of_pairs(labels, pairs.slot, pairs.anchor)
-    metric = power(own, params.alpha) * power(overlap, params.beta)
-    return overlap, torch.where(metric > 0, metric, 0.0)
+    metric = power(own, params.alpha) * power(iou, params.beta)
+    return iou, torch.where(metric > 0, metric, 0.0)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from yolo_loss.assignment.dense import assign_dense
 from yolo_loss.assignment.params import AssignerParams, candidate_areas
-from yolo_loss.boxes import measure
+from yolo_loss.boxes import box_geometry
 from yolo_loss.execution.channels import ClassScores
 from yolo_loss.structures import Assignment, GroundTruth
 
@@ -33,7 +33,7 @@ def available() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def fits(scores: ClassScores, params: AssignerParams, device: torch.device) -> bool:
+def is_supported(scores: ClassScores, params: AssignerParams, device: torch.device) -> bool:
     """Whether the kernels can compute this; on a CPU only by Triton's interpreter, with ``TRITON_INTERPRET=1``."""
     runs = device.type == "cuda" or (device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1")
     plain = params.alpha in EXPONENTS and params.beta in EXPONENTS and params.topk2 is None
@@ -56,7 +56,7 @@ def assign_triton(
     Returns:
         The assignment in compact form; equal to the dense implementation's but for the rounding of a few operations.
     """
-    if not fits(scores, params, pd_bboxes.device) or pd_bboxes.numel() == 0:
+    if not is_supported(scores, params, pd_bboxes.device) or pd_bboxes.numel() == 0:
         return assign_dense(scores, pd_bboxes, anc_points, ground_truth, params)
     from yolo_loss.assignment.triton_kernels import choose, settle
 
@@ -66,8 +66,8 @@ def assign_triton(
     levels, steps, ends = _levels(scores)
     inputs = (
         anc_points.t().contiguous(),  # (2, A)
-        boxes := torch.stack(measure(pd_bboxes.unbind(-1))),  # (6, B, A)
-        torch.stack(measure(truth_boxes.unbind(-1))),  # (6, B, M)
+        boxes := torch.stack(box_geometry(pd_bboxes.unbind(-1))),  # (6, B, A)
+        torch.stack(box_geometry(truth_boxes.unbind(-1))),  # (6, B, M)
         candidate_areas(truth_boxes, params).permute(2, 0, 1).contiguous(),  # (4, B, M)
         labels,
         ground_truth.mask_gt.to(torch.int32).contiguous(),
@@ -80,15 +80,15 @@ def assign_triton(
     numbers |= {"enable_fp_fusion": False}
 
     count, chooser, owner = (labels.new_zeros((images, anchors), dtype=torch.int32) for _ in range(3))
-    metrics, most_metric, most_overlap = (boxes.new_zeros((images, size)) for size in (anchors, slots, slots))
+    metrics, max_metric, max_iou = (boxes.new_zeros((images, size)) for size in (anchors, slots, slots))
     k = min(params.topk, anchors)
     room = 1 << max(k - 1, 0).bit_length()
     grid = ((anchors + BLOCK - 1) // BLOCK, images)
     with _current(pd_bboxes.device):
         choose[(images * slots,)](*inputs, count, chooser, *sizes, k=k, room=room, **numbers)
-        settle[grid](*inputs, count, chooser, owner, metrics, most_metric, most_overlap, *sizes, **numbers)
+        settle[grid](*inputs, count, chooser, owner, metrics, max_metric, max_iou, *sizes, **numbers)
     index = owner.long()
-    weights = metrics * most_overlap.gather(1, index) / (most_metric.gather(1, index) + params.eps)
+    weights = metrics * max_iou.gather(1, index) / (max_metric.gather(1, index) + params.eps)
     foreground = count > 0
     return Assignment(foreground, index, torch.where(foreground, weights, 0.0))
 

@@ -31,21 +31,21 @@ def choose(
             a = begin + tl.arange(0, block)
             inside = is_inside(points, areas, anchors, truths, a, g, eps, a < anchors)
             if tl.max(inside.to(tl.int32), 0) > 0:
-                overlap = overlap_at(boxes, total, b * anchors + a, truth_boxes, truths, g, inside, False)
+                iou = ciou_at(boxes, total, b * anchors + a, truth_boxes, truths, g, inside, False)
                 score = score_of(
                     s0, s1, s2, t0, t1, t2, t3, t4, t5, t6, t7, t8, b, tl.load(labels + g), a, end0, end1, inside
                 )
-                metric = metric_of(score, overlap, inside, alpha, beta, logits)
-                most, least = tl.max(metric, 0), tl.min(best, 0)
-                while most > least:
-                    at = tl.min(tl.where(metric == most, a, NOWHERE), 0)
+                metric = metric_of(score, iou, inside, alpha, beta, logits)
+                max_foreground, least = tl.max(metric, 0), tl.min(best, 0)
+                while max_foreground > least:
+                    at = tl.min(tl.where(metric == max_foreground, a, NOWHERE), 0)
                     # Among equal ones the largest index makes room.
                     leaves = tl.max(tl.where(best == least, who, -NOWHERE), 0)
                     here = (best == least) & (who == leaves)
-                    best = tl.where(here, most, best)
+                    best = tl.where(here, max_foreground, best)
                     who = tl.where(here, at, who)
                     metric = tl.where(a == at, 0.0, metric)
-                    most, least = tl.max(metric, 0), tl.min(best, 0)
+                    max_foreground, least = tl.max(metric, 0), tl.min(best, 0)
         chosen = who >= 0
         tl.atomic_add(count + b * anchors + who, 1, chosen)
         # Of several the last one stays, which is looked at only where there is one.
@@ -55,7 +55,7 @@ def choose(
 @triton.jit
 def settle(
     points, boxes, truth_boxes, areas, labels, valid, s0, s1, s2, t0, t1, t2, t3, t4, t5, t6, t7, t8,
-    count, chooser, owner, metrics, most_metric, most_overlap, slots, anchors, total, truths, end0, end1, eps,
+    count, chooser, owner, metrics, max_metric, max_iou, slots, anchors, total, truths, end0, end1, eps,
     alpha: tl.constexpr, beta: tl.constexpr, logits: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     """Each anchor's owner, its metric with it, and the largest metric and overlap of each ground truth's anchors.
@@ -75,25 +75,25 @@ def settle(
             if tl.load(valid + g):
                 inside = is_inside(points, areas, anchors, truths, a, g, eps, contested)
                 if tl.max(inside.to(tl.int32), 0) > 0:
-                    overlap = overlap_at(boxes, total, here, truth_boxes, truths, g, inside, False)
-                    better = inside & (overlap > largest)
-                    largest = tl.where(better, overlap, largest)
+                    iou = ciou_at(boxes, total, here, truth_boxes, truths, g, inside, False)
+                    better = inside & (iou > largest)
+                    largest = tl.where(better, iou, largest)
                     own = tl.where(better, m, own)
     foreground = times > 0
     g = b * slots + own
-    overlap = overlap_at(boxes, total, here, truth_boxes, truths, g, foreground, True)
+    iou = ciou_at(boxes, total, here, truth_boxes, truths, g, foreground, True)
     score = score_of(
         s0, s1, s2, t0, t1, t2, t3, t4, t5, t6, t7, t8, b, tl.load(labels + g, foreground, 0), a, end0, end1, foreground
     )
-    metric = metric_of(score, overlap, foreground, alpha, beta, logits)
+    metric = metric_of(score, iou, foreground, alpha, beta, logits)
     tl.store(owner + here, own, a < anchors)
     tl.store(metrics + here, metric, a < anchors)
-    tl.atomic_max(most_metric + g, metric, foreground)
-    tl.atomic_max(most_overlap + g, overlap, foreground)
+    tl.atomic_max(max_metric + g, metric, foreground)
+    tl.atomic_max(max_iou + g, iou, foreground)
 
 
 @triton.jit
-def overlap_of(gx1, gy1, gx2, gy2, garea, gangle, px1, py1, px2, py2, parea, pangle):
+def ciou_of(gx1, gy1, gx2, gy2, garea, gangle, px1, py1, px2, py2, parea, pangle):
     """CIoU; what is not above 0, and what is no number, counts as 0."""
     width = tl.maximum(tl.minimum(gx2, px2) - tl.maximum(gx1, px1), 0.0)
     height = tl.maximum(tl.minimum(gy2, py2) - tl.maximum(gy1, py1), 0.0)
@@ -132,11 +132,11 @@ def _power(base, exponent: tl.constexpr):
 
 
 @triton.jit
-def metric_of(score, overlap, foreground, alpha: tl.constexpr, beta: tl.constexpr, logits: tl.constexpr):
+def metric_of(score, iou, foreground, alpha: tl.constexpr, beta: tl.constexpr, logits: tl.constexpr):
     """s^alpha * u^beta, 0 where it is not above 0."""
     if logits:
         score = tl.div_rn(1.0, 1.0 + tl.exp(-score))
-    product = _power(score, alpha) * _power(overlap, beta)
+    product = _power(score, alpha) * _power(iou, beta)
     return tl.where(foreground & (product > 0.0), product, 0.0)
 
 
@@ -151,11 +151,11 @@ def is_inside(points, areas, anchors, truths, a, g, eps, wanted):
 
 
 @triton.jit
-def overlap_at(boxes, total, place, truth_boxes, truths, g, wanted, each: tl.constexpr):
+def ciou_at(boxes, total, place, truth_boxes, truths, g, wanted, each: tl.constexpr):
     """CIoU of anchors with one ground truth, or where ``each`` with one of their own each."""
     here = wanted if each else None
     zero = 0.0 if each else None
-    return overlap_of(
+    return ciou_of(
         tl.load(truth_boxes + g, here, zero),
         tl.load(truth_boxes + truths + g, here, zero),
         tl.load(truth_boxes + 2 * truths + g, here, zero),

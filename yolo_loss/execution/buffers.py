@@ -48,6 +48,6 @@ def constants(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.cat([like.new_full((1,), value) for value in values])
 
 
-def moved(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """``tensor.to``, not waiting for a GPU that it goes to. What comes from one must have arrived."""
     return tensor.to(device, dtype or tensor.dtype, non_blocking=device.type != "cpu")

@@ -12,15 +12,15 @@ from yolo_loss.execution.compilation import compiling_kernels
 from yolo_loss.structures import Assignment
 
 # Numbers of a map in one portion.
-NUMBERS_AT_ONCE = 2**19
+ELEMENTS_PER_CHUNK = 2**19
 
 
-def one_portion(device: torch.device) -> bool:
+def is_unchunked(device: torch.device) -> bool:
     """Portions are for processors: a GPU wants one large piece, and a graph has no loop to write them in."""
     return device.type != "cpu" or torch.compiler.is_compiling()
 
 
-def portions(sizes: Sequence[int], limit: int) -> list[slice]:
+def chunk_slices(sizes: Sequence[int], limit: int) -> list[slice]:
     """Neighbouring images together, as many as the limit allows and at least one.
 
     Args:
@@ -40,7 +40,7 @@ def portions(sizes: Sequence[int], limit: int) -> list[slice]:
     return [slice(begin, end) for begin, end in pairwise(bounds)]
 
 
-def in_portions(tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+def map_chunks(tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     """A function of each image, of all images of a map.
 
     Args:
@@ -50,13 +50,13 @@ def in_portions(tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     Returns:
         (B, ...).
     """
-    if one_portion(tensor.device) or compiling_kernels() or (tensor.requires_grad and torch.is_grad_enabled()):
+    if is_unchunked(tensor.device) or compiling_kernels() or (tensor.requires_grad and torch.is_grad_enabled()):
         return function(tensor)
-    chosen = portions([tensor[:1].numel()] * tensor.shape[0], NUMBERS_AT_ONCE)
+    chosen = chunk_slices([tensor[:1].numel()] * tensor.shape[0], ELEMENTS_PER_CHUNK)
     parts = [function(tensor[part]) for part in chosen]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def join(parts: Sequence[Assignment]) -> Assignment:
+def concatenate_assignments(parts: Sequence[Assignment]) -> Assignment:
     """The assignments of portions, in their order, as one."""
     return parts[0] if len(parts) == 1 else Assignment(*(torch.cat(fields) for fields in zip(*parts, strict=True)))

@@ -37,7 +37,7 @@ def batched(gradient: Tensor) -> bool:
 def detached(predictions: Predictions) -> Predictions:
     """The same numbers, without derivatives in backward or forward mode."""
     levels = []
-    for distri_of, scores_of in predictions.levels:
-        distri = distri_of.detach()
-        levels.append(Level(distri, distri if scores_of is distri_of else scores_of.detach()))
+    for distri_source, scores_source in predictions.levels:
+        distri = distri_source.detach()
+        levels.append(Level(distri, distri if scores_source is distri_source else scores_source.detach()))
     return predictions._replace(levels=tuple(levels))

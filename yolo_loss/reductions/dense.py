@@ -10,7 +10,7 @@ from torch import Tensor
 from yolo_loss.anchors import decode
 from yolo_loss.assignment.targets import labels_and_boxes
 from yolo_loss.execution.channels import Channels
-from yolo_loss.losses import box_term, dfl_term, own_class_loss, total_class_term
+from yolo_loss.losses import assigned_class_loss, background_class_loss, box_loss, dfl_loss
 from yolo_loss.structures import Assignment, GroundTruth, Predictions
 
 
@@ -37,8 +37,8 @@ def dense_sums(predictions: Predictions, ground_truth: GroundTruth, assignment: 
     target_grid = torch.where(fg_mask.unsqueeze(-1), target_bboxes / predictions.strides, 0.0)  # (B, A, 4)
     distri = torch.where(fg_mask.unsqueeze(1), distri, 0.0)
     pred_bboxes = decode(distri, predictions.anchor_points, reg_max)  # (B, A, 4)
-    box_sum = (box_term(pred_bboxes, target_grid) * weights).sum(dim=1)
-    dfl = dfl_term(distri.unflatten(1, (4, reg_max)).movedim(3, 1), target_grid, predictions.anchor_points)
+    box_sum = (box_loss(pred_bboxes, target_grid) * weights).sum(dim=1)
+    dfl = dfl_loss(distri.unflatten(1, (4, reg_max)).movedim(3, 1), target_grid, predictions.anchor_points)
     dfl_sum = (dfl * weights).sum(dim=1)
     return torch.stack((box_sum, class_sum, dfl_sum, weights.sum(dim=1)), dim=1)
 
@@ -49,8 +49,8 @@ def _class_sum(logits: Tensor, labels: Tensor, assignment: Assignment, class_los
     own = logits.gather(1, labels.unsqueeze(1)).squeeze(1)  # (B, A)
     # A logit of -inf has no class term.
     others = logits.scatter(1, labels.unsqueeze(1), torch.where(fg_mask, -math.inf, own).unsqueeze(1))
-    of_own = own_class_loss(torch.where(fg_mask, own, 0.0), weights, class_loss)
-    of_others = total_class_term(Channels(others, 0, others.shape[1]), class_loss)
+    of_own = assigned_class_loss(torch.where(fg_mask, own, 0.0), weights, class_loss)
+    of_others = background_class_loss(Channels(others, 0, others.shape[1]), class_loss)
     return of_others + torch.where(fg_mask, of_own, 0.0).sum(dim=1)
 
 

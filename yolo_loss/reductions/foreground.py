@@ -8,8 +8,14 @@ import torch
 from torch import Tensor
 
 from yolo_loss.anchors import decode_rows
-from yolo_loss.assignment.segment_ops import in_graph, keep_last, places_of
-from yolo_loss.losses import box_term, class_derivative, dfl_term, own_class_derivative, own_class_term
+from yolo_loss.assignment.segment_ops import is_exporting, keep_dummy, true_indices
+from yolo_loss.losses import (
+    assigned_class_correction,
+    assigned_class_gradient,
+    background_class_gradient,
+    box_loss,
+    dfl_loss,
+)
 from yolo_loss.structures import Assignment, GroundTruth, Predictions
 
 
@@ -25,13 +31,13 @@ class Rows(NamedTuple):
     """
 
     distri: Tensor
-    own_logits: Tensor
+    assigned_logits: Tensor
     weight: Tensor
     target_grid: Tensor
     point: Tensor
 
 
-class RowTerms(NamedTuple):
+class RowLosses(NamedTuple):
     """Weighted terms of each row, (N,) each."""
 
     box: Tensor
@@ -39,7 +45,7 @@ class RowTerms(NamedTuple):
     dfl: Tensor
 
 
-class RowDerivatives(NamedTuple):
+class RowGradients(NamedTuple):
     """Terms with their derivatives.
 
     Attributes:
@@ -53,36 +59,36 @@ class RowDerivatives(NamedTuple):
     box: Tensor
     cls: Tensor
     dfl: Tensor
-    box_by_distri: Tensor
-    dfl_by_distri: Tensor
+    box_grad_distri: Tensor
+    dfl_grad_distri: Tensor
 
     @property
-    def terms(self) -> RowTerms:
+    def terms(self) -> RowLosses:
         """Without derivatives."""
-        return RowTerms(self.box, self.cls, self.dfl)
+        return RowLosses(self.box, self.cls, self.dfl)
 
 
-def row_terms(rows: Rows, reg_max: int, class_loss: str) -> RowTerms:
+def row_losses(rows: Rows, reg_max: int, class_loss: str) -> RowLosses:
     """The terms of each row, weighted."""
     boxes = decode_rows(rows.distri, rows.point, reg_max)
-    box = box_term(boxes, rows.target_grid) * rows.weight
-    dfl = dfl_term(rows.distri.unflatten(1, (4, reg_max)), rows.target_grid, rows.point) * rows.weight
-    return RowTerms(box, own_class_term(rows.own_logits, rows.weight, class_loss), dfl)
+    box = box_loss(boxes, rows.target_grid) * rows.weight
+    dfl = dfl_loss(rows.distri.unflatten(1, (4, reg_max)), rows.target_grid, rows.point) * rows.weight
+    return RowLosses(box, assigned_class_correction(rows.assigned_logits, rows.weight, class_loss), dfl)
 
 
-def row_derivatives(rows: Rows, reg_max: int, class_loss: str) -> RowDerivatives:
+def row_gradients(rows: Rows, reg_max: int, class_loss: str) -> RowGradients:
     """The terms of each row and their derivatives by the row's distributions, all detached."""
     with torch.enable_grad():
         distri = rows.distri.detach().requires_grad_()
-        terms = row_terms(rows._replace(distri=distri), reg_max, class_loss)
+        terms = row_losses(rows._replace(distri=distri), reg_max, class_loss)
         (by_box,) = torch.autograd.grad(terms.box.sum(), distri, retain_graph=True)
         # With R = 1 the third term is a constant.
         by_dfl = torch.autograd.grad(terms.dfl.sum(), distri)[0] if reg_max > 1 else torch.zeros_like(distri)
     box, cls, dfl = (term.detach() for term in terms)
-    return RowDerivatives(box, cls, dfl, by_box, by_dfl)
+    return RowGradients(box, cls, dfl, by_box, by_dfl)
 
 
-Terms = TypeVar("Terms", RowTerms, RowDerivatives)
+Terms = TypeVar("Terms", RowLosses, RowGradients)
 
 
 class Foreground(NamedTuple):
@@ -104,7 +110,7 @@ class Foreground(NamedTuple):
     weight: Tensor
     target_grid: Tensor
     point: Tensor
-    real: Tensor | None
+    valid: Tensor | None
 
     def per_level(self, values: Tensor) -> list[Tensor]:
         """(N, ...) cut into levels. Slices, because a split of unknown sizes is a sequence in ONNX."""
@@ -114,14 +120,14 @@ class Foreground(NamedTuple):
             begin += image.shape[0]
         return parts
 
-    def only_real(self, terms: Terms) -> Terms:
+    def zero_invalid(self, terms: Terms) -> Terms:
         """Terms or derivatives, 0 on what fills the list up, also where they are no number there."""
-        if self.real is None:
+        if self.valid is None:
             return terms
-        wide = self.real.unsqueeze(1)
-        return type(terms)(*(torch.where(self.real if term.dim() == 1 else wide, term, 0.0) for term in terms))
+        wide = self.valid.unsqueeze(1)
+        return type(terms)(*(torch.where(self.valid if term.dim() == 1 else wide, term, 0.0) for term in terms))
 
-    def class_derivatives(self, own_logits: Tensor, class_loss: str) -> Tensor:
+    def class_gradients(self, assigned_logits: Tensor, class_loss: str) -> Tensor:
         """Derivative of the class term by each anchor's logit of its label, background's where it fills the list up.
 
         Args:
@@ -131,12 +137,16 @@ class Foreground(NamedTuple):
         Returns:
             (N,).
         """
-        own = own_class_derivative(own_logits, self.weight, class_loss)
-        return own if self.real is None else torch.where(self.real, own, class_derivative(own_logits, class_loss))
+        own = assigned_class_gradient(assigned_logits, self.weight, class_loss)
+        return (
+            own
+            if self.valid is None
+            else torch.where(self.valid, own, background_class_gradient(assigned_logits, class_loss))
+        )
 
 
 def find_foreground(
-    predictions: Predictions, ground_truth: GroundTruth, assignment: Assignment, most: int | None = None
+    predictions: Predictions, ground_truth: GroundTruth, assignment: Assignment, max_foreground: int | None = None
 ) -> Foreground:
     """List the foreground anchors with what they are to be compared with.
 
@@ -149,9 +159,11 @@ def find_foreground(
     """
     of_level, anchors, offset = [], [], 0
     for level in predictions.levels:
-        count = level.scores_of.shape[2]
+        count = level.scores_source.shape[2]
         flags = assignment.fg_mask[:, offset : offset + count].flatten()
-        found = places_of(keep_last(flags)) if most is None else true_first(flags)[:most]
+        found = (
+            true_indices(keep_dummy(flags)) if max_foreground is None else true_indices_first(flags)[:max_foreground]
+        )
         image = torch.div(found, count, rounding_mode="floor")
         within = found - image * count
         of_level.append((image, within))
@@ -166,12 +178,12 @@ def find_foreground(
     target_grid = target_grid / predictions.strides.index_select(0, anchor)
     weight = assignment.target_weights.flatten().index_select(0, place)
     point = predictions.anchor_points.index_select(0, anchor)
-    filled = most is not None or in_graph()
-    real = assignment.fg_mask.flatten().index_select(0, place) if filled else None
-    return Foreground(of_level, image, label, weight, target_grid, point, real)
+    filled = max_foreground is not None or is_exporting()
+    valid = assignment.fg_mask.flatten().index_select(0, place) if filled else None
+    return Foreground(of_level, image, label, weight, target_grid, point, valid)
 
 
-def true_first(flags: Tensor) -> Tensor:
+def true_indices_first(flags: Tensor) -> Tensor:
     """Places of the flags that are set, then of the others, each in order.
 
     Args:
@@ -189,13 +201,13 @@ def true_first(flags: Tensor) -> Tensor:
 def foreground_rows(predictions: Predictions, foreground: Foreground) -> Rows:
     """The foreground's logits, in the type to compute in, with what they are compared with."""
     channels = torch.arange(4 * predictions.reg_max, device=foreground.image.device)
-    rows, own_logits, begin = [], [], 0
+    rows, assigned_logits, begin = [], [], 0
     levels = zip(foreground.of_level, predictions.pred_distri, predictions.pred_scores, strict=True)
     for (image, anchor), distri, scores in levels:
         rows.append(distri.pick(image[:, None], channels, anchor[:, None]))
         label = foreground.label[begin : begin + image.shape[0]]
-        own_logits.append(scores.pick(image, label, anchor))
+        assigned_logits.append(scores.pick(image, label, anchor))
         begin += image.shape[0]
     dtype = foreground.weight.dtype
-    logits = torch.cat(rows).to(dtype), torch.cat(own_logits).to(dtype)
+    logits = torch.cat(rows).to(dtype), torch.cat(assigned_logits).to(dtype)
     return Rows(*logits, foreground.weight, foreground.target_grid, foreground.point)
