@@ -17,7 +17,7 @@ from yolo_loss.assigner import IMPLEMENTATIONS
 from yolo_loss.assignment.dense import assign_in_chunks
 from yolo_loss.execution.buffers import constants
 from yolo_loss.predictions import join_predictions
-from yolo_loss.reductions.foreground import Rows, find_foreground, row_gradients, true_indices_first
+from yolo_loss.reductions.foreground import Rows, find_foreground, indices_true_first, row_gradients
 from yolo_loss.reductions.gradients import sparse_gradients
 from yolo_loss.reductions.sparse import sparse_sums
 from yolo_loss.structures import Assignment, Predictions
@@ -38,7 +38,7 @@ def test_chunks_of_the_dense_implementation_change_nothing(monkeypatch: pytest.M
 @given(st.lists(st.booleans(), max_size=40))
 def test_true_comes_first(flags: list[bool]) -> None:
     want = [place for wanted in (True, False) for place, flag in enumerate(flags) if flag is wanted]
-    assert true_indices_first(torch.tensor(flags, dtype=torch.bool)).tolist() == want
+    assert indices_true_first(torch.tensor(flags, dtype=torch.bool)).tolist() == want
 
 
 def assigned(class_loss: str, seed: int = 3) -> tuple[Predictions, GroundTruth, Assignment]:

@@ -116,16 +116,16 @@ def test_gradcheck(monkeypatch: pytest.MonkeyPatch, class_loss: str, reg_max: in
     feats, ground_truth = sample(case, reg_max, seed=0)
     criterion = DetectionLoss(2, STRIDES, reg_max, class_loss=class_loss, **OPTIONS)
     frozen: list[Tensor] = []
-    trade_off = yolo_loss.boxes._trade_off
+    trade_off = yolo_loss.boxes.trade_off
 
     def remember(aspect: Tensor, iou: Tensor, eps: float) -> Tensor:
         frozen.append(trade_off(aspect, iou, eps))
         return frozen[-1]
 
-    monkeypatch.setattr(yolo_loss.boxes, "_trade_off", remember)
+    monkeypatch.setattr(yolo_loss.boxes, "trade_off", remember)
     assignment: Assignment = evaluate(criterion, (feats, ground_truth)).assignment
     assert assignment.fg_mask.sum() >= 3
-    monkeypatch.setattr(yolo_loss.boxes, "_trade_off", lambda *_: frozen[-1])
+    monkeypatch.setattr(yolo_loss.boxes, "trade_off", lambda *_: frozen[-1])
     monkeypatch.setattr(criterion.assigner, "assign", lambda *_: assignment)
 
     def loss(*levels: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from yolo_assigner.export.samples import Case, pyramid, ragged_batch, sample_assigner_inputs, sample_loss_inputs
 from yolo_assigner.models import DetectionModel, DetectorConfig
 from yolo_loss import DetectionLoss, GroundTruth, TaskAlignedAssigner
-from yolo_loss.assignment.anchor_grid import _remembered
+from yolo_loss.assignment.anchor_grid import cached_anchor_grid
 
 STRIDES = (8.0, 16.0, 32.0)
 
@@ -18,7 +18,7 @@ STRIDES = (8.0, 16.0, 32.0)
 @pytest.fixture
 def _elsewhere() -> Iterator[None]:
     """``meta`` stands for a GPU: what is made there by mistake meets no tensor of the CPU."""
-    _remembered.clear()
+    cached_anchor_grid(torch.zeros(1, 2))  # replaces the grid that other tests left in the cache
     torch.set_default_device("meta")
     yield
     torch.set_default_device("cpu")

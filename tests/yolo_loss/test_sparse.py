@@ -17,7 +17,7 @@ from yolo_loss.assigner import IMPLEMENTATIONS
 from yolo_loss.assignment import sparse
 from yolo_loss.assignment.anchor_grid import candidate_ranges, count_pairs_per_image, expand_ranges, find_anchor_grid
 from yolo_loss.assignment.params import power
-from yolo_loss.assignment.segment_ops import segment_count_true, segment_ids, select_topk
+from yolo_loss.assignment.segment_ops import segment_count_true, segment_ids, segment_topk
 from yolo_loss.execution.channels import probability
 
 STRIDES = (8.0, 16.0, 32.0)
@@ -105,7 +105,7 @@ def test_ragged_topk_is_that_of_sorting(segments: list[list[float]], k: int) -> 
         order = sorted((i for i, value in enumerate(segment) if value > 0), key=lambda i: (-segment[i], i))
         want += sorted(offset + i for i in order[:k])
         offset += len(segment)
-    assert select_topk(values, owner, count, k).tolist() == want
+    assert segment_topk(values, owner, count, k).tolist() == want
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=20))

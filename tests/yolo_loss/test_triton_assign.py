@@ -68,11 +68,11 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from yolo_loss.assignment import triton_kernels as kernels
-floats = "points boxes truth_boxes areas s0 s1 s2 metrics most_metric most_overlap".split()
+floats = "points boxes truth_boxes areas s0 s1 s2 anchor_metric max_metric max_iou".split()
 types = {name: "*fp32" for name in floats} | {"labels": "*i64", "valid": "*i32", "eps": "fp32"}
-types |= {name: "*i32" for name in ("count", "chooser", "owner")}
-values = {"k": 10, "room": 16, "alpha": 0.5, "beta": 6.0, "logits": True, "block": 512}
-for kernel in (kernels.choose, kernels.settle):
+types |= {name: "*i32" for name in ("times_chosen", "chosen_by", "gt_idx")}
+values = {"k": 10, "table_size": 16, "alpha": 0.5, "beta": 6.0, "logits": True, "block": 512}
+for kernel in (kernels.select_topk, kernels.resolve_conflicts):
     own = {name: value for name, value in values.items() if name in kernel.arg_names}
     signature = {name: "constexpr" if name in own else types.get(name, "i32") for name in kernel.arg_names}
     source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=own)
