@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from yolo_loss.assignment.params import AssignerParams, candidate_areas, power
+from yolo_loss.assignment.params import AssignerParams, enlarge, power
 from yolo_loss.boxes import box_geometry, ciou_of_geometry
 from yolo_loss.execution.channels import ClassScores
 from yolo_loss.execution.chunks import chunk_slices, concatenate_assignments
@@ -77,7 +77,7 @@ def find_candidates(anc_points: Tensor, ground_truth: GroundTruth, params: Assig
     Returns:
         (B, M, A) bool.
     """
-    boxes = candidate_areas(ground_truth.gt_bboxes, params)
+    boxes = enlarge(ground_truth.gt_bboxes, params.min_box_side)
     x1, y1, x2, y2 = boxes.split(1, dim=-1)  # each (B, M, 1)
     x, y = anc_points.unbind(-1)  # each (A,)
     inside_x = torch.minimum(x - x1, x2 - x)  # (B, M, A)

@@ -107,21 +107,18 @@ def _other_power(base: Tensor, exponent: float) -> Tensor:
     return torch.exp(exponent * torch.log(base.double())).to(base.dtype)
 
 
-def candidate_areas(boxes: Tensor, params: AssignerParams) -> Tensor:
-    """The boxes (..., 4) pixel xyxy in which candidates lie: ground truth, enlarged where ``min_box_side`` is set."""
-    return boxes if params.min_box_side is None else enlarge(boxes, params.min_box_side)
-
-
-def enlarge(boxes: Tensor, min_side: float) -> Tensor:
-    """Enlarge sides below ``min_side`` to it about the box's centre.
+def enlarge(boxes: Tensor, min_side: float | None) -> Tensor:
+    """Enlarge sides below ``min_side`` to it about the box's centre, to find candidates.
 
     Args:
         boxes: (..., 4) pixel xyxy.
-        min_side: Pixels.
+        min_side: Pixels; None: boxes stay as they are.
 
     Returns:
         (..., 4) pixel xyxy; boxes that are large enough are unchanged to the bit.
     """
+    if min_side is None:
+        return boxes
     top_left, bottom_right = boxes[..., :2], boxes[..., 2:]
     small = (bottom_right - top_left) < min_side
     centre = (top_left + bottom_right) / 2

@@ -52,7 +52,7 @@ def _segment_thresholds(values: Tensor, segment: Tensor, count: Tensor, k: int) 
     long = keep_dummy(count > k)
     chosen = true_indices(long)
     thresholds = values.new_zeros(count.shape[0])
-    if not is_exporting() and not chosen.shape[0]:
+    if not torch.compiler.is_exporting() and not chosen.shape[0]:
         return thresholds
     inside = true_indices(long.index_select(0, segment))
     number = (long.cumsum(0) - 1).index_select(0, segment.index_select(0, inside))
@@ -148,16 +148,11 @@ def as_size(count: Tensor) -> int:
     return size
 
 
-def is_exporting() -> bool:
-    """Whether a graph is being exported, so that lists end with a dummy entry."""
-    return torch.compiler.is_exporting()
-
-
 def keep_dummy(flags: Tensor) -> Tensor:
     """Set the last of the flags (N,) bool, N >= 1, during export, so that the dummy entry is kept."""
-    return torch.cat((flags[:-1], torch.ones_like(flags[-1:]))) if is_exporting() else flags
+    return torch.cat((flags[:-1], torch.ones_like(flags[-1:]))) if torch.compiler.is_exporting() else flags
 
 
 def extend_for_dummy(length: Tensor) -> Tensor:
     """Lengthen the last of the segments (G,), G >= 1, by one during export, to hold the dummy entry."""
-    return torch.cat((length[:-1], length[-1:] + 1)) if is_exporting() else length
+    return torch.cat((length[:-1], length[-1:] + 1)) if torch.compiler.is_exporting() else length

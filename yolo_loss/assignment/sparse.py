@@ -19,9 +19,8 @@ from yolo_loss.assignment.anchor_grid import (
     count_pairs_per_image,
     expand_ranges,
 )
-from yolo_loss.assignment.params import AssignerParams, candidate_areas, power
+from yolo_loss.assignment.params import AssignerParams, enlarge, power
 from yolo_loss.assignment.segment_ops import (
-    is_exporting,
     keep_dummy,
     segment_count_true,
     segment_sum,
@@ -88,7 +87,9 @@ def assign_sparse(
         The assignment in compact form.
     """
     boxes = ground_truth.gt_bboxes
-    ranges = candidate_ranges(anc_points, candidate_areas(boxes, params), ground_truth.mask_gt.squeeze(-1), params.eps)
+    ranges = candidate_ranges(
+        anc_points, enlarge(boxes, params.min_box_side), ground_truth.mask_gt.squeeze(-1), params.eps
+    )
     predicted = box_geometry([side.contiguous() for side in pd_bboxes.unbind(-1)])
     labels = ground_truth.gt_labels.squeeze(-1).clamp(min=0)
     batch = ImageChunk(ranges, scores, predicted, box_geometry(boxes.unbind(-1)), labels)
@@ -165,7 +166,7 @@ def _metric_of_pairs(
 
 def _move_dummy_aside(pairs: CandidatePairs, anchors: int) -> CandidatePairs:
     """Give a graph's dummy entry, the last pair, the anchor B * A, which does not exist."""
-    if not is_exporting():
+    if not torch.compiler.is_exporting():
         return pairs
     aside = torch.zeros_like(pairs.anchor[-1:]) + anchors
     return pairs._replace(anchor=torch.cat((pairs.anchor[:-1], aside)))

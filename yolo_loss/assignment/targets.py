@@ -30,7 +30,7 @@ def look_up_targets(assignment: Assignment, ground_truth: GroundTruth, num_class
         return AssignmentResult(labels, boxes, scores, assignment.fg_mask, assignment.target_gt_idx)
     labels, boxes = labels_and_boxes(assignment, ground_truth)
     if vectorized():
-        scores = torch.zeros_like(scores).scatter(2, labels.unsqueeze(-1), weights.unsqueeze(-1))
+        scores = scores_by_scatter(labels, weights, num_classes)
     elif scores.device.type == "cpu":
         # Only the foreground: writing the background's zeros would touch every page of memory.
         image, anchor = assignment.fg_mask.nonzero().unbind(1)

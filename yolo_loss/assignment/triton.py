@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from yolo_loss.assignment.dense import assign_dense
-from yolo_loss.assignment.params import AssignerParams, candidate_areas
+from yolo_loss.assignment.params import AssignerParams, enlarge
 from yolo_loss.boxes import box_geometry
 from yolo_loss.execution.channels import ClassScores
 from yolo_loss.structures import Assignment, GroundTruth
@@ -94,7 +94,7 @@ def _kernel_inputs(
         "points": anc_points.t().contiguous(),  # (2, A)
         "boxes": torch.stack(box_geometry(pd_bboxes.unbind(-1))),  # (6, B, A)
         "truth_boxes": torch.stack(box_geometry(truth_boxes.unbind(-1))),  # (6, B, M)
-        "areas": candidate_areas(truth_boxes, params).permute(2, 0, 1).contiguous(),  # (4, B, M)
+        "areas": enlarge(truth_boxes, params.min_box_side).permute(2, 0, 1).contiguous(),  # (4, B, M)
         "labels": ground_truth.gt_labels.clamp(min=0).contiguous(),
         "valid": ground_truth.mask_gt.to(torch.int32).contiguous(),
         **{f"s{level}": view for level, view in enumerate(views)},

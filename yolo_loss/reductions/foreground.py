@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from yolo_loss.anchors import decode_rows
-from yolo_loss.assignment.segment_ops import is_exporting, keep_dummy, true_indices
+from yolo_loss.assignment.segment_ops import keep_dummy, true_indices
 from yolo_loss.losses import (
     assigned_class_correction,
     assigned_class_gradient,
@@ -163,7 +163,7 @@ def find_foreground(
     target_grid = target_grid / predictions.strides.index_select(0, anchor)
     weight = assignment.target_weights.flatten().index_select(0, index)
     point = predictions.anchor_points.index_select(0, anchor)
-    padded = max_foreground is not None or is_exporting()
+    padded = max_foreground is not None or torch.compiler.is_exporting()
     valid = assignment.fg_mask.flatten().index_select(0, index) if padded else None
     return Foreground(level_indices, image, label, weight, target_grid, point, valid)
 

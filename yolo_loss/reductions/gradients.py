@@ -29,18 +29,6 @@ class GradOutput(NamedTuple):
     dfl: Tensor
 
 
-class SumsAndGradients(NamedTuple):
-    """The sums the loss is computed from, and its gradients.
-
-    Attributes:
-        image_sums: (B, 4) box, cls, dfl and target-score sums.
-        gradients: Of the loss by each level, (B, 4R + C, A_i).
-    """
-
-    image_sums: Tensor
-    gradients: list[Tensor]
-
-
 def sparse_gradients(
     predictions: Predictions,
     ground_truth: GroundTruth,
@@ -49,7 +37,7 @@ def sparse_gradients(
     gains: Gains,
     compute_row_gradients: RowGradientFunction,
     max_foreground: int | None = None,
-) -> SumsAndGradients:
+) -> tuple[Tensor, list[Tensor]]:
     """Scatter the gradients of the foreground's rows into the background class gradient of all anchors.
 
     Args:
@@ -60,6 +48,9 @@ def sparse_gradients(
         gains: Weights of the losses.
         compute_row_gradients: ``row_gradients`` with its options, in a form that can be exported.
         max_foreground: As in ``find_foreground``.
+
+    Returns:
+        Box, cls, dfl and target-score sums (B, 4), and the gradient of the loss by each level, (B, 4R + C, A_i).
     """
     foreground = find_foreground(predictions, ground_truth, assignment, max_foreground)
     rows = foreground_rows(predictions, foreground)
@@ -83,7 +74,7 @@ def sparse_gradients(
         index = torch.cat(((first[:, None] + channels * anchors).flatten(), first + (boxes + label) * anchors))
         values = torch.cat((distri.flatten(), assigned))
         gradients.append(gradient.flatten().scatter(0, index, values).view(gradient.shape))
-    return SumsAndGradients(image_sums, gradients)
+    return image_sums, gradients
 
 
 def dense_gradients(
@@ -93,7 +84,7 @@ def dense_gradients(
     class_loss: str,
     gains: Gains,
     compute_row_gradients: RowGradientFunction,
-) -> SumsAndGradients:
+) -> tuple[Tensor, list[Tensor]]:
     """Compute the gradients of all anchors' rows and replace those of background by zeros; no scatter.
 
     Args:
@@ -103,6 +94,9 @@ def dense_gradients(
         class_loss: ``bce`` or ``varifocal``.
         gains: Weights of the losses.
         compute_row_gradients: ``row_gradients`` with its options, in a form that can be exported.
+
+    Returns:
+        Box, cls, dfl and target-score sums (B, 4), and the gradient of the loss by each level, (B, 4R + C, A_i).
     """
     foreground, weights = assignment.fg_mask, assignment.target_weights
     labels, target_bboxes = labels_and_boxes(assignment, ground_truth)
@@ -127,7 +121,7 @@ def dense_gradients(
     grad_logits = torch.where(is_assigned, grad_assigned.unsqueeze(1), background_class_gradient(logits, class_loss))
     gradients = torch.cat((grad_distri, grad_logits * grad_output.cls), dim=1)
     sizes = (level.scores_source.shape[2] for level in predictions.levels)
-    return SumsAndGradients(image_sums, split_levels(gradients, sizes, dim=2))
+    return image_sums, split_levels(gradients, sizes, dim=2)
 
 
 def grad_output_of(image_sums: Tensor, gains: Gains) -> GradOutput:
