@@ -25,7 +25,7 @@ from benchmarks.common.timing import median_ratio, take_turns
 from benchmarks.contenders import STRIDES, TASKS, Setting, contenders, formulations, settle_allocator
 from benchmarks.memory import memory_row
 from yolo_assigner.export.samples import sample_assigner_inputs
-from yolo_loss.assignment.anchor_grid import list_runs
+from yolo_loss.assignment.anchor_grid import candidate_ranges
 from yolo_loss.assignment.params import enlarge
 
 SIZES = [(1, 1), (1, 10), (4, 30), (16, 30), (16, 100), (16, 300)]
@@ -38,7 +38,7 @@ MEMORY = [
     *(Setting("assigner", 16, slots) for slots in (30, 100, 300)),
     *(Setting("loss+grad", 16, slots) for slots in (30, 300)),
 ]
-FORMULATIONS = [Setting("assigner", *size) for size in [(1, 1), (1, 10), (4, 30), (16, 30)]]
+IMPLEMENTATIONS = [Setting("assigner", *size) for size in [(1, 1), (1, 10), (4, 30), (16, 30)]]
 SLOTS_OF_CURVE = [1, 25, 50, 100, 150, 200, 250, 300]
 PACKAGES = ("torch", "onnxruntime", "ultralytics", "yolo-assigner")
 Rows = list[dict[str, Any]]
@@ -95,7 +95,7 @@ def against_pairs(slots: int, turns: int) -> dict[str, Any]:
     setting = Setting("assigner", 16, slots)
     inputs = sample_assigner_inputs(setting.case, STRIDES, seed=1)
     boxes, valid = enlarge(inputs[4], STRIDES[1]), inputs[5].squeeze(-1).bool()
-    pairs = int(list_runs(inputs[2], boxes, valid, 1e-9).length.sum())
+    pairs = int(candidate_ranges(inputs[2], boxes, valid, 1e-9).length.sum())
     times = take_turns(contenders(setting), turns)
     return {
         "slots": slots,
@@ -158,7 +158,7 @@ TABLES = {"times": times_table, "pairs": pairs_table, "formulations": formulatio
 PARTS: dict[str, tuple[Sequence[Any], Callable[[Any, int], dict[str, Any]]]] = {
     "times": (SETTINGS, measure),
     "pairs": (SLOTS_OF_CURVE, against_pairs),
-    "formulations": (FORMULATIONS, compare_formulations),
+    "formulations": (IMPLEMENTATIONS, compare_formulations),
     "memory": (MEMORY, lambda setting, _: memory_row(setting)),
 }
 

@@ -16,7 +16,7 @@ from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.samples import Case, pyramid, ragged_batch, sample_assigner_inputs, sample_loss_inputs
 from yolo_assigner.export.specs import input_specs
 from yolo_loss import PRESETS, GroundTruth, TaskAlignedAssigner, v8DetectionLoss
-from yolo_loss.assigner import FORMULATIONS
+from yolo_loss.assigner import IMPLEMENTATIONS
 
 if TYPE_CHECKING:
     from yolo_assigner.serve.inference.runners.onnx_runtime import OnnxRuntimeRunner
@@ -107,9 +107,9 @@ def formulations(setting: Setting) -> dict[str, Contender]:
     """The assigner in each implementation, in torch and exported."""
     inputs = sample_assigner_inputs(setting.case, STRIDES, seed=1)
     runs: dict[str, Contender] = {}
-    for name in FORMULATIONS:
+    for name in IMPLEMENTATIONS:
         assigner = TaskAlignedAssigner(
-            **HYPERPARAMETERS, num_classes=setting.classes, **PRESETS[PRESET], formulation=name
+            **HYPERPARAMETERS, num_classes=setting.classes, **PRESETS[PRESET], implementation=name
         )
         runs[f"torch {name}"] = partial(assigner, *inputs)
         runs[f"onnx {name}"] = _onnx(setting, name)
@@ -161,21 +161,21 @@ def _backward(loss: Tensor, leaves: list[Tensor]) -> None:
 
 
 @cache
-def _runner(kind: str, classes: int, formulation: str) -> OnnxRuntimeRunner:
+def _runner(kind: str, classes: int, implementation: str) -> OnnxRuntimeRunner:
     """Export a model and load it as the server does."""
     from yolo_assigner.export.to_onnx.exporter import export_onnx
     from yolo_assigner.serve.inference.runners.onnx_runtime import OnnxRuntimeRunner
 
     hyperparameters = Hyperparameters(num_classes=classes, preset=PRESET)
-    path, contract = export_onnx(kind, hyperparameters, Path(mkdtemp()), formulation=formulation)
+    path, contract = export_onnx(kind, hyperparameters, Path(mkdtemp()), implementation=implementation)
     runner = OnnxRuntimeRunner(path, contract.default_outputs)
     runner.load()
     return runner
 
 
-def _onnx(setting: Setting, formulation: str = "sparse") -> Contender:
+def _onnx(setting: Setting, implementation: str = "sparse") -> Contender:
     feed = onnx_feed(setting)
-    runner = _runner(setting.task, setting.classes, formulation)
+    runner = _runner(setting.task, setting.classes, implementation)
     return lambda: runner.infer(feed, OUTPUTS[setting.task])
 
 

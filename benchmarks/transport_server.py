@@ -27,7 +27,7 @@ from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.specs import input_specs, output_specs
 from yolo_assigner.serve.app import create_app
 from yolo_assigner.serve.inference.batching import BatchLimits
-from yolo_assigner.serve.inference.loading import Registry
+from yolo_assigner.serve.inference.loading import LoadedModels
 from yolo_assigner.serve.inference.local import LocalService, Setup, regions_of
 from yolo_assigner.serve.inference.model import Model
 from yolo_assigner.serve.inference.runners.choice import RunnerOptions
@@ -173,7 +173,7 @@ def serve(app: Any, *, lifespan: bool = True) -> None:
 
 def service(setup: Setup) -> LocalService:
     """The service in the engine process."""
-    return LocalService(Registry([Model(contract(), NoRunner())]), regions_of(setup), keep_bytes=setup.keep_bytes)
+    return LocalService(LoadedModels([Model(contract(), NoRunner())]), regions_of(setup), keep_bytes=setup.keep_bytes)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def _export(kind: str, formulation: str, class_loss: str, folder: Path) -> None:
         weights = folder / "weights.safetensors"
         safetensors.torch.save_file(lively_detector(NUM_CLASSES).state_dict(), weights)
     numbers = Hyperparameters(num_classes=NUM_CLASSES, scale="n" if weights else None, class_loss=class_loss)
-    export_onnx(kind, numbers, folder, formulation=formulation, weights=weights)
+    export_onnx(kind, numbers, folder, implementation=formulation, weights=weights)
 
 
 def _fingerprint() -> str:

@@ -1,10 +1,10 @@
-"""YOLOv8's label assignment and detection loss as torch modules that export.
+"""YOLOv8's label assignment and detection loss as exportable torch modules.
 
-Letters of all shapes: **B** images, **A** anchor points of all levels together, **M** ground-truth slots per image
+Letters in shapes: **B** images, **A** anchor points of all levels together, **M** ground-truth slots per image
 (padded), **C** classes, **R** bins per box side (``reg_max``), **P** pairs of a ground truth and an anchor inside it.
 Boxes are xyxy in pixels unless a name says otherwise (``_grid``, ``_xywh``).
 
-Names are loaded when they are first used: a process that needs only a detector's geometry loads no loss.
+Names are imported on first use, so that a process that needs only box conversions does not load the loss.
 """
 
 from __future__ import annotations

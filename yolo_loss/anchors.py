@@ -1,4 +1,4 @@
-"""Anchor points of a feature pyramid."""
+"""Anchor points of a feature pyramid, and decoding of the boxes predicted at them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,16 @@ from torch import Tensor
 
 from yolo_loss.boxes import dist2bbox
 from yolo_loss.execution.channels import Channels
-from yolo_loss.execution.chunks import in_portions
+from yolo_loss.execution.chunks import map_chunks
 from yolo_loss.execution.compilation import kernel
+
+
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """The dtype to compute in: float64 when an input has it, else float32.
+
+    Half precision is never enough: u^6 underflows in float16 below u = 0.0625.
+    """
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
 def make_anchors(
@@ -22,7 +30,7 @@ def make_anchors(
     Args:
         feats: L feature maps (B, channels, H_i, W_i); only shape, dtype and device are read.
         strides: L strides in pixels per cell.
-        grid_cell_offset: Where in its cell a point lies; 0.5 is the centre.
+        grid_cell_offset: Position of a point inside its cell; 0.5 is the centre.
 
     Returns:
         Anchor points (A, 2) as x, y in grid units, and the stride of each (A, 1), in the maps' dtype;
@@ -46,83 +54,37 @@ def make_anchors(
 
 
 def decode(pred_distri: Tensor, anchor_points: Tensor, reg_max: int) -> Tensor:
-    """Boxes from distributions over R bins a side (Li et al., arXiv 2006.04388).
+    """Decode boxes from distributions over R bins per side (Li et al., arXiv 2006.04388).
 
     Args:
         pred_distri: (B, 4R, A) logits, side-major: left's R bins, then top, right, bottom.
         anchor_points: (A, 2) in grid units.
-        reg_max: R; with 1 the four numbers are the distances themselves.
+        reg_max: R; with 1 the four channels are the distances themselves.
 
     Returns:
         (B, A, 4) boxes xyxy in grid units.
     """
-    return to_boxes(distances(pred_distri, reg_max), anchor_points)
+    return _boxes_from_distances(_expected_distances(pred_distri, reg_max), anchor_points)
 
 
-@kernel
-def distances(pred_distri: Tensor, reg_max: int) -> Tensor:
-    """Expected distances of the four sides from the anchor point.
+def decode_levels(levels: Sequence[Channels], anchor_points: Tensor, reg_max: int) -> Tensor:
+    """``decode`` for levels that are not joined.
 
     Args:
-        pred_distri: (B, 4R, A) logits, side-major.
+        levels: 4R channels of each level, of any floating dtype.
+        anchor_points: (A, 2) grid units.
         reg_max: R.
 
     Returns:
-        (B, 4, A) left, top, right, bottom in grid units.
+        (B, A, 4) boxes xyxy in grid units, in the points' dtype.
     """
-    if reg_max == 1:
-        return pred_distri
-    logits: Tensor = pred_distri.unflatten(1, (4, reg_max))  # (B, 4, R, A)
-    if torch.compiler.is_exporting():
-        return _expectation_by_product(logits)
-    if torch.compiler.is_compiling():
-        return _expectation_by_planes(logits)
-    bins = torch.arange(reg_max, dtype=logits.dtype, device=logits.device)
-    # Side by side, so that no temporary is as large as the input.
-    return torch.stack([_expectation(side.softmax(dim=1), bins) for side in logits.unbind(1)], dim=1)
-
-
-def _expectation(probabilities: Tensor, bins: Tensor) -> Tensor:
-    if probabilities.device.type == "cpu":
-        # Multiplying and summing takes ten times as long.
-        return torch.matmul(bins, probabilities)
-    # A GPU rounds the factors of a product to three digits where its user has allowed TF32.
-    return (probabilities * bins[:, None]).sum(dim=1)
-
-
-def _expectation_by_product(logits: Tensor) -> Tensor:
-    """For a graph: numerators and denominators in one product. A softmax along an inner axis would be transposed."""
-    exponentials = (logits - logits.amax(dim=2, keepdim=True)).exp()
-    bins = torch.arange(logits.shape[2], dtype=logits.dtype, device=logits.device)
-    both = torch.matmul(torch.stack((bins, torch.ones_like(bins))), exponentials)  # (B, 4, 2, A)
-    return both.select(2, 0) / both.select(2, 1)
-
-
-def _expectation_by_planes(logits: Tensor) -> Tensor:
-    """For a compiler: written bin by bin it is one pass without a reduction, twice as fast as with one."""
-    planes = logits.unbind(2)  # each (B, 4, A)
-    largest = reduce(torch.maximum, planes)
-    exponentials = [(plane - largest).exp() for plane in planes]
-    above = reduce(torch.add, (number * value for number, value in enumerate(exponentials)))
-    return above / reduce(torch.add, exponentials)
-
-
-def to_boxes(distance: Tensor, anchor_points: Tensor) -> Tensor:
-    """Boxes around anchor points.
-
-    Args:
-        distance: (B, 4, A) left, top, right, bottom.
-        anchor_points: (A, 2) in the same unit.
-
-    Returns:
-        (B, A, 4) xyxy; in memory the corners lie along the slow axis.
-    """
-    points = anchor_points.t()  # (2, A)
-    return torch.cat((points - distance[:, :2], points + distance[:, 2:]), dim=1).transpose(1, 2)
+    dtype = anchor_points.dtype
+    parts = [map_chunks(level.view(), lambda chunk: _expected_distances(chunk.to(dtype), reg_max)) for level in levels]
+    return _boxes_from_distances(torch.cat(parts, dim=2), anchor_points)
 
 
 def decode_rows(rows: Tensor, points: Tensor, reg_max: int) -> Tensor:
-    """``decode`` for single anchors.
+    """``decode`` for a list of anchors.
 
     Args:
         rows: (N, 4R) logits, side-major.
@@ -138,26 +100,47 @@ def decode_rows(rows: Tensor, points: Tensor, reg_max: int) -> Tensor:
     return dist2bbox(rows, points)
 
 
-def decode_levels(levels: Sequence[Channels], anchor_points: Tensor, reg_max: int) -> Tensor:
-    """``decode`` for levels that are not joined.
-
-    Args:
-        levels: 4R channels of each level, of any floating type.
-        anchor_points: (A, 2) grid units.
-        reg_max: R.
-
-    Returns:
-        (B, A, 4) boxes xyxy in grid units, in the points' dtype.
-    """
-    parts = [
-        in_portions(level.view(), lambda part: distances(part.to(anchor_points.dtype), reg_max)) for level in levels
-    ]
-    return to_boxes(torch.cat(parts, dim=2), anchor_points)
+def _boxes_from_distances(distance: Tensor, anchor_points: Tensor) -> Tensor:
+    """Distances (B, 4, A) to boxes (B, A, 4) xyxy, whose corners lie along the slow axis in memory."""
+    points = anchor_points.t()  # (2, A)
+    return torch.cat((points - distance[:, :2], points + distance[:, 2:]), dim=1).transpose(1, 2)
 
 
-def compute_dtype(*tensors: Tensor) -> torch.dtype:
-    """The type to compute in: float64 when an input has it, else float32.
+@kernel
+def _expected_distances(pred_distri: Tensor, reg_max: int) -> Tensor:
+    """Expected distances (B, 4, A) of left, top, right, bottom in grid units, from logits (B, 4R, A)."""
+    if reg_max == 1:
+        return pred_distri
+    logits: Tensor = pred_distri.unflatten(1, (4, reg_max))  # (B, 4, R, A)
+    if torch.compiler.is_exporting():
+        return _expectation_by_product(logits)
+    if torch.compiler.is_compiling():
+        return _expectation_by_planes(logits)
+    bins = torch.arange(reg_max, dtype=logits.dtype, device=logits.device)
+    # One side at a time, so that no temporary is as large as the input.
+    return torch.stack([_expectation(side.softmax(dim=1), bins) for side in logits.unbind(1)], dim=1)
 
-    Half precision is never enough: u^6 underflows in float16 below u = 0.0625.
-    """
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+def _expectation(probabilities: Tensor, bins: Tensor) -> Tensor:
+    if probabilities.device.type == "cpu":
+        # Multiplying and summing takes ten times as long.
+        return torch.matmul(bins, probabilities)
+    # On a GPU with TF32 allowed, a matrix product rounds its factors to three digits.
+    return (probabilities * bins[:, None]).sum(dim=1)
+
+
+def _expectation_by_product(logits: Tensor) -> Tensor:
+    """For export: numerator and denominator in one product. A softmax along an inner axis would be transposed."""
+    exponentials = (logits - logits.amax(dim=2, keepdim=True)).exp()
+    bins = torch.arange(logits.shape[2], dtype=logits.dtype, device=logits.device)
+    both = torch.matmul(torch.stack((bins, torch.ones_like(bins))), exponentials)  # (B, 4, 2, A)
+    return both.select(2, 0) / both.select(2, 1)
+
+
+def _expectation_by_planes(logits: Tensor) -> Tensor:
+    """For torch.compile: unrolled over the bins it is one pass without a reduction, twice as fast as with one."""
+    planes = logits.unbind(2)  # each (B, 4, A)
+    largest = reduce(torch.maximum, planes)
+    exponentials = [(plane - largest).exp() for plane in planes]
+    numerator = reduce(torch.add, (number * value for number, value in enumerate(exponentials)))
+    return numerator / reduce(torch.add, exponentials)

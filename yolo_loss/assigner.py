@@ -1,7 +1,8 @@
-"""The assigner as users of YOLO code know it."""
+"""``TaskAlignedAssigner``, with the interface that YOLO code expects."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,40 +20,50 @@ from yolo_loss.checks import Array, check_padded, check_points
 from yolo_loss.execution.channels import Channels, ClassScores
 from yolo_loss.execution.compilation import kernels_compiled, uncompiled
 from yolo_loss.execution.transforms import vectorized
-from yolo_loss.option_checks import is_sequence, one_of, smallest_side, stride_list, whole_number
+from yolo_loss.option_checks import default_min_box_side, is_sequence, one_of, stride_list, whole_number
 from yolo_loss.structures import Assignment, AssignmentResult, GroundTruth
-from yolo_loss.validate import as_tensor, check_labels, readable
+from yolo_loss.validate import as_tensor, check_labels, readable_values
 
-FORMULATIONS = {"dense": assign_dense, "sparse": assign_sparse}
-# Up to so many (ground truth, anchor) pairs, candidates or not, looking at all of them is faster than listing some.
-FEW_PAIRS = 2**14
+# The implementations that run on every device and can be exported; `triton` needs a GPU.
+IMPLEMENTATIONS = {"dense": assign_dense, "sparse": assign_sparse}
+# Up to this many (ground truth, anchor) pairs, candidates or not, computing all of them is faster than listing some.
+MAX_DENSE_PAIRS = 2**14
 
 PRESETS: dict[str, dict[str, Any]] = {
     "yolov8": {},
-    # From release 8.4 on the reference seeks candidates in boxes of at least its second stride, here of 8, 16, 32.
+    # From release 8.4 on the reference finds candidates in boxes of at least its second stride, here of 8, 16, 32.
     "ultralytics-8.4": {"min_box_side": 16.0},
 }
 
 
 def preset_options(preset: str, strides: Sequence[float]) -> dict[str, Any]:
-    """Options of the assigner that a preset names, for a head of these strides.
+    """The assigner options of a preset, for a head with these strides.
 
     Raises:
-        ValueError: There is no such preset.
+        ValueError: The preset is unknown.
     """
     options = PRESETS[one_of("preset", preset, PRESETS)]
-    return {**options, "min_box_side": smallest_side(strides)} if "min_box_side" in options else options
+    return {**options, "min_box_side": default_min_box_side(strides)} if "min_box_side" in options else options
 
 
 class TaskAlignedAssigner(nn.Module):
-    """Gives each anchor point at most one ground truth (TOOD, arXiv 2108.07755), without gradients.
+    """Assigns at most one ground truth to each anchor point (TOOD, arXiv 2108.07755), without gradients.
 
-    Takes and returns what the assigner of YOLOv8 does. One difference: the result is deterministic and the same in
-    every runtime. An anchor is chosen only with a metric above 0, and among equal metrics the smaller anchor index
-    wins; the original leaves both to chance.
+    Inputs and outputs are those of YOLOv8's assigner. One difference: the result is deterministic and the same in every
+    runtime. An anchor is chosen only with a metric above 0, and among equal metrics the smaller anchor index wins; the
+    original leaves both to chance.
 
     Half-precision inputs are computed in float32, float64 stays float64.
+
+    The hyper-parameters are attributes. They may be changed later, and each call reads them.
     """
+
+    topk: int
+    alpha: float
+    beta: float
+    eps: float
+    min_box_side: float | None
+    topk2: int | None
 
     def __init__(
         self,
@@ -65,62 +76,84 @@ class TaskAlignedAssigner(nn.Module):
         min_box_side: float | None = None,
         topk2: int | None = None,
         stride: Sequence[float] | Tensor | Array | None = None,
-        formulation: str = "auto",
+        implementation: str = "auto",
         compile_kernels: bool = False,
+        formulation: str | None = None,
+        **others: Any,
     ) -> None:
-        """Set the hyper-parameters. They may be changed later as attributes, which each call reads.
+        """Set the hyper-parameters.
 
         Args:
             topk: Candidates k per ground truth.
             num_classes: C.
             alpha: Exponent of the class score.
-            beta: Exponent of the overlap.
+            beta: Exponent of the IoU.
             *more: ``eps``; or, in the order of release 8.4, ``stride``, ``eps`` and ``topk2``.
-            eps: Margin inside a box, and what keeps the soft score finite; None: 1e-9.
-            min_box_side: Candidates are sought in boxes of at least this side, in pixels; None: as they are.
+            eps: Margin inside a box, and keeps the normalized alignment score finite; None: 1e-9.
+            min_box_side: Boxes are enlarged to this side to find candidates, in pixels; None: as they are.
             topk2: Anchors each ground truth keeps in the end, 1 for one-to-one; None: all it won.
-            stride: As callers of release 8.4 pass it: ``min_box_side``, where not given, is its second entry, or its
-                only one.
-            formulation: ``sparse``, over candidate pairs; ``dense``, without data-dependent shapes; or ``auto``: on a
-                CPU by size, elsewhere ``dense``, which never waits for a GPU. The results are equal to the bit. Also
-                ``triton``, kernels for a GPU that agree with these to rounding; ``dense`` where they do not fit.
+            stride: Strides of the head, as in release 8.4: if ``min_box_side`` is not given, it is the second stride,
+                or the only one.
+            implementation: ``sparse``, over candidate pairs; ``dense``, without data-dependent shapes; or ``auto``:
+                on a CPU by size, elsewhere ``dense``, which never waits for a GPU. The results are equal to the bit.
+                Also ``triton``, GPU kernels that agree with these up to rounding; ``dense`` where they do not apply.
             compile_kernels: Run the heavy parts through torch.compile. The first calls then take some seconds.
+            formulation: The old name of ``implementation``; deprecated.
+            **others: Any further field of ``AssignerParams``.
 
         Raises:
             ValueError: A count is not positive, a number is negative or not finite, something is given twice, or the
-                formulation is unknown or not installed.
+                implementation is unknown or not installed.
         """
         super().__init__()
-        one_of("formulation", formulation, (*FORMULATIONS, "triton", "auto"))
-        if formulation == "triton" and not available():
-            raise ValueError("formulation is 'triton', but that package is missing; pip install triton, or choose auto")
-        given = _positional(more, {"stride": stride, "eps": eps, "topk2": topk2})
+        if formulation is not None:
+            _warn_of_old_name()
+            implementation = formulation
+        one_of("implementation", implementation, (*IMPLEMENTATIONS, "triton", "auto"))
+        if implementation == "triton" and not available():
+            raise ValueError(
+                "implementation is 'triton', but that package is missing; pip install triton, or choose auto"
+            )
+        given = _merge_positional(more, {"stride": stride, "eps": eps, "topk2": topk2})
+        stride = given.pop("stride")
+        if given["eps"] is None:
+            del given["eps"]
+        params = AssignerParams.checked(topk, alpha, beta, min_box_side=min_box_side, **given, **others)
+        for name, value in params._asdict().items():
+            setattr(self, name, value)
         self.num_classes = whole_number("num_classes", num_classes)
-        self.stride = None if given["stride"] is None else stride_list("stride", given["stride"])
-        options = AssignerParams.checked(
-            topk, alpha, beta, 1e-9 if given["eps"] is None else given["eps"], min_box_side, given["topk2"]
-        )
-        self.topk, self.alpha, self.beta, self.eps, self.min_box_side, self.topk2 = options
-        self.formulation = formulation
+        self.stride = None if stride is None else stride_list("stride", stride)
+        self.implementation = implementation
         self.compile_kernels = compile_kernels
 
     @property
     def params(self) -> AssignerParams:
-        """The hyper-parameters of the assignment as the attributes say them now.
+        """The hyper-parameters of the assignment, read from the attributes.
 
         Raises:
             ValueError: One was set to something that the constructor refuses.
         """
-        side = self.min_box_side
-        if side is None and self.stride is not None:
-            side = smallest_side(stride_list("stride", self.stride))
-        return AssignerParams.checked(self.topk, self.alpha, self.beta, self.eps, side, self.topk2)
+        values = {name: getattr(self, name) for name in AssignerParams._fields}
+        if self.min_box_side is None and self.stride is not None:
+            values["min_box_side"] = default_min_box_side(stride_list("stride", self.stride))
+        return AssignerParams.checked(**values)
+
+    @property
+    def formulation(self) -> str:
+        """The old name of ``implementation``; deprecated."""
+        _warn_of_old_name()
+        return self.implementation
+
+    @formulation.setter
+    def formulation(self, value: str) -> None:
+        _warn_of_old_name()
+        self.implementation = value
 
     def extra_repr(self) -> str:
         """Hyper-parameters, for print(module)."""
         names = (*AssignerParams._fields, *(() if self.stride is None else ("stride",)))
-        numbers = ", ".join(f"{name}={getattr(self, name)}" for name in names)
-        return f"num_classes={self.num_classes}, {numbers}, formulation={self.formulation}"
+        values = ", ".join(f"{name}={getattr(self, name)}" for name in names)
+        return f"num_classes={self.num_classes}, {values}, implementation={self.implementation}"
 
     @uncompiled
     @torch.no_grad()
@@ -133,15 +166,15 @@ class TaskAlignedAssigner(nn.Module):
         gt_bboxes: Tensor,
         mask_gt: Tensor,
     ) -> AssignmentResult:
-        """Assign. Arrays of numpy and lists are taken for tensors.
+        """Assign. Arrays of numpy and lists are accepted in place of tensors.
 
         Args:
             pd_scores: (B, A, C) class probabilities.
             pd_bboxes: (B, A, 4) predicted boxes, pixel xyxy.
             anc_points: (A, 2) anchor points, pixels.
-            gt_labels: (B, M, 1) classes, any numeric type; below 0 counts as 0.
+            gt_labels: (B, M, 1) classes, any numeric dtype; below 0 counts as 0.
             gt_bboxes: (B, M, 4) pixel xyxy.
-            mask_gt: (B, M, 1) non-zero on valid slots, any type.
+            mask_gt: (B, M, 1) non-zero on valid slots, any dtype.
 
         Returns:
             The five targets. Scores and boxes are float32, or float64 when an input is. With M = 0 the labels are
@@ -149,7 +182,7 @@ class TaskAlignedAssigner(nn.Module):
 
         Raises:
             ValueError: Shapes do not belong together, there is no anchor point, boxes or scores are integers, a label
-                is C or larger or, in a valid slot, no whole number, or a hyper-parameter was set to what it cannot be.
+                is C or larger or, in a valid slot, no whole number, or a hyper-parameter was set to an invalid value.
         """
         pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt = self._checked(
             pd_scores=pd_scores,
@@ -171,7 +204,7 @@ class TaskAlignedAssigner(nn.Module):
     def assign(
         self, scores: ClassScores, pd_bboxes: Tensor, anc_points: Tensor, ground_truth: GroundTruth
     ) -> Assignment:
-        """The assignment in compact form, for inputs that need no check.
+        """Assign in compact form, without checking the inputs.
 
         Args:
             scores: Class scores of all anchors.
@@ -180,49 +213,49 @@ class TaskAlignedAssigner(nn.Module):
             ground_truth: Padded; M may be 0.
 
         Returns:
-            Foreground mask, ground-truth slots and soft scores, each (B, A).
+            Foreground mask, ground-truth slots and normalized alignment scores, each (B, A).
         """
         if ground_truth.gt_labels.shape[1] == 0:
             background = pd_bboxes.new_zeros(pd_bboxes.shape[:2])
             return Assignment(background.bool(), background.long(), background)
         pairs = pd_bboxes.shape[0] * pd_bboxes.shape[1] * ground_truth.gt_bboxes.shape[1]
-        formulation = self._formulation(pairs, pd_bboxes.device)
-        chosen = assign_triton if formulation == "triton" else FORMULATIONS[formulation]
-        return chosen(scores, pd_bboxes, anc_points, ground_truth, self.params)
+        name = self._choose_implementation(pairs, pd_bboxes.device)
+        implementation = assign_triton if name == "triton" else IMPLEMENTATIONS[name]
+        return implementation(scores, pd_bboxes, anc_points, ground_truth, self.params)
 
-    def _formulation(self, pairs: int, device: torch.device) -> str:
-        """The formulation that computes so many pairs."""
-        one_of("formulation", self.formulation, (*FORMULATIONS, "triton", "auto"))
+    def _choose_implementation(self, pairs: int, device: torch.device) -> str:
+        one_of("implementation", self.implementation, (*IMPLEMENTATIONS, "triton", "auto"))
         if vectorized():
-            if self.formulation in ("sparse", "triton"):
+            if self.implementation in ("sparse", "triton"):
                 raise ValueError(
-                    f"formulation is {self.formulation!r}, which torch.func.vmap, jacfwd, jacrev and hessian cannot "
-                    "batch: its lists have lengths that depend on the data; choose formulation='dense' or 'auto'"
+                    f"implementation is {self.implementation!r}, which torch.func.vmap, jacfwd, jacrev and hessian "
+                    "cannot batch: its lists have lengths that depend on the data; choose implementation='dense' or "
+                    "'auto'"
                 )
             return "dense"
-        if self.formulation == "auto":
-            # Lists have lengths for which a GPU is waited for, and a graph of its kernels has one length of each.
-            return "dense" if pairs <= FEW_PAIRS or device.type != "cpu" else "sparse"
-        return self.formulation
+        if self.implementation == "auto":
+            # Learning the lists' lengths waits for a GPU, and a CUDA graph of its kernels has fixed lengths.
+            return "dense" if pairs <= MAX_DENSE_PAIRS or device.type != "cpu" else "sparse"
+        return self.implementation
 
     def _checked(self, **inputs: Any) -> list[Tensor]:
-        """The inputs of a call as tensors."""
-        whole = ("gt_labels", "mask_gt")
+        """Convert the inputs of a call to tensors and check them."""
+        integers = ("gt_labels", "mask_gt")
         tensors = {
-            name: as_tensor(name, value, None if name in whole else np.float32, flags=name == "mask_gt")
+            name: as_tensor(name, value, None if name in integers else np.float32, flags=name == "mask_gt")
             for name, value in inputs.items()
         }
         classes = whole_number("num_classes", self.num_classes)
         check_padded(tensors, classes)
-        points = readable(tensors["anc_points"])
+        points = readable_values(tensors["anc_points"])
         if points is not None:
             check_points(points)
         check_labels(tensors["gt_labels"], tensors["mask_gt"], classes)
         return list(tensors.values())
 
 
-def _positional(more: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
-    """Add what stands behind ``beta`` to what was named: several numbers are strides, as in release 8.4."""
+def _merge_positional(more: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
+    """Add the positional arguments behind ``beta`` to the named ones: a sequence is ``stride``, as in release 8.4."""
     order = ("stride", "eps", "topk2") if more and is_sequence(more[0]) else ("eps",)
     if len(more) > len(order):
         raise ValueError(f"{more[len(order) :]} is given behind {', '.join(order)}; name what is meant, as topk2=1")
@@ -230,3 +263,8 @@ def _positional(more: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
     if twice:
         raise ValueError(f"{', '.join(twice)} is given twice, by its place and by its name; leave one out")
     return {**named, **dict(zip(order, more, strict=False))}
+
+
+def _warn_of_old_name() -> None:
+    text = "formulation is now called implementation; use that name, since the old one goes with the next release"
+    warnings.warn(text, FutureWarning, stacklevel=3)

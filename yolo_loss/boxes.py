@@ -1,6 +1,6 @@
-"""Conversions between the ways to write a box.
+"""Conversions between box formats, and complete IoU.
 
-Boxes are the last axis, 4 numbers in any unit; leading axes are free.
+Boxes are the last axis, 4 coordinates in any unit; leading axes are free.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+EPS = 1e-7
+
 
 def xywh2xyxy(boxes_xywh: Tensor) -> Tensor:
-    """Centre, width, height to two corners.
+    """Convert centre, width, height to two corners.
 
     Args:
         boxes_xywh: (..., 4) centre x, centre y, width, height.
@@ -28,7 +30,7 @@ def xywh2xyxy(boxes_xywh: Tensor) -> Tensor:
 
 
 def xyxy2xywh(boxes: Tensor) -> Tensor:
-    """Two corners to centre, width, height.
+    """Convert two corners to centre, width, height.
 
     Args:
         boxes: (..., 4) x1, y1, x2, y2.
@@ -41,7 +43,7 @@ def xyxy2xywh(boxes: Tensor) -> Tensor:
 
 
 def dist2bbox(distance: Tensor, anchor_points: Tensor) -> Tensor:
-    """Distances from a point to the four sides, to two corners.
+    """Convert distances of the four sides from a point to two corners.
 
     Args:
         distance: (..., 4) left, top, right, bottom.
@@ -55,27 +57,33 @@ def dist2bbox(distance: Tensor, anchor_points: Tensor) -> Tensor:
 
 
 def bbox2dist(anchor_points: Tensor, boxes: Tensor, reg_max: int | None = None) -> Tensor:
-    """Two corners to the distances of the four sides from a point.
+    """Convert two corners to distances of the four sides from a point.
 
     Args:
         anchor_points: (..., 2) x, y, broadcast against ``boxes``.
         boxes: (..., 4) x1, y1, x2, y2 in the same unit.
-        reg_max: R; when given, distances are clamped to [0, R - 1 - 0.01] so that both neighbouring bins exist.
+        reg_max: R; if given, distances are clamped to [0, R - 1 - 0.01] so that both neighbouring bins exist.
 
     Returns:
         (..., 4) left, top, right, bottom.
     """
     top_left, bottom_right = boxes[..., :2], boxes[..., 2:]
     distance = torch.cat((anchor_points - top_left, bottom_right - anchor_points), dim=-1)
-    # Both bounds are floats: an int beside a float does not survive re-tracing for export.
+    # Both bounds are floats: an int beside a float is lost when the graph is traced again for export.
     return distance if reg_max is None else distance.clamp(0.0, float(reg_max) - 1.0 - 0.01)
 
 
-EPS = 1e-7
+class BoxGeometry(NamedTuple):
+    """The parts of CIoU that depend on one box alone, any one shape each.
 
-
-class Measured(NamedTuple):
-    """Boxes with what CIoU needs of each alone: corners, w * h, and the angle of their diagonal, atan(w / h)."""
+    Attributes:
+        x1: Left side.
+        y1: Upper side.
+        x2: Right side.
+        y2: Lower side.
+        area: w * h.
+        angle: atan(w / h).
+    """
 
     x1: Tensor
     y1: Tensor
@@ -84,25 +92,25 @@ class Measured(NamedTuple):
     area: Tensor
     angle: Tensor
 
-    def apply(self, change: Callable[[Tensor], Tensor]) -> Measured:
-        """The same change to each field."""
-        return Measured(*(change(field) for field in self))
+    def apply(self, function: Callable[[Tensor], Tensor]) -> BoxGeometry:
+        """Apply a function to every field."""
+        return BoxGeometry(*(function(field) for field in self))
 
 
-def measure(sides: Sequence[Tensor], eps: float = EPS) -> Measured:
-    """Measure boxes once that are compared many times.
+def box_geometry(sides: Sequence[Tensor], eps: float = EPS) -> BoxGeometry:
+    """Compute the geometry of boxes once, to compare them many times.
 
     Args:
         sides: x1, y1, x2, y2, of any one shape.
-        eps: Stands with the heights and not with the widths, which decides the last bits.
+        eps: Added to the heights and not to the widths, which decides the last bits.
     """
     x1, y1, x2, y2 = sides
     width, height = x2 - x1, y2 - y1 + eps
-    return Measured(x1, y1, x2, y2, width * height, torch.atan(width / height))
+    return BoxGeometry(x1, y1, x2, y2, width * height, torch.atan(width / height))
 
 
 def ciou(boxes1: Tensor, boxes2: Tensor, eps: float = EPS) -> Tensor:
-    """Complete IoU, element by element.
+    """Complete IoU, element by element (Zheng et al., arXiv 1911.08287).
 
     Args:
         boxes1: (..., 4) x1, y1, x2, y2 in any unit.
@@ -112,43 +120,43 @@ def ciou(boxes1: Tensor, boxes2: Tensor, eps: float = EPS) -> Tensor:
     Returns:
         (...) values in (-1.5, 1]; 1 for equal boxes. Differentiable but for the trade-off weight.
     """
-    return ciou_of_measured(measure(boxes1.unbind(-1), eps), measure(boxes2.unbind(-1), eps), eps)
+    return ciou_of_geometry(box_geometry(boxes1.unbind(-1), eps), box_geometry(boxes2.unbind(-1), eps), eps)
 
 
-def ciou_of_measured(one: Measured, other: Measured, eps: float = EPS) -> Tensor:
-    """``ciou`` of measured boxes, broadcast against each other."""
-    # Each part in a function of its own: what it needed on the way is free again for the next.
+def ciou_of_geometry(one: BoxGeometry, other: BoxGeometry, eps: float = EPS) -> Tensor:
+    """``ciou`` from the geometry of both boxes, broadcast against each other."""
+    # Each part has its own function, so that its temporaries are freed before the next part.
     iou = _iou(one, other, eps)
-    distance = _distance(one, other, eps)
+    distance = _centre_distance(one, other, eps)
     aspect = (4 / math.pi**2) * (other.angle - one.angle).square()
-    return iou - (distance + aspect * _trade_off(aspect, iou, eps))
+    return iou - (distance + aspect * trade_off(aspect, iou, eps))
 
 
-def _iou(one: Measured, other: Measured, eps: float) -> Tensor:
+def _iou(one: BoxGeometry, other: BoxGeometry, eps: float) -> Tensor:
     width = (torch.minimum(one.x2, other.x2) - torch.maximum(one.x1, other.x1)).clamp(min=0.0)
     height = (torch.minimum(one.y2, other.y2) - torch.maximum(one.y1, other.y1)).clamp(min=0.0)
     inter = width * height
     return inter / (one.area + other.area - inter + eps)
 
 
-def _distance(one: Measured, other: Measured, eps: float) -> Tensor:
-    """Squared distance of the centres over the squared diagonal of the smallest box around both."""
-    distance2 = _centres2(one, other)
+def _centre_distance(one: BoxGeometry, other: BoxGeometry, eps: float) -> Tensor:
+    """Squared distance of the centres over the squared diagonal of the smallest enclosing box."""
+    distance2 = _centre_distance2(one, other)
     return distance2 / _diagonal2(one, other, eps)
 
 
-def _centres2(one: Measured, other: Measured) -> Tensor:
+def _centre_distance2(one: BoxGeometry, other: BoxGeometry) -> Tensor:
     x = (other.x1 + other.x2 - one.x1 - one.x2).square()
     y = (other.y1 + other.y2 - one.y1 - one.y2).square()
     return (x + y) / 4
 
 
-def _diagonal2(one: Measured, other: Measured, eps: float) -> Tensor:
+def _diagonal2(one: BoxGeometry, other: BoxGeometry, eps: float) -> Tensor:
     width2 = (torch.maximum(one.x2, other.x2) - torch.minimum(one.x1, other.x1)).square()
     height2 = (torch.maximum(one.y2, other.y2) - torch.minimum(one.y1, other.y1)).square()
     return width2 + height2 + eps
 
 
-def _trade_off(aspect: Tensor, iou: Tensor, eps: float) -> Tensor:
+def trade_off(aspect: Tensor, iou: Tensor, eps: float) -> Tensor:
     """Weight of the aspect-ratio penalty. The paper lets no gradient through it."""
     return (aspect / (1 - iou + aspect + eps)).detach()

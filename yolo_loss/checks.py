@@ -1,9 +1,9 @@
-"""What is wrong with a batch, and in which words: one answer for training, the client and the service.
+"""Checks of batches, with the same errors in training, in the client and in the service.
 
-Imports numpy only. Shapes and types are those of arrays or tensors alike. Values are arrays; ``None`` stands for those
-of a tensor that cannot be read for free, on a GPU or in a graph that is traced, and passes.
+This module imports numpy only. Shapes and dtypes may be those of arrays or of tensors. Values are arrays; ``None``
+stands for the values of a tensor that are not free to read, on a GPU or in a traced graph, and passes.
 
-Raises nothing but ``ValueError``: each text names the value and ends in the remedy.
+Every error is a ``ValueError`` whose text names the value and ends in the remedy.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 COLUMNS = ("batch_idx", "cls", "bboxes")
-BOX = "centre x, centre y, width, height as fractions of the image"
-MAP = "(B, 4R + C, H, W)"
+BOX_FORMAT = "centre x, centre y, width, height as fractions of the image"
+MAP_LAYOUT = "(B, 4R + C, H, W)"
 FLOATS = frozenset({"float16", "bfloat16", "float32", "float64"})
 NUMBERS = FLOATS | {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
-# Boxes may reach out of the image, but by more than its size they are pixels.
-LARGEST_FRACTION = 2.0
-MOST_INDEX = 2**31
-FARTHEST = 2**30  # pixels
+# Boxes may reach out of the image, but coordinates beyond this are pixels.
+MAX_FRACTION = 2.0
+MAX_INDEX = 2**31
+MAX_COORDINATE = 2**30  # pixels
 
 
 class Shaped(Protocol):
@@ -41,7 +41,7 @@ class Shaped(Protocol):
 
 
 def describe(value: object) -> str:
-    """What a value is, for an error."""
+    """Describe a value in an error."""
     kind = type(value).__name__
     if hasattr(value, "shape"):
         return f"a {kind} of shape {tuple(value.shape)}"
@@ -51,24 +51,24 @@ def describe(value: object) -> str:
 
 
 def dtype_name(array: Shaped) -> str:
-    """``float32`` for numpy's and for torch's type of that name."""
+    """The dtype's name, ``float32`` for numpy's and torch's alike."""
     return str(getattr(array.dtype, "name", array.dtype)).removeprefix("torch.")
 
 
 def as_array(name: str, value: Any, list_type: type[np.floating[Any]] | None = None, *, flags: bool = False) -> Array:
-    """An array on the host.
+    """Convert to an array on the host.
 
     Args:
-        name: What to call the value in an error.
+        name: The value's name in an error.
         value: An array, a tensor (detached; torch is not imported), or lists of numbers.
-        list_type: Lists become this; None: what numpy makes of them.
-        flags: Whether booleans are as good as numbers.
+        list_type: Dtype of lists; None: numpy's choice.
+        flags: Whether booleans are accepted.
 
     Returns:
-        A view where possible. bfloat16, of which numpy itself knows nothing, becomes float32.
+        A view where possible. bfloat16, which numpy does not have, becomes float32.
 
     Raises:
-        ValueError: Lists are irregular, or something is no number.
+        ValueError: Lists are irregular, or elements are not numbers.
     """
     if hasattr(value, "detach"):
         value = value.detach().cpu()
@@ -82,7 +82,7 @@ def as_array(name: str, value: Any, list_type: type[np.floating[Any]] | None = N
     check_numbers(name, array)
     if dtype_name(array) == "bfloat16":
         return array.astype(np.float32)
-    with np.errstate(over="ignore"):  # too large is infinite, as everywhere
+    with np.errstate(over="ignore"):  # overflow becomes infinite, as in torch
         return array.astype(list_type, copy=False) if list_type and isinstance(value, list | tuple) else array
 
 
@@ -90,14 +90,14 @@ def check_numbers(name: str, array: Shaped) -> None:
     """Refuse booleans, text, complex numbers and objects.
 
     Raises:
-        ValueError: The type is none of ``NUMBERS``.
+        ValueError: The dtype is not in ``NUMBERS``.
     """
     if dtype_name(array) not in NUMBERS:
         raise ValueError(f"{name} has dtype {dtype_name(array)}; give real numbers, as float32 or int64")
 
 
 def check_floating(name: str, array: Shaped) -> None:
-    """Refuse integers where numbers with a fraction are meant.
+    """Refuse integers where floating-point numbers are needed.
 
     Raises:
         ValueError: The dtype is not a floating-point one.
@@ -107,27 +107,27 @@ def check_floating(name: str, array: Shaped) -> None:
 
 
 def check_shape(name: str, array: Shaped, shape: Sequence[int | None], layout: str) -> None:
-    """Compare a shape with the expected one, None standing for any size.
+    """Compare a shape with the expected one, in which None is any size.
 
     Raises:
         ValueError: They differ.
     """
     actual = tuple(array.shape)
-    fits = len(actual) == len(shape) and all(
+    is_supported = len(actual) == len(shape) and all(
         want is None or want == got for want, got in zip(shape, actual, strict=True)
     )
-    if not fits:
+    if not is_supported:
         expected = ", ".join("*" if want is None else str(want) for want in shape)
         raise ValueError(f"{name} has shape {actual}, expected ({expected}): {layout}")
 
 
 def batch_columns(batch: Any) -> dict[str, Any]:
-    """Take the three ragged columns out of a batch.
+    """Extract the three ragged columns of a batch.
 
     Raises:
-        ValueError: It is no dict, or lacks one.
+        ValueError: The batch is not a dict, or lacks a column.
     """
-    form = f"batch_idx (T,), cls (T,) and bboxes (T, 4), {BOX}"
+    form = f"batch_idx (T,), cls (T,) and bboxes (T, 4), {BOX_FORMAT}"
     if not hasattr(batch, "keys"):
         raise ValueError(f"batch is {describe(batch)}; give a dict with {form}")
     missing = [name for name in COLUMNS if name not in batch]
@@ -137,10 +137,10 @@ def batch_columns(batch: Any) -> dict[str, Any]:
 
 
 def check_columns(batch_idx: Shaped, cls: Shaped, bboxes: Shaped) -> None:
-    """Check shapes and types of a ragged batch: (T,) or (T, 1) twice, and (T, 4).
+    """Check shapes and dtypes of a ragged batch: (T,) or (T, 1) twice, and (T, 4).
 
     Raises:
-        ValueError: They do not belong together, or are no numbers.
+        ValueError: Shapes do not belong together, or elements are not numbers.
     """
     for name, column in (("batch_idx", batch_idx), ("cls", cls)):
         shape = tuple(column.shape)
@@ -151,7 +151,7 @@ def check_columns(batch_idx: Shaped, cls: Shaped, bboxes: Shaped) -> None:
         raise ValueError(f"cls has {cls.shape[0]} entries, batch_idx has {count}; give one of each for every box")
     shape = tuple(bboxes.shape)
     if shape != (count, 4) and (count or 0 not in shape):
-        raise ValueError(f"bboxes has shape {shape}, batch_idx has {count} entries; give ({count}, 4): {BOX}")
+        raise ValueError(f"bboxes has shape {shape}, batch_idx has {count} entries; give ({count}, 4): {BOX_FORMAT}")
     if count:
         check_numbers("batch_idx", batch_idx)
         check_numbers("cls", cls)
@@ -161,14 +161,14 @@ def check_columns(batch_idx: Shaped, cls: Shaped, bboxes: Shaped) -> None:
 def check_values(
     batch_idx: Array | None, cls: Array | None, bboxes: Array | None, images: int, classes: int | None
 ) -> None:
-    """Check the numbers of a ragged batch.
+    """Check the values of a ragged batch.
 
     Args:
         batch_idx: (T,) or (T, 1).
         cls: (T,) or (T, 1).
         bboxes: (T, 4).
         images: B.
-        classes: C; None when it is not known here.
+        classes: C; None if unknown.
 
     Raises:
         ValueError: An image or a class does not exist, or a box is not finite or in pixels.
@@ -185,10 +185,10 @@ def check_slots(labels: Array, mask: Array, classes: int, *, negative: bool) -> 
     """Check the classes of padded ground truth.
 
     Args:
-        labels: (B, M, 1). One that is too large is refused on padding, too: it would be looked up all the same.
+        labels: (B, M, 1). A label that is too large is refused on padding, too, because it is used as an index there.
         mask: (B, M, 1), non-zero on valid slots.
         classes: C.
-        negative: Whether labels below 0 may stand in valid slots, where they count as 0.
+        negative: Whether labels below 0 are accepted in valid slots, where they count as 0.
 
     Raises:
         ValueError: A class does not exist.
@@ -201,11 +201,11 @@ def check_slots(labels: Array, mask: Array, classes: int, *, negative: bool) -> 
         wrong |= (mask != 0) & ~(np.isfinite(values) & (values == np.trunc(values)))
     if wrong.any():
         image, slot, _ = np.argwhere(wrong)[0]
-        raise _no_index(f"gt_labels[{image}, {slot}]", labels[image, slot, 0], classes, "classes")
+        raise _index_error(f"gt_labels[{image}, {slot}]", labels[image, slot, 0], classes, "classes")
 
 
 def check_batch_size(images: int) -> None:
-    """Refuse a batch without images, which exported models do not take.
+    """Refuse a batch without images, which exported models do not accept.
 
     Raises:
         ValueError: B is 0.
@@ -215,14 +215,14 @@ def check_batch_size(images: int) -> None:
 
 
 def check_padded(inputs: Mapping[str, Shaped], classes: int | None = None) -> None:
-    """Check shapes and types of an assigner's inputs.
+    """Check shapes and dtypes of an assigner's inputs.
 
     Args:
-        inputs: The six, by name.
+        inputs: The six inputs by name.
         classes: C; None: any.
 
     Raises:
-        ValueError: They do not belong together, or there is no anchor point.
+        ValueError: Shapes do not belong together, or there is no anchor point.
     """
     check_shape("pd_scores", inputs["pd_scores"], (None, None, classes), "(B, A, C), C as in num_classes")
     images, anchors, _ = inputs["pd_scores"].shape
@@ -249,45 +249,45 @@ def check_anchors(anchors: int) -> None:
 
 
 def check_points(points: Array) -> None:
-    """Check anchor points (A, 2): indices are computed from them.
+    """Check anchor points (A, 2), from which indices are computed.
 
     Raises:
-        ValueError: One is not finite, or farther than ``FARTHEST``.
+        ValueError: A coordinate is not finite, or beyond ``MAX_COORDINATE``.
     """
-    lost = ~(np.abs(_comparable(points)) <= FARTHEST).all(axis=1)
+    lost = ~(np.abs(_comparable(points)) <= MAX_COORDINATE).all(axis=1)
     if lost.any():
         place = int(np.argmax(lost))
         raise ValueError(
             f"anc_points[{place}] is {points[place].tolist()}; give finite pixels, as the grid of the levels has them, "
-            f"not beyond {FARTHEST}"
+            f"not beyond {MAX_COORDINATE}"
         )
 
 
 def map_list(feats: Any) -> list[Any]:
-    """Feature maps as a list.
+    """Convert feature maps to a list.
 
     Raises:
-        ValueError: They are something else, one tensor for example.
+        ValueError: They are not a collection of maps, but a single tensor for example.
     """
     single = isinstance(feats, str | bytes | Mapping) or hasattr(feats, "shape")
     if single or not isinstance(feats, Iterable):
-        raise ValueError(f"feats is {describe(feats)}; give a list of maps {MAP}, one per stride")
+        raise ValueError(f"feats is {describe(feats)}; give a list of maps {MAP_LAYOUT}, one per stride")
     return list(feats)
 
 
 def check_maps(
-    maps: Mapping[str, Shaped], strides: Sequence[float], channels: int | None = None, layout: str = MAP
+    maps: Mapping[str, Shaped], strides: Sequence[float], channels: int | None = None, layout: str = MAP_LAYOUT
 ) -> None:
-    """Check number, shapes and types of feature maps; not whether they are of one image.
+    """Check number, shapes and dtypes of feature maps, not whether they are of one image.
 
     Args:
-        maps: By the name of each in an error.
+        maps: Maps by their name in an error.
         strides: Pixels per cell of each level.
         channels: 4R + C; None: any.
         layout: Axes of a map.
 
     Raises:
-        ValueError: There are more or fewer than strides, or one does not belong to the first.
+        ValueError: There are more or fewer maps than strides, or a map does not match the first.
     """
     if len(maps) != len(strides):
         shapes = ", ".join(str(tuple(level.shape)) for level in maps.values()) or "nothing"
@@ -305,15 +305,15 @@ def check_maps(
 def check_pyramid(maps: Mapping[str, Shaped], strides: Sequence[float]) -> None:
     """Check that feature maps are the levels of one image, in the order of their strides.
 
-    Networks round the sizes of odd images up or down, level by level. So sizes in pixels of two levels may differ, by
-    less than one cell of the coarser one.
+    Networks round the sizes of odd images up or down, level by level. So the sizes in pixels of two levels may differ
+    by less than one cell of the coarser level.
 
     Args:
-        maps: (B, channels, H_i, W_i) each, by the name of each in an error.
+        maps: (B, channels, H_i, W_i) each, by their name in an error.
         strides: Pixels per cell of each level.
 
     Raises:
-        ValueError: A level has no cells, or two are of different images.
+        ValueError: A level has no cells, or two levels are of different images.
     """
     for name, level in maps.items():
         if 0 in level.shape[2:]:
@@ -331,43 +331,43 @@ def check_pyramid(maps: Mapping[str, Shaped], strides: Sequence[float]) -> None:
 
 
 def _check_indices(name: str, values: Array, end: int | None, of: str) -> None:
-    """Whole numbers in [0, end)."""
+    """Refuse values that are not whole numbers in [0, end)."""
     if not values.size:
         return
     values = values.reshape(-1)
-    numbers, above = _comparable(values), MOST_INDEX if end is None else end
+    numbers, above = _comparable(values), MAX_INDEX if end is None else end
     whole = numbers.dtype != np.float64 or bool((numbers == np.trunc(numbers)).all())
     if whole and numbers.min() >= 0 and numbers.max() < above:
         return
     place = int(np.argmin((numbers >= 0) & (numbers < above) & (numbers == np.trunc(numbers))))
-    raise _no_index(f"{name}[{place}]", values[place], end, of)
+    raise _index_error(f"{name}[{place}]", values[place], end, of)
 
 
-def _no_index(where: str, number: Any, end: int | None, of: str) -> ValueError:
+def _index_error(where: str, number: Any, end: int | None, of: str) -> ValueError:
     shown = str(number).removesuffix(".0")
     if end is None:
         return ValueError(f"{where} is {shown}; give whole numbers, 0 or more")
     remedy = f"whole numbers from 0 to {end - 1}" if end else "no boxes"
-    if of == "classes" and end <= float(number) < MOST_INDEX:
+    if of == "classes" and end <= float(number) < MAX_INDEX:
         remedy += ", or use a model of more classes"
     return ValueError(f"{where} is {shown}, and the number of {of} is {end}; give {remedy}")
 
 
 def _check_boxes(boxes: Array) -> None:
-    if not boxes.size or np.abs(boxes).max() <= LARGEST_FRACTION:  # false for NaN
+    if not boxes.size or np.abs(boxes).max() <= MAX_FRACTION:  # false for NaN
         return
     finite = np.isfinite(boxes).all(axis=1)
     if not finite.all():
         place, remedy = int(np.argmin(finite)), "give four finite numbers, or leave the box out"
     else:
-        place = int(np.argmax((np.abs(boxes) > LARGEST_FRACTION).any(axis=1)))
-        remedy = f"these are pixels, give {BOX}: divide by the image's width and height"
+        place = int(np.argmax((np.abs(boxes) > MAX_FRACTION).any(axis=1)))
+        remedy = f"these are pixels, give {BOX_FORMAT}: divide by the image's width and height"
     shown = ", ".join(str(number) for number in boxes[place])
     raise ValueError(f"bboxes[{place}] is [{shown}]; {remedy}")
 
 
 def _comparable(values: Array) -> Array:
-    """Floats as float64: a class count or a bound may be beyond float16."""
+    """Convert floats to float64, because a class count or a bound may exceed float16."""
     return values.astype(np.float64) if dtype_name(values) in FLOATS else values
 
 

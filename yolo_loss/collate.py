@@ -1,4 +1,4 @@
-"""From the ragged batch of a data loader to padded ground truth."""
+"""Padding of a data loader's ragged batch to ground truth of equal length per image."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from yolo_loss.boxes import xywh2xyxy
-from yolo_loss.execution.buffers import constants, moved
+from yolo_loss.execution.buffers import constants, to_device
 from yolo_loss.structures import GroundTruth
-from yolo_loss.validate import check_batch, values_readable
+from yolo_loss.validate import can_read_values, check_batch
 
 
 def pad_ground_truth(
@@ -19,7 +19,7 @@ def pad_ground_truth(
     image_size: tuple[int, int],
     slots: int | None = None,
 ) -> GroundTruth:
-    """Pad to the largest count in the batch, keeping the order of arrival inside each image.
+    """Pad ground truth to the largest count in the batch, keeping the order of arrival inside each image.
 
     Args:
         batch_idx: (T,) image of each box, whole numbers in [0, B).
@@ -27,15 +27,15 @@ def pad_ground_truth(
         bboxes_xywh: (T, 4) centre x, centre y, width, height, normalised to [0, 1] by the image size.
         batch_size: B.
         image_size: (height, width) in pixels.
-        slots: M; None: the largest count, 0 when T = 0. To learn that of tensors on a GPU, it is waited for.
+        slots: M; None: the largest count, 0 when T = 0. For tensors on a GPU, reading it synchronises.
 
     Returns:
         Padded ground truth in pixel xyxy. Padding rows are zeros; a row is valid when the sum of its coordinates is
         above 0.
 
     Raises:
-        ValueError: As ``check_batch``, or an image has more boxes than ``slots``. On a GPU the kernels that follow are
-            stopped instead.
+        ValueError: As ``check_batch``, or an image has more boxes than ``slots``; on a GPU that is an asynchronous
+            assertion, which fails in the kernels that follow.
     """
     batch = {"batch_idx": batch_idx, "cls": cls, "bboxes": bboxes_xywh}
     return _pad(*check_batch(batch, batch_size), batch_size, image_size, slots)
@@ -52,7 +52,7 @@ def _pad(
     height, width = image_size
     scale = constants((width, height, width, height), bboxes_xywh)
     boxes = xywh2xyxy(bboxes_xywh * scale)  # (T, 4)
-    # Not bincount, which asks a GPU for the largest index.
+    # Not bincount, which synchronises with a GPU to read the largest index.
     counts = batch_idx.new_zeros(batch_size).index_add(0, batch_idx, torch.ones_like(batch_idx))  # (B,)
     if slots is None:
         slots = int(counts.max()) if batch_size else 0
@@ -60,36 +60,43 @@ def _pad(
         _check_counts(counts, slots)
     order = torch.argsort(batch_idx, stable=True)
     image = batch_idx[order]
-    rank = torch.arange(len(order), device=image.device) - (counts.cumsum(0) - counts)[image]  # (T,) place in its image
+    rank = torch.arange(len(order), device=image.device) - (counts.cumsum(0) - counts)[image]  # (T,) index in its image
 
     gt_labels = cls.new_zeros((batch_size, slots, 1)).index_put((image, rank), cls[order, None])
     gt_bboxes = boxes.new_zeros((batch_size, slots, 4)).index_put((image, rank), boxes[order])
     return GroundTruth(gt_labels, gt_bboxes, gt_bboxes.sum(dim=-1, keepdim=True) > 0)
 
 
-def pad_where_it_lies(
+def pad_to_device(
     batch: tuple[Tensor, Tensor, Tensor], like: Tensor, image_size: tuple[int, int], images: int, slots: int | None
 ) -> GroundTruth:
-    """:func:`pad_ground_truth` of a batch on any device; what lies on the CPU is padded there, which waits for no GPU.
+    """Pad a checked batch and move it to a device; a batch on the CPU is padded there, which waits for no GPU.
 
     Args:
         batch: ``batch_idx``, ``cls`` and ``bboxes_xywh``, as ``check_batch`` gives them.
-        like: Gives device, and the boxes' type.
+        like: Gives device, and the boxes' dtype.
         image_size: (height, width) in pixels.
         images: B.
         slots: M, or None.
     """
-    here = like.device
+    device = like.device
     if all(tensor.device.type == "cpu" for tensor in batch):
-        here = batch[0].device
+        device = batch[0].device
     image, label, boxes = batch
-    padded = _pad(moved(image, here), moved(label, here), moved(boxes, here, like.dtype), images, image_size, slots)
-    return GroundTruth(*(moved(field, like.device) for field in padded))
+    padded = _pad(
+        to_device(image, device),
+        to_device(label, device),
+        to_device(boxes, device, like.dtype),
+        images,
+        image_size,
+        slots,
+    )
+    return GroundTruth(*(to_device(field, like.device) for field in padded))
 
 
 def _check_counts(counts: Tensor, slots: int) -> None:
     text = f"an image has more than {slots} boxes, as many as there are slots; give a larger max_boxes"
-    if values_readable(counts):
+    if can_read_values(counts):
         if counts.numel() and int(counts.max()) > slots:
             raise ValueError(f"an image has {int(counts.max())} boxes, but max_boxes is {slots}; give a larger one")
     else:
@@ -103,7 +110,7 @@ def add_empty_slot(ground_truth: GroundTruth) -> GroundTruth:
         ground_truth: M slots.
 
     Returns:
-        M + 1 slots, the last one empty.
+        M + 1 slots, the last one padding.
     """
     labels, boxes, mask = ground_truth
     images = labels.shape[0]

@@ -1,4 +1,4 @@
-"""The detection loss of YOLOv8: assignment, then class, box and distribution terms."""
+"""YOLOv8's detection loss: assignment, then box, class and distribution losses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from yolo_loss.anchors import decode_levels
 from yolo_loss.assigner import TaskAlignedAssigner, preset_options
 from yolo_loss.checks import Array
-from yolo_loss.collate import add_empty_slot, pad_where_it_lies
+from yolo_loss.collate import add_empty_slot, pad_to_device
 from yolo_loss.execution.channels import ClassScores
 from yolo_loss.execution.compilation import kernels_compiled, uncompiled, without_autocast
 from yolo_loss.execution.transforms import detached, transformed, vectorized
@@ -19,8 +19,8 @@ from yolo_loss.losses import loss_from_sums
 from yolo_loss.option_checks import gain_values, one_of, stride_list, whole_number
 from yolo_loss.predictions import RawOutput, join_predictions
 from yolo_loss.reductions.dense import dense_sums
-from yolo_loss.reductions.foreground import RowDerivatives, Rows, row_derivatives
-from yolo_loss.reductions.gradients import Derive, dense_gradients, sparse_gradients
+from yolo_loss.reductions.foreground import RowGradients, Rows, row_gradients
+from yolo_loss.reductions.gradients import RowGradientFunction, dense_gradients, sparse_gradients
 from yolo_loss.reductions.sparse import sparse_sums
 from yolo_loss.structures import Assignment, Gains, GroundTruth, LossResult, Predictions
 from yolo_loss.validate import check_batch
@@ -29,9 +29,9 @@ CLASS_LOSSES = ("bce", "varifocal")
 
 
 class DetectionLoss(nn.Module):
-    """The criterion, built from plain numbers.
+    """The criterion, built from explicit hyper-parameters.
 
-    Computes in float32, whatever half-precision type the maps have; float64 stays float64.
+    It computes in float32, also for maps in half precision; float64 stays float64.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class DetectionLoss(nn.Module):
         gains: Sequence[float] | Mapping[str, float] | Tensor | Array = Gains(),  # noqa: B008  (immutable)
         class_loss: str = "bce",
         preset: str = "yolov8",
-        formulation: str = "auto",
+        implementation: str = "auto",
         compile_kernels: bool = False,
         max_boxes: int | None = None,
         **assigner_options: Any,
@@ -57,21 +57,21 @@ class DetectionLoss(nn.Module):
         Args:
             num_classes: C.
             strides: Pixels per cell of each level; a sequence, an array or a tensor.
-            reg_max: R, bins per side; 1 means plain distances and no distribution term.
+            reg_max: R, bins per side; 1 means plain distances and no distribution loss.
             topk: Candidates per ground truth.
             alpha: Exponent of the class score in the assignment.
-            beta: Exponent of the overlap in the assignment.
-            eps: Of the assignment.
-            gains: Weights of the three terms, in the order of ``Gains`` or by its names.
+            beta: Exponent of the IoU in the assignment.
+            eps: Margin inside a box in the assignment, and keeps its scores finite.
+            gains: Weights of the three losses, in the order of ``Gains`` or by its names.
             class_loss: ``bce`` or ``varifocal``.
             preset: ``yolov8``, or ``ultralytics-8.4`` for that release's larger candidate areas.
-            formulation: ``sparse``, over candidate pairs and foreground; ``dense``, without data-dependent shapes; or
-                ``auto``, which on a CPU assigns by size, and elsewhere never waits for a GPU. Or ``triton``, the same
-                with the assignment in kernels.
+            implementation: ``sparse``, over candidate pairs and foreground; ``dense``, without data-dependent shapes;
+                or ``auto``, which on a CPU assigns by size, and elsewhere never waits for a GPU. Also ``triton``: as
+                ``auto``, with the assignment in GPU kernels.
             compile_kernels: Run the heavy parts through torch.compile. The first calls then take some seconds.
-            max_boxes: M, ground-truth slots of each image, whatever the batch has; more boxes are an error. None: the
-                batch's largest count. Where the batch lies on a GPU, that is the only number that is waited for.
-            **assigner_options: ``min_box_side`` and ``topk2``, over the preset's.
+            max_boxes: M, fixed number of ground-truth slots per image; more boxes are an error. None: the batch's
+                largest count, which for a batch on a GPU is the only synchronisation.
+            **assigner_options: Other options of ``TaskAlignedAssigner``, as ``topk2``; they override the preset's.
 
         Raises:
             ValueError: A name is unknown, a count or stride is not positive, or a number is negative or not finite.
@@ -87,11 +87,13 @@ class DetectionLoss(nn.Module):
         self.compile_kernels = compile_kernels
         self.max_boxes = None if max_boxes is None else whole_number("max_boxes", max_boxes, 0)
         options = preset_options(preset, self.strides) | assigner_options
-        self.assigner = TaskAlignedAssigner(topk, num_classes, alpha, beta, eps, formulation=formulation, **options)
+        self.assigner = TaskAlignedAssigner(
+            topk, num_classes, alpha, beta, eps, implementation=implementation, **options
+        )
 
     @uncompiled
     def forward(self, preds: RawOutput, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """The loss of a training batch.
+        """Compute the loss of a training batch.
 
         Args:
             preds: The head's output: L maps (B, 4R + C, H_i, W_i), a tuple with such a list second, or a dict of
@@ -100,10 +102,10 @@ class DetectionLoss(nn.Module):
                 tensors, arrays or lists.
 
         Returns:
-            The loss () to call ``backward`` on, the sum of the terms times B; and box, cls, dfl (3,), detached.
+            The loss () to call ``backward`` on, the sum of the three losses times B; and box, cls, dfl (3,), detached.
 
         Raises:
-            ValueError: Shapes, dtypes, labels or image indices that do not belong together, or more boxes than
+            ValueError: Shapes, dtypes, labels or image indices do not belong together, or an image has more boxes than
                 ``max_boxes``.
         """
         result = self.evaluate(preds, batch)
@@ -111,79 +113,84 @@ class DetectionLoss(nn.Module):
 
     @uncompiled
     def evaluate(self, preds: RawOutput, batch: Mapping[str, Any]) -> LossResult:
-        """Like calling the criterion, but with sums per image and the assignment beside the loss."""
+        """Compute the loss as ``forward`` does, and return the sums per image and the assignment with it."""
         predictions = join_predictions(preds, self.strides, self.num_classes, self.reg_max)
-        batch_size = predictions.levels[0].scores_of.shape[0]
+        batch_size = predictions.levels[0].scores_source.shape[0]
         columns = check_batch(batch, batch_size, self.num_classes)
         height, width = (int(cells * self.strides[0]) for cells in predictions.grid_size)
-        ground_truth = pad_where_it_lies(
-            columns, predictions.anchor_points, (height, width), batch_size, self.max_boxes
-        )
+        ground_truth = pad_to_device(columns, predictions.anchor_points, (height, width), batch_size, self.max_boxes)
         sources = (source for level in predictions.levels for source in level)
-        compiled = self.compile_kernels and not transformed(sources)  # a compiler does not know all transforms
+        compiled = self.compile_kernels and not transformed(sources)  # torch.compile does not support all transforms
         with without_autocast(predictions.anchor_points.device), kernels_compiled(compiled):
             return self.from_padded(predictions, ground_truth)
 
     def from_padded(self, predictions: Predictions, ground_truth: GroundTruth) -> LossResult:
-        """The loss from predictions and padded ground truth, as it is exported.
+        """Compute the loss from predictions and padded ground truth; exported models hold this function.
 
         Args:
             predictions: As ``join_predictions`` gives them.
             ground_truth: As ``pad_ground_truth`` gives it.
 
         Returns:
-            The loss with what it was made from.
+            The loss with its sums and the assignment.
         """
         ground_truth, assignment = self._assign(predictions, ground_truth)
-        inputs = predictions, ground_truth, assignment, self.class_loss
-        if self.assigner.formulation == "dense" or vectorized():
-            image_sums = dense_sums(*inputs)
+        if self.assigner.implementation == "dense" or vectorized():
+            image_sums = dense_sums(predictions, ground_truth, assignment, self.class_loss)
         else:
-            image_sums = sparse_sums(*inputs, self._most_foreground(ground_truth))
+            bound = self._max_foreground(ground_truth)
+            image_sums = sparse_sums(predictions, ground_truth, assignment, self.class_loss, bound)
         loss, items = loss_from_sums(image_sums, self.gains)
         return LossResult(loss, items.detach(), image_sums, assignment)
 
     @torch.no_grad()
     def gradients_from_padded(
-        self, predictions: Predictions, ground_truth: GroundTruth, derive: Derive | None = None
+        self,
+        predictions: Predictions,
+        ground_truth: GroundTruth,
+        compute_row_gradients: RowGradientFunction | None = None,
     ) -> tuple[LossResult, list[Tensor]]:
-        """The loss and its gradients without autograd, as they are exported.
+        """Compute the loss and its gradients without autograd; exported models hold this function.
 
         Args:
             predictions: As ``join_predictions`` gives them for raw maps.
             ground_truth: As ``pad_ground_truth`` gives it.
-            derive: Terms of single anchors with their derivatives, by autograd when None.
+            compute_row_gradients: Losses of single anchors with their derivatives; None: ``row_gradients``.
 
         Returns:
-            The loss with what it was made from, and its gradient by each level, (B, 4R + C, A_i).
+            The loss with its sums and the assignment, and its gradient by each level, (B, 4R + C, A_i).
         """
         ground_truth, assignment = self._assign(predictions, ground_truth)
-        derive = derive or self.row_derivatives
-        inputs = predictions, ground_truth, assignment, self.class_loss, self.gains, derive
-        if self.assigner.formulation == "dense":
-            image_sums, gradients = dense_gradients(*inputs)
+        row_gradients = compute_row_gradients or self.row_gradients
+        if self.assigner.implementation == "dense":
+            image_sums, gradients = dense_gradients(
+                predictions, ground_truth, assignment, self.class_loss, self.gains, row_gradients
+            )
         else:
-            image_sums, gradients = sparse_gradients(*inputs, self._most_foreground(ground_truth))
+            bound = self._max_foreground(ground_truth)
+            image_sums, gradients = sparse_gradients(
+                predictions, ground_truth, assignment, self.class_loss, self.gains, row_gradients, bound
+            )
         return LossResult(*loss_from_sums(image_sums, self.gains), image_sums, assignment), gradients
 
-    def row_derivatives(self, rows: Rows) -> RowDerivatives:
-        """Terms of single anchors with their derivatives."""
-        return row_derivatives(rows, self.reg_max, self.class_loss)
+    def row_gradients(self, rows: Rows) -> RowGradients:
+        """Compute the losses of single anchors with their derivatives."""
+        return row_gradients(rows, self.reg_max, self.class_loss)
 
-    def _most_foreground(self, ground_truth: GroundTruth) -> int | None:
-        """Anchors that are foreground at most, where a GPU is not to be asked how many are."""
+    def _max_foreground(self, ground_truth: GroundTruth) -> int | None:
+        """Upper bound of the foreground anchors where counting them would wait for a GPU; None elsewhere."""
         images, slots, _ = ground_truth.gt_bboxes.shape
-        if self.assigner.formulation not in ("auto", "triton") or ground_truth.gt_bboxes.device.type == "cpu":
+        if self.assigner.implementation not in ("auto", "triton") or ground_truth.gt_bboxes.device.type == "cpu":
             return None
-        return images * self.assigner.params.most_assigned(slots)
+        return images * self.assigner.params.max_assigned(slots)
 
     @torch.no_grad()
     def _assign(self, predictions: Predictions, ground_truth: GroundTruth) -> tuple[GroundTruth, Assignment]:
-        """Ground truth of at least one slot, and its assignment."""
+        """Add a slot to ground truth without one, and assign it."""
         one_of("class_loss", self.class_loss, CLASS_LOSSES)
         if ground_truth.gt_labels.shape[1] == 0:
             ground_truth = add_empty_slot(ground_truth)
-        # Detached, since no_grad does not stop derivatives in forward mode.
+        # Detached, because no_grad does not stop forward-mode derivatives.
         predictions = detached(predictions)
         points, strides = predictions.anchor_points, predictions.strides
         boxes = decode_levels(predictions.pred_distri, points, self.reg_max) * strides  # (B, A, 4) pixels
@@ -192,23 +199,23 @@ class DetectionLoss(nn.Module):
 
 
 class v8DetectionLoss(DetectionLoss):  # noqa: N801  (the name users of YOLO code know)
-    """``DetectionLoss`` with its numbers read from a detector.
+    """``DetectionLoss`` with its hyper-parameters read from a detector.
 
-    Works with ``models.DetectionModel`` and with any detector whose ``model[-1]`` has ``nc``, ``reg_max`` and
+    It works with ``models.DetectionModel`` and with any detector whose ``model[-1]`` has ``nc``, ``reg_max`` and
     ``stride``, and whose ``args`` holds the gains ``box``, ``cls`` and ``dfl``.
     """
 
     def __init__(self, model: Any, tal_topk: int = 10, tal_topk2: int | None = None, **options: Any) -> None:
-        """Read the head's numbers and the gains.
+        """Read the hyper-parameters from the head, and the gains from ``args``.
 
         Args:
-            model: The detector; one wrapped for data-parallel training is unwrapped.
+            model: The detector; a data-parallel wrapper is removed.
             tal_topk: Candidates per ground truth.
             tal_topk2: Anchors each ground truth keeps in the end; None: all it won.
             **options: Passed to ``DetectionLoss``: ``preset``, ``class_loss`` and others.
 
         Raises:
-            ValueError: The head or the gains are not there, or a number is none or out of range.
+            ValueError: The head or the gains are missing, or a hyper-parameter is invalid.
         """
         model = getattr(model, "module", model)
         head = _head_of(model)

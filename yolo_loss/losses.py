@@ -1,4 +1,8 @@
-"""The three terms of the loss, before any sum, and the way from sums to the loss."""
+"""The box, class and distribution losses before any sum, and the loss from their sums.
+
+The class loss over all anchors and classes is split in two: the background loss, as if every target were 0, and what
+the assigned class of each foreground anchor changes. So no dense target is needed.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,33 @@ from yolo_loss.anchors import compute_dtype
 from yolo_loss.boxes import bbox2dist, ciou
 from yolo_loss.execution.buffers import constants
 from yolo_loss.execution.channels import Channels
-from yolo_loss.execution.chunks import in_portions
+from yolo_loss.execution.chunks import map_chunks
 from yolo_loss.execution.compilation import compiling_kernels, kernel
 from yolo_loss.structures import Gains
 
+# Above this softplus(x) is x; at 40 the two differ by less than float64 resolves.
+SOFTPLUS_THRESHOLD = 40.0
+# How often the channels are halved in a product of (1 + e^-|x|): 2^4 factors of at most 2 make at most 2^16.
+HALVINGS = 4
 
-def box_term(pred_bboxes: Tensor, target_bboxes: Tensor) -> Tensor:
+
+def loss_from_sums(image_sums: Tensor, gains: Gains) -> tuple[Tensor, Tensor]:
+    """Compute the loss of all images together, however many workers computed their sums.
+
+    Args:
+        image_sums: (B, 4) box, cls, dfl and target-score sums of every image of the batch.
+        gains: Weights of the losses.
+
+    Returns:
+        The loss () = sum of the three losses times B, and the losses (3,) with gains, before times B.
+    """
+    total = image_sums.sum(dim=0)  # (4,)
+    losses = total[:3] / total[3].clamp(min=1.0)
+    items = losses * constants(gains, losses)
+    return items.sum() * image_sums.shape[0], items
+
+
+def box_loss(pred_bboxes: Tensor, target_bboxes: Tensor) -> Tensor:
     """1 - CIoU.
 
     Args:
@@ -32,13 +57,13 @@ def box_term(pred_bboxes: Tensor, target_bboxes: Tensor) -> Tensor:
     return 1 - ciou(pred_bboxes, target_bboxes)
 
 
-def dfl_term(distri: Tensor, target_bboxes: Tensor, anchor_points: Tensor) -> Tensor:
-    """Distribution focal loss (arXiv 2006.04388), the mean over the four sides.
+def dfl_loss(distri: Tensor, target_bboxes: Tensor, anchor_points: Tensor) -> Tensor:
+    """Distribution focal loss (Li et al., arXiv 2006.04388), the mean over the four sides.
 
     The target is a two-hot vector, 1 - |d - r| at the two bins r beside d, so that its gradient needs no scatter.
 
     Args:
-        distri: (..., 4, R) logits; with R = 1 there is no distribution and the term is 0.
+        distri: (..., 4, R) logits; with R = 1 there is no distribution and the loss is 0.
         target_bboxes: (..., 4) xyxy, grid units.
         anchor_points: (..., 2) grid units, broadcast.
 
@@ -56,87 +81,45 @@ def dfl_term(distri: Tensor, target_bboxes: Tensor, anchor_points: Tensor) -> Te
     return -(two_hot * log_probabilities).sum(dim=-1).mean(dim=-1)
 
 
-def total_class_term(logits: Channels, class_loss: str) -> Tensor:
-    """The class term as if every target were 0, summed. With ``own_class_term`` no dense target is needed.
+def background_class_loss(logits: Channels, class_loss: str) -> Tensor:
+    """Class loss of a level as if every target were 0, summed over anchors and classes.
 
     Args:
-        logits: C channels of a level, of any floating type.
-        class_loss: ``bce``, binary cross-entropy, or ``varifocal`` (Zhang et al., arXiv 2008.13367), which weighs
-            the cross-entropy with 0.75 p^2 where no target is, and with the soft score where one is.
+        logits: C channels of a level, of any floating dtype.
+        class_loss: ``bce``, binary cross-entropy, or ``varifocal`` (Zhang et al., arXiv 2008.13367), which weights
+            the cross-entropy with 0.75 p^2 where the target is 0, and elsewhere with the target.
 
     Returns:
-        (B,) sum over anchors and classes, float32 at least.
+        (B,) float32 or float64.
     """
     dtype = compute_dtype(logits.source)
     if class_loss == "bce" and torch.compiler.is_exporting():
         return sum_by_products(logits, dtype)
     if class_loss == "bce" and compiling_kernels():
         return sum_by_planes(logits, dtype)
-    return in_portions(logits.view(), lambda part: _sum_of_negatives(part, dtype, class_loss))
+    return map_chunks(logits.view(), lambda chunk: _sum_background(chunk, dtype, class_loss))
 
 
 @kernel
-def _sum_of_negatives(logits: Tensor, dtype: torch.dtype, class_loss: str) -> Tensor:
-    term = _negative_focal if class_loss == "varifocal" else softplus
-    return term(logits.to(dtype)).sum(dim=(1, 2))
+def _sum_background(logits: Tensor, dtype: torch.dtype, class_loss: str) -> Tensor:
+    loss = _background_varifocal if class_loss == "varifocal" else softplus
+    return loss(logits.to(dtype)).sum(dim=(1, 2))
 
 
-def class_term_of_levels(levels: Sequence[Channels], class_loss: str) -> Tensor:
-    """``total_class_term`` of all levels together, (B,)."""
-    return torch.stack([total_class_term(level, class_loss) for level in levels]).sum(dim=0)
+def background_class_loss_of_levels(levels: Sequence[Channels], class_loss: str) -> Tensor:
+    """``background_class_loss`` of all levels together, (B,)."""
+    return torch.stack([background_class_loss(level, class_loss) for level in levels]).sum(dim=0)
 
 
-def own_class_loss(own_logits: Tensor, weights: Tensor, class_loss: str) -> Tensor:
-    """The class term of the assigned class, whose target is the soft score.
-
-    Args:
-        own_logits: (...) logits of the assigned classes.
-        weights: (...) soft scores.
-        class_loss: ``bce`` or ``varifocal``.
-
-    Returns:
-        (...); +inf for a logit of +inf, also with a target of 1: no runtime would subtract that much exactly.
-    """
-    # Not softplus(x) - w x, which is inf - inf for an infinite logit.
-    entropy = (1 - weights) * softplus(own_logits) + weights * softplus(-own_logits)
-    entropy = torch.where((own_logits == math.inf) & (weights >= 1), math.inf, entropy)
-    return weights * entropy if class_loss == "varifocal" else entropy
-
-
-def own_class_derivative(own_logits: Tensor, weights: Tensor, class_loss: str) -> Tensor:
-    """Derivative of ``own_class_loss`` by each logit; arguments and shape as there."""
-    residual = own_logits.sigmoid() - weights
-    return weights * residual if class_loss == "varifocal" else residual
-
-
-def own_class_term(own_logits: Tensor, weights: Tensor, class_loss: str) -> Tensor:
-    """What the assigned class's target adds to ``total_class_term``, which has counted it as background.
-
-    Args:
-        own_logits: (...) logits of the assigned classes.
-        weights: (...) soft scores.
-        class_loss: ``bce`` or ``varifocal``.
-
-    Returns:
-        (...); 0 for a logit of +inf, with which the total is infinite already.
-    """
-    infinite = own_logits == math.inf
-    x = torch.where(infinite, 0.0, own_logits)
-    if class_loss == "varifocal":
-        added = weights * (softplus(x) - x * weights) - _negative_focal(x)
-        return torch.where(infinite, 0.0, added)
-    return -x * weights
-
-
-def class_derivative(logits: Tensor, class_loss: str) -> Tensor:
-    """Derivative of ``total_class_term`` by each logit.
+def background_class_gradient(logits: Tensor, class_loss: str) -> Tensor:
+    """Derivative of ``background_class_loss`` by each logit.
 
     Args:
         logits: Of any shape.
         class_loss: ``bce`` or ``varifocal``.
 
     Returns:
-        Of the same shape and type.
+        Of the same shape and dtype.
     """
     p = logits.sigmoid()
     if class_loss == "bce":
@@ -145,70 +128,92 @@ def class_derivative(logits: Tensor, class_loss: str) -> Tensor:
     return 0.75 * p.square() * (2 * (1 - p) * softplus(logits) + p)
 
 
-def write_class_derivative(logits: Tensor, upstream: Tensor, class_loss: str, out: Tensor) -> None:
-    """``class_derivative`` times ``upstream``, written into a tensor of the caller's.
+def write_background_class_gradient(logits: Tensor, grad_output: Tensor, class_loss: str, out: Tensor) -> None:
+    """Write ``background_class_gradient`` times ``grad_output`` into an existing tensor.
 
     Args:
         logits: (B, C, A).
-        upstream: (B, 1, 1) derivative by the sum.
+        grad_output: (B, 1, 1) derivative by the sum.
         class_loss: ``bce`` or ``varifocal``.
         out: (B, C, A), in the logits' dtype.
     """
     wide = logits.to(compute_dtype(logits))
     if class_loss == "bce" and wide.dtype == out.dtype:
-        torch.sigmoid(wide, out=out).mul_(upstream)  # without a temporary
+        torch.sigmoid(wide, out=out).mul_(grad_output)  # without a temporary
     else:
-        out.copy_(class_derivative(wide, class_loss).mul_(upstream))
+        out.copy_(background_class_gradient(wide, class_loss).mul_(grad_output))
 
 
-def loss_from_sums(image_sums: Tensor, gains: Gains) -> tuple[Tensor, Tensor]:
-    """The loss of all images together, however many workers computed their sums.
+def assigned_class_loss(logits: Tensor, weights: Tensor, class_loss: str) -> Tensor:
+    """Class loss of the assigned class, whose target is the normalized alignment score.
 
     Args:
-        image_sums: (B, 4) box, cls, dfl and target-score sums of every image of the batch.
-        gains: Weights of the terms.
+        logits: (...) logits of the assigned classes.
+        weights: (...) normalized alignment scores.
+        class_loss: ``bce`` or ``varifocal``.
 
     Returns:
-        The loss () = sum of the terms times B, and the terms (3,) with gains, before times B.
+        (...); +inf for a logit of +inf, also with a target of 1: no runtime subtracts numbers that large exactly.
     """
-    total = image_sums.sum(dim=0)  # (4,)
-    terms = total[:3] / total[3].clamp(min=1.0)
-    items = terms * constants(gains, terms)
-    return items.sum() * image_sums.shape[0], items
+    # Not softplus(x) - w x, which is inf - inf for an infinite logit.
+    entropy = (1 - weights) * softplus(logits) + weights * softplus(-logits)
+    entropy = torch.where((logits == math.inf) & (weights >= 1), math.inf, entropy)
+    return weights * entropy if class_loss == "varifocal" else entropy
 
 
-def _negative_focal(x: Tensor) -> Tensor:
-    return 0.75 * x.sigmoid().square() * softplus(x)
+def assigned_class_gradient(logits: Tensor, weights: Tensor, class_loss: str) -> Tensor:
+    """Derivative of ``assigned_class_loss`` by each logit; arguments and shape as there."""
+    residual = logits.sigmoid() - weights
+    return weights * residual if class_loss == "varifocal" else residual
 
 
-# Above this softplus(x) is x; at 40 the two differ by less than float64 can tell.
-_THRESHOLD = 40.0
-# So often the channels are halved: factors of at most 2 make products of at most 2^16.
-_HALVINGS = 4
+def assigned_class_correction(logits: Tensor, weights: Tensor, class_loss: str) -> Tensor:
+    """``assigned_class_loss`` minus the background loss that ``background_class_loss`` counts for the same logit.
+
+    Args:
+        logits: (...) logits of the assigned classes.
+        weights: (...) normalized alignment scores.
+        class_loss: ``bce`` or ``varifocal``.
+
+    Returns:
+        (...); 0 for a logit of +inf, for which the background loss is infinite already.
+    """
+    infinite = logits == math.inf
+    x = torch.where(infinite, 0.0, logits)
+    if class_loss == "varifocal":
+        added = weights * (softplus(x) - x * weights) - _background_varifocal(x)
+        return torch.where(infinite, 0.0, added)
+    return -x * weights
 
 
 def softplus(x: Tensor) -> Tensor:
     """log(1 + e^x), element by element."""
-    return functional.softplus(x, threshold=_THRESHOLD)
+    return functional.softplus(x, threshold=SOFTPLUS_THRESHOLD)
+
+
+def _background_varifocal(x: Tensor) -> Tensor:
+    return 0.75 * x.sigmoid().square() * softplus(x)
 
 
 def sum_by_products(logits: Channels, dtype: torch.dtype) -> Tensor:
-    """Sum of softplus over channels and anchors for a graph: few large operations.
+    """Sum softplus over channels and anchors in few large operations, for export.
+
+    softplus(x) = max(x, 0) + log(1 + e^-|x|), and one logarithm of a product of such factors replaces many.
 
     Args:
         logits: C channels of a level.
-        dtype: To compute in.
+        dtype: The dtype to compute in.
 
     Returns:
         (B,).
     """
-    # Each part is cut from the map itself: a part of a part would be copied twice.
+    # Each part is sliced from the map itself: a slice of a slice would be copied twice.
     half = logits.size // 2
     cuts = ((0, half), (half, half), (2 * half, logits.size % 2))
-    parts = [logits.part(first, size).view().to(dtype) for first, size in cuts if size]
+    parts = [logits.narrow(first, size).view().to(dtype) for first, size in cuts if size]
     positive = torch.stack([part.clamp(min=0.0).sum(dim=(1, 2)) for part in parts]).sum(dim=0)
     excess = _merge(*(torch.exp(-part.abs()) for part in parts))
-    for _ in range(_HALVINGS - 1):
+    for _ in range(HALVINGS - 1):
         half = excess.shape[1] // 2
         if half:
             excess = _merge(*excess.split([half, half, *[1] * (excess.shape[1] % 2)], dim=1))
@@ -217,16 +222,16 @@ def sum_by_products(logits: Channels, dtype: torch.dtype) -> Tensor:
 
 @kernel
 def sum_by_planes(logits: Channels, dtype: torch.dtype) -> Tensor:
-    """The same for a compiler, which makes one pass of many small operations.
+    """``sum_by_products`` for torch.compile, which fuses many small operations into one pass.
 
     Args:
         logits: C channels of a level.
-        dtype: To compute in.
+        dtype: The dtype to compute in.
 
     Returns:
         (B,).
     """
-    groups = 2 ** min(_HALVINGS, logits.size.bit_length() - 1)
+    groups = 2 ** min(HALVINGS, logits.size.bit_length() - 1)
     each = logits.size // groups
     cuts = [each] * groups + [logits.size % groups]
     *parts, rest = (part.to(dtype) for part in logits.view().split(cuts, dim=1))
@@ -242,7 +247,7 @@ def _sum_of(parts: list[Tensor]) -> Tensor:
 
 
 def _merge(one: Tensor, *others: Tensor) -> Tensor:
-    """Two parts into one; a third of a single channel, or a part alone, is left as it is."""
+    """(1 + a)(1 + b) - 1 of two parts; a third part of a single channel is appended, a single part returned."""
     if not others:
         return one
     other, *rest = others

@@ -1,6 +1,7 @@
-"""Hyper-parameters as plain numbers: what is accepted where the meaning is plain, and what is refused.
+"""Checks that convert hyper-parameters to Python numbers, from any type whose meaning is clear.
 
-Imports the standard library only. Raises nothing but ``ValueError``: each text names the value and what is expected.
+This module imports the standard library only. Every error is a ``ValueError`` whose text names the value and what is
+expected.
 """
 
 from __future__ import annotations
@@ -10,33 +11,33 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 GAINS = ("box", "cls", "dfl")
-MOST = 2**31 - 1
+MAX_COUNT = 2**31 - 1
 
 
 def whole_number(name: str, value: Any, least: int = 1) -> int:
-    """An integer; 10.0 is one, also as a number of numpy or a tensor of one element.
+    """Convert to an integer; 10.0 is one, also as a scalar of numpy or a tensor of one element.
 
     Raises:
-        ValueError: It is no whole number, too small, or beyond all that can be counted.
+        ValueError: The value is not a whole number, too small, or too large for a 32-bit integer.
     """
     number = _plain(value)
     if not _is_finite(number) or number != int(number) or number < least:
         raise ValueError(f"{name} is {value!r}, expected a whole number, at least {least}")
-    if number > MOST:
-        raise ValueError(f"{name} is {value!r}, expected at most {MOST}")
+    if number > MAX_COUNT:
+        raise ValueError(f"{name} is {value!r}, expected at most {MAX_COUNT}")
     return int(number)
 
 
 def real_number(name: str, value: Any, *, positive: bool = False) -> float:
-    """A finite number that is not negative, also as a number of numpy or a tensor of one element.
+    """Convert to a finite number that is not negative, also from a scalar of numpy or a tensor of one element.
 
     Args:
-        name: What to call it in the error.
+        name: The value's name in the error.
         value: Anything.
         positive: Whether 0 is refused, too.
 
     Raises:
-        ValueError: It is something else.
+        ValueError: The value is not such a number.
     """
     number = _plain(value)
     if not _is_finite(number) or number < 0 or (positive and number == 0):
@@ -45,10 +46,10 @@ def real_number(name: str, value: Any, *, positive: bool = False) -> float:
 
 
 def stride_list(name: str, value: Any) -> tuple[float, ...]:
-    """Pixels per cell of each level, from any sequence, array or tensor.
+    """Convert any sequence, array or tensor to strides, in pixels per cell of each level.
 
     Raises:
-        ValueError: It is none, is empty, or one of the strides is not above 0.
+        ValueError: The value is not a sequence, is empty, or a stride is not above 0.
     """
     items = _items(value)
     if not items:
@@ -57,10 +58,10 @@ def stride_list(name: str, value: Any) -> tuple[float, ...]:
 
 
 def gain_values(value: Any) -> tuple[float, ...]:
-    """Weights of box, cls and dfl, from a mapping by these names or a sequence in this order.
+    """Convert to the weights of box, cls and dfl, from a mapping by these names or a sequence in this order.
 
     Raises:
-        ValueError: There are others, more or fewer, or one is negative or not finite.
+        ValueError: Names or their number differ, or a weight is negative or not finite.
     """
     if isinstance(value, Mapping):
         if set(value) != set(GAINS):
@@ -75,10 +76,10 @@ def gain_values(value: Any) -> tuple[float, ...]:
 
 
 def one_of(name: str, value: Any, choices: Iterable[str]) -> str:
-    """A word out of a few.
+    """Check that a value is one of a few words.
 
     Raises:
-        ValueError: It is another.
+        ValueError: It is not.
     """
     words = tuple(choices)
     if value not in words:
@@ -86,33 +87,33 @@ def one_of(name: str, value: Any, choices: Iterable[str]) -> str:
     return str(value)
 
 
-def smallest_side(strides: Sequence[float]) -> float:
-    """``min_box_side`` as release 8.4 takes it from the strides: the second one, or the only one."""
+def default_min_box_side(strides: Sequence[float]) -> float:
+    """``min_box_side`` as release 8.4 derives it from the strides: the second one, or the only one."""
     return strides[min(1, len(strides) - 1)]
 
 
 def is_sequence(value: Any) -> bool:
-    """Whether a value is several numbers and not one."""
+    """Whether a value holds several numbers."""
     return _items(value) is not None
 
 
 def _items(value: Any) -> Sequence[Any] | None:
-    """The entries of a list, tuple, array or tensor; None of anything else."""
+    """The elements of a list, tuple, array or tensor; None for anything else."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     return value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else None
 
 
 def _plain(value: Any) -> Any:
-    """The Python number in an array or tensor of one element."""
+    """Unwrap the Python number in an array or tensor of one element."""
     return value.item() if hasattr(value, "item") and math.prod(value.shape) == 1 else value
 
 
 def _is_finite(value: Any) -> bool:
-    """Whether a value is a finite number; booleans are none."""
+    """Whether a value is a finite number; booleans do not count."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:
         return math.isfinite(value)
-    except OverflowError:  # an integer beyond all floats
+    except OverflowError:  # an integer too large for a float
         return False

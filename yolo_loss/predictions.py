@@ -1,4 +1,4 @@
-"""The forms in which heads hand over their output, brought into one."""
+"""Conversion of the output formats of detection heads into one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from yolo_loss.anchors import compute_dtype, make_anchors
-from yolo_loss.checks import MAP, check_floating, check_maps, check_pyramid, check_shape, map_list
+from yolo_loss.checks import MAP_LAYOUT, check_floating, check_maps, check_pyramid, check_shape, map_list
 from yolo_loss.structures import Level, Predictions
 from yolo_loss.validate import as_tensor
 
@@ -19,7 +19,7 @@ RawOutput = Sequence[Any] | Mapping[str, Any]
 
 
 def join_predictions(preds: RawOutput, strides: Sequence[float], num_classes: int, reg_max: int) -> Predictions:
-    """Join the levels of a head's output.
+    """Convert a head's output, whose levels may be joined or not.
 
     Args:
         preds: L maps (B, 4R + C, H_i, W_i), tensors or arrays; or a tuple (anything, such a list), as a head in
@@ -30,17 +30,17 @@ def join_predictions(preds: RawOutput, strides: Sequence[float], num_classes: in
         reg_max: R.
 
     Returns:
-        The same numbers in one form; no map is copied.
+        The predictions; no map is copied.
 
     Raises:
-        ValueError: None of the forms, shapes that do not belong together, or maps that are not the levels of one image
+        ValueError: The format is unknown, shapes do not belong together, or the maps are not the levels of one image
             in the order of the strides.
     """
     if isinstance(preds, tuple) and preds and isinstance(preds[-1], Mapping | list | tuple):
         preds = preds[-1]
     if isinstance(preds, Mapping):
         return _from_dict(preds, strides, num_classes, reg_max)
-    maps = _check_maps(preds, strides, 4 * reg_max + num_classes, MAP)
+    maps = _check_maps(preds, strides, 4 * reg_max + num_classes, MAP_LAYOUT)
     flat = [level.flatten(2) for level in maps]  # (B, 4R + C, A_i)
     return _with_anchors([Level(level, level) for level in flat], maps, strides, num_classes, reg_max)
 
@@ -64,7 +64,7 @@ def _check_maps(feats: Any, strides: Sequence[float], channels: int | None, layo
         f"feats[{level}]": as_tensor(f"feats[{level}]", feat, np.float32) for level, feat in enumerate(map_list(feats))
     }
     check_maps(named, strides, channels, layout)
-    if not torch.compiler.is_compiling():  # a graph takes any sizes
+    if not torch.compiler.is_compiling():  # exported graphs accept any sizes
         check_pyramid(named, strides)
     return list(named.values())
 

@@ -1,4 +1,4 @@
-"""What passes between the parts. Field names are the exported models' tensor names."""
+"""Named tuples that pass between the modules. Field names are the exported models' tensor names."""
 
 from __future__ import annotations
 
@@ -7,38 +7,6 @@ from typing import NamedTuple
 from torch import Tensor
 
 from yolo_loss.execution.channels import Channels
-
-
-class AssignmentResult(NamedTuple):
-    """The assigner's five outputs, in the order users of YOLO code unpack them.
-
-    Attributes:
-        target_labels: (B, A) int64, class of the assigned ground truth.
-        target_bboxes: (B, A, 4) its box, pixel xyxy.
-        target_scores: (B, A, C) one-hot(label) times soft score; zero on background.
-        fg_mask: (B, A) bool, anchors that have a ground truth.
-        target_gt_idx: (B, A) int64, slot of the ground truth; 0 on background.
-    """
-
-    target_labels: Tensor
-    target_bboxes: Tensor
-    target_scores: Tensor
-    fg_mask: Tensor
-    target_gt_idx: Tensor
-
-
-class Assignment(NamedTuple):
-    """An assignment in its compact form: everything else can be looked up.
-
-    Attributes:
-        fg_mask: (B, A) bool.
-        target_gt_idx: (B, A) int64, 0 on background.
-        target_weights: (B, A) soft scores, 0 on background.
-    """
-
-    fg_mask: Tensor
-    target_gt_idx: Tensor
-    target_weights: Tensor
 
 
 class GroundTruth(NamedTuple):
@@ -56,19 +24,19 @@ class GroundTruth(NamedTuple):
 
 
 class Level(NamedTuple):
-    """One level of a head's output. Both tensors may be one, a raw map whose first 4R channels are the boxes.
+    """One level of a head's output. Both fields may be the same tensor, a raw map (B, 4R + C, A_i).
 
     Attributes:
-        distri_of: (B, 4R or more, A_i), the first 4R channels are logits of the box distributions.
-        scores_of: (B, C or more, A_i), the last C channels are class logits.
+        distri_source: (B, 4R or more, A_i), the first 4R channels are logits of the box distributions.
+        scores_source: (B, C or more, A_i), the last C channels are class logits.
     """
 
-    distri_of: Tensor
-    scores_of: Tensor
+    distri_source: Tensor
+    scores_source: Tensor
 
 
 class Predictions(NamedTuple):
-    """The head's output, channels first as the maps have it, nothing copied.
+    """The head's output without a copy: channels first, as the feature maps have it.
 
     Attributes:
         levels: One per map, or a single one when the head has joined them.
@@ -88,21 +56,61 @@ class Predictions(NamedTuple):
 
     @property
     def pred_distri(self) -> list[Channels]:
-        """Per level 4R channels."""
-        return [Channels(level.distri_of, 0, 4 * self.reg_max) for level in self.levels]
+        """Logits of the box distributions, 4R channels per level."""
+        return [Channels(level.distri_source, 0, 4 * self.reg_max) for level in self.levels]
 
     @property
     def pred_scores(self) -> list[Channels]:
-        """Per level C channels."""
-        sources = [level.scores_of for level in self.levels]
+        """Class logits, C channels per level."""
+        sources = [level.scores_source for level in self.levels]
         return [Channels(source, source.shape[1] - self.num_classes, self.num_classes) for source in sources]
 
 
-class LossResult(NamedTuple):
-    """The loss with everything it was made from.
+class Assignment(NamedTuple):
+    """An assignment in compact form. Labels, boxes and dense scores are looked up from it.
 
     Attributes:
-        loss: () sum of the three terms times B.
+        fg_mask: (B, A) bool, anchors that have a ground truth.
+        target_gt_idx: (B, A) int64, slot of the ground truth; 0 on background.
+        target_weights: (B, A) normalized alignment scores; 0 on background.
+    """
+
+    fg_mask: Tensor
+    target_gt_idx: Tensor
+    target_weights: Tensor
+
+
+class AssignmentResult(NamedTuple):
+    """The assigner's five outputs, in the order users of YOLO code unpack them.
+
+    Attributes:
+        target_labels: (B, A) int64, class of the assigned ground truth.
+        target_bboxes: (B, A, 4) its box, pixel xyxy.
+        target_scores: (B, A, C) one-hot(label) times the normalized alignment score; 0 on background.
+        fg_mask: (B, A) bool, anchors that have a ground truth.
+        target_gt_idx: (B, A) int64, slot of the ground truth; 0 on background.
+    """
+
+    target_labels: Tensor
+    target_bboxes: Tensor
+    target_scores: Tensor
+    fg_mask: Tensor
+    target_gt_idx: Tensor
+
+
+class Gains(NamedTuple):
+    """Weights of the three losses; the defaults are YOLOv8's."""
+
+    box: float = 7.5
+    cls: float = 0.5
+    dfl: float = 1.5
+
+
+class LossResult(NamedTuple):
+    """The loss, the sums it was computed from, and the assignment.
+
+    Attributes:
+        loss: () sum of the three losses times B.
         loss_items: (3,) box, cls, dfl with their gains, before times B; detached.
         image_sums: (B, 4) per image, without gains, not normalised: box, cls, dfl and target-score sums.
         assignment: The targets in compact form.
@@ -112,11 +120,3 @@ class LossResult(NamedTuple):
     loss_items: Tensor
     image_sums: Tensor
     assignment: Assignment
-
-
-class Gains(NamedTuple):
-    """Weights of the three terms; the defaults are YOLOv8's."""
-
-    box: float = 7.5
-    cls: float = 0.5
-    dfl: float = 1.5

@@ -1,7 +1,7 @@
 """The checks of :mod:`yolo_loss.checks` for tensors.
 
-Shapes and dtypes are always checked. Values are read only where that costs no synchronisation, on the CPU, and never
-while a graph is being traced; of tensors that ``torch.func.vmap`` batches there are none.
+Shapes and dtypes are always checked. Values are checked only where reading them needs no synchronisation: on the CPU,
+and not while a graph is traced or ``torch.func.vmap`` batches the tensors.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ from yolo_loss.checks import (
 
 
 def as_tensor(name: str, value: Any, list_type: type[np.floating[Any]] | None = None, *, flags: bool = False) -> Tensor:
-    """A tensor, as it is, or made from an array or lists on the CPU.
+    """Return a tensor unchanged, or make one from an array or lists on the CPU.
 
     Args:
-        name: What to call the value in an error.
+        name: The value's name in an error.
         value: A tensor, an array of numpy, or lists of numbers.
-        list_type: Lists become this; None: what numpy makes of them.
-        flags: Whether booleans are as good as numbers.
+        list_type: Dtype of lists; None: numpy's choice.
+        flags: Whether booleans are accepted.
 
     Returns:
-        The tensor, or a view of the array where torch can have one.
+        The tensor, or a view of the array where torch supports it.
 
     Raises:
-        ValueError: Lists are irregular, or something is no number.
+        ValueError: Lists are irregular, or elements are not numbers.
     """
     if isinstance(value, Tensor):
         return value
     array = as_array(name, value, list_type, flags=flags)
-    # torch knows neither foreign byte orders nor negative steps, and warns of arrays that must not be written to.
+    # torch supports neither foreign byte orders nor negative strides, and warns about read-only arrays.
     return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
 
 
 def check_batch(batch: Any, batch_size: int, num_classes: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Take the three ragged columns out of a training batch.
+    """Extract and check the three ragged columns of a training batch.
 
     Args:
         batch: With ``batch_idx`` (T,) or (T, 1), ``cls`` (T,) or (T, 1), ``bboxes`` (T, 4), each a tensor, an array or
             a list.
         batch_size: B.
-        num_classes: C; None when it is not known here.
+        num_classes: C; None if unknown.
 
     Returns:
         ``batch_idx`` (T,) int64, ``cls`` (T,) int64, ``bboxes`` (T, 4).
@@ -68,13 +68,13 @@ def check_batch(batch: Any, batch_size: int, num_classes: int | None = None) -> 
     ]
     batch_idx, cls, bboxes = columns
     check_columns(batch_idx, cls, bboxes)
-    check_values(readable(batch_idx), readable(cls), readable(bboxes), batch_size, num_classes)
+    check_values(readable_values(batch_idx), readable_values(cls), readable_values(bboxes), batch_size, num_classes)
     boxes = bboxes.reshape(-1, 4)
     return batch_idx.reshape(-1).long(), cls.reshape(-1).long(), boxes if boxes.is_floating_point() else boxes.float()
 
 
 def check_labels(labels: Tensor, mask: Tensor, num_classes: int) -> None:
-    """Refuse padded ground truth of classes that do not exist; those below 0 count as 0 and pass.
+    """Check the classes of padded ground truth; labels below 0 count as 0 and pass.
 
     Args:
         labels: (B, M, 1).
@@ -82,16 +82,16 @@ def check_labels(labels: Tensor, mask: Tensor, num_classes: int) -> None:
         num_classes: C.
 
     Raises:
-        ValueError: A label is C or larger, or that of a valid slot is no whole number.
+        ValueError: A label is C or larger, or the label of a valid slot is not a whole number.
     """
-    values, valid = readable(labels), readable(mask)
+    values, valid = readable_values(labels), readable_values(mask)
     if values is not None and valid is not None:
         check_slots(values, valid, num_classes, negative=True)
 
 
-def readable(tensor: Tensor) -> Array | None:
-    """The values, a view where possible, where looking at them is free; None elsewhere."""
-    if not values_readable(tensor):
+def readable_values(tensor: Tensor) -> Array | None:
+    """The values as an array, a view where possible; None where reading them is not free."""
+    if not can_read_values(tensor):
         return None
     for read in (_view, _copy):
         try:
@@ -107,11 +107,11 @@ def _view(tensor: Tensor) -> Array:
 
 
 def _copy(tensor: Tensor) -> Array:
-    """Inside ``torch.func.grad`` and ``jvp`` tensors have values, but no memory of their own."""
+    """Copy values element by element: in ``torch.func.grad`` and ``jvp`` tensors have no memory of their own."""
     values = np.array(tensor.tolist(), "float32" if tensor.dtype == torch.bfloat16 else dtype_name(tensor))
     return values.reshape(tensor.shape)
 
 
-def values_readable(tensor: Tensor) -> bool:
-    """Whether looking at the numbers is free: on the CPU, and not while compiling or exporting."""
+def can_read_values(tensor: Tensor) -> bool:
+    """Whether reading values is free: on the CPU, and not while compiling or exporting."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()

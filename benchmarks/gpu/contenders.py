@@ -53,17 +53,17 @@ def ours(setting: Setting, name: str, sets: Sequence[Inputs]) -> Run:
     Raises:
         MissingError: It needs a GPU, or a package that is not installed.
     """
-    formulation, *words = name.split()
-    if formulation == "triton":
+    implementation, *words = name.split()
+    if implementation == "triton":
         _need_triton(sets[0].truth.gt_bboxes.device)
     if "graph" in words and sets[0].truth.gt_bboxes.device.type != "cuda":
         raise MissingError("CUDA graphs need a GPU")
     if "whole" in words:
-        run = _whole(setting, formulation, sets)
+        run = _whole(setting, implementation, sets)
     elif setting.task == "assigner":
-        run = _assigner(setting, formulation, "compiled" in words, sets)
+        run = _assigner(setting, implementation, "compiled" in words, sets)
     else:
-        run = _loss(setting, formulation, "compiled" in words, sets)
+        run = _loss(setting, implementation, "compiled" in words, sets)
     return captured(run, len(sets)) if "graph" in words else run
 
 
@@ -74,26 +74,26 @@ def _need_triton(device: torch.device) -> None:
         raise MissingError("Triton's kernels need a GPU")
 
 
-def _assigner(setting: Setting, formulation: str, compiled: bool, sets: Sequence[Inputs]) -> Run:
+def _assigner(setting: Setting, implementation: str, compiled: bool, sets: Sequence[Inputs]) -> Run:
     assigner = TaskAlignedAssigner(
         **HYPERPARAMETERS,
         **PRESETS[contenders.PRESET],
         num_classes=setting.classes,
-        formulation=formulation,
+        implementation=implementation,
         compile_kernels=compiled,
     )
     return lambda number: assigner(*sets[number].predictions, *sets[number].truth)
 
 
-def _loss(setting: Setting, formulation: str, compiled: bool, sets: Sequence[Inputs]) -> Run:
-    criterion = criterion_of(setting, formulation, compiled)
+def _loss(setting: Setting, implementation: str, compiled: bool, sets: Sequence[Inputs]) -> Run:
+    criterion = criterion_of(setting, implementation, compiled)
     leaves = [[level.detach().requires_grad_() for level in inputs.predictions] for inputs in sets]
     return _stepping(setting, lambda number: criterion(leaves[number], sets[number].batch)[0], leaves)
 
 
-def _whole(setting: Setting, formulation: str, sets: Sequence[Inputs]) -> Run:
+def _whole(setting: Setting, implementation: str, sets: Sequence[Inputs]) -> Run:
     """Compile all from padded ground truth on; the padding before it has sizes that depend on the data."""
-    criterion = criterion_of(setting, formulation)
+    criterion = criterion_of(setting, implementation)
 
     def loss(levels: list[Tensor], *truth: Tensor) -> Tensor:
         predictions = join_predictions(levels, STRIDES, setting.classes, REG_MAX)
@@ -104,14 +104,14 @@ def _whole(setting: Setting, formulation: str, sets: Sequence[Inputs]) -> Run:
     return _stepping(setting, lambda number: compiled(leaves[number], *sets[number].truth), leaves)
 
 
-def criterion_of(setting: Setting, formulation: str, compiled: bool = False) -> DetectionLoss:
+def criterion_of(setting: Setting, implementation: str, compiled: bool = False) -> DetectionLoss:
     """Our criterion with M slots given, so that boxes need not be counted."""
     return DetectionLoss(
         setting.classes,
         STRIDES,
         REG_MAX,
         preset=contenders.PRESET,
-        formulation=formulation,
+        implementation=implementation,
         compile_kernels=compiled,
         max_boxes=setting.slots,
         **HYPERPARAMETERS,
@@ -206,8 +206,8 @@ def makers(
     for name in ways_of(setting.task):
         reason = left_out(setting, precision, name, compiling)
         made[name] = partial(_missing, reason) if reason else partial(ours, setting, name, sets)
-    for formulation in ("dense", "sparse"):
-        made[f"onnxruntime {formulation}"] = partial(onnx_runtime, setting, precision, formulation, sets, folders)
+    for implementation in ("dense", "sparse"):
+        made[f"onnxruntime {implementation}"] = partial(onnx_runtime, setting, precision, implementation, sets, folders)
     for runtime in ("tensorrt", "tensorrt-rtx"):
         made[runtime] = partial(tensorrt, setting, precision, runtime, sets, folders)
     if precision == "fp32":

@@ -215,13 +215,13 @@ def _each(device: torch.device, progress: Progress, what: str, check: Callable[[
     return found
 
 
-def _oracle(device: torch.device, formulation: str) -> list[Check]:
+def _oracle(device: torch.device, implementation: str) -> list[Check]:
     found: list[Check] = []
     for seed, case in enumerate(CASES):
         inputs = sample_assigner_inputs(case, STRIDES, seed)
         want = oracle.assign(*(tensor.double().numpy() for tensor in inputs), **HYPERPARAMETERS)
         expected = {name: torch.from_numpy(np.array(value)) for name, value in want._asdict().items()}
-        assigner = TaskAlignedAssigner(**HYPERPARAMETERS, num_classes=case.num_classes, formulation=formulation)
+        assigner = TaskAlignedAssigner(**HYPERPARAMETERS, num_classes=case.num_classes, implementation=implementation)
 
         def got(
             assigner: TaskAlignedAssigner = assigner, inputs: tuple[Tensor, ...] = tuple(inputs)
@@ -229,23 +229,23 @@ def _oracle(device: torch.device, formulation: str) -> list[Check]:
             result = assigner(*(tensor.to(device) for tensor in inputs))
             return {name: widened(value) for name, value in result._asdict().items()}
 
-        found += compared(f"oracle, {case.batch} x {case.slots}, {formulation}", got, expected, device)
+        found += compared(f"oracle, {case.batch} x {case.slots}, {implementation}", got, expected, device)
     return found
 
 
-def _sample(device: torch.device, expected: dict[str, Tensor], formulation: str) -> list[Check]:
+def _sample(device: torch.device, expected: dict[str, Tensor], implementation: str) -> list[Check]:
     found: list[Check] = []
     for there in (False, True):
-        run = partial(_step, formulation, device, torch.float32, there)
+        run = partial(_step, implementation, device, torch.float32, there)
         where = "device" if there else "CPU"
-        found += compared(f"sample, {formulation}, batch on the {where}", run, expected, device)
+        found += compared(f"sample, {implementation}, batch on the {where}", run, expected, device)
     return found
 
 
-def _step(formulation: str, where: torch.device, dtype: torch.dtype, batch_there: bool) -> dict[str, Tensor]:
+def _step(implementation: str, where: torch.device, dtype: torch.dtype, batch_there: bool) -> dict[str, Tensor]:
     sample = load_sample()
     batch = {name: torch.from_numpy(values) for name, values in sample.batch.items()}
-    criterion = DetectionLoss(1, STRIDES, formulation=formulation)
+    criterion = DetectionLoss(1, STRIDES, implementation=implementation)
     leaves = [torch.from_numpy(level).to(where, dtype).requires_grad_() for level in sample.feats]
     loss, _ = criterion(leaves, {name: values.to(where) if batch_there else values for name, values in batch.items()})
     gradients = torch.autograd.grad(loss, leaves)

@@ -13,20 +13,20 @@ from yolo_assigner.export.to_tensorrt.contract import RUNTIMES, EngineContract, 
 from yolo_assigner.export.to_tensorrt.library import load_library
 
 KIND_OF_TASK = {"assigner": "assigner", "loss": "loss", "loss+grad": "loss_grad"}
-FORMULATIONS = ("dense", "sparse")
+IMPLEMENTATIONS = ("dense", "sparse")
 # Only what is measured: the largest sizes decide how much memory an engine takes.
 PROFILE = ("B=1,16,64", "M=1,100,300", "imgsz=640")
 
 
 def find_model(
-    folders: Sequence[Path], kind: str, formulation: str, precision: str, classes: int
+    folders: Sequence[Path], kind: str, implementation: str, precision: str, classes: int
 ) -> tuple[Path, Contract]:
     """Find an exported model.
 
     Args:
         folders: Folders to search, with the folders in them.
         kind: Kind of the model.
-        formulation: ``dense`` or ``sparse``.
+        implementation: ``dense`` or ``sparse``.
         precision: ``fp32`` or ``fp16``.
         classes: C; ignored for an assigner.
 
@@ -39,7 +39,7 @@ def find_model(
                 hyperparameters = contract.hyperparameters
                 right_classes = kind == "assigner" or hyperparameters["num_classes"] == classes
                 fits = right_classes and hyperparameters["preset"] == contenders.PRESET
-                if fits and (contract.kind, contract.formulation, contract.precision) == (kind, formulation, precision):
+                if fits and (contract.kind, contract.implementation, contract.precision) == (kind, implementation, precision):
                     return path.with_name(contract.file), contract
     where = ", ".join(map(str, folders)) or "no folder"
     raise ContractError(
@@ -83,22 +83,22 @@ def prepare(folder: Path, say: Callable[[str], None] = print, classes: int = 80)
     """
     hyperparameters = Hyperparameters(num_classes=classes, preset=contenders.PRESET)
     for kind in KIND_OF_TASK.values():
-        for formulation in FORMULATIONS:
-            for made, its_contract in _models(folder, kind, formulation, hyperparameters):
+        for implementation in IMPLEMENTATIONS:
+            for made, its_contract in _models(folder, kind, implementation, hyperparameters):
                 say(f"{made.relative_to(folder)}: {made.stat().st_size / 1024:.0f} KiB")
-                if formulation == "dense":
+                if implementation == "dense":
                     _build(made, its_contract, say)
 
 
-def _models(folder: Path, kind: str, formulation: str, hyperparameters: Hyperparameters) -> list[tuple[Path, Contract]]:
+def _models(folder: Path, kind: str, implementation: str, hyperparameters: Hyperparameters) -> list[tuple[Path, Contract]]:
     """Models of both precisions. Exporting imports packages that a machine which only measures need not have."""
     try:
-        return [find_model([folder], kind, formulation, name, hyperparameters.num_classes) for name in ("fp32", "fp16")]
+        return [find_model([folder], kind, implementation, name, hyperparameters.num_classes) for name in ("fp32", "fp16")]
     except ContractError:
         from yolo_assigner.export.to_onnx.exporter import export_onnx
 
-        path, contract = export_onnx(kind, hyperparameters, folder / formulation, formulation=formulation)
-        return [(path, contract), _save_half(path, contract, folder / f"{formulation}-fp16")]
+        path, contract = export_onnx(kind, hyperparameters, folder / implementation, implementation=implementation)
+        return [(path, contract), _save_half(path, contract, folder / f"{implementation}-fp16")]
 
 
 def _save_half(path: Path, contract: Contract, folder: Path) -> tuple[Path, Contract]:

@@ -24,7 +24,7 @@ CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 
 def onnx_runtime(
-    setting: Setting, precision: str, formulation: str, sets: Sequence[Inputs], folders: Sequence[Path]
+    setting: Setting, precision: str, implementation: str, sets: Sequence[Inputs], folders: Sequence[Path]
 ) -> Run:
     """A model in ONNX Runtime with IO binding; a call returns outputs by name.
 
@@ -32,7 +32,7 @@ def onnx_runtime(
         MissingError: The installed onnxruntime has no CUDA.
         ContractError: The model is missing.
     """
-    path, contract = find_model(folders, KIND_OF_TASK[setting.task], formulation, precision, setting.classes)
+    path, contract = find_model(folders, KIND_OF_TASK[setting.task], implementation, precision, setting.classes)
     device = sets[0].truth.gt_bboxes.device
     session = _session(path, ASKED[setting.task], device)
     feeds = [feed(contract, inputs) for inputs in sets]

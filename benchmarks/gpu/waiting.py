@@ -68,9 +68,9 @@ def parts(setting: Setting, device: torch.device) -> dict[str, Callable[[], obje
     options = {**HYPERPARAMETERS, **PRESETS[contenders.PRESET], "num_classes": setting.classes}
     names = ["auto", "dense", "sparse", *(["triton"] if device.type == "cuda" and available() else [])]
     for name in names:
-        assigner = TaskAlignedAssigner(**options, formulation=name)
+        assigner = TaskAlignedAssigner(**options, implementation=name)
         criterion = criterion_of(setting, name)
-        counting = DetectionLoss(setting.classes, STRIDES, preset=contenders.PRESET, formulation=name)
+        counting = DetectionLoss(setting.classes, STRIDES, preset=contenders.PRESET, implementation=name)
         leaves = [level.detach().requires_grad_() for level in inputs.predictions]
 
         def assign(assigner: TaskAlignedAssigner = assigner) -> object:

@@ -14,12 +14,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.models import DetectionModel
 from yolo_loss import DetectionLoss, Gains, GroundTruth, LossResult, TaskAlignedAssigner
-from yolo_loss.assigner import FORMULATIONS
+from yolo_loss.assigner import IMPLEMENTATIONS
 from yolo_loss.assignment.targets import labels_and_boxes, scores_by_comparison, scores_by_scatter
 from yolo_loss.collate import add_empty_slot
 from yolo_loss.execution.channels import Channels, ClassScores
 from yolo_loss.predictions import join_predictions
-from yolo_loss.reductions.foreground import RowDerivatives, Rows
+from yolo_loss.reductions.foreground import RowGradients, Rows
 from yolo_loss.structures import Assignment, Predictions
 
 # A scatter is the faster way in ONNX Runtime; graphs for TensorRT do without.
@@ -47,7 +47,7 @@ class AssignerGraph(nn.Module):
         padded = add_empty_slot(GroundTruth(gt_labels, gt_bboxes, mask_gt))
         scores = ClassScores((Channels(pd_scores.transpose(1, 2), 0, pd_scores.shape[2]),), pd_scores.dtype)
         assignment = self.assigner.assign(scores, pd_bboxes, anc_points, padded)
-        return _targets(assignment, padded, pd_scores.shape[2], self.assigner.formulation)
+        return _targets(assignment, padded, pd_scores.shape[2], self.assigner.implementation)
 
 
 class LossGraph(nn.Module):
@@ -101,7 +101,7 @@ def _join(criterion: DetectionLoss, feats: list[Tensor]) -> Predictions:
 
 
 def _results(criterion: DetectionLoss, result: LossResult, padded: GroundTruth) -> tuple[Tensor, ...]:
-    formulation = criterion.assigner.formulation
+    formulation = criterion.assigner.implementation
     targets = _targets(result.assignment, padded, criterion.num_classes, formulation)
     return result.loss, result.loss_items, result.image_sums, *targets
 
@@ -121,7 +121,7 @@ RECORDED_ROWS = 5
 
 
 class RecordedDerivatives(nn.Module):
-    """``DetectionLoss.row_derivatives`` as the plain operations that autograd made of it.
+    """``DetectionLoss.row_gradients`` as the plain operations that autograd made of it.
 
     Args:
         criterion: Whose derivatives.
@@ -130,8 +130,8 @@ class RecordedDerivatives(nn.Module):
     def __init__(self, criterion: DetectionLoss) -> None:
         super().__init__()
 
-        def derive(*rows: Tensor) -> RowDerivatives:
-            return criterion.row_derivatives(Rows(*rows))
+        def derive(*rows: Tensor) -> RowGradients:
+            return criterion.row_gradients(Rows(*rows))
 
         generator = torch.Generator().manual_seed(0)
         widths = ((4 * criterion.reg_max,), (), (), (4,), (2,))
@@ -143,9 +143,9 @@ class RecordedDerivatives(nn.Module):
         recorded: fx.GraphModule = make_fx(derive, decompositions, tracing_mode="symbolic")(*example)
         self.operations = recorded
 
-    def forward(self, rows: Rows) -> RowDerivatives:
+    def forward(self, rows: Rows) -> RowGradients:
         """Run them."""
-        return RowDerivatives(*self.operations(*rows))
+        return RowGradients(*self.operations(*rows))
 
 
 LOSS_GRAPHS = {"loss": LossGraph, "loss_grad": LossGradGraph}
@@ -165,9 +165,9 @@ def build_graph(
     Raises:
         ValueError: A hyper-parameter is out of range.
     """
-    if formulation not in FORMULATIONS:
+    if formulation not in IMPLEMENTATIONS:
         raise ValueError(
-            f"formulation is {formulation!r}, but a graph has one of {', '.join(FORMULATIONS)}; choose one"
+            f"formulation is {formulation!r}, but a graph has one of {', '.join(IMPLEMENTATIONS)}; choose one"
         )
     if kind == "assigner":
         return AssignerGraph(build_assigner(numbers, formulation)).eval()
@@ -185,7 +185,7 @@ def build_assigner(numbers: Hyperparameters, formulation: str) -> TaskAlignedAss
         numbers.alpha,
         numbers.beta,
         numbers.eps,
-        formulation=formulation,
+        implementation=formulation,
         **numbers.options,
     )
 
@@ -203,6 +203,6 @@ def build_criterion(numbers: Hyperparameters, formulation: str) -> DetectionLoss
         gains=Gains(*numbers.gains),
         class_loss=numbers.class_loss,
         preset=numbers.preset,
-        formulation=formulation,
+        implementation=formulation,
         **numbers.options,
     )

@@ -76,7 +76,7 @@ def test_a_wrong_result_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         assert [check["ok"] for check in compare("it", {**wanted, **got}, wanted)].count(False) == 1
     right = oracle_checks(HOST)
     assert all(check["ok"] for check in right)
-    monkeypatch.setattr("yolo_loss.assignment.dense.ciou_of_measured", lambda one, other: one.x1 - other.x1)
+    monkeypatch.setattr("yolo_loss.assignment.dense.ciou_of_geometry", lambda one, other: one.x1 - other.x1)
     assert not all(check["ok"] for check in oracle_checks(HOST))
 
 
@@ -129,7 +129,7 @@ def test_what_the_oracle_breaks_on_has_a_reason(monkeypatch: pytest.MonkeyPatch)
     def broken(*_: object) -> None:
         raise RuntimeError("out of registers\nand more")
 
-    monkeypatch.setattr("yolo_loss.assignment.dense.ciou_of_measured", broken)
+    monkeypatch.setattr("yolo_loss.assignment.dense.ciou_of_geometry", broken)
     checks = oracle_checks(HOST)
     assert {"what": "oracle, 2 x 5, dense", "reason": "RuntimeError: out of registers", "ok": False} in checks
     assert any(check["ok"] for check in checks if "sparse" in check["what"])

@@ -173,7 +173,7 @@ def test_the_tensors_device_is_used_and_not_the_current_one(formulation: str) ->
     if formulation == "triton" and not available():
         pytest.skip("triton is not installed")
     inputs = sample_assigner_inputs(Case(2, 20, pyramid(320, 320, (8, 16, 32)), 3), (8, 16, 32), seed=0)
-    assigner = TaskAlignedAssigner(10, 3, 0.5, 6.0, formulation=formulation)
+    assigner = TaskAlignedAssigner(10, 3, 0.5, 6.0, implementation=formulation)
     want = assigner(*inputs)
     with torch.cuda.device(0):
         got = assigner(*(tensor.to("cuda:1") for tensor in inputs))

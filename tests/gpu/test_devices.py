@@ -48,7 +48,7 @@ def test_portions_change_nothing(monkeypatch: pytest.MonkeyPatch, device: torch.
     sets = input_sets(setting, "fp32", device, 1)
     run = ours(setting, "dense", sets)
     want = run(0)
-    monkeypatch.setattr(dense, "PAIRS_AT_ONCE", 1)
+    monkeypatch.setattr(dense, "PAIRS_PER_CHUNK", 1)
     for one, other in zip(run(0), want, strict=True):  # type: ignore[call-overload]
         assert torch.equal(one, other)
 
@@ -77,7 +77,7 @@ def test_gradients_without_autograd(device: torch.device) -> None:
     setting = setting_of("loss+grad", device)
     (inputs,) = input_sets(setting, "fp32", device, 1)
     for formulation in ("auto", "dense", "sparse"):
-        criterion = DetectionLoss(3, STRIDES, formulation=formulation)
+        criterion = DetectionLoss(3, STRIDES, implementation=formulation)
         leaves = [level.detach().requires_grad_() for level in inputs.predictions]
         truth = GroundTruth(*inputs.truth)
         want = torch.autograd.grad(criterion.from_padded(join_predictions(leaves, STRIDES, 3, 16), truth).loss, leaves)

@@ -66,14 +66,14 @@ def test_what_does_not_wait_is_left_alone(name: str) -> None:
 def test_the_assigner(formulation: str, options: dict[str, Any], slots: int) -> None:
     inputs = [on_meta(tensor) for tensor in sample_assigner_inputs(CASE._replace(slots=slots), STRIDES, seed=0)]
     with no_waiting():
-        result = TaskAlignedAssigner(10, 4, formulation=formulation, **options)(*inputs)
+        result = TaskAlignedAssigner(10, 4, implementation=formulation, **options)(*inputs)
     assert result.target_scores.shape == (3, inputs[0].shape[1], 4)
 
 
 def test_the_sparse_assigner_waits() -> None:
     inputs = [on_meta(tensor) for tensor in sample_assigner_inputs(CASE, STRIDES, seed=0)]
     with pytest.raises(WaitsError), no_waiting():
-        TaskAlignedAssigner(10, 4, formulation="sparse")(*inputs)
+        TaskAlignedAssigner(10, 4, implementation="sparse")(*inputs)
 
 
 def loss_inputs(dtype: torch.dtype) -> tuple[list[Tensor], GroundTruth]:
@@ -91,7 +91,7 @@ def test_a_training_step(formulation: str, class_loss: str, dtype: torch.dtype, 
     batch = {name: tensor.to(place) for name, tensor in ragged_batch(ground_truth, (160, 224)).items()}
     # Nobody can know the largest count of a batch on the GPU without asking for it.
     max_boxes = 20 if place == "meta" else None
-    criterion = DetectionLoss(4, STRIDES, formulation=formulation, class_loss=class_loss, max_boxes=max_boxes)
+    criterion = DetectionLoss(4, STRIDES, implementation=formulation, class_loss=class_loss, max_boxes=max_boxes)
     leaves = [on_meta(feat).requires_grad_() for feat in feats]
     with no_waiting():
         loss, _ = criterion(leaves, batch)
@@ -106,14 +106,14 @@ def test_a_head_that_joins_its_levels(formulation: str) -> None:
     boxes, scores = (part.contiguous().requires_grad_() for part in (joined[:, :64], joined[:, 64:]))
     with no_waiting():
         preds = {"boxes": boxes, "scores": scores, "feats": [on_meta(feat) for feat in feats]}
-        loss, _ = DetectionLoss(4, STRIDES, formulation=formulation)(preds, ragged_batch(ground_truth, (160, 224)))
+        loss, _ = DetectionLoss(4, STRIDES, implementation=formulation)(preds, ragged_batch(ground_truth, (160, 224)))
         assert torch.autograd.grad(loss, [boxes, scores])[1].shape == scores.shape
 
 
 @pytest.mark.parametrize("formulation", ["auto", "dense"])
 def test_gradients_without_autograd(formulation: str) -> None:
     feats, ground_truth = loss_inputs(torch.float32)
-    criterion = DetectionLoss(4, STRIDES, formulation=formulation)
+    criterion = DetectionLoss(4, STRIDES, implementation=formulation)
     maps, truth = [on_meta(feat) for feat in feats], GroundTruth(*(on_meta(field) for field in ground_truth))
     with no_waiting():
         _, gradients = criterion.gradients_from_padded(join_predictions(maps, STRIDES, 4, 16), truth)

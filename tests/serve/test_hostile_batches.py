@@ -40,7 +40,7 @@ def models(artifacts_dir: Path, dense_dir: Path) -> list[Model]:
 
 def by_torch(hostile: HostileBatch, formulation: str, class_loss: str = "bce") -> Outputs:
     leaves = [feat.clone().requires_grad_() for feat in hostile.feats]
-    criterion = DetectionLoss(NUM_CLASSES, STRIDES, formulation=formulation, class_loss=class_loss)
+    criterion = DetectionLoss(NUM_CLASSES, STRIDES, implementation=formulation, class_loss=class_loss)
     result = criterion.evaluate(leaves, hostile.batch)
     gradients = torch.autograd.grad(result.loss, leaves)
     named: dict[str, Tensor] = {

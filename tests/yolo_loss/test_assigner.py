@@ -18,7 +18,7 @@ from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.samples import Case, pyramid, sample_assigner_inputs
 from yolo_assigner.export.to_onnx.exporter import export_onnx
 from yolo_loss import TaskAlignedAssigner
-from yolo_loss.assigner import FORMULATIONS
+from yolo_loss.assigner import IMPLEMENTATIONS
 
 STRIDES = (8.0, 16.0, 32.0)
 NUMBERS: dict[str, Any] = {"topk": 10, "alpha": 0.5, "beta": 6.0}
@@ -49,25 +49,29 @@ def onnx_run(path: Path) -> Run:
     return run
 
 
-@pytest.fixture(params=[(how, form) for how in ("float32", "float64", "onnx") for form in FORMULATIONS], ids=" ".join)
+@pytest.fixture(
+    params=[(how, form) for how in ("float32", "float64", "onnx") for form in IMPLEMENTATIONS], ids=" ".join
+)
 def runner(request: pytest.FixtureRequest, assigners: dict[str, Path]) -> tuple[Run, type]:
     """Each way to compute the assignment, with the number type for the oracle."""
-    how, formulation = request.param
+    how, implementation = request.param
     if how == "onnx":
-        return onnx_run(assigners[formulation]), np.float32
-    return torch_run(getattr(torch, how), formulation=formulation), getattr(np, how)
+        return onnx_run(assigners[implementation]), np.float32
+    return torch_run(getattr(torch, how), implementation=implementation), getattr(np, how)
 
 
-@pytest.fixture(params=list(FORMULATIONS))
-def formulation(request: pytest.FixtureRequest) -> str:
-    """Each formulation."""
+@pytest.fixture(params=list(IMPLEMENTATIONS))
+def implementation(request: pytest.FixtureRequest) -> str:
+    """Each implementation."""
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
 def assigners() -> dict[str, Path]:
-    """The exported assigner of each formulation."""
-    return {formulation: exported("assigner", formulation) / "assigner.onnx" for formulation in FORMULATIONS}
+    """The exported assigner of each implementation."""
+    return {
+        implementation: exported("assigner", implementation) / "assigner.onnx" for implementation in IMPLEMENTATIONS
+    }
 
 
 def expected(inputs: tuple[Tensor, ...], real: type, **options: Any) -> oracle.Targets:
@@ -121,16 +125,17 @@ def test_agrees_with_the_oracle(runner: tuple[Run, type], name: str, seed: int) 
     ],
     ids=str,
 )
-def test_hyperparameters(options: dict[str, Any], formulation: str) -> None:
+def test_hyperparameters(options: dict[str, Any], implementation: str) -> None:
     inputs = sample_assigner_inputs(CASES["crowded"], STRIDES, 5)
     assert_same(
-        torch_run(torch.float32, formulation=formulation, **options)(inputs), expected(inputs, np.float32, **options)
+        torch_run(torch.float32, implementation=implementation, **options)(inputs),
+        expected(inputs, np.float32, **options),
     )
 
 
-def test_options_are_exported(tmp_path: Path, formulation: str) -> None:
+def test_options_are_exported(tmp_path: Path, implementation: str) -> None:
     options: dict[str, Any] = {"min_box_side": 16.0, "topk2": 2}
-    path, _ = export_onnx("assigner", Hyperparameters(num_classes=3, **options), tmp_path, formulation=formulation)
+    path, _ = export_onnx("assigner", Hyperparameters(num_classes=3, **options), tmp_path, formulation=implementation)
     inputs = sample_assigner_inputs(CASES["crowded"], STRIDES, 6)
     plain = expected(inputs, np.float32)
     want = expected(inputs, np.float32, **options)
@@ -173,28 +178,28 @@ def test_padding_changes_nothing(runner: tuple[Run, type]) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_in_float32(dtype: torch.dtype, formulation: str) -> None:
+def test_half_precision_is_computed_in_float32(dtype: torch.dtype, implementation: str) -> None:
     inputs = sample_assigner_inputs(CASES["usual"], STRIDES, 10)
     rounded = tuple(t.to(dtype) if t.is_floating_point() else t for t in inputs)
-    got = TaskAlignedAssigner(num_classes=3, **NUMBERS, formulation=formulation)(*rounded)
+    got = TaskAlignedAssigner(num_classes=3, **NUMBERS, implementation=implementation)(*rounded)
     assert got.target_scores.dtype == torch.float32
     want = expected(tuple(t.float() if t.is_floating_point() else t for t in rounded), np.float32)
     assert_same({name: value.numpy() for name, value in got._asdict().items()}, want)
 
 
-def test_arguments_are_left_alone(formulation: str) -> None:
+def test_arguments_are_left_alone(implementation: str) -> None:
     inputs = sample_assigner_inputs(CASES["usual"], STRIDES, 11)
     copies = [tensor.clone() for tensor in inputs]
-    TaskAlignedAssigner(num_classes=3, min_box_side=16.0, topk2=1, formulation=formulation)(*inputs)
+    TaskAlignedAssigner(num_classes=3, min_box_side=16.0, topk2=1, implementation=implementation)(*inputs)
     for tensor, copy in zip(inputs, copies, strict=True):
         assert torch.equal(tensor, copy)
 
 
-def test_not_a_number_is_background(formulation: str) -> None:
+def test_not_a_number_is_background(implementation: str) -> None:
     scores, boxes, *rest = sample_assigner_inputs(CASES["usual"], STRIDES, 12)
     spoiled_scores, spoiled_boxes = scores.clone(), boxes.clone()
     spoiled_scores[:, ::3], spoiled_boxes[:, 1::3] = float("nan"), float("nan")
-    result = TaskAlignedAssigner(num_classes=3, **NUMBERS, formulation=formulation)(
+    result = TaskAlignedAssigner(num_classes=3, **NUMBERS, implementation=implementation)(
         spoiled_scores, spoiled_boxes, *rest
     )
     assert result.fg_mask.any()

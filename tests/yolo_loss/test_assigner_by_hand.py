@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from yolo_loss import TaskAlignedAssigner
-from yolo_loss.assigner import FORMULATIONS
+from yolo_loss.assigner import IMPLEMENTATIONS
 from yolo_loss.structures import AssignmentResult
 
 OPTIONS: dict[str, Any] = {"topk": 10, "alpha": 1.0, "beta": 1.0}
@@ -18,10 +18,10 @@ OPTIONS: dict[str, Any] = {"topk": 10, "alpha": 1.0, "beta": 1.0}
 POINTS = torch.tensor([[4.0, 4.0], [12.0, 4.0], [20.0, 4.0], [28.0, 4.0]])
 
 
-@pytest.fixture(autouse=True, params=list(FORMULATIONS))
-def formulation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every case holds for each formulation."""
-    monkeypatch.setitem(OPTIONS, "formulation", request.param)
+@pytest.fixture(autouse=True, params=list(IMPLEMENTATIONS))
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every case holds for each implementation."""
+    monkeypatch.setitem(OPTIONS, "implementation", request.param)
 
 
 def run(

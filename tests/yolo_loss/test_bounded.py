@@ -1,4 +1,4 @@
-"""What a GPU needs, on a CPU: portions of images for the dense formulation, lists whose length is known beforehand."""
+"""What a GPU needs, on a CPU: chunks of images in the dense implementation, lists whose length is known beforehand."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from yolo_assigner.export.samples import Case, pyramid, ragged_batch, sample_assigner_inputs, sample_loss_inputs
 from yolo_loss import DetectionLoss, Gains, GroundTruth, TaskAlignedAssigner, pad_ground_truth
-from yolo_loss.assigner import FORMULATIONS
-from yolo_loss.assignment.dense import assign_portions
+from yolo_loss.assigner import IMPLEMENTATIONS
+from yolo_loss.assignment.dense import assign_in_chunks
 from yolo_loss.execution.buffers import constants
 from yolo_loss.predictions import join_predictions
-from yolo_loss.reductions.foreground import Rows, find_foreground, row_derivatives, true_first
+from yolo_loss.reductions.foreground import Rows, find_foreground, indices_true_first, row_gradients
 from yolo_loss.reductions.gradients import sparse_gradients
 from yolo_loss.reductions.sparse import sparse_sums
 from yolo_loss.structures import Assignment, Predictions
@@ -27,18 +27,18 @@ CASE = Case(3, 9, pyramid(96, 128, STRIDES), 4)
 
 
 @pytest.mark.parametrize("limit", [1, 7000, 2**30])
-def test_portions_of_the_dense_formulation_change_nothing(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+def test_chunks_of_the_dense_implementation_change_nothing(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     inputs = sample_assigner_inputs(CASE._replace(batch=5), STRIDES, seed=0)
-    usual = TaskAlignedAssigner(10, 4, formulation="dense")(*inputs)
-    monkeypatch.setitem(FORMULATIONS, "dense", partial(assign_portions, limit=limit))
-    for one, other in zip(usual, TaskAlignedAssigner(10, 4, formulation="dense")(*inputs), strict=True):
+    usual = TaskAlignedAssigner(10, 4, implementation="dense")(*inputs)
+    monkeypatch.setitem(IMPLEMENTATIONS, "dense", partial(assign_in_chunks, limit=limit))
+    for one, other in zip(usual, TaskAlignedAssigner(10, 4, implementation="dense")(*inputs), strict=True):
         assert torch.equal(one, other)
 
 
 @given(st.lists(st.booleans(), max_size=40))
 def test_true_comes_first(flags: list[bool]) -> None:
     want = [place for wanted in (True, False) for place, flag in enumerate(flags) if flag is wanted]
-    assert true_first(torch.tensor(flags, dtype=torch.bool)).tolist() == want
+    assert indices_true_first(torch.tensor(flags, dtype=torch.bool)).tolist() == want
 
 
 def assigned(class_loss: str, seed: int = 3) -> tuple[Predictions, GroundTruth, Assignment]:
@@ -56,12 +56,12 @@ def assigned(class_loss: str, seed: int = 3) -> tuple[Predictions, GroundTruth, 
 @pytest.mark.parametrize("spare", [0, 50, 10**9])
 def test_lists_filled_up_give_the_same(class_loss: str, spare: int) -> None:
     predictions, ground_truth, assignment = assigned(class_loss)
-    most = int(assignment.fg_mask.sum()) + spare
+    max_foreground = int(assignment.fg_mask.sum()) + spare
     inputs = predictions, ground_truth, assignment, class_loss
-    assert find_foreground(*inputs[:3], most).image.shape[0] > assignment.fg_mask.sum()
-    leaves = [level.scores_of for level in predictions.levels]
+    assert find_foreground(*inputs[:3], max_foreground).image.shape[0] > assignment.fg_mask.sum()
+    leaves = [level.scores_source for level in predictions.levels]
     results: list[list[Tensor]] = []
-    for limit in (None, most):
+    for limit in (None, max_foreground):
         sums = sparse_sums(*inputs, limit)
         with torch.no_grad():
             alone = sparse_sums(*inputs, limit)
@@ -78,14 +78,14 @@ def weights_of(sums: Tensor) -> Tensor:
 def test_gradients_without_autograd_from_lists_filled_up(class_loss: str) -> None:
     predictions, ground_truth, assignment = assigned(class_loss)
 
-    def derive(rows: Rows) -> Any:
-        return row_derivatives(rows, 16, class_loss)
+    def compute_row_gradients(rows: Rows) -> Any:
+        return row_gradients(rows, 16, class_loss)
 
-    inputs = predictions, ground_truth, assignment, class_loss, Gains(), derive
+    inputs = predictions, ground_truth, assignment, class_loss, Gains(), compute_row_gradients
     with torch.no_grad():
-        want, got = (sparse_gradients(*inputs, most) for most in (None, 600))
-    assert torch.equal(got.image_sums, want.image_sums)
-    for one, other in zip(got.gradients, want.gradients, strict=True):
+        want, got = (sparse_gradients(*inputs, max_foreground) for max_foreground in (None, 600))
+    assert torch.equal(got[0], want[0])
+    for one, other in zip(got[1], want[1], strict=True):
         # A filled-up place is computed by itself, where a vector routine may round otherwise.
         torch.testing.assert_close(one, other, rtol=1e-13, atol=0)
 
@@ -101,7 +101,7 @@ def test_no_image_has_more_foreground_than_the_bound(topk2: int | None) -> None:
     assigner = TaskAlignedAssigner(10, 1, topk2=topk2)
     truth = torch.zeros(1, 16, 1, dtype=torch.int64), boxes, torch.ones(1, 16, 1)
     foreground = int(assigner(torch.ones(1, 4096, 1), predicted, centre, *truth).fg_mask.sum())
-    assert foreground == assigner.params.most_assigned(16) == 16 * (topk2 or 10)
+    assert foreground == assigner.params.max_assigned(16) == 16 * (topk2 or 10)
 
 
 def test_constants() -> None:

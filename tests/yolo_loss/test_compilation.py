@@ -22,9 +22,15 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("formulation", ["dense", "sparse"])
-def test_compiled_assigner_decides_alike(formulation: str) -> None:
-    numbers: dict[str, Any] = {"num_classes": 4, "topk": 10, "alpha": 0.5, "beta": 6.0, "formulation": formulation}
+@pytest.mark.parametrize("implementation", ["dense", "sparse"])
+def test_compiled_assigner_decides_alike(implementation: str) -> None:
+    numbers: dict[str, Any] = {
+        "num_classes": 4,
+        "topk": 10,
+        "alpha": 0.5,
+        "beta": 6.0,
+        "implementation": implementation,
+    }
     eager, compiled = TaskAlignedAssigner(**numbers), TaskAlignedAssigner(**numbers, compile_kernels=True)
     for case in (Case(3, 20, pyramid(160, 224, STRIDES), 4), Case(2, 7, pyramid(96, 96, STRIDES), 4)):
         inputs = sample_assigner_inputs(case, STRIDES, seed=0)

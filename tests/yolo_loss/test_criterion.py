@@ -16,7 +16,7 @@ import yolo_loss.boxes
 from tests import loss_oracle
 from yolo_assigner.export.samples import Case, pyramid, ragged_batch, sample_loss_inputs
 from yolo_loss import Assignment, DetectionLoss, Gains, GroundTruth, loss_from_sums
-from yolo_loss.assigner import FORMULATIONS
+from yolo_loss.assigner import IMPLEMENTATIONS
 from yolo_loss.predictions import join_predictions
 
 STRIDES = (8.0, 16.0, 32.0)
@@ -51,10 +51,10 @@ def oracle(inputs: Inputs, criterion: DetectionLoss) -> tuple[float, list[float]
     )
 
 
-@pytest.fixture(autouse=True, params=list(FORMULATIONS))
-def formulation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Everything holds for each formulation."""
-    monkeypatch.setitem(OPTIONS, "formulation", request.param)
+@pytest.fixture(autouse=True, params=list(IMPLEMENTATIONS))
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Everything holds for each implementation."""
+    monkeypatch.setitem(OPTIONS, "implementation", request.param)
     return str(request.param)
 
 
@@ -116,16 +116,16 @@ def test_gradcheck(monkeypatch: pytest.MonkeyPatch, class_loss: str, reg_max: in
     feats, ground_truth = sample(case, reg_max, seed=0)
     criterion = DetectionLoss(2, STRIDES, reg_max, class_loss=class_loss, **OPTIONS)
     frozen: list[Tensor] = []
-    trade_off = yolo_loss.boxes._trade_off
+    trade_off = yolo_loss.boxes.trade_off
 
     def remember(aspect: Tensor, iou: Tensor, eps: float) -> Tensor:
         frozen.append(trade_off(aspect, iou, eps))
         return frozen[-1]
 
-    monkeypatch.setattr(yolo_loss.boxes, "_trade_off", remember)
+    monkeypatch.setattr(yolo_loss.boxes, "trade_off", remember)
     assignment: Assignment = evaluate(criterion, (feats, ground_truth)).assignment
     assert assignment.fg_mask.sum() >= 3
-    monkeypatch.setattr(yolo_loss.boxes, "_trade_off", lambda *_: frozen[-1])
+    monkeypatch.setattr(yolo_loss.boxes, "trade_off", lambda *_: frozen[-1])
     monkeypatch.setattr(criterion.assigner, "assign", lambda *_: assignment)
 
     def loss(*levels: Tensor) -> Tensor:

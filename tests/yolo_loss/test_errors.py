@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from yolo_loss import DetectionLoss, TaskAlignedAssigner, v8DetectionLoss
-from yolo_loss.validate import readable
+from yolo_loss.validate import readable_values
 
 STRIDES = (8, 16)
 
@@ -84,7 +84,7 @@ def test_assigner(position: int, tensor: Tensor, message: str) -> None:
         ({"topk": 0}, "topk is 0"),
         ({"num_classes": 0}, "num_classes is 0"),
         ({"topk2": 0}, "topk2 is 0"),
-        ({"formulation": "magic"}, "'magic', expected one of dense, sparse, triton, auto"),
+        ({"implementation": "magic"}, "'magic', expected one of dense, sparse, triton, auto"),
         ({"class_loss": "mse"}, "'mse', expected one of bce, varifocal"),
         ({"preset": "yolo99"}, "'yolo99', expected one of yolov8"),
         ({"reg_max": 0}, "reg_max is 0"),
@@ -143,21 +143,21 @@ def test_values_are_checked_inside_transforms(transform: Any) -> None:
 def test_values_are_not_read_where_that_is_not_free() -> None:
     """On another device, in a graph that is traced, and where vmap has a batch of them: there is no one value."""
     labels = torch.tensor([0.0, 9.0])
-    assert readable(labels.to("meta")) is None
+    assert readable_values(labels.to("meta")) is None
     with FakeTensorMode() as mode:
-        assert readable(mode.from_tensor(labels)) is None
+        assert readable_values(mode.from_tensor(labels)) is None
     seen: list[Any] = []
 
     def look(column: Tensor) -> Tensor:
-        seen.append(readable(column))
+        seen.append(readable_values(column))
         return column
 
     torch.func.vmap(look)(torch.stack((labels, labels)))
     assert seen == [None]
-    values = readable(labels)
+    values = readable_values(labels)
     assert values is not None
     assert np.shares_memory(values, labels.numpy())
-    assert readable(labels.bfloat16()).tolist() == [0.0, 9.0]  # type: ignore[union-attr]
+    assert readable_values(labels.bfloat16()).tolist() == [0.0, 9.0]  # type: ignore[union-attr]
 
 
 def test_arrays_and_lists_are_as_good_as_tensors() -> None:

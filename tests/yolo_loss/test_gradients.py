@@ -20,29 +20,29 @@ def by_autograd(criterion: DetectionLoss, feats: list[Tensor], ground_truth: Gro
     return list(torch.autograd.grad(criterion.from_padded(predictions, ground_truth).loss, leaves))
 
 
-@pytest.mark.parametrize("formulation", ["dense", "sparse"])
+@pytest.mark.parametrize("implementation", ["dense", "sparse"])
 @pytest.mark.parametrize("class_loss", ["bce", "varifocal"])
 @pytest.mark.parametrize(("reg_max", "slots"), [(16, 7), (1, 7), (4, 0)])
-def test_same_as_autograd(formulation: str, class_loss: str, reg_max: int, slots: int) -> None:
+def test_same_as_autograd(implementation: str, class_loss: str, reg_max: int, slots: int) -> None:
     case = Case(3, slots, pyramid(96, 128, STRIDES), 5)
     feats, *truth = sample_loss_inputs(case, STRIDES, reg_max, seed=4)
     feats, ground_truth = [feat.double() for feat in feats], GroundTruth(*truth)
-    # The other formulation is what autograd goes through: the two share no gradient code.
-    other = {"dense": "sparse", "sparse": "dense"}[formulation]
+    # The other implementation is what autograd goes through: the two share no gradient code.
+    other = {"dense": "sparse", "sparse": "dense"}[implementation]
     options = {"reg_max": reg_max, "class_loss": class_loss, "topk": 4}
-    want = by_autograd(DetectionLoss(5, STRIDES, formulation=other, **options), feats, ground_truth)  # type: ignore[arg-type]
-    criterion = DetectionLoss(5, STRIDES, formulation=formulation, **options)  # type: ignore[arg-type]
+    want = by_autograd(DetectionLoss(5, STRIDES, implementation=other, **options), feats, ground_truth)  # type: ignore[arg-type]
+    criterion = DetectionLoss(5, STRIDES, implementation=implementation, **options)  # type: ignore[arg-type]
     result, got = criterion.gradients_from_padded(join_predictions(feats, STRIDES, 5, reg_max), ground_truth)
     assert bool(result.assignment.fg_mask.any()) == bool(slots)
     for ours, theirs in zip(got, want, strict=True):
         torch.testing.assert_close(ours.view(theirs.shape), theirs, rtol=1e-10, atol=1e-13)
 
 
-@pytest.mark.parametrize("formulation", ["dense", "sparse"])
-def test_background_that_is_no_number_stays_out_of_the_boxes(formulation: str) -> None:
+@pytest.mark.parametrize("implementation", ["dense", "sparse"])
+def test_background_that_is_no_number_stays_out_of_the_boxes(implementation: str) -> None:
     """One background anchor's distribution is NaN: its gradient is 0 and that of all others as before."""
     feats, *truth = sample_loss_inputs(Case(1, 2, pyramid(64, 64, STRIDES), 2), STRIDES, 16, seed=1)
-    criterion = DetectionLoss(2, STRIDES, formulation=formulation)
+    criterion = DetectionLoss(2, STRIDES, implementation=implementation)
 
     def run() -> tuple[Tensor, list[Tensor]]:
         result, gradients = criterion.gradients_from_padded(

@@ -32,10 +32,10 @@ def sample() -> tuple[list[Tensor], GroundTruth]:
 
 
 def evaluate(
-    feats: list[Tensor], truth: GroundTruth, formulation: str, class_loss: str
+    feats: list[Tensor], truth: GroundTruth, implementation: str, class_loss: str
 ) -> tuple[LossResult, list[Tensor]]:
     """The loss and its gradients by autograd."""
-    criterion = DetectionLoss(3, STRIDES, formulation=formulation, class_loss=class_loss)
+    criterion = DetectionLoss(3, STRIDES, implementation=implementation, class_loss=class_loss)
     leaves = [feat.clone().requires_grad_() for feat in feats]
     result = criterion.from_padded(join_predictions(leaves, STRIDES, 3, 16), truth)
     return result._replace(image_sums=result.image_sums.detach()), list(torch.autograd.grad(result.loss, leaves))
@@ -49,16 +49,16 @@ def foreground_of(result: LossResult, level: int) -> Tensor:
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
-@pytest.mark.parametrize(("formulation", "class_loss"), KINDS)
-def test_a_class_logit_of_the_background(formulation: str, class_loss: str, value: float) -> None:
+@pytest.mark.parametrize(("implementation", "class_loss"), KINDS)
+def test_a_class_logit_of_the_background(implementation: str, class_loss: str, value: float) -> None:
     feats, truth = sample()
-    want, want_gradients = evaluate(feats, truth, formulation, class_loss)
+    want, want_gradients = evaluate(feats, truth, implementation, class_loss)
     image, y, x = (~foreground_of(want, 0)).nonzero()[5].tolist()
     # A class that no ground truth of the image has, so that the assignment cannot change either.
     truth.gt_labels[image] = 0
-    want, want_gradients = evaluate(feats, truth, formulation, class_loss)
+    want, want_gradients = evaluate(feats, truth, implementation, class_loss)
     feats[0][image, 66, y, x] = value
-    got, gradients = evaluate(feats, truth, formulation, class_loss)
+    got, gradients = evaluate(feats, truth, implementation, class_loss)
 
     assert torch.equal(got.assignment.target_weights, want.assignment.target_weights)
     for term in (BOX, DFL, SCORES):
@@ -77,15 +77,15 @@ def test_a_class_logit_of_the_background(formulation: str, class_loss: str, valu
     assert math.isfinite(own) == (not math.isnan(value) and not (class_loss == "varifocal" and value > 0))
 
 
-@pytest.mark.parametrize(("formulation", "class_loss"), KINDS)
-def test_an_infinite_logit_of_the_assigned_class(formulation: str, class_loss: str) -> None:
+@pytest.mark.parametrize(("implementation", "class_loss"), KINDS)
+def test_an_infinite_logit_of_the_assigned_class(implementation: str, class_loss: str) -> None:
     """The loss is +inf, as it is of a logit without end, and the gradient is that of a probability of 1."""
     feats, truth = sample()
     truth.gt_labels[:] = 1
-    result, _ = evaluate(feats, truth, formulation, class_loss)
+    result, _ = evaluate(feats, truth, implementation, class_loss)
     image, y, x = foreground_of(result, 0).nonzero()[0].tolist()
     feats[0][image, 65, y, x] = math.inf
-    result, gradients = evaluate(feats, truth, formulation, class_loss)
+    result, gradients = evaluate(feats, truth, implementation, class_loss)
 
     assert bool(foreground_of(result, 0)[image, y, x])
     place = y * CASE.grids[0][1] + x
@@ -100,54 +100,54 @@ def test_an_infinite_logit_of_the_assigned_class(formulation: str, class_loss: s
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
-@pytest.mark.parametrize(("formulation", "class_loss"), KINDS)
-def test_a_distribution_of_the_background(formulation: str, class_loss: str, value: float) -> None:
+@pytest.mark.parametrize(("implementation", "class_loss"), KINDS)
+def test_a_distribution_of_the_background(implementation: str, class_loss: str, value: float) -> None:
     feats, truth = sample()
-    image, y, x = (~foreground_of(evaluate(feats, truth, formulation, class_loss)[0], 1)).nonzero()[0].tolist()
+    image, y, x = (~foreground_of(evaluate(feats, truth, implementation, class_loss)[0], 1)).nonzero()[0].tolist()
     feats[1][image, BOXES, y, x] = 0.0  # a box that far from all others is background
     feats[1][image, 0, y, x] = 50.0
-    want, want_gradients = evaluate(feats, truth, formulation, class_loss)
+    want, want_gradients = evaluate(feats, truth, implementation, class_loss)
     assert not bool(foreground_of(want, 1)[image, y, x])
     feats[1][image, 3, y, x] = value
-    got, gradients = evaluate(feats, truth, formulation, class_loss)
+    got, gradients = evaluate(feats, truth, implementation, class_loss)
     assert torch.equal(got.image_sums, want.image_sums)
     for one, other in zip(gradients, want_gradients, strict=True):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("formulation", ["auto", "sparse", "dense"])
-def test_a_bin_of_probability_0(formulation: str) -> None:
+@pytest.mark.parametrize("implementation", ["auto", "sparse", "dense"])
+def test_a_bin_of_probability_0(implementation: str) -> None:
     """A distribution's logit of -inf beside its target has no part in the term."""
     feats, truth = sample()
-    result, _ = evaluate(feats, truth, formulation, "bce")
+    result, _ = evaluate(feats, truth, implementation, "bce")
     image, y, x = foreground_of(result, 0).nonzero()[0].tolist()
     # Bin 15 of the left side: no target lies there, since distances end at 14.99 and boxes here are smaller.
     feats[0][image, 15, y, x] = -math.inf
-    got, gradients = evaluate(feats, truth, formulation, "bce")
+    got, gradients = evaluate(feats, truth, implementation, "bce")
     assert bool(foreground_of(got, 0)[image, y, x])
     assert torch.isfinite(got.image_sums).all()
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
 
 
 @pytest.mark.parametrize("content", [math.nan, math.inf, -math.inf, 1e30])
-@pytest.mark.parametrize(("formulation", "class_loss"), KINDS)
-def test_a_padded_slot_may_hold_anything(formulation: str, class_loss: str, content: float) -> None:
+@pytest.mark.parametrize(("implementation", "class_loss"), KINDS)
+def test_a_padded_slot_may_hold_anything(implementation: str, class_loss: str, content: float) -> None:
     feats, (labels, boxes, mask) = sample()
     mask[:, 0] = False  # slot 0 is what background anchors refer to
     boxes[:, 0] = 0.0
-    want, want_gradients = evaluate(feats, GroundTruth(labels, boxes, mask), formulation, class_loss)
+    want, want_gradients = evaluate(feats, GroundTruth(labels, boxes, mask), implementation, class_loss)
     dirty = boxes.clone()
     dirty[:, 0] = content
     dirty[1, 0, 2:] = 5.0
-    got, gradients = evaluate(feats, GroundTruth(labels, dirty, mask), formulation, class_loss)
+    got, gradients = evaluate(feats, GroundTruth(labels, dirty, mask), implementation, class_loss)
     assert torch.equal(got.image_sums, want.image_sums)
     assert torch.equal(got.assignment.target_weights, want.assignment.target_weights)
     for one, other in zip(gradients, want_gradients, strict=True):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("formulation", ["auto", "sparse", "dense"])
-def test_an_overflow_in_half_precision_leaves_the_weights_alone(formulation: str) -> None:
+@pytest.mark.parametrize("implementation", ["auto", "sparse", "dense"])
+def test_an_overflow_in_half_precision_leaves_the_weights_alone(implementation: str) -> None:
     """One step of training in float16 without a scaler, with one class logit beyond 65,504."""
     torch.manual_seed(0)
     layer = torch.nn.Conv2d(3, 67, 3, 8, 1)
@@ -157,7 +157,7 @@ def test_an_overflow_in_half_precision_leaves_the_weights_alone(formulation: str
     assert spike[0, 64, 0, 0] == math.inf
     boxes = torch.tensor([[[8.0, 8.0, 40.0, 48.0]], [[20.0, 4.0, 60.0, 30.0]]])
     truth = GroundTruth(torch.tensor([[[1]], [[2]]]), boxes, torch.ones(2, 1, 1, dtype=torch.bool))
-    criterion = DetectionLoss(3, STRIDES, formulation=formulation)
+    criterion = DetectionLoss(3, STRIDES, implementation=implementation)
     result = criterion.from_padded(join_predictions([maps[0] + spike, *maps[1:]], STRIDES, 3, 16), truth)
     assert result.loss == math.inf
     result.loss.backward()
@@ -167,15 +167,15 @@ def test_an_overflow_in_half_precision_leaves_the_weights_alone(formulation: str
 
 
 @pytest.mark.parametrize("class_loss", ["bce", "varifocal"])
-@pytest.mark.parametrize("formulation", ["auto", "sparse", "dense"])
-def test_an_infinite_logit_of_a_target_of_1(formulation: str, class_loss: str) -> None:
+@pytest.mark.parametrize("implementation", ["auto", "sparse", "dense"])
+def test_an_infinite_logit_of_a_target_of_1(implementation: str, class_loss: str) -> None:
     """A perfect box of a certain class: the sum of all is infinite, whatever the target is."""
     maps = [torch.zeros(1, 7, size, size) for size in (4, 2, 1)]
     maps[0][0, :4, 1, 1] = 1.0
     maps[0][0, 4, 1, 1] = math.inf
     truth = GroundTruth(torch.zeros(1, 1, 1).long(), torch.tensor([[[4.0, 4, 20, 20]]]), torch.ones(1, 1, 1).bool())
     leaves = [level.requires_grad_() for level in maps]
-    criterion = DetectionLoss(3, STRIDES, 1, topk=1, formulation=formulation, class_loss=class_loss)
+    criterion = DetectionLoss(3, STRIDES, 1, topk=1, implementation=implementation, class_loss=class_loss)
     result = criterion.from_padded(join_predictions(leaves, STRIDES, 3, 1), truth)
     assert result.assignment.target_weights.max() == 1
     assert result.image_sums[0, CLS] == math.inf

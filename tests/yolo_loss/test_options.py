@@ -17,6 +17,7 @@ from yolo_assigner.export.cli import main
 from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.samples import Case, pyramid, sample_assigner_inputs
 from yolo_loss import AssignmentResult, DetectionLoss, Gains, TaskAlignedAssigner, v8DetectionLoss
+from yolo_loss.assignment.params import AssignerParams
 
 STRIDES = (8.0, 16.0, 32.0)
 INPUTS = sample_assigner_inputs(Case(2, 8, pyramid(64, 96, STRIDES), 80), STRIDES, seed=0)
@@ -190,10 +191,10 @@ def test_the_checks_load_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("name", ["formulation", "class_loss"])
+@pytest.mark.parametrize("name", ["implementation", "class_loss"])
 def test_words_set_later_are_checked_at_the_call(name: str) -> None:
     criterion = DetectionLoss(80, STRIDES)
-    setattr(criterion.assigner if name == "formulation" else criterion, name, "other")
+    setattr(criterion.assigner if name == "implementation" else criterion, name, "other")
     maps = [torch.zeros(1, 144, *grid) for grid in ((4, 4), (2, 2), (1, 1))]
     batch = {"batch_idx": torch.zeros(1), "cls": torch.zeros(1), "bboxes": torch.full((1, 4), 0.5)}
     assert refusal(criterion, maps, batch).startswith(f"{name} is 'other', expected one of ")
@@ -211,3 +212,26 @@ def test_points_that_lie_nowhere(value: float) -> None:
     text = refusal(TaskAlignedAssigner(num_classes=80), scores, boxes, points, *truth)
     assert text.startswith("anc_points[3] is [")
     assert "give finite pixels" in text
+
+
+@pytest.mark.parametrize("make", [TaskAlignedAssigner, lambda **options: DetectionLoss(**options).assigner])
+def test_the_old_name_of_implementation_works_and_warns(make: Any) -> None:
+    with pytest.warns(FutureWarning, match="formulation is now called implementation") as caught:
+        assigner = make(formulation="dense")
+    assert (len(caught), assigner.implementation) == (1, "dense")
+    with pytest.warns(FutureWarning, match="implementation"):
+        assert assigner.formulation == "dense"
+    with pytest.warns(FutureWarning, match="implementation"):
+        assigner.formulation = "sparse"
+    assert assigner.implementation == "sparse"
+
+
+def test_every_hyper_parameter_is_an_option_and_an_attribute() -> None:
+    values = {"topk": 5, "alpha": 2.0, "beta": 3.0, "eps": 1e-6, "min_box_side": 4.0, "topk2": 2}
+    assigner = TaskAlignedAssigner(**values)  # type: ignore[arg-type]
+    assert assigner.params == AssignerParams(**values)  # type: ignore[arg-type]
+    for name, default in zip(AssignerParams._fields, AssignerParams(), strict=True):
+        setattr(assigner, name, default)
+    assert assigner.params == AssignerParams()
+    with pytest.raises(TypeError, match="gamma"):
+        TaskAlignedAssigner(gamma=1.0)

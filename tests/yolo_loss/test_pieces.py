@@ -14,7 +14,14 @@ from tests import oracle
 from yolo_loss import bbox2dist, ciou, decode, dist2bbox, make_anchors, pad_ground_truth, xywh2xyxy, xyxy2xywh
 from yolo_loss.assignment.params import power
 from yolo_loss.execution.channels import Channels
-from yolo_loss.losses import dfl_term, own_class_term, softplus, sum_by_planes, sum_by_products, total_class_term
+from yolo_loss.losses import (
+    assigned_class_correction,
+    background_class_loss,
+    dfl_loss,
+    softplus,
+    sum_by_planes,
+    sum_by_products,
+)
 
 Coordinates = st.tuples(*[st.floats(-100, 700, width=32)] * 4)
 
@@ -81,27 +88,27 @@ def test_ciou_agrees_with_the_oracle_on_any_four_numbers(first: tuple[float, ...
 def test_distribution_term_by_hand() -> None:
     # All sides 1.25 from the point, R = 4, equal logits: both neighbours cost ln 4 whatever the split.
     point, target = torch.tensor([5.0, 5.0]), torch.tensor([3.75, 3.75, 6.25, 6.25])
-    assert dfl_term(torch.zeros(4, 4), target, point).item() == pytest.approx(math.log(4), rel=1e-6)
+    assert dfl_loss(torch.zeros(4, 4), target, point).item() == pytest.approx(math.log(4), rel=1e-6)
     # One side's logit of bin 1 raised by ln 3: its softmax is 1/6, 1/2, 1/6, 1/6, its cost 0.75 ln 2 + 0.25 ln 6.
     distri = torch.zeros(4, 4)
     distri[2, 1] = math.log(3)
     want = (3 * math.log(4) + 0.75 * math.log(2) + 0.25 * math.log(6)) / 4
-    assert dfl_term(distri, target, point).item() == pytest.approx(want, rel=1e-6)
+    assert dfl_loss(distri, target, point).item() == pytest.approx(want, rel=1e-6)
 
 
 def test_class_terms_by_hand() -> None:
     # One anchor, two classes, logits 0 and 0: softplus(0) = ln 2 each; target 0.5 on class 0 takes 0.5 * 0 away.
     levels, own, weights = Channels(torch.zeros(1, 2, 1), 0, 2), torch.zeros(1), torch.tensor([0.5])
-    total = total_class_term(levels, "bce") + own_class_term(own, weights, "bce")
+    total = background_class_loss(levels, "bce") + assigned_class_correction(own, weights, "bce")
     assert total.item() == pytest.approx(2 * math.log(2))
     # Varifocal: class 0 weighs q = 0.5, class 1 weighs 0.75 * 0.25.
-    total = total_class_term(levels, "varifocal") + own_class_term(own, weights, "varifocal")
+    total = background_class_loss(levels, "varifocal") + assigned_class_correction(own, weights, "varifocal")
     assert total.item() == pytest.approx(0.5 * math.log(2) + 0.75 * 0.25 * math.log(2))
 
 
 def test_large_logits_stay_finite() -> None:
     levels, own = Channels(torch.tensor([[[-1e4], [1e4]]]), 0, 2), torch.tensor([1e4])
-    total = total_class_term(levels, "bce") + own_class_term(own, torch.ones(1), "bce")
+    total = background_class_loss(levels, "bce") + assigned_class_correction(own, torch.ones(1), "bce")
     assert total.item() == pytest.approx(0.0)
 
 

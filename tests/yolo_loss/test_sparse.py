@@ -1,4 +1,4 @@
-"""The sparse formulation's own parts: pairs, ragged top-k, segments; and that it equals the dense one to the bit."""
+"""The sparse implementation's own parts: pairs, ragged top-k, segments; and that it equals the dense one to the bit."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from yolo_assigner.export.samples import Case, pyramid, sample_assigner_inputs
 from yolo_loss import GroundTruth, TaskAlignedAssigner, make_anchors
-from yolo_loss.assigner import FORMULATIONS
+from yolo_loss.assigner import IMPLEMENTATIONS
 from yolo_loss.assignment import sparse
-from yolo_loss.assignment.anchor_grid import find_lattice, list_runs, pairs_of_images, write_out
+from yolo_loss.assignment.anchor_grid import candidate_ranges, count_pairs_per_image, expand_ranges, find_anchor_grid
 from yolo_loss.assignment.params import power
-from yolo_loss.assignment.segment_ops import count_true, segment_of, select_topk
+from yolo_loss.assignment.segment_ops import segment_count_true, segment_ids, segment_topk
 from yolo_loss.execution.channels import probability
 
 STRIDES = (8.0, 16.0, 32.0)
@@ -30,26 +30,26 @@ def grid(*sizes: tuple[int, int], strides: tuple[float, ...] = STRIDES) -> Tenso
 
 def test_rows_and_blocks_of_a_pyramid() -> None:
     # 2 x 3 cells of 8 pixels and 1 x 2 of 16: three rows in two blocks.
-    lattice = find_lattice(grid((2, 3), (1, 2)))
-    assert lattice.rows.start.tolist() == [0, 3, 6]
-    assert lattice.rows.length.tolist() == [3, 3, 2]
-    assert lattice.rows.step.tolist() == [8.0, 8.0, 16.0]
-    assert (lattice.rows.origin.tolist(), lattice.y.tolist()) == ([4.0, 4.0, 8.0], [4.0, 12.0, 8.0])
-    assert lattice.blocks.start.tolist() == [0, 2]
-    assert lattice.blocks.length.tolist() == [2, 1]
+    anchor_grid = find_anchor_grid(grid((2, 3), (1, 2)))
+    assert anchor_grid.rows.start.tolist() == [0, 3, 6]
+    assert anchor_grid.rows.length.tolist() == [3, 3, 2]
+    assert anchor_grid.rows.step.tolist() == [8.0, 8.0, 16.0]
+    assert (anchor_grid.rows.origin.tolist(), anchor_grid.y.tolist()) == ([4.0, 4.0, 8.0], [4.0, 12.0, 8.0])
+    assert anchor_grid.blocks.start.tolist() == [0, 2]
+    assert anchor_grid.blocks.length.tolist() == [2, 1]
 
 
 def test_one_point_off_its_place_breaks_its_row_only() -> None:
     points = grid((3, 3))
     points[1, 0] += 1.0
-    lattice = find_lattice(points)
-    assert lattice.rows.length.tolist() == [1, 1, 1, 3, 3]
-    assert lattice.blocks.length.tolist() == [1, 1, 1, 2]
+    anchor_grid = find_anchor_grid(points)
+    assert anchor_grid.rows.length.tolist() == [1, 1, 1, 3, 3]
+    assert anchor_grid.blocks.length.tolist() == [1, 1, 1, 2]
 
 
 @pytest.mark.parametrize("size", [320, 640, 1280])
 def test_a_pyramid_has_one_block_per_level(size: int) -> None:
-    assert len(find_lattice(grid(*pyramid(size, size, STRIDES))).blocks.start) == len(STRIDES)
+    assert len(find_anchor_grid(grid(*pyramid(size, size, STRIDES))).blocks.start) == len(STRIDES)
 
 
 def brute_force(points: Tensor, boxes: Tensor, valid: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -86,12 +86,12 @@ def test_pairs_are_those_of_brute_force(points: Tensor, eps: float) -> None:
     boxes[2, 0, 2], boxes[2, 1, 0], boxes[2, 2] = float("inf"), -float("inf"), float("nan")
     boxes[2, 3, 0], boxes[2, 4, 3] = float("nan"), float("nan")
     valid = torch.rand(3, 40, generator=generator) > 0.2
-    runs = list_runs(points, boxes, valid, eps)
-    pairs = write_out(runs)
+    runs = candidate_ranges(points, boxes, valid, eps)
+    pairs = expand_ranges(runs)
     slot, anchor = brute_force(points, boxes, valid, eps)
     assert pairs.slot.tolist() == slot.tolist()
     assert pairs.anchor.tolist() == anchor.tolist()
-    assert pairs_of_images(runs, 3, 40).tolist() == torch.bincount(slot // 40, minlength=3).tolist()
+    assert count_pairs_per_image(runs, 3, 40).tolist() == torch.bincount(slot // 40, minlength=3).tolist()
 
 
 @given(st.lists(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]) | st.floats(0, 1, width=32), max_size=150), min_size=1),
@@ -105,21 +105,21 @@ def test_ragged_topk_is_that_of_sorting(segments: list[list[float]], k: int) -> 
         order = sorted((i for i, value in enumerate(segment) if value > 0), key=lambda i: (-segment[i], i))
         want += sorted(offset + i for i in order[:k])
         offset += len(segment)
-    assert select_topk(values, owner, count, k).tolist() == want
+    assert segment_topk(values, owner, count, k).tolist() == want
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=20))
 def test_segments(lengths: list[int]) -> None:
     length = torch.tensor(lengths)
     want = torch.repeat_interleave(torch.arange(len(lengths)), length)
-    assert segment_of(length, sum(lengths)).tolist() == want.tolist()
+    assert segment_ids(length, sum(lengths)).tolist() == want.tolist()
 
 
 @given(st.lists(st.lists(st.booleans(), max_size=5), min_size=1, max_size=20))
 def test_flags_are_counted(segments: list[list[bool]]) -> None:
     flags = torch.tensor([flag for segment in segments for flag in segment], dtype=torch.bool)
     length = torch.tensor([len(segment) for segment in segments])
-    assert count_true(flags, length).tolist() == [sum(segment) for segment in segments]
+    assert segment_count_true(flags, length).tolist() == [sum(segment) for segment in segments]
 
 
 @pytest.mark.parametrize(("slots", "name"), [(1, "dense"), (40, "sparse")])
@@ -127,19 +127,19 @@ def test_size_decides(monkeypatch: pytest.MonkeyPatch, slots: int, name: str) ->
     inputs = sample_assigner_inputs(Case(1, slots, pyramid(320, 320, STRIDES), 4), STRIDES, seed=0)
     assigner = TaskAlignedAssigner(num_classes=4)
     usual = assigner(*inputs)
-    for formulation in FORMULATIONS.keys() - {name}:
-        monkeypatch.delitem(FORMULATIONS, formulation)
+    for implementation in IMPLEMENTATIONS.keys() - {name}:
+        monkeypatch.delitem(IMPLEMENTATIONS, implementation)
     for one, other in zip(usual, assigner(*inputs), strict=True):
         assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("limit", [1, 700, 2**30])
-def test_portions_change_nothing(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     inputs = sample_assigner_inputs(Case(5, 30, pyramid(160, 256, STRIDES), 4), STRIDES, seed=0)
     inputs[5][2] = 0  # one image without ground truth
-    usual = TaskAlignedAssigner(num_classes=4, formulation="dense")(*inputs)
-    monkeypatch.setattr(sparse, "PAIRS_AT_ONCE", limit)
-    for one, other in zip(usual, TaskAlignedAssigner(num_classes=4, formulation="sparse")(*inputs), strict=True):
+    usual = TaskAlignedAssigner(num_classes=4, implementation="dense")(*inputs)
+    monkeypatch.setattr(sparse, "PAIRS_PER_CHUNK", limit)
+    for one, other in zip(usual, TaskAlignedAssigner(num_classes=4, implementation="sparse")(*inputs), strict=True):
         assert torch.equal(one, other)
 
 
@@ -156,12 +156,12 @@ def test_portions_change_nothing(monkeypatch: pytest.MonkeyPatch, limit: int) ->
         {"alpha": 0.7, "beta": 5.5},
     ],
 )
-def test_equals_the_dense_formulation_to_the_bit(seed: int, options: dict[str, float]) -> None:
+def test_equals_the_dense_implementation_to_the_bit(seed: int, options: dict[str, float]) -> None:
     # alpha = beta = 0 makes every candidate's metric 1: nothing but ties.
     inputs = sample_assigner_inputs(Case(3, 60, pyramid(160, 256, STRIDES), 4, weak=seed == 3), STRIDES, seed)
     numbers: dict[str, Any] = {"topk": 10, "alpha": 0.5, "beta": 6.0, **options}
     dense, sparse = (
-        TaskAlignedAssigner(num_classes=4, formulation=name, **numbers)(*inputs) for name in ("dense", "sparse")
+        TaskAlignedAssigner(num_classes=4, implementation=name, **numbers)(*inputs) for name in ("dense", "sparse")
     )
     assert dense.fg_mask.any()
     for one, other in zip(dense, sparse, strict=True):
@@ -217,7 +217,9 @@ class _Largest(TorchDispatchMode):
 def test_large_k_takes_no_more_memory_than_there_are_candidates(k: int) -> None:
     inputs = sample_assigner_inputs(Case(1, 400, pyramid(320, 320, STRIDES), 2), STRIDES, seed=0)
     ground_truth = GroundTruth(*inputs[3:])
-    pairs = int(list_runs(inputs[2], ground_truth.gt_bboxes, ground_truth.mask_gt.squeeze(-1), 1e-9).length.sum())
+    pairs = int(
+        candidate_ranges(inputs[2], ground_truth.gt_bboxes, ground_truth.mask_gt.squeeze(-1), 1e-9).length.sum()
+    )
     with _Largest() as largest:
-        TaskAlignedAssigner(k, 2, 0.5, 6.0, formulation="sparse")(*inputs)
+        TaskAlignedAssigner(k, 2, 0.5, 6.0, implementation="sparse")(*inputs)
     assert largest.entries <= 5 * pairs + 400 * 64

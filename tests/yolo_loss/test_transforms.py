@@ -15,7 +15,7 @@ from yolo_loss import DetectionLoss, GroundTruth, TaskAlignedAssigner
 STRIDES = (8.0, 16.0, 32.0)
 # So many pairs that `auto` is sparse.
 CASE = Case(2, 16, pyramid(160, 160, STRIDES), 3)
-FORMULATIONS = ["auto", "sparse", "dense"]
+IMPLEMENTATIONS = ["auto", "sparse", "dense"]
 Maps = tuple[Tensor, ...]
 # torch's own, inside forward mode and vmap.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
@@ -30,8 +30,8 @@ def sample() -> tuple[Maps, Maps, dict[str, Tensor]]:
     return tuple(feat.double() for feat in feats), directions, batch
 
 
-def loss_of(formulation: str, batch: dict[str, Tensor], class_loss: str = "bce") -> Callable[..., Tensor]:
-    criterion = DetectionLoss(3, STRIDES, formulation=formulation, class_loss=class_loss)
+def loss_of(implementation: str, batch: dict[str, Tensor], class_loss: str = "bce") -> Callable[..., Tensor]:
+    criterion = DetectionLoss(3, STRIDES, implementation=implementation, class_loss=class_loss)
     return lambda *maps: criterion(list(maps), batch)[0]
 
 
@@ -45,10 +45,10 @@ def plain_gradients(loss: Callable[..., Tensor], maps: Maps) -> Maps:
 
 
 @pytest.mark.parametrize("class_loss", ["bce", "varifocal"])
-@pytest.mark.parametrize("formulation", FORMULATIONS)
-def test_forward_mode(formulation: str, class_loss: str) -> None:
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_forward_mode(implementation: str, class_loss: str) -> None:
     maps, directions, batch = sample()
-    loss = loss_of(formulation, batch, class_loss)
+    loss = loss_of(implementation, batch, class_loss)
     want = product(plain_gradients(loss, maps), directions)
     by_func = torch.func.jvp(loss, maps, directions)[1]
     with forward_ad.dual_level():
@@ -59,19 +59,19 @@ def test_forward_mode(formulation: str, class_loss: str) -> None:
     torch.testing.assert_close(by_duals, want, rtol=1e-10, atol=0)
 
 
-@pytest.mark.parametrize("formulation", FORMULATIONS)
-def test_functional_gradient(formulation: str) -> None:
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_functional_gradient(implementation: str) -> None:
     maps, _, batch = sample()
-    loss = loss_of(formulation, batch)
+    loss = loss_of(implementation, batch)
     for one, other in zip(torch.func.grad(loss, argnums=(0, 1, 2))(*maps), plain_gradients(loss, maps), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("formulation", FORMULATIONS)
-def test_second_derivatives(formulation: str) -> None:
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_second_derivatives(implementation: str) -> None:
     """In two ways; `test_criterion.test_gradcheck` has them beside finite differences."""
     maps, directions, batch = sample()
-    loss = loss_of(formulation, batch)
+    loss = loss_of(implementation, batch)
     leaves = [feat.clone().requires_grad_() for feat in maps]
     first = torch.autograd.grad(loss(*leaves), leaves, create_graph=True)
     for one, other in zip(first, plain_gradients(loss, maps), strict=True):
@@ -91,16 +91,16 @@ def test_second_derivatives_of_joined_predictions() -> None:
     loss, _ = DetectionLoss(3, STRIDES)(predictions, batch)
     (first,) = torch.autograd.grad(loss, scores, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), scores)
-    want, _ = DetectionLoss(3, STRIDES, formulation="dense")(predictions, batch)
+    want, _ = DetectionLoss(3, STRIDES, implementation="dense")(predictions, batch)
     (want_first,) = torch.autograd.grad(want, scores, create_graph=True)
     torch.testing.assert_close(first, want_first)
     torch.testing.assert_close(second, torch.autograd.grad(want_first.sum(), scores)[0])
 
 
-@pytest.mark.parametrize("formulation", ["auto", "dense"])
-def test_vmap(formulation: str) -> None:
+@pytest.mark.parametrize("implementation", ["auto", "dense"])
+def test_vmap(implementation: str) -> None:
     maps, _, batch = sample()
-    loss = loss_of(formulation, batch)
+    loss = loss_of(implementation, batch)
     several = tuple(torch.stack((feat, feat + 0.1, feat * 0.5)) for feat in maps)
     values = torch.func.vmap(loss)(*several)
     gradients = torch.func.vmap(torch.func.grad(loss, argnums=(0, 1, 2)))(*several)
@@ -114,7 +114,7 @@ def test_vmap(formulation: str) -> None:
 def test_vmap_of_lists_is_refused() -> None:
     maps, _, batch = sample()
     with pytest.raises(
-        ValueError, match=r"formulation is 'sparse', which torch.func.vmap, .* choose formulation='dense'"
+        ValueError, match=r"implementation is 'sparse', which torch.func.vmap, .* choose implementation='dense'"
     ):
         torch.func.vmap(loss_of("sparse", batch))(*(torch.stack((feat, feat)) for feat in maps))
 
@@ -127,31 +127,31 @@ def test_compiled_kernels_step_back_for_transforms() -> None:
     torch.testing.assert_close(got, want, rtol=1e-10, atol=0)
 
 
-@pytest.mark.parametrize("formulation", FORMULATIONS)
-def test_several_gradients_at_once(formulation: str) -> None:
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_several_gradients_at_once(implementation: str) -> None:
     maps, _, batch = sample()
     leaves = [feat.clone().requires_grad_() for feat in maps]
-    loss = loss_of(formulation, batch)(*leaves)
+    loss = loss_of(implementation, batch)(*leaves)
     scales = torch.tensor([1.0, -2.0], dtype=torch.float64)
     both = torch.autograd.grad(loss, leaves, scales, is_grads_batched=True, retain_graph=True)
     for several, one in zip(both, torch.autograd.grad(loss, leaves), strict=True):
         torch.testing.assert_close(several, torch.stack((one, -2 * one)), rtol=1e-9, atol=1e-13)
 
 
-@pytest.mark.parametrize("formulation", FORMULATIONS)
-def test_maps_of_images_that_share_their_memory(formulation: str) -> None:
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_maps_of_images_that_share_their_memory(implementation: str) -> None:
     maps, _, batch = sample()
     shared = tuple(feat[:1].expand(2, -1, -1, -1) for feat in maps)
-    loss = loss_of(formulation, batch)
+    loss = loss_of(implementation, batch)
     got = torch.func.grad(loss, argnums=(0, 1, 2))(*shared)
     for one, other in zip(got, plain_gradients(loss, tuple(feat.contiguous() for feat in shared)), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-13)
 
 
-@pytest.mark.parametrize("formulation", ["auto", "dense"])
-def test_vmap_of_the_assigner(formulation: str) -> None:
+@pytest.mark.parametrize("implementation", ["auto", "dense"])
+def test_vmap_of_the_assigner(implementation: str) -> None:
     scores, *rest = sample_assigner_inputs(CASE, STRIDES, seed=0)
-    assigner = TaskAlignedAssigner(10, 3, 0.5, 6.0, formulation=formulation)
+    assigner = TaskAlignedAssigner(10, 3, 0.5, 6.0, implementation=implementation)
     several = torch.stack((scores, scores.flip(0), scores * 0.5))
     results = torch.func.vmap(lambda own: tuple(assigner(own, *rest)))(several)
     for place in range(3):

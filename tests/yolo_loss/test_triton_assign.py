@@ -14,7 +14,7 @@ from yolo_assigner.export.samples import Case, pyramid, sample_assigner_inputs
 from yolo_loss import TaskAlignedAssigner
 from yolo_loss.assignment import triton as triton_assign
 from yolo_loss.assignment.params import AssignerParams
-from yolo_loss.assignment.triton import fits
+from yolo_loss.assignment.triton import is_supported
 from yolo_loss.execution.channels import ClassScores
 
 STRIDES = (8.0, 16.0, 32.0)
@@ -39,21 +39,21 @@ def test_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     params = AssignerParams(10, 0.5, 6.0)
     scores = ClassScores((), torch.float32)
     cuda = torch.device("cuda")
-    assert fits(scores, params, cuda)
-    assert not fits(scores._replace(dtype=torch.float64), params, cuda)
+    assert is_supported(scores, params, cuda)
+    assert not is_supported(scores._replace(dtype=torch.float64), params, cuda)
     for change in ({"alpha": 0.3}, {"beta": 7.0}, {"topk2": 1}, {"topk": 65}):
-        assert not fits(scores, params._replace(**change), cuda)
-    assert not fits(scores, params, torch.device("meta"))
+        assert not is_supported(scores, params._replace(**change), cuda)
+    assert not is_supported(scores, params, torch.device("meta"))
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert not fits(scores, params, CPU)
+    assert not is_supported(scores, params, CPU)
 
 
 @needs_triton
 @pytest.mark.parametrize("options", [{}, {"topk2": 1}])
-def test_the_dense_formulation_computes_what_does_not_fit(monkeypatch: pytest.MonkeyPatch, options: Any) -> None:
+def test_the_dense_implementation_computes_what_does_not_fit(monkeypatch: pytest.MonkeyPatch, options: Any) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     inputs = sample_assigner_inputs(CASE, STRIDES, seed=0)
-    want, got = (TaskAlignedAssigner(10, 4, formulation=name, **options)(*inputs) for name in ("dense", "triton"))
+    want, got = (TaskAlignedAssigner(10, 4, implementation=name, **options)(*inputs) for name in ("dense", "triton"))
     for ours, theirs in zip(got, want, strict=True):
         assert torch.equal(ours, theirs)
 
@@ -61,18 +61,18 @@ def test_the_dense_formulation_computes_what_does_not_fit(monkeypatch: pytest.Mo
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("yolo_loss.assigner.available", lambda: False)
     with pytest.raises(ValueError, match="'triton', but that package is missing; pip install triton, or choose auto"):
-        TaskAlignedAssigner(formulation="triton")
+        TaskAlignedAssigner(implementation="triton")
 
 
 COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from yolo_loss.assignment import triton_kernels as kernels
-floats = "points boxes truth_boxes areas s0 s1 s2 metrics most_metric most_overlap".split()
+floats = "points boxes truth_boxes areas s0 s1 s2 anchor_metric max_metric max_iou".split()
 types = {name: "*fp32" for name in floats} | {"labels": "*i64", "valid": "*i32", "eps": "fp32"}
-types |= {name: "*i32" for name in ("count", "chooser", "owner")}
-values = {"k": 10, "room": 16, "alpha": 0.5, "beta": 6.0, "logits": True, "block": 512}
-for kernel in (kernels.choose, kernels.settle):
+types |= {name: "*i32" for name in ("times_chosen", "chosen_by", "gt_idx")}
+values = {"k": 10, "table_size": 16, "alpha": 0.5, "beta": 6.0, "logits": True, "block": 512}
+for kernel in (kernels.select_topk, kernels.resolve_conflicts):
     own = {name: value for name, value in values.items() if name in kernel.arg_names}
     signature = {name: "constexpr" if name in own else types.get(name, "i32") for name in kernel.arg_names}
     source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=own)

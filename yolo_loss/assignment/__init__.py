@@ -1,1 +1,1 @@
-"""Assigning anchors to ground truths: dense over all pairs, sparse over those inside boxes, or by a GPU's kernels."""
+"""Assignment of anchors to ground truths: dense over all pairs, sparse over candidate pairs, or in Triton kernels."""

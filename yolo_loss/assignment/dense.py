@@ -1,6 +1,6 @@
 """Task-aligned assignment over dense (B, M, A) tensors (Feng et al., arXiv 2108.07755).
 
-No data-dependent shape and no scatter, so every runtime takes it, TensorRT included.
+It has no data-dependent shape and no scatter, so every runtime accepts it, TensorRT included.
 """
 
 from __future__ import annotations
@@ -8,22 +8,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from yolo_loss.assignment.params import AssignerParams, candidate_areas, power
-from yolo_loss.boxes import ciou_of_measured, measure
+from yolo_loss.assignment.params import AssignerParams, enlarge, power
+from yolo_loss.boxes import box_geometry, ciou_of_geometry
 from yolo_loss.execution.channels import ClassScores
-from yolo_loss.execution.chunks import join, portions
+from yolo_loss.execution.chunks import chunk_slices, concatenate_assignments
 from yolo_loss.execution.compilation import kernel
 from yolo_loss.structures import Assignment, GroundTruth
 
-# Pairs, candidates or not, that a GPU looks at together: 25 bytes of each are alive at once, and lists of this length
-# stay in its cache from one operation to the next.
-PAIRS_AT_ONCE = 2**22
+# (Ground truth, anchor) pairs that a GPU computes at once: each takes 25 bytes of live memory, and tensors of this
+# length stay in its cache from one operation to the next.
+PAIRS_PER_CHUNK = 2**22
 
 
 def assign_dense(
     scores: ClassScores, pd_bboxes: Tensor, anc_points: Tensor, ground_truth: GroundTruth, params: AssignerParams
 ) -> Assignment:
-    """Give each anchor at most one ground truth.
+    """Assign at most one ground truth to each anchor.
 
     Args:
         scores: Class scores of all anchors.
@@ -37,10 +37,10 @@ def assign_dense(
     """
     if pd_bboxes.device.type == "cpu" or torch.compiler.is_compiling():
         return assign_images(scores, pd_bboxes, anc_points, ground_truth, params)
-    return assign_portions(scores, pd_bboxes, anc_points, ground_truth, params, PAIRS_AT_ONCE)
+    return assign_in_chunks(scores, pd_bboxes, anc_points, ground_truth, params, PAIRS_PER_CHUNK)
 
 
-def assign_portions(
+def assign_in_chunks(
     scores: ClassScores,
     pd_bboxes: Tensor,
     anc_points: Tensor,
@@ -48,36 +48,36 @@ def assign_portions(
     params: AssignerParams,
     limit: int,
 ) -> Assignment:
-    """:func:`assign_dense` of few images at a time, that have no more pairs than the limit, or of single ones."""
+    """:func:`assign_dense` in chunks of images, each with at most ``limit`` pairs or of a single image."""
     images, anchors, _ = pd_bboxes.shape
-    parts = []
-    for part in portions([ground_truth.gt_bboxes.shape[1] * anchors] * images, limit):
-        own = GroundTruth(*(field[part] for field in ground_truth))
-        parts.append(assign_images(scores.of_images(part), pd_bboxes[part], anc_points, own, params))
-    return join(parts)
+    assignments = []
+    for chunk in chunk_slices([ground_truth.gt_bboxes.shape[1] * anchors] * images, limit):
+        chunk_truth = GroundTruth(*(field[chunk] for field in ground_truth))
+        assignments.append(assign_images(scores.of_images(chunk), pd_bboxes[chunk], anc_points, chunk_truth, params))
+    return concatenate_assignments(assignments)
 
 
 @kernel
 def assign_images(
     scores: ClassScores, pd_bboxes: Tensor, anc_points: Tensor, ground_truth: GroundTruth, params: AssignerParams
 ) -> Assignment:
-    """:func:`assign_dense` of all images together."""
+    """:func:`assign_dense` of all images at once."""
     candidates = find_candidates(anc_points, ground_truth, params)  # (B, M, A)
-    overlaps, metric = align_metric(scores, pd_bboxes, ground_truth, candidates, params)
+    ious, metric = align_metric(scores, pd_bboxes, ground_truth, candidates, params)
     chosen = select_topk(metric, params.topk)
-    assigned = one_owner(chosen, overlaps, candidates)
+    assigned = resolve_conflicts(chosen, ious, candidates)
     if params.topk2 is not None:
         assigned = select_topk(torch.where(assigned, metric, 0.0), params.topk2)
-    return soft_scores(assigned, metric, overlaps, params.eps)
+    return normalize_scores(assigned, metric, ious, params.eps)
 
 
 def find_candidates(anc_points: Tensor, ground_truth: GroundTruth, params: AssignerParams) -> Tensor:
-    """Pairs whose anchor's centre lies inside the box.
+    """Find the pairs whose anchor's centre lies inside the box.
 
     Returns:
         (B, M, A) bool.
     """
-    boxes = candidate_areas(ground_truth.gt_bboxes, params)
+    boxes = enlarge(ground_truth.gt_bboxes, params.min_box_side)
     x1, y1, x2, y2 = boxes.split(1, dim=-1)  # each (B, M, 1)
     x, y = anc_points.unbind(-1)  # each (A,)
     inside_x = torch.minimum(x - x1, x2 - x)  # (B, M, A)
@@ -92,26 +92,26 @@ def align_metric(
     candidates: Tensor,
     params: AssignerParams,
 ) -> tuple[Tensor, Tensor]:
-    """Overlap u and metric t = s^alpha * u^beta of all pairs, zero outside the candidates.
+    """Compute IoU u and metric t = s^alpha * u^beta of all pairs, zero outside the candidates.
 
     Returns:
         u and t, each (B, M, A).
     """
-    wanted = measure(ground_truth.gt_bboxes.unsqueeze(2).unbind(-1))  # (B, M, 1)
-    predicted = measure([side.contiguous() for side in pd_bboxes.unsqueeze(1).unbind(-1)])  # (B, 1, A)
-    overlaps = ciou_of_measured(wanted, predicted)  # (B, M, A)
-    # `> 0` and not clamp: a prediction that is not a number then counts as no overlap.
-    overlaps = torch.where(candidates & (overlaps > 0), overlaps, 0.0)
+    truth = box_geometry(ground_truth.gt_bboxes.unsqueeze(2).unbind(-1))  # (B, M, 1)
+    predicted = box_geometry([side.contiguous() for side in pd_bboxes.unsqueeze(1).unbind(-1)])  # (B, 1, A)
+    ious = ciou_of_geometry(truth, predicted)  # (B, M, A)
+    # `> 0` and not clamp, so that a NaN prediction has IoU 0.
+    ious = torch.where(candidates & (ious > 0), ious, 0.0)
     class_scores = scores.of_slots(ground_truth.gt_labels.squeeze(-1).clamp(min=0))  # (B, M, A)
-    metric = power(class_scores, params.alpha) * power(overlaps, params.beta)
-    return overlaps, torch.where(candidates & (metric > 0), metric, 0.0)
+    metric = power(class_scores, params.alpha) * power(ious, params.beta)
+    return ious, torch.where(candidates & (metric > 0), metric, 0.0)
 
 
 def select_topk(metric: Tensor, k: int) -> Tensor:
-    """The k largest positive entries of each row; among equal ones the smaller index wins.
+    """Select the k largest positive entries of each row; among equal ones the smaller index wins.
 
-    Runtimes disagree on which of several equal values their top-k returns, so only its threshold is used and
-    what lies on the threshold is counted off in order.
+    Runtimes disagree on which of several equal values their top-k returns. So only its threshold is used, and entries
+    equal to the threshold are counted off in order.
 
     Args:
         metric: (B, M, A), not negative.
@@ -120,42 +120,42 @@ def select_topk(metric: Tensor, k: int) -> Tensor:
     Returns:
         (B, M, A) bool.
     """
-    # Python's own for numbers: torch.sym_min of two of them is refused by some compilers.
+    # The built-in min for numbers: some compilers refuse torch.sym_min of two of them.
     k = torch.sym_min(k, metric.shape[-1]) if torch.compiler.is_exporting() else min(k, metric.shape[-1])
     threshold = metric.topk(k, dim=-1, sorted=False).values.amin(dim=-1, keepdim=True)  # (B, M, 1)
     above = metric > threshold
-    level = (metric == threshold) & (metric > 0)
+    equal = (metric == threshold) & (metric > 0)
     room = k - above.sum(dim=-1, keepdim=True, dtype=torch.int32)
-    return above | (level & (level.cumsum(dim=-1, dtype=torch.int32) <= room))
+    return above | (equal & (equal.cumsum(dim=-1, dtype=torch.int32) <= room))
 
 
-def one_owner(chosen: Tensor, overlaps: Tensor, candidates: Tensor) -> Tensor:
-    """An anchor chosen by several goes to the largest overlap among all whose candidate it is.
+def resolve_conflicts(chosen: Tensor, ious: Tensor, candidates: Tensor) -> Tensor:
+    """Assign an anchor chosen by several to the largest IoU among all ground truths whose candidate it is.
 
     Args:
         chosen: (B, M, A) bool.
-        overlaps: (B, M, A).
-        candidates: (B, M, A) bool; an owner need not be among those that chose.
+        ious: (B, M, A).
+        candidates: (B, M, A) bool; the winner need not be among those that chose the anchor.
 
     Returns:
         (B, M, A) bool with at most one True along M.
     """
     contested = chosen.sum(dim=1, keepdim=True, dtype=torch.int32) > 1  # (B, 1, A)
-    owner = torch.where(candidates, overlaps, -1.0).argmax(dim=1, keepdim=True)  # (B, 1, A), ties: smallest index
+    winner = torch.where(candidates, ious, -1.0).argmax(dim=1, keepdim=True)  # (B, 1, A), ties: smallest index
     slots = torch.arange(chosen.shape[1], device=chosen.device)[:, None]  # (M, 1)
-    # and/or/not in place of where: ONNX Runtime has none for bool.
-    return (contested & (owner == slots)) | (~contested & chosen)
+    # and/or/not in place of where: ONNX Runtime has no Where for bool.
+    return (contested & (winner == slots)) | (~contested & chosen)
 
 
-def soft_scores(assigned: Tensor, metric: Tensor, overlaps: Tensor, eps: float) -> Assignment:
-    """Weight of each assigned anchor: t * max_u / (max_t + eps), multiplied first.
+def normalize_scores(assigned: Tensor, metric: Tensor, ious: Tensor, eps: float) -> Assignment:
+    """Compute the normalized alignment score of each assigned anchor, t * max_u / (max_t + eps), multiplying first.
 
     The maxima run over the anchors assigned to the same ground truth.
 
     Args:
         assigned: (B, M, A) bool with at most one True along M.
         metric: (B, M, A).
-        overlaps: (B, M, A).
+        ious: (B, M, A).
         eps: Keeps the quotient finite.
 
     Returns:
@@ -164,7 +164,7 @@ def soft_scores(assigned: Tensor, metric: Tensor, overlaps: Tensor, eps: float) 
     fg_mask = assigned.any(dim=1)  # (B, A)
     gt_idx = assigned.to(torch.int32).argmax(dim=1)  # (B, A), 0 on background
     max_metric = torch.where(assigned, metric, 0.0).amax(dim=-1)  # (B, M)
-    max_overlap = torch.where(assigned, overlaps, 0.0).amax(dim=-1)
-    own_metric = metric.gather(1, gt_idx.unsqueeze(1)).squeeze(1)  # (B, A)
-    weights = own_metric * max_overlap.gather(1, gt_idx) / (max_metric.gather(1, gt_idx) + eps)
+    max_iou = torch.where(assigned, ious, 0.0).amax(dim=-1)
+    anchor_metric = metric.gather(1, gt_idx.unsqueeze(1)).squeeze(1)  # (B, A)
+    weights = anchor_metric * max_iou.gather(1, gt_idx) / (max_metric.gather(1, gt_idx) + eps)
     return Assignment(fg_mask, gt_idx, torch.where(fg_mask, weights, 0.0))

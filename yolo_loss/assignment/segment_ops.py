@@ -1,9 +1,9 @@
-"""Lists of segments of different lengths, one behind the other.
+"""Operations on lists of segments of different lengths, stored one after the other.
 
-**In a graph no list is ever empty.** Runtimes crash on operators over empty lists, or give them a wrong shape (ONNX
-Runtime's TopK before 1.31, ReduceSum before 1.32). So while a graph is exported, the last entry of every list is a
-filler: an entry of the empty slot that is appended to the ground truth, without any effect. The functions
-:func:`keep_last` and :func:`lengthen_last` put it there; elsewhere they do nothing.
+**In an exported graph no list is ever empty.** Runtimes crash on operators over empty lists, or give them a wrong shape
+(ONNX Runtime's TopK before 1.31, ReduceSum before 1.32). So during export the last entry of every list is a dummy: an
+entry of the empty slot that is appended to the ground truth, without any effect. :func:`keep_dummy` and
+:func:`extend_for_dummy` put it there; outside export they do nothing.
 """
 
 from __future__ import annotations
@@ -11,13 +11,80 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_LARGEST_SIZE = 2**40
+MAX_SIZE = 2**40
+# Shortest chunk of a segment in the top-k.
+MIN_CHUNK = 64
+# Up to this k a chunk is so short that every segment may have one.
+MAX_SMALL_K = MIN_CHUNK // 4
 
 
-def segment_of(length: Tensor, total: int) -> Tensor:
-    """The segment that each entry belongs to: 0, 0, 1, 3, 3, 3 for lengths 2, 1, 0, 3.
+def segment_topk(values: Tensor, segment: Tensor, count: Tensor, k: int) -> Tensor:
+    """Find the k largest values above 0 of each segment; among equal ones the earlier wins.
 
-    What ``repeat_interleave`` gives for a range, in operations that every runtime has.
+    Args:
+        values: (P,) not negative, segment by segment.
+        segment: (P,) int64, the segment of each value, ascending.
+        count: (G,) int64, values of each segment.
+        k: How many at most.
+
+    Returns:
+        (N,) int64 indices into ``values``, ascending; N <= G * k.
+    """
+    threshold = _segment_thresholds(values, segment, count, k).index_select(0, segment)
+    reached = true_indices(keep_dummy((values >= threshold) & (values > 0)))
+    # Values equal to the threshold are counted off in order: top-k routines disagree on which of them they return.
+    group = segment.index_select(0, reached)
+    above = values.index_select(0, reached) > threshold.index_select(0, reached)
+    room = k - segment_sum(group, above.long(), count.shape[0])
+    equal = (~above).long()
+    before = equal.cumsum(0) - equal  # values on a threshold before this one, in all segments
+    per_segment = segment_sum(group, equal, count.shape[0])
+    rank = before - (per_segment.cumsum(0) - per_segment).index_select(0, group)
+    kept = true_indices(above | (rank < room.index_select(0, group)))
+    return reached.index_select(0, kept)
+
+
+def _segment_thresholds(values: Tensor, segment: Tensor, count: Tensor, k: int) -> Tensor:
+    """The k-th largest value of each segment (G,); 0 where it has fewer than k, or exactly k when k is large."""
+    if k <= MAX_SMALL_K:
+        return _kth_largest(values, segment, count, k)
+    # A table of k values per segment may be far larger than the list: only segments with more than k values enter it.
+    long = keep_dummy(count > k)
+    chosen = true_indices(long)
+    thresholds = values.new_zeros(count.shape[0])
+    if not torch.compiler.is_exporting() and not chosen.shape[0]:
+        return thresholds
+    inside = true_indices(long.index_select(0, segment))
+    number = (long.cumsum(0) - 1).index_select(0, segment.index_select(0, inside))
+    kth = _kth_largest(values.index_select(0, inside), number, count.index_select(0, chosen), k)
+    return thresholds.index_copy(0, chosen, kth)
+
+
+def _kth_largest(values: Tensor, segment: Tensor, count: Tensor, k: int) -> Tensor:
+    """The k-th largest value of each segment (G,); 0 where it has fewer than k.
+
+    Each segment is split into chunks, and only the k largest values of each chunk are compared further.
+    """
+    chunk = max(MIN_CHUNK, 4 * k)
+    chunks = (count + chunk - 1) // chunk  # (G,)
+    first_chunk = chunks.cumsum(0) - chunks
+    # Every segment starts at a chunk of its own.
+    shift = first_chunk * chunk - (count.cumsum(0) - count)  # (G,)
+    position = torch.arange(segment.shape[0], device=segment.device) + shift.index_select(0, segment)
+    total = as_size(chunks.sum())
+    padded = values.new_zeros(total * chunk).index_copy(0, position, values)
+    best = padded.view(-1, chunk).topk(k, dim=1, sorted=False).values  # (chunks, k)
+    widest = as_size(torch.cat((chunks, chunks.new_ones(1))).amax(dim=0))
+    owner = segment_ids(chunks, total)
+    rank = torch.arange(total, device=values.device) - first_chunk.index_select(0, owner)
+    table = values.new_zeros((count.shape[0], widest, k)).index_put((owner, rank), best)
+    return table.flatten(1).topk(k, dim=1, sorted=False).values.amin(dim=1)
+
+
+def segment_ids(length: Tensor, total: int) -> Tensor:
+    """The segment of each entry: 0, 0, 1, 3, 3, 3 for lengths 2, 1, 0, 3.
+
+    Equals ``repeat_interleave`` of a range, in operations that every runtime has.
 
     Args:
         length: (G,) int64, G >= 1; 0 is allowed.
@@ -31,51 +98,8 @@ def segment_of(length: Tensor, total: int) -> Tensor:
     return steps.cumsum(0)[:-1]
 
 
-def size_of(count: Tensor) -> int:
-    """A count as a size for a new tensor.
-
-    Args:
-        count: () int64, not negative.
-
-    Raises:
-        RuntimeError: It is 2^40 or more, which no memory holds.
-    """
-    size: int = count.item()  # type: ignore[assignment]
-    # A tracer knows nothing of the value and has to be told its bounds.
-    torch._check(size >= 0)
-    torch._check(size < _LARGEST_SIZE)
-    return size
-
-
-def in_graph() -> bool:
-    """A graph is being exported, whose lists end with a filler."""
-    return torch.compiler.is_exporting()
-
-
-def keep_last(flags: Tensor) -> Tensor:
-    """Flags (N,) bool, N >= 1; in a graph the last one is set, so that the filler is kept."""
-    return torch.cat((flags[:-1], torch.ones_like(flags[-1:]))) if in_graph() else flags
-
-
-def lengthen_last(length: Tensor) -> Tensor:
-    """Lengths (G,) of segments, G >= 1; in a graph the last one is one longer, which makes room for the filler."""
-    return torch.cat((length[:-1], length[-1:] + 1)) if in_graph() else length
-
-
-def places_of(flags: Tensor) -> Tensor:
-    """Places of the flags that are set, ascending.
-
-    Args:
-        flags: (N,) bool.
-
-    Returns:
-        (number of flags set,) int64.
-    """
-    return flags.nonzero().squeeze(1)
-
-
-def sum_per_segment(segment: Tensor, values: Tensor, segments: int) -> Tensor:
-    """Sum of the values of each segment.
+def segment_sum(segment: Tensor, values: Tensor, segments: int) -> Tensor:
+    """Sum the values of each segment.
 
     Args:
         segment: (N,) int64.
@@ -88,8 +112,8 @@ def sum_per_segment(segment: Tensor, values: Tensor, segments: int) -> Tensor:
     return values.new_zeros(segments).index_add(0, segment, values)
 
 
-def count_true(flags: Tensor, length: Tensor) -> Tensor:
-    """How many flags are set in each segment, without a write per flag.
+def segment_count_true(flags: Tensor, length: Tensor) -> Tensor:
+    """Count the true flags of each segment, without a write per flag.
 
     Args:
         flags: (N,) bool, segment by segment.
@@ -98,82 +122,37 @@ def count_true(flags: Tensor, length: Tensor) -> Tensor:
     Returns:
         (G,) int64.
     """
-    running = torch.cat((length.new_zeros(1), flags.cumsum(0)))  # set before each place
+    running = torch.cat((length.new_zeros(1), flags.cumsum(0)))  # true flags before each index
     end = length.cumsum(0)
     return running.index_select(0, end) - running.index_select(0, end - length)
 
 
-LEAST_CHUNK = 64
-# Up to this k a chunk is so short that every segment may have one.
-SMALL_K = LEAST_CHUNK // 4
+def true_indices(flags: Tensor) -> Tensor:
+    """Indices (N,) int64 of the true flags of a (K,) bool tensor, ascending."""
+    return flags.nonzero().squeeze(1)
 
 
-def select_topk(values: Tensor, segment: Tensor, count: Tensor, k: int) -> Tensor:
-    """Places of each segment's k largest values above 0; among equal ones the earlier wins.
+def as_size(count: Tensor) -> int:
+    """Read a count as a size for a new tensor.
 
     Args:
-        values: (P,) not negative, segment by segment.
-        segment: (P,) int64, the segment of each value, ascending.
-        count: (G,) int64, values of each segment.
-        k: How many at most.
+        count: () int64, not negative.
 
-    Returns:
-        (N,) int64 places in ``values``, ascending; N <= G * k.
+    Raises:
+        RuntimeError: It is 2^40 or more, which no memory holds.
     """
-    own = kth_largest(values, segment, count, k).index_select(0, segment)
-    reached = places_of(keep_last((values >= own) & (values > 0)))
-    # What lies on the threshold is counted off in order: top-k routines do not agree on which of several they give.
-    group = segment.index_select(0, reached)
-    above = values.index_select(0, reached) > own.index_select(0, reached)
-    room = k - sum_per_segment(group, above.long(), count.shape[0])
-    level = (~above).long()
-    before = level.cumsum(0) - level  # values on a threshold before this one, in all segments
-    earlier = sum_per_segment(group, level, count.shape[0])
-    rank = before - (earlier.cumsum(0) - earlier).index_select(0, group)
-    kept = places_of(above | (rank < room.index_select(0, group)))
-    return reached.index_select(0, kept)
+    size: int = count.item()  # type: ignore[assignment]
+    # During export the value is unknown, and its bounds must be stated.
+    torch._check(size >= 0)
+    torch._check(size < MAX_SIZE)
+    return size
 
 
-def kth_largest(values: Tensor, segment: Tensor, count: Tensor, k: int) -> Tensor:
-    """The k-th largest value of each segment, 0 where it has fewer than k, or k when k is large.
-
-    Returns:
-        (G,) in the values' dtype.
-    """
-    if k <= SMALL_K:
-        return _kth_largest(values, segment, count, k)
-    # Room for k values in each segment may be far more than there are values: only segments that have more get it.
-    long = keep_last(count > k)
-    chosen = places_of(long)
-    thresholds = values.new_zeros(count.shape[0])
-    if not in_graph() and not chosen.shape[0]:
-        return thresholds
-    inside = places_of(long.index_select(0, segment))
-    number = (long.cumsum(0) - 1).index_select(0, segment.index_select(0, inside))
-    kth = _kth_largest(values.index_select(0, inside), number, count.index_select(0, chosen), k)
-    return thresholds.index_copy(0, chosen, kth)
+def keep_dummy(flags: Tensor) -> Tensor:
+    """Set the last of the flags (N,) bool, N >= 1, during export, so that the dummy entry is kept."""
+    return torch.cat((flags[:-1], torch.ones_like(flags[-1:]))) if torch.compiler.is_exporting() else flags
 
 
-def _kth_largest(values: Tensor, segment: Tensor, count: Tensor, k: int) -> Tensor:
-    """The k-th largest value of each segment, 0 where it has fewer than k.
-
-    Segments are cut into chunks. Of each chunk only the k largest go on; among these is a segment's k-th largest.
-    """
-    chunk = max(LEAST_CHUNK, 4 * k)
-    chunks = (count + chunk - 1) // chunk  # (G,)
-    place, total = _places(segment, count, chunks, chunk)
-    padded = values.new_zeros(total * chunk).index_copy(0, place, values)
-    best = padded.view(-1, chunk).topk(k, dim=1, sorted=False).values  # (chunks, k)
-    widest = size_of(torch.cat((chunks, chunks.new_ones(1))).amax(dim=0))
-    owner = segment_of(chunks, total)
-    rank = torch.arange(total, device=values.device) - (chunks.cumsum(0) - chunks).index_select(0, owner)
-    table = values.new_zeros((count.shape[0], widest, k)).index_put((owner, rank), best)
-    return table.flatten(1).topk(k, dim=1, sorted=False).values.amin(dim=1)
-
-
-def _places(segment: Tensor, count: Tensor, chunks: Tensor, chunk: int) -> tuple[Tensor, int]:
-    """Where each value goes when every segment starts on a chunk of its own, and how many chunks there are."""
-    end = chunks.cumsum(0)
-    shift = (end - chunks) * chunk - (count.cumsum(0) - count)  # (G,)
-    place = torch.arange(segment.shape[0], device=segment.device) + shift.index_select(0, segment)
-    return place, size_of(chunks.sum())
+def extend_for_dummy(length: Tensor) -> Tensor:
+    """Lengthen the last of the segments (G,), G >= 1, by one during export, to hold the dummy entry."""
+    return torch.cat((length[:-1], length[-1:] + 1)) if torch.compiler.is_exporting() else length

@@ -1,7 +1,7 @@
 """Task-aligned assignment over the candidate pairs alone (Feng et al., arXiv 2108.07755).
 
-Time and memory follow P, the pairs of a ground truth and an anchor inside it, a few per cent of B * M * A. The results
-are those of ``yolo_loss.assignment.dense``, to the bit.
+Time and memory are proportional to P, the pairs of a ground truth and an anchor inside it: a few per cent of B * M * A.
+The results equal those of ``yolo_loss.assignment.dense`` to the bit.
 """
 
 from __future__ import annotations
@@ -12,23 +12,69 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from yolo_loss.assignment.anchor_grid import Pairs, Runs, list_runs, pairs_of_images, write_out
-from yolo_loss.assignment.params import AssignerParams, candidate_areas, power
-from yolo_loss.assignment.segment_ops import count_true, in_graph, keep_last, places_of, select_topk, sum_per_segment
-from yolo_loss.boxes import Measured, ciou_of_measured, measure
+from yolo_loss.assignment.anchor_grid import (
+    CandidatePairs,
+    IndexRanges,
+    candidate_ranges,
+    count_pairs_per_image,
+    expand_ranges,
+)
+from yolo_loss.assignment.params import AssignerParams, enlarge, power
+from yolo_loss.assignment.segment_ops import (
+    keep_dummy,
+    segment_count_true,
+    segment_sum,
+    segment_topk,
+    true_indices,
+)
+from yolo_loss.boxes import BoxGeometry, box_geometry, ciou_of_geometry
 from yolo_loss.execution.channels import ClassScores
-from yolo_loss.execution.chunks import join, one_portion, portions
+from yolo_loss.execution.chunks import chunk_slices, concatenate_assignments, runs_unchunked
 from yolo_loss.execution.compilation import kernel
 from yolo_loss.structures import Assignment, GroundTruth
 
-# Pairs in one portion: some twenty lists of this length fit a processor's second and third cache.
-PAIRS_AT_ONCE = 2**17
+# Pairs of one chunk of images: some twenty lists of this length fit a processor's second and third cache.
+PAIRS_PER_CHUNK = 2**17
+
+
+class ImageChunk(NamedTuple):
+    """Inputs for a chunk of b images; all indices count from its first image.
+
+    Attributes:
+        ranges: Candidates.
+        scores: Class scores of all anchors.
+        predicted: Predicted boxes, (b, A) each.
+        truth: Ground-truth boxes, (b, M) each.
+        labels: (b, M).
+    """
+
+    ranges: IndexRanges
+    scores: ClassScores
+    predicted: BoxGeometry
+    truth: BoxGeometry
+    labels: Tensor
+
+
+class Candidates(NamedTuple):
+    """Candidate pairs; those without overlap are left out where they cannot be chosen.
+
+    Attributes:
+        pairs: (P,) each, ordered by ground truth, then by anchor.
+        iou: (P,) u.
+        metric: (P,) t = s^alpha * u^beta.
+        per_slot: (B * M,) int64, candidates of each ground truth.
+    """
+
+    pairs: CandidatePairs
+    iou: Tensor
+    metric: Tensor
+    per_slot: Tensor
 
 
 def assign_sparse(
     scores: ClassScores, pd_bboxes: Tensor, anc_points: Tensor, ground_truth: GroundTruth, params: AssignerParams
 ) -> Assignment:
-    """Give each anchor at most one ground truth.
+    """Assign at most one ground truth to each anchor.
 
     Args:
         scores: Class scores of all anchors.
@@ -41,80 +87,124 @@ def assign_sparse(
         The assignment in compact form.
     """
     boxes = ground_truth.gt_bboxes
-    runs = list_runs(anc_points, candidate_areas(boxes, params), ground_truth.mask_gt.squeeze(-1), params.eps)
-    predicted = measure([side.contiguous() for side in pd_bboxes.unbind(-1)])
+    ranges = candidate_ranges(
+        anc_points, enlarge(boxes, params.min_box_side), ground_truth.mask_gt.squeeze(-1), params.eps
+    )
+    predicted = box_geometry([side.contiguous() for side in pd_bboxes.unbind(-1)])
     labels = ground_truth.gt_labels.squeeze(-1).clamp(min=0)
-    whole = Part(runs, scores, predicted, measure(boxes.unbind(-1)), labels)
-    parts = [assign_part(part, params) for part in split(whole)]
-    return join(parts)
+    batch = ImageChunk(ranges, scores, predicted, box_geometry(boxes.unbind(-1)), labels)
+    return concatenate_assignments([_assign_chunk(chunk, params) for chunk in _split_into_chunks(batch)])
 
 
-def split(whole: Part) -> list[Part]:
-    """Portions of images; no ground truth reaches into another image, so the results are the same."""
-    runs, images, slots, anchors = whole.runs, *whole.labels.shape, whole.predicted.x1.shape[1]
-    if one_portion(whole.labels.device):
-        return [whole]
-    chosen = portions(pairs_of_images(runs, images, slots).tolist(), PAIRS_AT_ONCE)
-    edges = torch.searchsorted(runs.slot, runs.slot.new_tensor([part.stop * slots for part in chosen])).tolist()
-    parts, begin = [], 0
-    for part, end in zip(chosen, edges, strict=True):
-        slot, first, length = (field[begin:end] for field in runs)
-        own_runs = Runs(slot - part.start * slots, first - part.start * anchors, length)
-        predicted, wanted = (boxes.apply(itemgetter(part)) for boxes in (whole.predicted, whole.wanted))
-        parts.append(Part(own_runs, whole.scores.of_images(part), predicted, wanted, whole.labels[part]))
-        begin = end
-    return parts
+def _split_into_chunks(batch: ImageChunk) -> list[ImageChunk]:
+    """Split a batch by images; no ground truth reaches into another image, so the results are the same."""
+    ranges, images, slots, anchors = batch.ranges, *batch.labels.shape, batch.predicted.x1.shape[1]
+    if runs_unchunked(batch.labels.device):
+        return [batch]
+    slices = chunk_slices(count_pairs_per_image(ranges, images, slots).tolist(), PAIRS_PER_CHUNK)
+    edges = torch.searchsorted(ranges.slot, ranges.slot.new_tensor([part.stop * slots for part in slices])).tolist()
+    chunks, start = [], 0
+    for part, end in zip(slices, edges, strict=True):
+        slot, begin, length = (field[start:end] for field in ranges)
+        chunk_ranges = IndexRanges(slot - part.start * slots, begin - part.start * anchors, length)
+        predicted, truth = (boxes.apply(itemgetter(part)) for boxes in (batch.predicted, batch.truth))
+        chunks.append(ImageChunk(chunk_ranges, batch.scores.of_images(part), predicted, truth, batch.labels[part]))
+        start = end
+    return chunks
 
 
-def assign_part(part: Part, params: AssignerParams) -> Assignment:
-    """The assignment of some images."""
-    images, slots = part.labels.shape
-    anchors = part.predicted.x1.shape[1]
-    candidates = find_candidates(part, params)
+def _assign_chunk(chunk: ImageChunk, params: AssignerParams) -> Assignment:
+    images, slots = chunk.labels.shape
+    anchors = chunk.predicted.x1.shape[1]
+    candidates = _find_candidates(chunk, params)
     pairs, metric = candidates.pairs, candidates.metric
-    chosen = select_topk(metric, pairs.slot, candidates.per_slot, params.topk)
-    # One place more, for the anchor of a graph's filler.
-    assigned = one_owner(candidates, chosen, images * anchors + 1)
+    chosen = segment_topk(metric, pairs.slot, candidates.per_slot, params.topk)
+    # One anchor more, for a graph's dummy entry.
+    assigned = _resolve_conflicts(candidates, chosen, images * anchors + 1)
     if params.topk2 is not None:
-        own, slot = metric.index_select(0, assigned), pairs.slot.index_select(0, assigned)
-        count = sum_per_segment(slot, torch.ones_like(slot), images * slots)
-        kept = select_topk(own, slot, count, params.topk2)
+        assigned_metric, slot = metric.index_select(0, assigned), pairs.slot.index_select(0, assigned)
+        count = segment_sum(slot, torch.ones_like(slot), images * slots)
+        kept = segment_topk(assigned_metric, slot, count, params.topk2)
         assigned = assigned.index_select(0, kept)
-    return soft_scores(candidates, assigned, (images, slots, anchors), params.eps)
+    return _normalize_scores(candidates, assigned, (images, slots, anchors), params.eps)
 
 
-def one_owner(candidates: Candidates, chosen: Tensor, anchors: int) -> Tensor:
-    """An anchor chosen by several goes to the largest overlap among all whose candidate it is; ties: smallest slot.
+def _find_candidates(chunk: ImageChunk, params: AssignerParams) -> Candidates:
+    pairs = expand_ranges(chunk.ranges)
+    iou = _iou_of_pairs(chunk.truth, chunk.predicted, pairs)
+    per_slot = segment_sum(chunk.ranges.slot, chunk.ranges.length, chunk.labels.shape[0] * chunk.labels.shape[1])
+    if params.beta > 0:
+        # A pair without overlap has metric 0: it is never chosen, and it wins no anchor from a pair that is.
+        overlaps = keep_dummy(iou > 0)
+        per_slot = segment_count_true(overlaps, per_slot)
+        overlapping = true_indices(overlaps)
+        iou = iou.index_select(0, overlapping)
+        pairs = CandidatePairs(*(field.index_select(0, overlapping) for field in pairs))
+    iou, metric = _metric_of_pairs(chunk.scores, chunk.labels, pairs, iou, params)
+    return Candidates(_move_dummy_aside(pairs, chunk.predicted.x1.numel()), iou, metric, per_slot)
+
+
+@kernel
+def _iou_of_pairs(truth: BoxGeometry, predicted: BoxGeometry, pairs: CandidatePairs) -> Tensor:
+    """CIoU of each pair (P,), not clamped."""
+    return ciou_of_geometry(
+        truth.apply(lambda field: field.flatten().index_select(0, pairs.slot)),
+        predicted.apply(lambda field: field.flatten().index_select(0, pairs.anchor)),
+    )
+
+
+@kernel
+def _metric_of_pairs(
+    scores: ClassScores, labels: Tensor, pairs: CandidatePairs, iou: Tensor, params: AssignerParams
+) -> tuple[Tensor, Tensor]:
+    """IoU u and metric t = s^alpha * u^beta of each pair, (P,) each; NaN and values not above 0 become 0."""
+    iou = torch.where(iou > 0, iou, 0.0)
+    class_scores = scores.of_pairs(labels, pairs.slot, pairs.anchor)
+    metric = power(class_scores, params.alpha) * power(iou, params.beta)
+    return iou, torch.where(metric > 0, metric, 0.0)
+
+
+def _move_dummy_aside(pairs: CandidatePairs, anchors: int) -> CandidatePairs:
+    """Give a graph's dummy entry, the last pair, the anchor B * A, which does not exist."""
+    if not torch.compiler.is_exporting():
+        return pairs
+    aside = torch.zeros_like(pairs.anchor[-1:]) + anchors
+    return pairs._replace(anchor=torch.cat((pairs.anchor[:-1], aside)))
+
+
+def _resolve_conflicts(candidates: Candidates, chosen: Tensor, anchors: int) -> Tensor:
+    """Assign an anchor chosen by several to the largest IoU among all whose candidate it is; ties: smallest slot.
 
     Args:
         candidates: (P,) each.
-        chosen: (N,) places in ``candidates``.
-        anchors: How many there may be, B * A or more.
+        chosen: (N,) indices into ``candidates``.
+        anchors: Upper bound of the anchors' indices, B * A or more.
 
     Returns:
-        Places of the assigned pairs, ascending, each anchor at most once; in a graph the filler twice.
+        Indices of the assigned pairs, ascending, each anchor at most once; in a graph the dummy entry twice.
     """
-    overlap, all_anchors = candidates.overlap, candidates.pairs.anchor
-    wanted = all_anchors.index_select(0, chosen)
-    contested = sum_per_segment(wanted, torch.ones_like(wanted), anchors) > 1  # (B * A,)
-    rivals = places_of(keep_last(contested.index_select(0, all_anchors)))
-    anchor, own = all_anchors.index_select(0, rivals), overlap.index_select(0, rivals)
-    largest = overlap.new_full((anchors,), -1.0).scatter_reduce(0, anchor, own, "amax")
-    leading = places_of(own == largest.index_select(0, anchor))
-    # Pairs are ordered by slot, so the smallest place is the smallest slot.
-    place, nobody = rivals.index_select(0, leading), overlap.shape[0]
-    winner = place.new_full((anchors,), nobody).scatter_reduce(0, anchor.index_select(0, leading), place, "amin")
-    alone = places_of(~contested.index_select(0, wanted))
-    won = places_of(winner < nobody)
-    return torch.cat((chosen.index_select(0, alone), winner.index_select(0, won))).sort().values
+    iou, anchor = candidates.iou, candidates.pairs.anchor
+    chosen_anchor = anchor.index_select(0, chosen)
+    contested = segment_sum(chosen_anchor, torch.ones_like(chosen_anchor), anchors) > 1  # (B * A,)
+    rivals = true_indices(keep_dummy(contested.index_select(0, anchor)))
+    rival_anchor, rival_iou = anchor.index_select(0, rivals), iou.index_select(0, rivals)
+    largest = iou.new_full((anchors,), -1.0).scatter_reduce(0, rival_anchor, rival_iou, "amax")
+    leading = true_indices(rival_iou == largest.index_select(0, rival_anchor))
+    # Pairs are ordered by slot, so the smallest index is the smallest slot.
+    leader, none = rivals.index_select(0, leading), iou.shape[0]
+    leader_anchor = rival_anchor.index_select(0, leading)
+    winner = leader.new_full((anchors,), none).scatter_reduce(0, leader_anchor, leader, "amin")
+    uncontested = true_indices(~contested.index_select(0, chosen_anchor))
+    won = true_indices(winner < none)
+    return torch.cat((chosen.index_select(0, uncontested), winner.index_select(0, won))).sort().values
 
 
-def soft_scores(candidates: Candidates, assigned: Tensor, shape: tuple[int, int, int], eps: float) -> Assignment:
-    """Weight of each assigned anchor: t * max_u / (max_t + eps), multiplied first.
+def _normalize_scores(candidates: Candidates, assigned: Tensor, shape: tuple[int, int, int], eps: float) -> Assignment:
+    """Compute the normalized alignment score of each assigned anchor, t * max_u / (max_t + eps), multiplying first.
 
     Args:
         candidates: (P,) each.
-        assigned: (N,) places in ``candidates``, each anchor at most once.
+        assigned: (N,) indices into ``candidates``, each anchor at most once.
         shape: B, M, A.
         eps: Keeps the quotient finite.
 
@@ -122,95 +212,17 @@ def soft_scores(candidates: Candidates, assigned: Tensor, shape: tuple[int, int,
         The assignment in compact form.
     """
     images, slots, anchors = shape
-    slot, anchor, overlap, metric = (
-        field.index_select(0, assigned) for field in (*candidates.pairs, candidates.overlap, candidates.metric)
+    slot, anchor, iou, metric = (
+        field.index_select(0, assigned) for field in (*candidates.pairs, candidates.iou, candidates.metric)
     )
-    nothing = metric.new_zeros(images * slots)
-    max_metric = nothing.scatter_reduce(0, slot, metric, "amax").index_select(0, slot)
-    max_overlap = nothing.scatter_reduce(0, slot, overlap, "amax").index_select(0, slot)
-    weight = metric * max_overlap / (max_metric + eps)
+    zeros = metric.new_zeros(images * slots)
+    max_metric = zeros.scatter_reduce(0, slot, metric, "amax").index_select(0, slot)
+    max_iou = zeros.scatter_reduce(0, slot, iou, "amax").index_select(0, slot)
+    weight = metric * max_iou / (max_metric + eps)
 
     total = images * anchors
     background = anchor.new_zeros(total + 1)
-    owner = background.index_put((anchor,), slot - torch.div(slot, slots, rounding_mode="floor") * slots)
+    gt_idx = background.index_put((anchor,), slot - torch.div(slot, slots, rounding_mode="floor") * slots)
     weights = weight.new_zeros(total + 1).index_put((anchor,), weight)
-    foreground = background.bool().index_put((anchor,), torch.ones_like(anchor, dtype=torch.bool))
-    return Assignment(*(field[:total].view(images, anchors) for field in (foreground, owner, weights)))
-
-
-class Part(NamedTuple):
-    """What the assignment of some images needs; all indices count from the first of them.
-
-    Attributes:
-        runs: Their candidates.
-        scores: Class scores of all anchors.
-        predicted: Predicted boxes, (b, A) each.
-        wanted: Ground truths, (b, M) each.
-        labels: (b, M).
-    """
-
-    runs: Runs
-    scores: ClassScores
-    predicted: Measured
-    wanted: Measured
-    labels: Tensor
-
-
-class Candidates(NamedTuple):
-    """Candidate pairs whose boxes overlap.
-
-    Attributes:
-        pairs: (P,) each, ordered by ground truth, then by anchor.
-        overlap: (P,) u.
-        metric: (P,) t = s^alpha * u^beta.
-        per_slot: (B * M,) int64, how many each ground truth has.
-    """
-
-    pairs: Pairs
-    overlap: Tensor
-    metric: Tensor
-    per_slot: Tensor
-
-
-def find_candidates(part: Part, params: AssignerParams) -> Candidates:
-    """The candidate pairs of some images."""
-    pairs = write_out(part.runs)
-    overlap = overlap_of_pairs(part.wanted, part.predicted, pairs)
-    per_slot = sum_per_segment(part.runs.slot, part.runs.length, part.labels.shape[0] * part.labels.shape[1])
-    if params.beta > 0:
-        # A pair without overlap has metric 0: it is never chosen, and it wins no anchor from a pair that is.
-        overlaps = keep_last(overlap > 0)
-        per_slot = count_true(overlaps, per_slot)
-        touching = places_of(overlaps)
-        overlap = overlap.index_select(0, touching)
-        pairs = Pairs(*(field.index_select(0, touching) for field in pairs))
-    overlap, metric = metric_of_pairs(part.scores, part.labels, pairs, overlap, params)
-    return Candidates(filler_aside(pairs, part.predicted.x1.numel()), overlap, metric, per_slot)
-
-
-def filler_aside(pairs: Pairs, anchors: int) -> Pairs:
-    """Pairs (P,); in a graph the last one's anchor is no real one but B * A, the number of all anchors."""
-    if not in_graph():
-        return pairs
-    aside = torch.zeros_like(pairs.anchor[-1:]) + anchors
-    return pairs._replace(anchor=torch.cat((pairs.anchor[:-1], aside)))
-
-
-@kernel
-def overlap_of_pairs(wanted: Measured, predicted: Measured, pairs: Pairs) -> Tensor:
-    """CIoU of each pair, (P,)."""
-    return ciou_of_measured(
-        wanted.apply(lambda field: field.flatten().index_select(0, pairs.slot)),
-        predicted.apply(lambda field: field.flatten().index_select(0, pairs.anchor)),
-    )
-
-
-@kernel
-def metric_of_pairs(
-    scores: ClassScores, labels: Tensor, pairs: Pairs, overlap: Tensor, params: AssignerParams
-) -> tuple[Tensor, Tensor]:
-    """Overlap u and metric t = s^alpha * u^beta of each pair; 0 where one is not a number or not above 0."""
-    overlap = torch.where(overlap > 0, overlap, 0.0)
-    own = scores.of_pairs(labels, pairs.slot, pairs.anchor)
-    metric = power(own, params.alpha) * power(overlap, params.beta)
-    return overlap, torch.where(metric > 0, metric, 0.0)
+    fg_mask = background.bool().index_put((anchor,), torch.ones_like(anchor, dtype=torch.bool))
+    return Assignment(*(field[:total].view(images, anchors) for field in (fg_mask, gt_idx, weights)))

@@ -1,4 +1,4 @@
-"""From the compact form of an assignment to the targets that users of YOLO code know."""
+"""Look up the targets that YOLO code expects from an assignment in compact form."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from yolo_loss.structures import Assignment, AssignmentResult, GroundTruth
 
 
 def look_up_targets(assignment: Assignment, ground_truth: GroundTruth, num_classes: int) -> AssignmentResult:
-    """Labels, boxes and dense scores from the compact form.
+    """Look up labels, boxes and dense scores.
 
     Args:
-        assignment: Compact form, each (B, A).
-        ground_truth: What it refers to; M may be 0.
+        assignment: The assignment, each field (B, A).
+        ground_truth: Its ground truth; M may be 0.
         num_classes: C.
 
     Returns:
         The five targets.
     """
     weights = assignment.target_weights
-    # Into fresh zeros: comparing every label with every class takes longer.
+    # Written into zeros: comparing every label with every class takes longer.
     scores = lazy_zeros((*weights.shape, num_classes), weights)
     if ground_truth.gt_labels.shape[1] == 0:
         labels = torch.full_like(assignment.target_gt_idx, num_classes)
@@ -30,19 +30,19 @@ def look_up_targets(assignment: Assignment, ground_truth: GroundTruth, num_class
         return AssignmentResult(labels, boxes, scores, assignment.fg_mask, assignment.target_gt_idx)
     labels, boxes = labels_and_boxes(assignment, ground_truth)
     if vectorized():
-        scores = torch.zeros_like(scores).scatter(2, labels.unsqueeze(-1), weights.unsqueeze(-1))
+        scores = scores_by_scatter(labels, weights, num_classes)
     elif scores.device.type == "cpu":
-        # The foreground alone: writing the background's zeros would touch every page.
+        # Only the foreground: writing the background's zeros would touch every page of memory.
         image, anchor = assignment.fg_mask.nonzero().unbind(1)
         scores[image, anchor, labels[image, anchor]] = weights[image, anchor]
     else:
-        # A list of the foreground has a length for which a GPU would be waited for.
+        # Listing the foreground would synchronise with the GPU to learn its length.
         scores.scatter_(2, labels.unsqueeze(-1), weights.unsqueeze(-1))
     return AssignmentResult(labels, boxes, scores, assignment.fg_mask, assignment.target_gt_idx)
 
 
 def labels_and_boxes(assignment: Assignment, ground_truth: GroundTruth) -> tuple[Tensor, Tensor]:
-    """Class and box of each anchor's ground truth; background anchors get those of slot 0.
+    """Look up class and box of each anchor's ground truth; background anchors get those of slot 0.
 
     Returns:
         Labels (B, A) int64 and boxes (B, A, 4).
@@ -57,7 +57,7 @@ def labels_and_boxes(assignment: Assignment, ground_truth: GroundTruth) -> tuple
 
 
 def scores_by_comparison(labels: Tensor, weights: Tensor, num_classes: int) -> Tensor:
-    """One-hot(label) times soft score, without a scatter.
+    """Dense scores, one-hot(label) times weight, by comparison: no scatter, for TensorRT.
 
     Returns:
         (B, A, C) in the weights' dtype.
@@ -67,6 +67,10 @@ def scores_by_comparison(labels: Tensor, weights: Tensor, num_classes: int) -> T
 
 
 def scores_by_scatter(labels: Tensor, weights: Tensor, num_classes: int) -> Tensor:
-    """The same, written into zeros."""
+    """Dense scores, one-hot(label) times weight, by a scatter into zeros: the faster way in ONNX Runtime.
+
+    Returns:
+        (B, A, C) in the weights' dtype.
+    """
     zeros = weights.new_zeros((*weights.shape, num_classes))
     return zeros.scatter(2, labels.unsqueeze(-1), weights.unsqueeze(-1))

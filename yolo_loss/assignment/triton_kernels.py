@@ -1,4 +1,14 @@
-"""The two kernels of ``yolo_loss.assignment.triton``; they need the package ``triton``."""
+"""The two kernels of ``yolo_loss.assignment.triton``; they need the package ``triton``.
+
+Arguments of both, pointers unless said otherwise. G is a ground truth's index b * M + m.
+
+* ``points`` (2, A), ``boxes`` (6, B, A) and ``truth_boxes`` (6, B, M) with the fields of ``BoxGeometry``, ``areas``
+  (4, B, M) with the sides of the candidate areas, ``labels`` and ``valid`` (B, M).
+* ``s0`` to ``s2``: class scores of three levels (B, C, A_i); ``t0`` to ``t8``: the strides of their axes (numbers).
+* ``times_chosen`` (B, A): how many ground truths chose an anchor; ``chosen_by`` (B, A): one of their slots.
+* Numbers: ``slots`` M, ``anchors`` A, ``all_anchors`` B * A, ``all_slots`` B * M, ``end0`` and ``end1`` where the
+  first two levels end, ``eps``; compiled in: the exponents, whether scores are ``logits``, and anchors per ``block``.
+"""
 
 from __future__ import annotations
 
@@ -6,95 +16,129 @@ import triton
 import triton.language as tl
 
 # Larger than every anchor's index.
-NOWHERE = tl.constexpr(2**30)
+NO_INDEX = tl.constexpr(2**30)
 
 
 @triton.jit
-def choose(
+def select_topk(
     points, boxes, truth_boxes, areas, labels, valid, s0, s1, s2, t0, t1, t2, t3, t4, t5, t6, t7, t8,
-    count, chooser, slots, anchors, total, truths, end0, end1, eps,
-    k: tl.constexpr, room: tl.constexpr, alpha: tl.constexpr, beta: tl.constexpr, logits: tl.constexpr,
+    times_chosen, chosen_by, slots, anchors, all_anchors, all_slots, end0, end1, eps,
+    k: tl.constexpr, table_size: tl.constexpr, alpha: tl.constexpr, beta: tl.constexpr, logits: tl.constexpr,
     block: tl.constexpr,
 ):  # fmt: skip
-    """A ground truth's k anchors of largest metric above 0; among equal ones the smaller index.
+    """Choose a ground truth's k anchors of largest metric above 0; among equal ones the smaller index.
 
-    Adds 1 to ``count`` (B, A) at each, and writes the slot into ``chooser`` (B, A).
+    Adds 1 to ``times_chosen`` at each, and writes the slot into ``chosen_by``. One program per ground truth;
+    ``table_size`` is k rounded up to a power of two.
     """
     g = tl.program_id(0)
     b = g // slots
     if tl.load(valid + g):
-        place = tl.arange(0, room)
-        # The k best so far. Places without one hold 0; those from k on are never the least.
-        best = tl.where(place < k, 0.0, float("inf"))
-        who = -1 - place
+        entry = tl.arange(0, table_size)
+        # The k best metrics so far, 0 where there is none; entries from k on are never the smallest.
+        best = tl.where(entry < k, 0.0, float("inf"))
+        best_anchor = -1 - entry
         for begin in range(0, anchors, block):
             a = begin + tl.arange(0, block)
-            inside = is_inside(points, areas, anchors, truths, a, g, eps, a < anchors)
+            inside = is_inside(points, areas, anchors, all_slots, a, g, eps, a < anchors)
             if tl.max(inside.to(tl.int32), 0) > 0:
-                overlap = overlap_at(boxes, total, b * anchors + a, truth_boxes, truths, g, inside, False)
+                iou = ciou_at(boxes, all_anchors, b * anchors + a, truth_boxes, all_slots, g, inside, False)
                 score = score_of(
                     s0, s1, s2, t0, t1, t2, t3, t4, t5, t6, t7, t8, b, tl.load(labels + g), a, end0, end1, inside
                 )
-                metric = metric_of(score, overlap, inside, alpha, beta, logits)
-                most, least = tl.max(metric, 0), tl.min(best, 0)
-                while most > least:
-                    at = tl.min(tl.where(metric == most, a, NOWHERE), 0)
-                    # Among equal ones the largest index makes room.
-                    leaves = tl.max(tl.where(best == least, who, -NOWHERE), 0)
-                    here = (best == least) & (who == leaves)
-                    best = tl.where(here, most, best)
-                    who = tl.where(here, at, who)
+                metric = metric_of(score, iou, inside, alpha, beta, logits)
+                largest, smallest = tl.max(metric, 0), tl.min(best, 0)
+                while largest > smallest:
+                    at = tl.min(tl.where(metric == largest, a, NO_INDEX), 0)
+                    # Among equal entries the largest index is replaced.
+                    replaced = tl.max(tl.where(best == smallest, best_anchor, -NO_INDEX), 0)
+                    here = (best == smallest) & (best_anchor == replaced)
+                    best = tl.where(here, largest, best)
+                    best_anchor = tl.where(here, at, best_anchor)
                     metric = tl.where(a == at, 0.0, metric)
-                    most, least = tl.max(metric, 0), tl.min(best, 0)
-        chosen = who >= 0
-        tl.atomic_add(count + b * anchors + who, 1, chosen)
-        # Of several the last one stays, which is looked at only where there is one.
-        tl.store(chooser + b * anchors + who, g - b * slots, chosen)
+                    largest, smallest = tl.max(metric, 0), tl.min(best, 0)
+        chosen = best_anchor >= 0
+        tl.atomic_add(times_chosen + b * anchors + best_anchor, 1, chosen)
+        # Of several writers the last one stays; the value is read only where there was one.
+        tl.store(chosen_by + b * anchors + best_anchor, g - b * slots, chosen)
 
 
 @triton.jit
-def settle(
+def resolve_conflicts(
     points, boxes, truth_boxes, areas, labels, valid, s0, s1, s2, t0, t1, t2, t3, t4, t5, t6, t7, t8,
-    count, chooser, owner, metrics, most_metric, most_overlap, slots, anchors, total, truths, end0, end1, eps,
+    times_chosen, chosen_by, gt_idx, anchor_metric, max_metric, max_iou,
+    slots, anchors, all_anchors, all_slots, end0, end1, eps,
     alpha: tl.constexpr, beta: tl.constexpr, logits: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """Each anchor's owner, its metric with it, and the largest metric and overlap of each ground truth's anchors.
+    """Assign an anchor chosen by several to the largest IoU among all whose candidate it is; ties: smallest slot.
 
-    An anchor chosen by several goes to the largest overlap among all whose candidate it is; ties: smallest slot.
+    Writes each anchor's slot ``gt_idx`` (B, A) and metric ``anchor_metric`` (B, A), and the largest metric and IoU of
+    each ground truth's anchors, ``max_metric`` and ``max_iou`` (B, M). One program per image and block of anchors.
     """
     b = tl.program_id(1)
     a = tl.program_id(0) * block + tl.arange(0, block)
     here = b * anchors + a
-    times = tl.load(count + here, a < anchors, 0)
+    times = tl.load(times_chosen + here, a < anchors, 0)
     contested = times > 1
-    own = tl.load(chooser + here, times == 1, 0)
+    slot = tl.load(chosen_by + here, times == 1, 0)
     if tl.max(contested.to(tl.int32), 0) > 0:
         largest = tl.zeros([block], tl.float32) - 1.0
         for m in range(0, slots):
             g = b * slots + m
             if tl.load(valid + g):
-                inside = is_inside(points, areas, anchors, truths, a, g, eps, contested)
+                inside = is_inside(points, areas, anchors, all_slots, a, g, eps, contested)
                 if tl.max(inside.to(tl.int32), 0) > 0:
-                    overlap = overlap_at(boxes, total, here, truth_boxes, truths, g, inside, False)
-                    better = inside & (overlap > largest)
-                    largest = tl.where(better, overlap, largest)
-                    own = tl.where(better, m, own)
+                    iou = ciou_at(boxes, all_anchors, here, truth_boxes, all_slots, g, inside, False)
+                    better = inside & (iou > largest)
+                    largest = tl.where(better, iou, largest)
+                    slot = tl.where(better, m, slot)
     foreground = times > 0
-    g = b * slots + own
-    overlap = overlap_at(boxes, total, here, truth_boxes, truths, g, foreground, True)
+    g = b * slots + slot
+    iou = ciou_at(boxes, all_anchors, here, truth_boxes, all_slots, g, foreground, True)
     score = score_of(
         s0, s1, s2, t0, t1, t2, t3, t4, t5, t6, t7, t8, b, tl.load(labels + g, foreground, 0), a, end0, end1, foreground
     )
-    metric = metric_of(score, overlap, foreground, alpha, beta, logits)
-    tl.store(owner + here, own, a < anchors)
-    tl.store(metrics + here, metric, a < anchors)
-    tl.atomic_max(most_metric + g, metric, foreground)
-    tl.atomic_max(most_overlap + g, overlap, foreground)
+    metric = metric_of(score, iou, foreground, alpha, beta, logits)
+    tl.store(gt_idx + here, slot, a < anchors)
+    tl.store(anchor_metric + here, metric, a < anchors)
+    tl.atomic_max(max_metric + g, metric, foreground)
+    tl.atomic_max(max_iou + g, iou, foreground)
 
 
 @triton.jit
-def overlap_of(gx1, gy1, gx2, gy2, garea, gangle, px1, py1, px2, py2, parea, pangle):
-    """CIoU; what is not above 0, and what is no number, counts as 0."""
+def is_inside(points, areas, anchors, all_slots, a, g, eps, mask):
+    """Whether the anchor's point lies in the box's candidate area; false outside the mask."""
+    px, py = tl.load(points + a, mask, 0.0), tl.load(points + anchors + a, mask, 0.0)
+    x1, y1 = tl.load(areas + g), tl.load(areas + all_slots + g)
+    x2, y2 = tl.load(areas + 2 * all_slots + g), tl.load(areas + 3 * all_slots + g)
+    nearest = tl.minimum(tl.minimum(px - x1, x2 - px), tl.minimum(py - y1, y2 - py))
+    return mask & (nearest > eps)
+
+
+@triton.jit
+def ciou_at(boxes, all_anchors, index, truth_boxes, all_slots, g, mask, per_anchor: tl.constexpr):
+    """CIoU of anchors with one ground truth, or with ``per_anchor`` of each anchor with its own."""
+    truth_mask = mask if per_anchor else None
+    other = 0.0 if per_anchor else None
+    return ciou_of(
+        tl.load(truth_boxes + g, truth_mask, other),
+        tl.load(truth_boxes + all_slots + g, truth_mask, other),
+        tl.load(truth_boxes + 2 * all_slots + g, truth_mask, other),
+        tl.load(truth_boxes + 3 * all_slots + g, truth_mask, other),
+        tl.load(truth_boxes + 4 * all_slots + g, truth_mask, other),
+        tl.load(truth_boxes + 5 * all_slots + g, truth_mask, other),
+        tl.load(boxes + index, mask, 0.0),
+        tl.load(boxes + all_anchors + index, mask, 0.0),
+        tl.load(boxes + 2 * all_anchors + index, mask, 0.0),
+        tl.load(boxes + 3 * all_anchors + index, mask, 0.0),
+        tl.load(boxes + 4 * all_anchors + index, mask, 0.0),
+        tl.load(boxes + 5 * all_anchors + index, mask, 0.0),
+    )
+
+
+@triton.jit
+def ciou_of(gx1, gy1, gx2, gy2, garea, gangle, px1, py1, px2, py2, parea, pangle):
+    """CIoU; values not above 0 and NaN become 0."""
     width = tl.maximum(tl.minimum(gx2, px2) - tl.maximum(gx1, px1), 0.0)
     height = tl.maximum(tl.minimum(gy2, py2) - tl.maximum(gy1, py1), 0.0)
     inter = width * height
@@ -109,8 +153,32 @@ def overlap_of(gx1, gy1, gx2, gy2, garea, gangle, px1, py1, px2, py2, parea, pan
 
 
 @triton.jit
+def score_of(s0, s1, s2, t0, t1, t2, t3, t4, t5, t6, t7, t8, b, c, a, end0, end1, mask):
+    """Class scores of anchors, each read from its own level."""
+    first, second, third = mask & (a < end0), mask & (a >= end0) & (a < end1), mask & (a >= end1)
+    b, c = b.to(tl.int64), c.to(tl.int64)
+    index0 = b * t0 + c * t1 + a * t2
+    index1 = b * t3 + c * t4 + (a - end0) * t5
+    index2 = b * t6 + c * t7 + (a - end1) * t8
+    return (
+        tl.load(s0 + index0, first, 0.0).to(tl.float32)
+        + tl.load(s1 + index1, second, 0.0).to(tl.float32)
+        + tl.load(s2 + index2, third, 0.0).to(tl.float32)
+    )
+
+
+@triton.jit
+def metric_of(score, iou, mask, alpha: tl.constexpr, beta: tl.constexpr, logits: tl.constexpr):
+    """Metric s^alpha * u^beta; 0 outside the mask and where it is not above 0."""
+    if logits:
+        score = tl.div_rn(1.0, 1.0 + tl.exp(-score))
+    product = _power(score, alpha) * _power(iou, beta)
+    return tl.where(mask & (product > 0.0), product, 0.0)
+
+
+@triton.jit
 def _power(base, exponent: tl.constexpr):
-    """``yolo_loss.assignment.params.power`` for the exponents that ``triton_assign.EXPONENTS`` names."""
+    """``yolo_loss.assignment.params.power`` for the exponents in ``yolo_loss.assignment.triton.EXPONENTS``."""
     square = base * base
     if exponent == 0.0:
         result = tl.zeros_like(base) + 1.0
@@ -129,58 +197,3 @@ def _power(base, exponent: tl.constexpr):
     else:
         result = square * (square * square)
     return result
-
-
-@triton.jit
-def metric_of(score, overlap, foreground, alpha: tl.constexpr, beta: tl.constexpr, logits: tl.constexpr):
-    """s^alpha * u^beta, 0 where it is not above 0."""
-    if logits:
-        score = tl.div_rn(1.0, 1.0 + tl.exp(-score))
-    product = _power(score, alpha) * _power(overlap, beta)
-    return tl.where(foreground & (product > 0.0), product, 0.0)
-
-
-@triton.jit
-def is_inside(points, areas, anchors, truths, a, g, eps, wanted):
-    """Whether the anchor's point lies in the box's candidate area."""
-    px, py = tl.load(points + a, wanted, 0.0), tl.load(points + anchors + a, wanted, 0.0)
-    x1, y1 = tl.load(areas + g), tl.load(areas + truths + g)
-    x2, y2 = tl.load(areas + 2 * truths + g), tl.load(areas + 3 * truths + g)
-    nearest = tl.minimum(tl.minimum(px - x1, x2 - px), tl.minimum(py - y1, y2 - py))
-    return wanted & (nearest > eps)
-
-
-@triton.jit
-def overlap_at(boxes, total, place, truth_boxes, truths, g, wanted, each: tl.constexpr):
-    """CIoU of anchors with one ground truth, or where ``each`` with one of their own each."""
-    here = wanted if each else None
-    zero = 0.0 if each else None
-    return overlap_of(
-        tl.load(truth_boxes + g, here, zero),
-        tl.load(truth_boxes + truths + g, here, zero),
-        tl.load(truth_boxes + 2 * truths + g, here, zero),
-        tl.load(truth_boxes + 3 * truths + g, here, zero),
-        tl.load(truth_boxes + 4 * truths + g, here, zero),
-        tl.load(truth_boxes + 5 * truths + g, here, zero),
-        tl.load(boxes + place, wanted, 0.0),
-        tl.load(boxes + total + place, wanted, 0.0),
-        tl.load(boxes + 2 * total + place, wanted, 0.0),
-        tl.load(boxes + 3 * total + place, wanted, 0.0),
-        tl.load(boxes + 4 * total + place, wanted, 0.0),
-        tl.load(boxes + 5 * total + place, wanted, 0.0),
-    )
-
-
-@triton.jit
-def score_of(s0, s1, s2, t0, t1, t2, t3, t4, t5, t6, t7, t8, b, c, a, end0, end1, wanted):
-    """Class scores of anchors, each from the level that it is of."""
-    first, second, third = wanted & (a < end0), wanted & (a >= end0) & (a < end1), wanted & (a >= end1)
-    b, c = b.to(tl.int64), c.to(tl.int64)
-    place0 = b * t0 + c * t1 + a * t2
-    place1 = b * t3 + c * t4 + (a - end0) * t5
-    place2 = b * t6 + c * t7 + (a - end1) * t8
-    return (
-        tl.load(s0 + place0, first, 0.0).to(tl.float32)
-        + tl.load(s1 + place1, second, 0.0).to(tl.float32)
-        + tl.load(s2 + place2, third, 0.0).to(tl.float32)
-    )

@@ -1,1 +1,1 @@
-"""How operations run: in chunks of images, compiled, without copies, and under torch's transformations."""
+"""How operations run: in chunks of images, compiled, without copies, and under torch's transforms."""

@@ -1,4 +1,4 @@
-"""New tensors: large zeros on a CPU, and constants and copies for which no GPU is waited for."""
+"""Tensor creation: large zeros on a CPU at little cost, and small constants and copies without waiting for a GPU."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _NUMPY_TYPES = {torch.float16: numpy.float16, torch.float32: numpy.float32, torc
 
 
 def lazy_zeros(shape: Sequence[int], like: Tensor) -> Tensor:
-    """Zeros of which the system hands out only those pages that are written.
+    """Allocate zeros of which the operating system maps only those pages that are written.
 
-    torch writes every zero itself, into small pages. For the dense scores, nearly all of them zero, that takes longer
-    than assigning. numpy leaves the zeros to the system, and asks it for huge pages.
+    torch writes every zero itself, into small pages. For the dense scores, which are nearly all zero, that takes longer
+    than the assignment. numpy leaves zeroing to the operating system, and asks it for huge pages.
 
     Args:
-        shape: Of the buffer.
-        like: Gives type and device.
+        shape: Of the tensor.
+        like: Gives dtype and device.
     """
     if like.device.type != "cpu" or like.dtype not in _NUMPY_TYPES:
         return like.new_zeros(shape)
@@ -27,18 +27,18 @@ def lazy_zeros(shape: Sequence[int], like: Tensor) -> Tensor:
 
 
 def lazy_zeros_like(tensor: Tensor) -> Tensor:
-    """``torch.zeros_like`` by way of :func:`lazy_zeros`, in the tensor's own memory layout."""
+    """``torch.zeros_like`` through :func:`lazy_zeros`, in the tensor's own memory layout."""
     return lazy_zeros(tensor.shape, tensor) if tensor.is_contiguous() else torch.zeros_like(tensor)
 
 
 def constants(values: Sequence[float], like: Tensor) -> Tensor:
-    """A few numbers as a tensor.
+    """Make a tensor of a few numbers without waiting for a GPU.
 
-    ``torch.tensor`` uploads them, and waits until the GPU has done all that was queued before.
+    ``torch.tensor`` would upload them, and wait until the GPU has finished all queued work.
 
     Args:
         values: N numbers.
-        like: Gives type and device.
+        like: Gives dtype and device.
 
     Returns:
         (N,).
@@ -48,6 +48,6 @@ def constants(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.cat([like.new_full((1,), value) for value in values])
 
 
-def moved(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """``tensor.to``, not waiting for a GPU that it goes to. What comes from one must have arrived."""
+def to_device(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """``tensor.to`` without waiting for a copy to a GPU. A copy to the CPU is complete on return."""
     return tensor.to(device, dtype or tensor.dtype, non_blocking=device.type != "cpu")

@@ -1,4 +1,4 @@
-"""Channels of maps where they lie: single entries are read from levels that are never joined, split or copied."""
+"""Access to channels of feature maps in place: levels are never joined, split or copied to read single elements."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 
 class Channels(NamedTuple):
-    """Neighbouring channels of one level.
+    """Consecutive channels of one level.
 
     Attributes:
-        source: (B, K, A_i), in any layout.
+        source: (B, K, A_i), in any memory layout.
         first: The first channel.
-        size: How many.
+        size: Number of channels.
     """
 
     source: Tensor
@@ -28,19 +28,19 @@ class Channels(NamedTuple):
         return self.source.shape[2]
 
     def view(self) -> Tensor:
-        """(B, size, A_i), not copied."""
+        """The channels (B, size, A_i), not copied."""
         return self.source.narrow(1, self.first, self.size)
 
-    def part(self, first: int, size: int) -> Channels:
-        """Some of them."""
+    def narrow(self, first: int, size: int) -> Channels:
+        """Select ``size`` of these channels, beginning with ``first``."""
         return self._replace(first=self.first + first, size=size)
 
     def of_images(self, images: slice) -> Channels:
-        """The same of some images."""
+        """Select images."""
         return self._replace(source=self.source[images])
 
     def pick(self, image: Tensor, channel: Tensor, anchor: Tensor) -> Tensor:
-        """Single entries.
+        """Gather single elements.
 
         Args:
             image: b. The three are broadcast against each other.
@@ -50,13 +50,13 @@ class Channels(NamedTuple):
         Returns:
             Of the index tensors' common shape.
         """
-        numbers, begin, step = self._rows(image, channel)
-        place = begin + anchor * step
-        # One list of numbers and one index: indexing with three takes twice as long.
-        return numbers.index_select(0, place.flatten()).view(place.shape)
+        elements, begin, step = self._rows(image, channel)
+        index = begin + anchor * step
+        # A flat list with one index: indexing with three takes twice as long.
+        return elements.index_select(0, index.flatten()).view(index.shape)
 
     def pick_rows(self, image: Tensor, channel: Tensor, row: Tensor, anchor: Tensor) -> Tensor:
-        """Single entries of many anchors from few (image, channel) rows.
+        """Gather single elements at many anchors from few (image, channel) rows.
 
         Args:
             image: (G,) b.
@@ -67,26 +67,26 @@ class Channels(NamedTuple):
         Returns:
             (P,).
         """
-        numbers, begin, step = self._rows(image, channel)
-        return numbers.index_select(0, begin.index_select(0, row) + anchor * step)
+        elements, begin, step = self._rows(image, channel)
+        return elements.index_select(0, begin.index_select(0, row) + anchor * step)
 
     def _rows(self, image: Tensor, channel: Tensor) -> tuple[Tensor, Tensor, int]:
-        """All numbers, where each (image, channel) row begins among them, and the step between a row's anchors."""
-        numbers, steps = in_memory_order(self.source)
-        return numbers, image * steps[0] + (channel + self.first) * steps[1], steps[2]
+        """All elements, the index of each (image, channel) row among them, and the step between a row's anchors."""
+        elements, strides = _flatten_in_place(self.source)
+        return elements, image * strides[0] + (channel + self.first) * strides[1], strides[2]
 
 
-def in_memory_order(source: Tensor) -> tuple[Tensor, Sequence[int]]:
-    """A tensor's numbers as one list, not copied, and how far a step along each axis is in it."""
+def _flatten_in_place(source: Tensor) -> tuple[Tensor, Sequence[int]]:
+    """The elements of a tensor as a list in memory order, not copied, and the stride of each axis in it."""
     _, channels, anchors = source.shape
     if source.is_contiguous():
         return source.flatten(), (channels * anchors, anchors, 1)
-    if any(step == 0 and size > 1 for size, step in zip(source.shape, source.stride(), strict=True)):
-        # Numbers that stand for several would get the mean of their derivatives.
-        return in_memory_order(source.contiguous())
+    if any(stride == 0 and size > 1 for size, stride in zip(source.shape, source.stride(), strict=True)):
+        # An expanded element would get the mean of its copies' derivatives.
+        return _flatten_in_place(source.contiguous())
     if source.transpose(1, 2).is_contiguous():
         return source.transpose(1, 2).flatten(), (channels * anchors, 1, channels)
-    length = 1 + sum((size - 1) * step for size, step in zip(source.shape, source.stride(), strict=True))
+    length = 1 + sum((size - 1) * stride for size, stride in zip(source.shape, source.stride(), strict=True))
     return source.as_strided((length if source.numel() else 0,), (1,)), source.stride()
 
 
@@ -94,9 +94,9 @@ class ClassScores(NamedTuple):
     """Class scores of all anchors.
 
     Attributes:
-        levels: C channels of each level, of any floating type; their anchors follow one another.
-        dtype: What to compute in.
-        logits: They are logits of the probabilities.
+        levels: C channels of each level, of any floating dtype; their anchors follow one another.
+        dtype: The dtype to compute in.
+        logits: Whether the scores are logits; else they are probabilities.
     """
 
     levels: Sequence[Channels]
@@ -104,11 +104,11 @@ class ClassScores(NamedTuple):
     logits: bool = False
 
     def of_images(self, images: slice) -> ClassScores:
-        """The same of some images."""
+        """Select images."""
         return self._replace(levels=[level.of_images(images) for level in self.levels])
 
     def of_pairs(self, labels: Tensor, slot: Tensor, anchor: Tensor) -> Tensor:
-        """Probabilities of each ground truth's class on single anchors.
+        """Gather the probability of each pair's ground-truth class at its anchor.
 
         Args:
             labels: (B, M).
@@ -126,7 +126,7 @@ class ClassScores(NamedTuple):
         offset = offset - last.anchors
         picked = last.pick_rows(images, labels, slot, (anchor - offset).clamp(min=0) if others else anchor)
         for level in reversed(others):
-            # Of the levels whose end lies behind an anchor the first is its own.
+            # From the last level to the first: an earlier level overwrites all anchors before its end.
             own = level.pick_rows(
                 images, labels, slot, (anchor - (offset - level.anchors)).clamp(min=0, max=level.anchors - 1)
             )
@@ -135,7 +135,7 @@ class ClassScores(NamedTuple):
         return self._probabilities(picked)
 
     def of_slots(self, labels: Tensor) -> Tensor:
-        """Probabilities of each ground truth's class on all anchors.
+        """Gather the probabilities of each ground truth's class at all anchors.
 
         Args:
             labels: (B, M).
@@ -152,10 +152,10 @@ class ClassScores(NamedTuple):
 
 
 def probability(logits: Tensor) -> Tensor:
-    """The sigmoid of logits of any shape, in operations that every runtime rounds well.
+    """Sigmoid of logits of any shape, in operations that every runtime rounds well.
 
-    torch's own depends on a number's place in the tensor, as powers do (see ``yolo_loss.assignment.params.power``).
-    ONNX Runtime's is a fit that says nearly the same of all logits below -18; but the assignment compares small scores,
-    too.
+    torch's sigmoid depends on an element's position, as its powers do (see ``yolo_loss.assignment.params.power``).
+    ONNX Runtime's is an approximation that is nearly constant for logits below -18, where the assignment still compares
+    scores.
     """
     return 1 / (1 + torch.exp(-logits))

@@ -1,4 +1,4 @@
-"""Work in portions of images, so that what lies between two operations stays in the processor's cache."""
+"""Processing a batch in chunks of images, so that intermediate results stay in the processor's cache."""
 
 from __future__ import annotations
 
@@ -11,52 +11,52 @@ from torch import Tensor
 from yolo_loss.execution.compilation import compiling_kernels
 from yolo_loss.structures import Assignment
 
-# Numbers of a map in one portion.
-NUMBERS_AT_ONCE = 2**19
+# Elements of a feature map in one chunk.
+ELEMENTS_PER_CHUNK = 2**19
 
 
-def one_portion(device: torch.device) -> bool:
-    """Portions are for processors: a GPU wants one large piece, and a graph has no loop to write them in."""
+def runs_unchunked(device: torch.device) -> bool:
+    """Whether a batch is processed at once: a GPU is faster with large tensors, and a graph has no loop over chunks."""
     return device.type != "cpu" or torch.compiler.is_compiling()
 
 
-def portions(sizes: Sequence[int], limit: int) -> list[slice]:
-    """Neighbouring images together, as many as the limit allows and at least one.
+def chunk_slices(sizes: Sequence[int], limit: int) -> list[slice]:
+    """Group neighbouring images into chunks, as many as the limit allows and at least one.
 
     Args:
-        sizes: (B,) of each image.
-        limit: Of a portion.
+        sizes: (B,) size of each image.
+        limit: Largest size of a chunk of several images.
 
     Returns:
         Slices that cover all images in order; one empty slice for B = 0.
     """
-    bounds, held = [0], 0
+    bounds, total = [0], 0
     for image, size in enumerate(sizes):
-        if held and held + size > limit:
+        if total and total + size > limit:
             bounds.append(image)
-            held = 0
-        held += size
+            total = 0
+        total += size
     bounds.append(len(sizes))
     return [slice(begin, end) for begin, end in pairwise(bounds)]
 
 
-def in_portions(tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """A function of each image, of all images of a map.
+def map_chunks(tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """Apply a function that treats images independently to chunks of a batch.
 
     Args:
         tensor: (B, ...).
-        function: Of (b, ...), to (b, ...).
+        function: From (b, ...) to (b, ...).
 
     Returns:
         (B, ...).
     """
-    if one_portion(tensor.device) or compiling_kernels() or (tensor.requires_grad and torch.is_grad_enabled()):
+    if runs_unchunked(tensor.device) or compiling_kernels() or (tensor.requires_grad and torch.is_grad_enabled()):
         return function(tensor)
-    chosen = portions([tensor[:1].numel()] * tensor.shape[0], NUMBERS_AT_ONCE)
-    parts = [function(tensor[part]) for part in chosen]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    slices = chunk_slices([tensor[:1].numel()] * tensor.shape[0], ELEMENTS_PER_CHUNK)
+    results = [function(tensor[chunk]) for chunk in slices]
+    return results[0] if len(results) == 1 else torch.cat(results)
 
 
-def join(parts: Sequence[Assignment]) -> Assignment:
-    """The assignments of portions, in their order, as one."""
+def concatenate_assignments(parts: Sequence[Assignment]) -> Assignment:
+    """Join the assignments of chunks in their order."""
     return parts[0] if len(parts) == 1 else Assignment(*(torch.cat(fields) for fields in zip(*parts, strict=True)))

@@ -1,6 +1,6 @@
-"""How operations are run: torch.compile for the few functions in which the time goes, and no mixed precision.
+"""torch.compile for the few functions that take most of the time, and protection from it and from autocast elsewhere.
 
-The rest has sizes that depend on the data, at which a compiler would stop again and again.
+All other functions have data-dependent sizes, for which a compiler would recompile again and again.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _active: ContextVar[bool] = ContextVar("compiled kernels", default=False)
 
 
 @contextmanager
-def kernels_compiled(wanted: bool) -> Iterator[None]:
-    """Inside, functions marked as :func:`kernel` run compiled, in this thread alone."""
-    token = _active.set(wanted)
+def kernels_compiled(enabled: bool) -> Iterator[None]:
+    """Within the context, run functions marked as :func:`kernel` compiled, in this thread alone."""
+    token = _active.set(enabled)
     try:
         yield
     finally:
@@ -30,7 +30,7 @@ def kernels_compiled(wanted: bool) -> Iterator[None]:
 
 
 def compiling_kernels() -> bool:
-    """Kernels are compiled here. Not while a whole graph is traced, which takes them in as they are."""
+    """Whether kernels run compiled. False while a whole graph is traced, which includes them uncompiled."""
     return not torch.compiler.is_compiling() and _active.get()
 
 
@@ -45,20 +45,20 @@ def kernel(function: Callable[P, T]) -> Callable[P, T]:
     return call
 
 
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    # Dynamic, because the number of pairs differs with every batch.
+    return torch.compile(function, dynamic=True)
+
+
 def uncompiled(function: Callable[P, T]) -> Callable[P, T]:
-    """Keep out of a ``torch.compile`` around it, which would recompile for every batch's number of pairs."""
-    kept: Callable[P, T] = torch.compiler.disable(function)
-    return kept
+    """Exclude a function from a surrounding ``torch.compile``, which would recompile for each batch's pairs."""
+    excluded: Callable[P, T] = torch.compiler.disable(function)
+    return excluded
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Inside, nothing is mixed precision: products of the decoding would be taken in half precision."""
+    """Disable autocast within the context: it would take the decoding's products in half precision."""
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
-
-
-@cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    # One program for all sizes: those of pairs differ with every batch.
-    return torch.compile(function, dynamic=True)

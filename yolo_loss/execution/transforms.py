@@ -1,4 +1,4 @@
-"""What torch differentiates or vectorises around the loss: ``torch.func``, forward mode, and plain autograd."""
+"""Detection of torch's transforms around the loss: ``torch.func``, forward mode, and batched gradients."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from yolo_loss.structures import Level, Predictions
 
 
 def transformed(tensors: Iterable[Tensor]) -> bool:
-    """Whether a transform of ``torch.func`` is active, or a tensor has a tangent of forward mode.
+    """Whether a transform of ``torch.func`` is active, or a tensor has a forward-mode tangent.
 
-    Neither shows in ``requires_grad``. Both need operations that have derivatives of their own.
+    Neither shows in ``requires_grad``, and both need operations that have derivatives of their own.
     """
     return torch._C._are_functorch_transforms_active() or any(
         forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
@@ -30,14 +30,14 @@ def vectorized() -> bool:
 
 
 def batched(gradient: Tensor) -> bool:
-    """Whether a gradient stands for several at once, as with ``is_grads_batched=True``."""
+    """Whether a gradient holds several at once, as with ``is_grads_batched=True``."""
     return vectorized() or torch._C._functorch.is_legacy_batchedtensor(gradient)
 
 
 def detached(predictions: Predictions) -> Predictions:
-    """The same numbers, without derivatives in backward or forward mode."""
+    """Detach predictions from backward and forward mode; a level whose two tensors are one keeps them so."""
     levels = []
-    for distri_of, scores_of in predictions.levels:
-        distri = distri_of.detach()
-        levels.append(Level(distri, distri if scores_of is distri_of else scores_of.detach()))
+    for distri_source, scores_source in predictions.levels:
+        distri = distri_source.detach()
+        levels.append(Level(distri, distri if scores_source is distri_source else scores_source.detach()))
     return predictions._replace(levels=tuple(levels))

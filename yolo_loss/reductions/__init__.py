@@ -1,1 +1,1 @@
-"""Sums of the loss's terms per image, over all anchors or the foreground alone, and their gradients."""
+"""Sums of the losses per image, over all anchors or the foreground alone, and their gradients."""

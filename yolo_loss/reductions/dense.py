@@ -1,4 +1,4 @@
-"""The loss's sums per image over all anchors, background weighing nothing: no data-dependent shape."""
+"""Sums of the losses per image over all anchors, with weight 0 on background: no data-dependent shape."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 from yolo_loss.anchors import decode
 from yolo_loss.assignment.targets import labels_and_boxes
 from yolo_loss.execution.channels import Channels
-from yolo_loss.losses import box_term, dfl_term, own_class_loss, total_class_term
+from yolo_loss.losses import assigned_class_loss, background_class_loss, box_loss, dfl_loss
 from yolo_loss.structures import Assignment, GroundTruth, Predictions
 
 
 def dense_sums(predictions: Predictions, ground_truth: GroundTruth, assignment: Assignment, class_loss: str) -> Tensor:
-    """Sums of the terms, differentiable by plain autograd.
+    """Sum the losses of each image, differentiable by plain autograd and under every transform.
 
     Args:
         predictions: The head's output.
@@ -32,30 +32,30 @@ def dense_sums(predictions: Predictions, ground_truth: GroundTruth, assignment: 
     labels, target_bboxes = labels_and_boxes(assignment, ground_truth)
     class_sum = _class_sum(logits, labels, assignment, class_loss)
 
-    # Background is replaced before anything is computed of it: there a derivative may be no number, which no 0 that it
-    # is multiplied by afterwards takes away.
+    # Background is replaced before anything is computed from it: a NaN derivative there would survive multiplication
+    # by 0.
     target_grid = torch.where(fg_mask.unsqueeze(-1), target_bboxes / predictions.strides, 0.0)  # (B, A, 4)
     distri = torch.where(fg_mask.unsqueeze(1), distri, 0.0)
     pred_bboxes = decode(distri, predictions.anchor_points, reg_max)  # (B, A, 4)
-    box_sum = (box_term(pred_bboxes, target_grid) * weights).sum(dim=1)
-    dfl = dfl_term(distri.unflatten(1, (4, reg_max)).movedim(3, 1), target_grid, predictions.anchor_points)
+    box_sum = (box_loss(pred_bboxes, target_grid) * weights).sum(dim=1)
+    dfl = dfl_loss(distri.unflatten(1, (4, reg_max)).movedim(3, 1), target_grid, predictions.anchor_points)
     dfl_sum = (dfl * weights).sum(dim=1)
     return torch.stack((box_sum, class_sum, dfl_sum, weights.sum(dim=1)), dim=1)
 
 
 def _class_sum(logits: Tensor, labels: Tensor, assignment: Assignment, class_loss: str) -> Tensor:
-    """The class term (B,) of joined logits (B, C, A), with each foreground anchor's own class apart from the others."""
+    """Class loss (B,) of joined logits (B, C, A), with the assigned classes apart from the others."""
     fg_mask, _, weights = assignment
-    own = logits.gather(1, labels.unsqueeze(1)).squeeze(1)  # (B, A)
-    # A logit of -inf has no class term.
-    others = logits.scatter(1, labels.unsqueeze(1), torch.where(fg_mask, -math.inf, own).unsqueeze(1))
-    of_own = own_class_loss(torch.where(fg_mask, own, 0.0), weights, class_loss)
-    of_others = total_class_term(Channels(others, 0, others.shape[1]), class_loss)
-    return of_others + torch.where(fg_mask, of_own, 0.0).sum(dim=1)
+    assigned = logits.gather(1, labels.unsqueeze(1)).squeeze(1)  # (B, A)
+    # A logit of -inf has no background loss.
+    others = logits.scatter(1, labels.unsqueeze(1), torch.where(fg_mask, -math.inf, assigned).unsqueeze(1))
+    assigned_loss = assigned_class_loss(torch.where(fg_mask, assigned, 0.0), weights, class_loss)
+    other_loss = background_class_loss(Channels(others, 0, others.shape[1]), class_loss)
+    return other_loss + torch.where(fg_mask, assigned_loss, 0.0).sum(dim=1)
 
 
 def join_levels(predictions: Predictions) -> tuple[Tensor, Tensor]:
-    """Box distributions (B, 4R, A) and class logits (B, C, A) of all levels, in the type to compute in."""
+    """Join the box distributions (B, 4R, A) and class logits (B, C, A) of all levels, in the dtype to compute in."""
     dtype = predictions.anchor_points.dtype
     distri = torch.cat([level.view().to(dtype) for level in predictions.pred_distri], dim=2)
     logits = torch.cat([level.view().to(dtype) for level in predictions.pred_scores], dim=2)

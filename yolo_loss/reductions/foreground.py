@@ -1,201 +1,217 @@
-"""The foreground anchors of an assignment, listed with what they are compared with."""
+"""The foreground anchors of an assignment as lists, with their targets, their losses and gradients."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from yolo_loss.anchors import decode_rows
-from yolo_loss.assignment.segment_ops import in_graph, keep_last, places_of
-from yolo_loss.losses import box_term, class_derivative, dfl_term, own_class_derivative, own_class_term
+from yolo_loss.assignment.segment_ops import keep_dummy, true_indices
+from yolo_loss.losses import (
+    assigned_class_correction,
+    assigned_class_gradient,
+    background_class_gradient,
+    box_loss,
+    dfl_loss,
+)
 from yolo_loss.structures import Assignment, GroundTruth, Predictions
 
 
 class Rows(NamedTuple):
-    """N anchors with what they are compared with.
+    """Predictions at N anchors, with their targets.
 
     Attributes:
         distri: (N, 4R) logits of the box distributions, side-major.
-        own_logits: (N,) logits of the assigned classes.
-        weight: (N,) soft scores.
+        assigned_logits: (N,) logits of the assigned classes.
+        weight: (N,) normalized alignment scores.
         target_grid: (N, 4) target boxes, xyxy, grid units.
         point: (N, 2) anchor points, grid units.
     """
 
     distri: Tensor
-    own_logits: Tensor
+    assigned_logits: Tensor
     weight: Tensor
     target_grid: Tensor
     point: Tensor
 
 
-class RowTerms(NamedTuple):
-    """Weighted terms of each row, (N,) each."""
+class RowLosses(NamedTuple):
+    """Weighted losses of each row, (N,) each."""
 
     box: Tensor
     cls: Tensor
     dfl: Tensor
 
 
-class RowDerivatives(NamedTuple):
-    """Terms with their derivatives.
+class RowGradients(NamedTuple):
+    """Weighted losses of each row, and their derivatives by the row's distributions.
 
     Attributes:
-        box: (N,) term.
-        cls: (N,) term.
-        dfl: (N,) term.
-        box_by_distri: (N, 4R).
-        dfl_by_distri: (N, 4R).
+        box: (N,) loss.
+        cls: (N,) loss.
+        dfl: (N,) loss.
+        box_grad_distri: (N, 4R) derivative of the box loss.
+        dfl_grad_distri: (N, 4R) derivative of the distribution loss.
     """
 
     box: Tensor
     cls: Tensor
     dfl: Tensor
-    box_by_distri: Tensor
-    dfl_by_distri: Tensor
+    box_grad_distri: Tensor
+    dfl_grad_distri: Tensor
 
     @property
-    def terms(self) -> RowTerms:
-        """Without derivatives."""
-        return RowTerms(self.box, self.cls, self.dfl)
+    def losses(self) -> RowLosses:
+        """The losses without their derivatives."""
+        return RowLosses(self.box, self.cls, self.dfl)
 
 
-def row_terms(rows: Rows, reg_max: int, class_loss: str) -> RowTerms:
-    """The terms of each row, weighted."""
-    boxes = decode_rows(rows.distri, rows.point, reg_max)
-    box = box_term(boxes, rows.target_grid) * rows.weight
-    dfl = dfl_term(rows.distri.unflatten(1, (4, reg_max)), rows.target_grid, rows.point) * rows.weight
-    return RowTerms(box, own_class_term(rows.own_logits, rows.weight, class_loss), dfl)
-
-
-def row_derivatives(rows: Rows, reg_max: int, class_loss: str) -> RowDerivatives:
-    """The terms of each row and their derivatives by the row's distributions, all detached."""
-    with torch.enable_grad():
-        distri = rows.distri.detach().requires_grad_()
-        terms = row_terms(rows._replace(distri=distri), reg_max, class_loss)
-        (by_box,) = torch.autograd.grad(terms.box.sum(), distri, retain_graph=True)
-        # With R = 1 the third term is a constant.
-        by_dfl = torch.autograd.grad(terms.dfl.sum(), distri)[0] if reg_max > 1 else torch.zeros_like(distri)
-    box, cls, dfl = (term.detach() for term in terms)
-    return RowDerivatives(box, cls, dfl, by_box, by_dfl)
-
-
-Terms = TypeVar("Terms", RowTerms, RowDerivatives)
+PerRow = TypeVar("PerRow", RowLosses, RowGradients)
 
 
 class Foreground(NamedTuple):
     """The foreground anchors, level by level, (N,) each unless said otherwise.
 
     Attributes:
-        of_level: Per level b and a, counted from the level's first anchor, (N_i,) each.
+        level_indices: Per level b and a, counted from the level's first anchor, (N_i,) each.
         image: b.
         label: Class.
-        weight: Soft score.
+        weight: Normalized alignment score.
         target_grid: (N, 4) target box, xyxy, grid units.
         point: (N, 2) anchor point, grid units.
-        real: bool; False where background fills the list up, of weight 0. None: nowhere.
+        valid: bool; False where the list is padded with background, of weight 0. None: it has no padding.
     """
 
-    of_level: list[tuple[Tensor, Tensor]]
+    level_indices: list[tuple[Tensor, Tensor]]
     image: Tensor
     label: Tensor
     weight: Tensor
     target_grid: Tensor
     point: Tensor
-    real: Tensor | None
+    valid: Tensor | None
 
     def per_level(self, values: Tensor) -> list[Tensor]:
-        """(N, ...) cut into levels. Slices, because a split of unknown sizes is a sequence in ONNX."""
-        parts, begin = [], 0
-        for image, _ in self.of_level:
-            parts.append(values.narrow(0, begin, image.shape[0]))
-            begin += image.shape[0]
-        return parts
+        """Split values (N, ...) into levels."""
+        return split_levels(values, (image.shape[0] for image, _ in self.level_indices), dim=0)
 
-    def only_real(self, terms: Terms) -> Terms:
-        """Terms or derivatives, 0 on what fills the list up, also where they are no number there."""
-        if self.real is None:
-            return terms
-        wide = self.real.unsqueeze(1)
-        return type(terms)(*(torch.where(self.real if term.dim() == 1 else wide, term, 0.0) for term in terms))
+    def zero_padding(self, values: PerRow) -> PerRow:
+        """Set losses or gradients to 0 on padding, where they may be NaN."""
+        if self.valid is None:
+            return values
+        wide = self.valid.unsqueeze(1)
+        return type(values)(*(torch.where(self.valid if field.dim() == 1 else wide, field, 0.0) for field in values))
 
-    def class_derivatives(self, own_logits: Tensor, class_loss: str) -> Tensor:
-        """Derivative of the class term by each anchor's logit of its label, background's where it fills the list up.
+    def class_gradients(self, assigned_logits: Tensor, class_loss: str) -> Tensor:
+        """Derivative of the class loss by each anchor's logit of its label; on padding that of background.
 
         Args:
-            own_logits: (N,) those logits.
+            assigned_logits: (N,) those logits.
             class_loss: ``bce`` or ``varifocal``.
 
         Returns:
             (N,).
         """
-        own = own_class_derivative(own_logits, self.weight, class_loss)
-        return own if self.real is None else torch.where(self.real, own, class_derivative(own_logits, class_loss))
+        assigned = assigned_class_gradient(assigned_logits, self.weight, class_loss)
+        if self.valid is None:
+            return assigned
+        return torch.where(self.valid, assigned, background_class_gradient(assigned_logits, class_loss))
+
+
+def split_levels(values: Tensor, sizes: Iterable[int], dim: int) -> list[Tensor]:
+    """Split a tensor by slices, because a split into unknown sizes is a sequence in ONNX."""
+    parts, begin = [], 0
+    for size in sizes:
+        parts.append(values.narrow(dim, begin, size))
+        begin += size
+    return parts
 
 
 def find_foreground(
-    predictions: Predictions, ground_truth: GroundTruth, assignment: Assignment, most: int | None = None
+    predictions: Predictions, ground_truth: GroundTruth, assignment: Assignment, max_foreground: int | None = None
 ) -> Foreground:
-    """List the foreground anchors with what they are to be compared with.
+    """List the foreground anchors with their targets.
 
     Args:
         predictions: The head's output.
         ground_truth: Padded, M >= 1.
         assignment: Its targets.
-        most: The foreground has no more anchors; lists of each level are filled up to so many with background, so that
-            no GPU is asked for their lengths. None: the lists are as long as they have to be.
+        max_foreground: Upper bound of the foreground anchors. Each level's list is padded to it with background, so
+            that no GPU is asked for its length. None: lists are as long as the foreground.
     """
-    of_level, anchors, offset = [], [], 0
+    level_indices, anchors, offset = [], [], 0
     for level in predictions.levels:
-        count = level.scores_of.shape[2]
+        count = level.scores_source.shape[2]
         flags = assignment.fg_mask[:, offset : offset + count].flatten()
-        found = places_of(keep_last(flags)) if most is None else true_first(flags)[:most]
+        if max_foreground is None:
+            found = true_indices(keep_dummy(flags))
+        else:
+            found = indices_true_first(flags)[:max_foreground]
         image = torch.div(found, count, rounding_mode="floor")
-        within = found - image * count
-        of_level.append((image, within))
-        anchors.append(within + offset)
+        anchor = found - image * count
+        level_indices.append((image, anchor))
+        anchors.append(anchor + offset)
         offset += count
-    image, anchor = torch.cat([image for image, _ in of_level]), torch.cat(anchors)
-    place = image * offset + anchor
+    image, anchor = torch.cat([image for image, _ in level_indices]), torch.cat(anchors)
+    index = image * offset + anchor
     slots = ground_truth.gt_labels.shape[1]
-    slot = image * slots + assignment.target_gt_idx.flatten().index_select(0, place)
+    slot = image * slots + assignment.target_gt_idx.flatten().index_select(0, index)
     label = ground_truth.gt_labels.flatten().index_select(0, slot).clamp(min=0)
     target_grid = ground_truth.gt_bboxes.flatten(0, 1).index_select(0, slot)
     target_grid = target_grid / predictions.strides.index_select(0, anchor)
-    weight = assignment.target_weights.flatten().index_select(0, place)
+    weight = assignment.target_weights.flatten().index_select(0, index)
     point = predictions.anchor_points.index_select(0, anchor)
-    filled = most is not None or in_graph()
-    real = assignment.fg_mask.flatten().index_select(0, place) if filled else None
-    return Foreground(of_level, image, label, weight, target_grid, point, real)
+    padded = max_foreground is not None or torch.compiler.is_exporting()
+    valid = assignment.fg_mask.flatten().index_select(0, index) if padded else None
+    return Foreground(level_indices, image, label, weight, target_grid, point, valid)
 
 
-def true_first(flags: Tensor) -> Tensor:
-    """Places of the flags that are set, then of the others, each in order.
+def indices_true_first(flags: Tensor) -> Tensor:
+    """List the indices of true flags, then those of false ones, each ascending.
 
     Args:
         flags: (N,) bool.
 
     Returns:
-        (N,) int64, every place once.
+        (N,) int64, every index once.
     """
-    place = torch.arange(flags.shape[0], device=flags.device)
-    before = flags.cumsum(0)  # set up to and with each
-    rank = torch.where(flags, before - 1, before[-1:] + place - before)
-    return torch.empty_like(place).scatter_(0, rank, place)
+    index = torch.arange(flags.shape[0], device=flags.device)
+    count = flags.cumsum(0)  # true flags up to and including each
+    rank = torch.where(flags, count - 1, count[-1:] + index - count)
+    return torch.empty_like(index).scatter_(0, rank, index)
 
 
 def foreground_rows(predictions: Predictions, foreground: Foreground) -> Rows:
-    """The foreground's logits, in the type to compute in, with what they are compared with."""
+    """Gather the foreground's logits, in the dtype to compute in, and add their targets."""
     channels = torch.arange(4 * predictions.reg_max, device=foreground.image.device)
-    rows, own_logits, begin = [], [], 0
-    levels = zip(foreground.of_level, predictions.pred_distri, predictions.pred_scores, strict=True)
-    for (image, anchor), distri, scores in levels:
+    rows, assigned_logits = [], []
+    labels = foreground.per_level(foreground.label)
+    levels = zip(foreground.level_indices, labels, predictions.pred_distri, predictions.pred_scores, strict=True)
+    for (image, anchor), label, distri, scores in levels:
         rows.append(distri.pick(image[:, None], channels, anchor[:, None]))
-        label = foreground.label[begin : begin + image.shape[0]]
-        own_logits.append(scores.pick(image, label, anchor))
-        begin += image.shape[0]
+        assigned_logits.append(scores.pick(image, label, anchor))
     dtype = foreground.weight.dtype
-    logits = torch.cat(rows).to(dtype), torch.cat(own_logits).to(dtype)
+    logits = torch.cat(rows).to(dtype), torch.cat(assigned_logits).to(dtype)
     return Rows(*logits, foreground.weight, foreground.target_grid, foreground.point)
+
+
+def row_losses(rows: Rows, reg_max: int, class_loss: str) -> RowLosses:
+    """Compute the weighted losses of each row."""
+    boxes = decode_rows(rows.distri, rows.point, reg_max)
+    box = box_loss(boxes, rows.target_grid) * rows.weight
+    dfl = dfl_loss(rows.distri.unflatten(1, (4, reg_max)), rows.target_grid, rows.point) * rows.weight
+    return RowLosses(box, assigned_class_correction(rows.assigned_logits, rows.weight, class_loss), dfl)
+
+
+def row_gradients(rows: Rows, reg_max: int, class_loss: str) -> RowGradients:
+    """Compute the weighted losses of each row and their derivatives by the row's distributions, all detached."""
+    with torch.enable_grad():
+        distri = rows.distri.detach().requires_grad_()
+        losses = row_losses(rows._replace(distri=distri), reg_max, class_loss)
+        (box_grad,) = torch.autograd.grad(losses.box.sum(), distri, retain_graph=True)
+        # With R = 1 the distribution loss is a constant.
+        dfl_grad = torch.autograd.grad(losses.dfl.sum(), distri)[0] if reg_max > 1 else torch.zeros_like(distri)
+    box, cls, dfl = (loss.detach() for loss in losses)
+    return RowGradients(box, cls, dfl, box_grad, dfl_grad)

@@ -1,6 +1,6 @@
-"""The loss with its gradients as plain tensor operations: what a graph needs, which has no autograd.
+"""The sums of the losses with their gradients as plain tensor operations, for graphs, which have no autograd.
 
-In eager mode ``loss.backward()`` gives the same.
+In eager mode ``loss.backward()`` gives the same gradients.
 """
 
 from __future__ import annotations
@@ -12,33 +12,21 @@ import torch
 from torch import Tensor
 
 from yolo_loss.assignment.targets import labels_and_boxes
-from yolo_loss.losses import class_derivative, class_term_of_levels, own_class_derivative
+from yolo_loss.losses import assigned_class_gradient, background_class_gradient, background_class_loss_of_levels
 from yolo_loss.reductions.dense import join_levels
-from yolo_loss.reductions.foreground import RowDerivatives, Rows, find_foreground, foreground_rows
-from yolo_loss.reductions.sparse import add_up
+from yolo_loss.reductions.foreground import RowGradients, Rows, find_foreground, foreground_rows, split_levels
+from yolo_loss.reductions.sparse import sum_per_image
 from yolo_loss.structures import Assignment, Gains, GroundTruth, Predictions
 
-Derive = Callable[[Rows], RowDerivatives]
+RowGradientFunction = Callable[[Rows], RowGradients]
 
 
-class Upstream(NamedTuple):
+class GradOutput(NamedTuple):
     """Derivatives of the loss by the three sums over the batch, () each."""
 
     box: Tensor
     cls: Tensor
     dfl: Tensor
-
-
-class SumsAndGradients(NamedTuple):
-    """What the loss is made from, and its gradients.
-
-    Attributes:
-        image_sums: (B, 4) box, cls, dfl and target-score sums.
-        gradients: Of the loss by each level, (B, 4R + C, A_i).
-    """
-
-    image_sums: Tensor
-    gradients: list[Tensor]
 
 
 def sparse_gradients(
@@ -47,43 +35,46 @@ def sparse_gradients(
     assignment: Assignment,
     class_loss: str,
     gains: Gains,
-    derive: Derive,
-    most: int | None = None,
-) -> SumsAndGradients:
-    """Derivatives of the foreground's rows, scattered into those of the class term that all anchors have.
+    compute_row_gradients: RowGradientFunction,
+    max_foreground: int | None = None,
+) -> tuple[Tensor, list[Tensor]]:
+    """Scatter the gradients of the foreground's rows into the background class gradient of all anchors.
 
     Args:
         predictions: Raw maps; a level's two tensors are one.
         ground_truth: Padded, M >= 1.
         assignment: Its targets.
         class_loss: ``bce`` or ``varifocal``.
-        gains: Weights of the terms.
-        derive: ``row_derivatives`` with its options, in a form that the graph takes.
-        most: The foreground has no more anchors, and no GPU is asked how many; None: it is.
+        gains: Weights of the losses.
+        compute_row_gradients: ``row_gradients`` with its options, in a form that can be exported.
+        max_foreground: As in ``find_foreground``.
+
+    Returns:
+        Box, cls, dfl and target-score sums (B, 4), and the gradient of the loss by each level, (B, 4R + C, A_i).
     """
-    foreground = find_foreground(predictions, ground_truth, assignment, most)
+    foreground = find_foreground(predictions, ground_truth, assignment, max_foreground)
     rows = foreground_rows(predictions, foreground)
-    derived = foreground.only_real(derive(rows))
-    image_sums = add_up(predictions, foreground, derived.terms, class_loss)
-    upstream = upstream_of(image_sums, gains)
-    by_distri = derived.box_by_distri * upstream.box + derived.dfl_by_distri * upstream.dfl
-    by_own = foreground.class_derivatives(rows.own_logits, class_loss) * upstream.cls
+    row_gradients = foreground.zero_padding(compute_row_gradients(rows))
+    image_sums = sum_per_image(predictions, foreground, row_gradients.losses, class_loss)
+    grad_output = grad_output_of(image_sums, gains)
+    grad_distri = row_gradients.box_grad_distri * grad_output.box + row_gradients.dfl_grad_distri * grad_output.dfl
+    grad_assigned = foreground.class_gradients(rows.assigned_logits, class_loss) * grad_output.cls
 
     boxes = 4 * predictions.reg_max
-    channels = torch.arange(boxes, device=by_own.device)
-    cut = foreground.per_level
+    channels = torch.arange(boxes, device=grad_assigned.device)
+    per_level = foreground.per_level
     gradients = []
-    parts = zip(cut(by_distri), cut(by_own), cut(foreground.label), strict=True)
-    for level, (image, anchor), (distri, own, label) in zip(
-        predictions.levels, foreground.of_level, parts, strict=True
+    parts = zip(per_level(grad_distri), per_level(grad_assigned), per_level(foreground.label), strict=True)
+    for level, (image, anchor), (distri, assigned, label) in zip(
+        predictions.levels, foreground.level_indices, parts, strict=True
     ):
-        whole = _background(level.scores_of, boxes, class_loss, upstream)
-        _, width, anchors = whole.shape
+        gradient = _background_gradient(level.scores_source, boxes, class_loss, grad_output)
+        _, width, anchors = gradient.shape
         first = image * (width * anchors) + anchor  # channel 0 of each foreground anchor
-        place = torch.cat(((first[:, None] + channels * anchors).flatten(), first + (boxes + label) * anchors))
-        values = torch.cat((distri.flatten(), own))
-        gradients.append(whole.flatten().scatter(0, place, values).view(whole.shape))
-    return SumsAndGradients(image_sums, gradients)
+        index = torch.cat(((first[:, None] + channels * anchors).flatten(), first + (boxes + label) * anchors))
+        values = torch.cat((distri.flatten(), assigned))
+        gradients.append(gradient.flatten().scatter(0, index, values).view(gradient.shape))
+    return image_sums, gradients
 
 
 def dense_gradients(
@@ -92,65 +83,61 @@ def dense_gradients(
     assignment: Assignment,
     class_loss: str,
     gains: Gains,
-    derive: Derive,
-) -> SumsAndGradients:
-    """Derivatives of all anchors' rows, those of the background replaced by zeros; no scatter.
+    compute_row_gradients: RowGradientFunction,
+) -> tuple[Tensor, list[Tensor]]:
+    """Compute the gradients of all anchors' rows and replace those of background by zeros; no scatter.
 
     Args:
         predictions: Raw maps; a level's two tensors are one.
         ground_truth: Padded, M >= 1.
         assignment: Its targets.
         class_loss: ``bce`` or ``varifocal``.
-        gains: Weights of the terms.
-        derive: ``row_derivatives`` with its options, in a form that the graph takes.
+        gains: Weights of the losses.
+        compute_row_gradients: ``row_gradients`` with its options, in a form that can be exported.
+
+    Returns:
+        Box, cls, dfl and target-score sums (B, 4), and the gradient of the loss by each level, (B, 4R + C, A_i).
     """
     foreground, weights = assignment.fg_mask, assignment.target_weights
     labels, target_bboxes = labels_and_boxes(assignment, ground_truth)
     distri, logits = join_levels(predictions)
-    own_logits = logits.gather(1, labels.unsqueeze(1)).squeeze(1)  # (B, A)
+    assigned_logits = logits.gather(1, labels.unsqueeze(1)).squeeze(1)  # (B, A)
     points = predictions.anchor_points.expand(target_bboxes.shape[0], -1, -1)
-    by_anchor = (distri.transpose(1, 2), own_logits, weights, target_bboxes / predictions.strides, points)
-    derived = derive(Rows(*(tensor.flatten(0, 1) for tensor in by_anchor)))
-    # The terms come with their derivatives: computed by themselves they would take every pass over the maps again.
-    box, own_class, dfl = (torch.where(foreground, term.view(weights.shape), 0.0).sum(dim=1) for term in derived.terms)
-    class_sum = class_term_of_levels(predictions.pred_scores, class_loss) + own_class
+    all_anchors = Rows(distri.transpose(1, 2), assigned_logits, weights, target_bboxes / predictions.strides, points)
+    row_gradients = compute_row_gradients(Rows(*(field.flatten(0, 1) for field in all_anchors)))
+    # The losses come with their gradients: computed separately they would repeat every pass over the maps.
+    losses = (torch.where(foreground, loss.view(weights.shape), 0.0).sum(dim=1) for loss in row_gradients.losses)
+    box, assigned_class, dfl = losses
+    class_sum = background_class_loss_of_levels(predictions.pred_scores, class_loss) + assigned_class
     image_sums = torch.stack((box, class_sum, dfl, weights.sum(dim=1)), dim=1)
-    upstream = upstream_of(image_sums, gains)
+    grad_output = grad_output_of(image_sums, gains)
 
-    rows = derived.box_by_distri * upstream.box + derived.dfl_by_distri * upstream.dfl  # (B * A, 4R)
-    # Chosen, not multiplied: a derivative of the background may be no number.
-    by_distri = torch.where(foreground.unsqueeze(1), rows.view(*weights.shape, -1).transpose(1, 2), 0.0)
-    own = own_class_derivative(own_logits, weights, class_loss)
+    grad_rows = row_gradients.box_grad_distri * grad_output.box + row_gradients.dfl_grad_distri * grad_output.dfl
+    # Selected, not multiplied by 0: a background derivative may be NaN.
+    grad_distri = torch.where(foreground.unsqueeze(1), grad_rows.view(*weights.shape, -1).transpose(1, 2), 0.0)
+    grad_assigned = assigned_class_gradient(assigned_logits, weights, class_loss)
     classes = torch.arange(predictions.num_classes, device=labels.device)[:, None]
-    assigned = (labels.unsqueeze(1) == classes) & foreground.unsqueeze(1)  # (B, C, A)
-    by_logits = torch.where(assigned, own.unsqueeze(1), class_derivative(logits, class_loss)) * upstream.cls
-    return SumsAndGradients(image_sums, _cut(torch.cat((by_distri, by_logits), dim=1), predictions))
+    is_assigned = (labels.unsqueeze(1) == classes) & foreground.unsqueeze(1)  # (B, C, A)
+    grad_logits = torch.where(is_assigned, grad_assigned.unsqueeze(1), background_class_gradient(logits, class_loss))
+    gradients = torch.cat((grad_distri, grad_logits * grad_output.cls), dim=1)
+    sizes = (level.scores_source.shape[2] for level in predictions.levels)
+    return image_sums, split_levels(gradients, sizes, dim=2)
 
 
-def upstream_of(image_sums: Tensor, gains: Gains) -> Upstream:
-    """Derivatives of the loss, as ``loss_from_sums`` makes it, by the sums over the batch.
+def grad_output_of(image_sums: Tensor, gains: Gains) -> GradOutput:
+    """Derivatives of the loss, as ``loss_from_sums`` computes it, by the sums over the batch.
 
     Args:
-        image_sums: (B, 4); soft scores carry no gradient.
-        gains: Weights of the terms.
+        image_sums: (B, 4); normalized alignment scores carry no gradient.
+        gains: Weights of the losses.
     """
     factor = image_sums.shape[0] / image_sums[:, 3].sum().clamp(min=1.0)
-    return Upstream(*(gain * factor for gain in gains))
+    return GradOutput(*(gain * factor for gain in gains))
 
 
-def _cut(joined: Tensor, predictions: Predictions) -> list[Tensor]:
-    """(B, channels, A) cut into levels. Slices, because a split of unknown sizes is a sequence in ONNX."""
-    levels, offset = [], 0
-    for level in predictions.levels:
-        anchors = level.scores_of.shape[2]
-        levels.append(joined.narrow(2, offset, anchors))
-        offset += anchors
-    return levels
-
-
-def _background(level: Tensor, boxes: int, class_loss: str, upstream: Upstream) -> Tensor:
-    """A level's gradient as if it had no foreground, (B, 4R + C, A_i)."""
-    dtype = upstream.cls.dtype
-    by_logits = class_derivative(level[:, boxes:].to(dtype), class_loss) * upstream.cls
-    nothing = by_logits.new_zeros((level.shape[0], boxes, level.shape[2]))
-    return torch.cat((nothing, by_logits), dim=1)
+def _background_gradient(level: Tensor, boxes: int, class_loss: str, grad_output: GradOutput) -> Tensor:
+    """A level's gradient (B, 4R + C, A_i) without foreground."""
+    dtype = grad_output.cls.dtype
+    grad_logits = background_class_gradient(level[:, boxes:].to(dtype), class_loss) * grad_output.cls
+    zeros = grad_logits.new_zeros((level.shape[0], boxes, level.shape[2]))
+    return torch.cat((zeros, grad_logits), dim=1)

@@ -1,7 +1,7 @@
-"""The loss's sums per image with box and distribution terms on the foreground alone.
+"""Sums of the losses per image, with box and distribution losses of the foreground alone.
 
-The gradient of a map is written once, into the map's own layout: autograd would write a full-size zero for each slice
-and each gather and add them up.
+Backward writes a map's gradient once, in the map's own layout: autograd would write a full-size zero for each slice and
+each gather and add them up.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torch import Tensor
 
 from yolo_loss.execution.buffers import lazy_zeros_like
 from yolo_loss.execution.transforms import batched, detached, transformed
-from yolo_loss.losses import class_term_of_levels, write_class_derivative
+from yolo_loss.losses import background_class_loss_of_levels, write_background_class_gradient
 from yolo_loss.reductions.foreground import (
     Foreground,
-    RowTerms,
+    RowLosses,
     find_foreground,
     foreground_rows,
-    row_derivatives,
-    row_terms,
+    row_gradients,
+    row_losses,
 )
 from yolo_loss.structures import Assignment, GroundTruth, Level, Predictions
 
@@ -31,41 +31,41 @@ def sparse_sums(
     ground_truth: GroundTruth,
     assignment: Assignment,
     class_loss: str,
-    most: int | None = None,
+    max_foreground: int | None = None,
 ) -> Tensor:
-    """Sums of the terms.
+    """Sum the losses of each image.
 
     Args:
         predictions: The head's output.
         ground_truth: Padded, M >= 1.
         assignment: Its targets.
         class_loss: ``bce`` or ``varifocal``.
-        most: The foreground has no more anchors, and no GPU is asked how many; None: it is.
+        max_foreground: As in ``find_foreground``.
 
     Returns:
-        (B, 4): box, cls, dfl and target-score sums, differentiable in every way that torch has but ``vmap``.
+        (B, 4): box, cls, dfl and target-score sums, differentiable in every way that torch has except ``vmap``.
     """
-    foreground = find_foreground(predictions, ground_truth, assignment, most)
+    foreground = find_foreground(predictions, ground_truth, assignment, max_foreground)
     sources = [source for level in predictions.levels for source in level]
     if torch.is_grad_enabled() and any(source.requires_grad for source in sources) and not transformed(sources):
         sums: Tensor = _SparseSums.apply(predictions, foreground, class_loss, *sources)  # type: ignore[no-untyped-call]
         return sums
-    return _plain_sums(predictions, foreground, class_loss)
+    return _differentiable_sums(predictions, foreground, class_loss)
 
 
-def _plain_sums(predictions: Predictions, foreground: Foreground, class_loss: str) -> Tensor:
+def _differentiable_sums(predictions: Predictions, foreground: Foreground, class_loss: str) -> Tensor:
     """The sums in operations that all have derivatives of their own."""
-    terms = row_terms(foreground_rows(predictions, foreground), predictions.reg_max, class_loss)
-    return add_up(predictions, foreground, foreground.only_real(terms), class_loss)
+    losses = row_losses(foreground_rows(predictions, foreground), predictions.reg_max, class_loss)
+    return sum_per_image(predictions, foreground, foreground.zero_padding(losses), class_loss)
 
 
-def add_up(predictions: Predictions, foreground: Foreground, terms: RowTerms, class_loss: str) -> Tensor:
-    """Sums per image (B, 4) of the foreground's terms and of the class term's part that all anchors have."""
-    columns = torch.stack((*terms, foreground.weight), dim=1)  # (N, 4)
-    everywhere = class_term_of_levels(predictions.pred_scores, class_loss).to(columns.dtype)  # (B,)
-    nothing = torch.zeros_like(everywhere)
-    # Stacked, not multiplied by 0 and 1: a class term that is no number stays in its column.
-    return torch.stack((nothing, everywhere, nothing, nothing), dim=1).index_add(0, foreground.image, columns)
+def sum_per_image(predictions: Predictions, foreground: Foreground, losses: RowLosses, class_loss: str) -> Tensor:
+    """Sums per image (B, 4) of the foreground's losses and of the background class loss of all anchors."""
+    columns = torch.stack((*losses, foreground.weight), dim=1)  # (N, 4)
+    background = background_class_loss_of_levels(predictions.pred_scores, class_loss).to(columns.dtype)  # (B,)
+    zeros = torch.zeros_like(background)
+    # Stacked, not multiplied by 0 and 1: a class loss that is NaN stays in its column.
+    return torch.stack((zeros, background, zeros, zeros), dim=1).index_add(0, foreground.image, columns)
 
 
 class _SparseSums(torch.autograd.Function):
@@ -74,42 +74,43 @@ class _SparseSums(torch.autograd.Function):
         ctx: Any, predictions: Predictions, foreground: Foreground, class_loss: str, *sources: Tensor
     ) -> Tensor:
         rows = foreground_rows(predictions, foreground)
-        derived = foreground.only_real(row_derivatives(rows, predictions.reg_max, class_loss))
-        by_class = foreground.class_derivatives(rows.own_logits, class_loss)
+        gradients = foreground.zero_padding(row_gradients(rows, predictions.reg_max, class_loss))
+        grad_class = foreground.class_gradients(rows.assigned_logits, class_loss)
         ctx.predictions, ctx.foreground, ctx.class_loss = predictions, foreground, class_loss
-        # The sources are saved for autograd to notice when somebody overwrites them in between.
-        ctx.save_for_backward(derived.box_by_distri, derived.dfl_by_distri, by_class, *sources)
-        return add_up(detached(predictions), foreground, derived.terms, class_loss)
+        # The sources are saved so that autograd notices when they are overwritten before backward.
+        ctx.save_for_backward(gradients.box_grad_distri, gradients.dfl_grad_distri, grad_class, *sources)
+        return sum_per_image(detached(predictions), foreground, gradients.losses, class_loss)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        by_box, by_dfl, by_class, *_ = ctx.saved_tensors
-        if torch.is_grad_enabled() or batched(upstream):
-            return None, None, None, *_differentiable_gradients(ctx, upstream)
-        of_row = upstream[ctx.foreground.image]  # (N, 4)
-        rows = by_box * of_row[:, 0:1] + by_dfl * of_row[:, 2:3]
-        own = by_class * of_row[:, 1]
+    def backward(ctx: Any, grad_output: Tensor) -> Any:
+        box_grad, dfl_grad, grad_class, *_ = ctx.saved_tensors
+        if torch.is_grad_enabled() or batched(grad_output):
+            return None, None, None, *_differentiable_gradients(ctx, grad_output)
+        grad_sums = grad_output[ctx.foreground.image]  # (N, 4)
+        grad_distri = box_grad * grad_sums[:, 0:1] + dfl_grad * grad_sums[:, 2:3]
+        grad_assigned = grad_class * grad_sums[:, 1]
         needed = ctx.needs_input_grad[3:]
-        cut = ctx.foreground.per_level
-        levels = zip(
-            ctx.predictions.levels, ctx.foreground.of_level, cut(rows), cut(own), cut(ctx.foreground.label), strict=True
-        )
+        foreground: Foreground = ctx.foreground
+        rows = (foreground.per_level(values) for values in (grad_distri, grad_assigned, foreground.label))
         gradients: list[Tensor | None] = []
-        for level, place, *values in levels:
-            pair = _level_gradients(ctx, level, place, upstream[:, 1], *values)
+        for level, index, *values in zip(ctx.predictions.levels, foreground.level_indices, *rows, strict=True):
+            pair = _level_gradients(ctx, level, index, grad_output[:, 1], *values)
             needs = needed[len(gradients) : len(gradients) + 2]
             gradients += [part if need else None for part, need in zip(pair, needs, strict=True)]
         return None, None, None, *gradients
 
 
 @torch.enable_grad()
-def _differentiable_gradients(ctx: Any, upstream: Tensor) -> list[Tensor | None]:
-    """The gradients for ``create_graph=True``, which are to be differentiated again, and for several at once."""
+def _differentiable_gradients(ctx: Any, grad_output: Tensor) -> list[Tensor | None]:
+    """Gradients that can be differentiated again, for ``create_graph=True``, or batched."""
     predictions: Predictions = ctx.predictions
-    levels = [[level.distri_of] if level.distri_of is level.scores_of else list(level) for level in predictions.levels]
+    levels = [
+        [level.distri_source] if level.distri_source is level.scores_source else list(level)
+        for level in predictions.levels
+    ]
     needed = [source for level in levels for source in level if source.requires_grad]
-    sums = _plain_sums(predictions, ctx.foreground, ctx.class_loss)
-    found = iter(torch.autograd.grad(sums, needed, upstream, create_graph=True))
+    sums = _differentiable_sums(predictions, ctx.foreground, ctx.class_loss)
+    found = iter(torch.autograd.grad(sums, needed, grad_output, create_graph=True))
     gradients: list[Tensor | None] = []
     for level in levels:
         own = [next(found) if source.requires_grad else None for source in level]
@@ -118,20 +119,26 @@ def _differentiable_gradients(ctx: Any, upstream: Tensor) -> list[Tensor | None]
 
 
 def _level_gradients(
-    ctx: Any, level: Level, place: tuple[Tensor, Tensor], by_class_sum: Tensor, rows: Tensor, own: Tensor, label: Tensor
+    ctx: Any,
+    level: Level,
+    index: tuple[Tensor, Tensor],
+    grad_class_sum: Tensor,
+    grad_distri: Tensor,
+    grad_assigned: Tensor,
+    label: Tensor,
 ) -> Sequence[Tensor | None]:
     """Gradients of a level's two tensors; where they are one, it is returned once, first."""
     predictions: Predictions = ctx.predictions
     boxes, classes = 4 * predictions.reg_max, predictions.num_classes
-    same = level.distri_of is level.scores_of
-    whole = lazy_zeros_like(level.scores_of)
-    scores = whole[:, whole.shape[1] - classes :]
-    logits = level.scores_of[:, whole.shape[1] - classes :]
-    write_class_derivative(logits, by_class_sum[:, None, None], ctx.class_loss, out=scores)
-    distri = whole if same else lazy_zeros_like(level.distri_of)
+    same = level.distri_source is level.scores_source
+    gradient = lazy_zeros_like(level.scores_source)
+    scores = gradient[:, gradient.shape[1] - classes :]
+    logits = level.scores_source[:, gradient.shape[1] - classes :]
+    write_background_class_gradient(logits, grad_class_sum[:, None, None], ctx.class_loss, out=scores)
+    distri = gradient if same else lazy_zeros_like(level.distri_source)
 
-    image, anchor = place
+    image, anchor = index
     channels = torch.arange(boxes, device=anchor.device)
-    distri[image[:, None], channels, anchor[:, None]] = rows.to(distri.dtype)
-    scores[image, label, anchor] = own.to(scores.dtype)
-    return (whole, None) if same else (distri, whole)
+    distri[image[:, None], channels, anchor[:, None]] = grad_distri.to(distri.dtype)
+    scores[image, label, anchor] = grad_assigned.to(scores.dtype)
+    return (gradient, None) if same else (distri, gradient)
