@@ -156,7 +156,7 @@ def _engine(kind: str, classes: int, formulation: str) -> OnnxRuntimeRunner:
     from yolo_assigner.serve.inference.runners.onnx_runtime import OnnxRuntimeRunner
 
     numbers = Hyperparameters(num_classes=classes, preset=PRESET)
-    path, contract = export_onnx(kind, numbers, Path(mkdtemp()), formulation=formulation)
+    path, contract = export_onnx(kind, numbers, Path(mkdtemp()), implementation=formulation)
     engine = OnnxRuntimeRunner(path, contract.default_outputs)
     engine.load()
     return engine

@@ -97,7 +97,7 @@ def _models(folder: Path, kind: str, formulation: str, numbers: Hyperparameters)
     except ContractError:
         from yolo_assigner.export.to_onnx.exporter import export_onnx
 
-        path, contract = export_onnx(kind, numbers, folder / formulation, formulation=formulation)
+        path, contract = export_onnx(kind, numbers, folder / formulation, implementation=formulation)
         return [(path, contract), _save_half(path, contract, folder / f"{formulation}-fp16")]
 
 
