@@ -10,7 +10,6 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnx import TensorProto
-from yolo_assigner.export.verification.detector import verify_behind_maps, verify_network
 
 from tests.conftest import NUM_CLASSES
 from yolo_assigner.export import cli
@@ -18,7 +17,7 @@ from yolo_assigner.export.contract import ContractError, load_contract
 from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.samples import Case, pyramid, sample_detector_inputs
 from yolo_assigner.export.to_onnx.detector import check_weights, detector_from_onnx, load_detector_weights
-from yolo_assigner.export.verification.verify import verify_model
+from yolo_assigner.export.verification.verify import verify_behind_maps, verify_model, verify_network
 from yolo_assigner.models import DetectionModel, Detections, DetectorConfig, read_state_dict
 from yolo_loss import DetectionLoss, GroundTruth
 from yolo_loss.predictions import join_predictions

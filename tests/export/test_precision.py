@@ -9,7 +9,6 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto
-from yolo_assigner.export.verification.detector import verify_network
 
 from tests.export.engines import INSTALLED
 from yolo_assigner.export import cli
@@ -18,7 +17,7 @@ from yolo_assigner.export.to_onnx.detector import load_detector_weights
 from yolo_assigner.export.to_onnx.precision import narrow
 from yolo_assigner.export.to_tensorrt.library import load_library
 from yolo_assigner.export.verification.runnable import CannotRunError
-from yolo_assigner.export.verification.verify import verify_model
+from yolo_assigner.export.verification.verify import verify_model, verify_network
 
 ELEMENTS = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 HALF = [*ELEMENTS]
