@@ -210,21 +210,40 @@ def scan_contracts(folder: Path) -> tuple[list[tuple[Path, Contract]], dict[str,
         ContractError: There is no contract.
     """
     found, damaged = [], {}
-    for path in sorted(folder.glob("*.json")):
-        if path.name.endswith(ENGINE_SUFFIX):
-            continue
+    for name, path in contract_paths(folder).items():
         try:
-            found.append(_checked(path))
+            found.append(open_contract(path))
         except ContractError as error:
-            damaged[path.stem] = error
-    if not (found or damaged):
-        raise ContractError(
-            f"no contract (*.json) in {folder}; write one with `yolo-assigner export onnx --model loss --out {folder}`"
-        )
+            damaged[name] = error
     return found, damaged
 
 
-def _checked(path: Path) -> tuple[Path, Contract]:
+def contract_paths(folder: Path) -> dict[str, Path]:
+    """Find the contracts in a folder without opening them.
+
+    Returns:
+        Paths of the contracts by model name, in the order of the names.
+
+    Raises:
+        ContractError: There is no contract.
+    """
+    paths = {path.stem: path for path in sorted(folder.glob("*.json")) if not path.name.endswith(ENGINE_SUFFIX)}
+    if not paths:
+        raise ContractError(
+            f"no contract (*.json) in {folder}; write one with `yolo-assigner export onnx --model loss --out {folder}`"
+        )
+    return paths
+
+
+def open_contract(path: Path) -> tuple[Path, Contract]:
+    """Read a contract and check its model file against its hash.
+
+    Returns:
+        Path of the model file, and the contract.
+
+    Raises:
+        ContractError: The contract is unreadable, or the model file is missing or does not match.
+    """
     contract = load_contract(path)
     if contract.name != path.stem:  # else two contracts could describe models of one name
         raise ContractError(f"{path} describes model {contract.name!r}; rename it to {contract.name}.json")

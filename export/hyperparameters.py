@@ -128,11 +128,10 @@ class Hyperparameters:
 
     def as_contract(self) -> dict[str, Any]:
         """Return the values that take effect, in their JSON form, for the contract."""
-        effective = {name: (value, OPTIONS[name]) for name, value in self.effective().items()}
         return {
-            name: option.to_json(value)
-            for name, (value, option) in effective.items()
-            if value is not None or option.kinds == KINDS
+            name: OPTIONS[name].to_json(value)
+            for name, value in self.effective().items()
+            if value is not None or OPTIONS[name].kinds == KINDS
         }
 
     def effective(self) -> dict[str, Any]:
