@@ -22,7 +22,7 @@ from tqdm import tqdm
 from benchmarks.chart import draw
 from benchmarks.common.report import RESULTS, processor, table, versions
 from benchmarks.common.timing import median_ratio, take_turns
-from benchmarks.contenders import STRIDES, TASKS, Setting, contenders, formulations, settle_allocator
+from benchmarks.contenders import STRIDES, TASKS, Setting, contenders, implementations, settle_allocator
 from benchmarks.memory import memory_row
 from yolo_assigner.export.samples import sample_assigner_inputs
 from yolo_loss.assignment.anchor_grid import candidate_ranges
@@ -75,9 +75,9 @@ def measure(setting: Setting, turns: int) -> dict[str, Any]:
     return {**setting._asdict(), "milliseconds": medians, "times_faster": ratios}
 
 
-def compare_formulations(setting: Setting, turns: int) -> dict[str, Any]:
+def compare_implementations(setting: Setting, turns: int) -> dict[str, Any]:
     """Ratio of the dense time to the sparse one, in torch and exported."""
-    times = take_turns(formulations(setting), turns)
+    times = take_turns(implementations(setting), turns)
     ratios = {how: median_ratio(times[f"{how} dense"], times[f"{how} sparse"]) for how in ("torch", "onnx")}
     return {**setting._asdict(), "dense_over_sparse": ratios}
 
@@ -145,7 +145,7 @@ def pairs_table(rows: Rows) -> str:
     return table(("time = a + b P", "R^2 of the line", "a / time of the largest P"), lines)
 
 
-def formulations_table(rows: Rows) -> str:
+def implementations_table(rows: Rows) -> str:
     """Ratio of the dense time to the sparse one."""
     lines = [
         (f"{row['batch']} x {row['slots']}", *(f"{row['dense_over_sparse'][how]:.2f}" for how in ("torch", "onnx")))
@@ -154,11 +154,11 @@ def formulations_table(rows: Rows) -> str:
     return table(("dense over sparse, assigner", "torch", "ONNX"), lines)
 
 
-TABLES = {"times": times_table, "pairs": pairs_table, "formulations": formulations_table, "memory": memory_table}
+TABLES = {"times": times_table, "pairs": pairs_table, "formulations": implementations_table, "memory": memory_table}
 PARTS: dict[str, tuple[Sequence[Any], Callable[[Any, int], dict[str, Any]]]] = {
     "times": (SETTINGS, measure),
     "pairs": (SLOTS_OF_CURVE, against_pairs),
-    "formulations": (IMPLEMENTATIONS, compare_formulations),
+    "formulations": (IMPLEMENTATIONS, compare_implementations),
     "memory": (MEMORY, lambda setting, _: memory_row(setting)),
 }
 

@@ -103,7 +103,7 @@ def _assigners(setting: Setting) -> dict[str, Callable[[], Contender]]:
     }
 
 
-def formulations(setting: Setting) -> dict[str, Contender]:
+def implementations(setting: Setting) -> dict[str, Contender]:
     """The assigner in each implementation, in torch and exported."""
     inputs = sample_assigner_inputs(setting.case, STRIDES, seed=1)
     runs: dict[str, Contender] = {}

@@ -1,6 +1,6 @@
-"""The contract: a JSON file beside each exported model that says what goes in and what comes out.
+"""The contract: a JSON file beside each exported model that describes its inputs, outputs and hyper-parameters.
 
-Reading one needs nothing but the standard library, so a server can do it without torch.
+Reading a contract needs only the standard library, so a server can do it without torch.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-CONTRACT_VERSION = 2  # 1 knew no precision
+CONTRACT_VERSION = 2  # version 1 had no precision
 KINDS = ("assigner", "loss", "loss_grad", "detector_loss")
-# numpy's name of each precision's element type.
+# Name of each precision in numpy.
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-# Engines have contracts of their own, which may lie in the same folder.
+# Contracts of engines, which may lie in the same folder.
 ENGINE_SUFFIX = ".engine.json"
 
 Axis = int | str
 
 
 class ContractError(ValueError):
-    """A contract or the file it describes cannot be used; the message names the file and the remedy."""
+    """A contract or the file it describes is unusable; the message names the file and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class TensorSpec:
 
     Attributes:
         name: Name in the graph.
-        dtype: numpy's name of the element type, for example ``float32``.
-        axes: One entry per axis: a number when fixed, a letter of the shape legend when dynamic.
-        heavy: Large and derivable; left out of an answer unless asked for by name.
+        dtype: Element type by its name in numpy, for example ``float32``.
+        axes: One entry per axis: its size if fixed, a letter of the shape legend if dynamic.
+        heavy: Whether it is large and can be derived from other outputs; such an output is only sent when requested.
     """
 
     name: str
@@ -46,20 +46,20 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Contract:
-    """What an exported model takes, gives and was built with.
+    """Description of an exported model.
 
     Attributes:
-        name: Name under which the model is served; also the stem of both files.
+        name: Name under which the model is served, and the stem of both files.
         kind: One of ``KINDS``.
         file: Name of the ONNX file, beside the contract.
-        sha256: Hash of that file's bytes.
-        formulation: How the assignment is computed inside, for example ``dense``.
-        hyperparameters: All numbers that decide the result.
+        sha256: Hash of that file.
+        formulation: Implementation of the assignment, ``dense`` or ``sparse``.
+        hyperparameters: What ``Hyperparameters.as_contract`` returned.
         inputs: Inputs in the graph's order.
         outputs: Outputs in the graph's order.
-        versions: Versions of this project and of the libraries that took part.
-        precision: One of ``PRECISIONS``: the type of predictions and pictures, and of a detector's network. All else is
-            computed in float32.
+        versions: Versions of this project and of the libraries used for the export.
+        precision: One of ``PRECISIONS``: the type of predictions and images, and of a detector's network. Everything
+            else is computed in float32.
         contract_version: Version of this format.
     """
 
@@ -77,47 +77,55 @@ class Contract:
 
     @property
     def maps(self) -> tuple[TensorSpec, ...]:
-        """The inputs that are raw maps, one per level; none where a model takes something else."""
+        """Inputs that are raw maps, one per level; empty for models that take something else."""
         return tuple(spec for spec in self.inputs if spec.name.startswith("feat_"))
 
     @property
     def default_outputs(self) -> tuple[str, ...]:
-        """Names of the outputs that are sent when none is asked for."""
+        """Names of the outputs that are sent when none is requested."""
         return tuple(spec.name for spec in self.outputs if not spec.heavy)
 
     @property
     def gains(self) -> tuple[float, ...]:
-        """Weights of box, cls and dfl in the loss; of models that have one."""
+        """Weights of the box, class and DFL losses, for models with a loss."""
         gains = self.hyperparameters["gains"]
         return tuple(float(gains[term]) for term in ("box", "cls", "dfl"))
 
     def save(self, path: Path) -> None:
-        """Write the contract as JSON, through a temporary file so that no half of one is ever seen."""
+        """Write the contract as JSON, atomically."""
         write_json(path, dataclasses.asdict(self))
 
 
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write through a temporary file beside it, so that no half of one is ever seen."""
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Write a file through a temporary one beside it, so that no reader sees a partial file."""
     temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write a JSON file atomically."""
+    write_atomically(path, f"{json.dumps(data, indent=2)}\n".encode())
 
 
 def read_specs(rows: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
-    """Tensors as ``dataclasses.asdict`` wrote them."""
+    """Convert tensors from their form in JSON."""
     return tuple(TensorSpec(**{**row, "axes": tuple(row["axes"])}) for row in rows)
 
 
 def read_versioned(path: Path, newest: int, remedy: str) -> dict[str, Any]:
-    """Read a JSON object that names the version of its format.
+    """Read a JSON object with a ``contract_version``.
 
     Args:
         path: The file.
-        newest: Version that this release writes.
-        remedy: What makes a good one.
+        newest: The version that this release writes.
+        remedy: How to make a valid file, for error messages.
 
     Raises:
-        ContractError: It is not JSON, has no version, or a newer one.
+        ContractError: The file is not JSON, or its version is missing or newer.
     """
     try:
         data = json.loads(_regular(path).read_text(encoding="utf-8"))
@@ -141,7 +149,7 @@ def load_contract(path: Path) -> Contract:
         path: The JSON file.
 
     Raises:
-        ContractError: It is not JSON, not a contract, or of a newer format than this release reads.
+        ContractError: The file is not JSON, not a contract, or in a newer format.
     """
     remedy = "export the model again with `yolo-assigner export onnx`"
     data = read_versioned(path, CONTRACT_VERSION, remedy)
@@ -158,37 +166,33 @@ def load_contract(path: Path) -> Contract:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal.
+    """Return a file's SHA-256 in hexadecimal.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     with _regular(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _regular(path: Path) -> Path:
-    """The path of a file, which is not opened if it is none: a FIFO would be waited for, a device may never end.
-
-    Raises:
-        OSError: It is missing or no regular file.
-    """
+    # Opening a FIFO would block, and reading a device may never end.
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError("it is no regular file")
     return path
 
 
 def find_contracts(folder: Path) -> list[tuple[Path, Contract]]:
-    """All contracts in a folder with the files they describe, each file checked against its hash.
+    """Read all contracts in a folder and check each model file against its hash.
 
     Args:
-        folder: Where ``yolo-assigner export onnx --out`` wrote.
+        folder: Output folder of ``yolo-assigner export onnx``.
 
     Returns:
-        Pairs of the model file's path and its contract, ordered by name.
+        Pairs of model path and contract, ordered by name.
 
     Raises:
-        ContractError: There is none, one is unreadable, or a file is missing or not the one that was described.
+        ContractError: There is no contract, one is unreadable, or a model file is missing or does not match.
     """
     found, damaged = scan_contracts(folder)
     for error in damaged.values():
@@ -197,13 +201,13 @@ def find_contracts(folder: Path) -> list[tuple[Path, Contract]]:
 
 
 def scan_contracts(folder: Path) -> tuple[list[tuple[Path, Contract]], dict[str, ContractError]]:
-    """As :func:`find_contracts`, but what cannot be used does not hide the rest.
+    """Like :func:`find_contracts`, but return the errors of unusable models instead of raising the first.
 
     Returns:
-        Pairs of the model file's path and its contract, ordered by name; and the error of each other one by its name.
+        Pairs of model path and contract, ordered by name; and errors by model name.
 
     Raises:
-        ContractError: There is no contract at all.
+        ContractError: There is no contract.
     """
     found, damaged = [], {}
     for name, path in contract_paths(folder).items():
@@ -215,13 +219,13 @@ def scan_contracts(folder: Path) -> tuple[list[tuple[Path, Contract]], dict[str,
 
 
 def contract_paths(folder: Path) -> dict[str, Path]:
-    """Find the contracts of a folder without opening them.
+    """Find the contracts in a folder without opening them.
 
     Returns:
-        Paths of the contracts by the names of their models, ordered by name.
+        Paths of the contracts by model name, in the order of the names.
 
     Raises:
-        ContractError: There is no contract at all.
+        ContractError: There is no contract.
     """
     paths = {path.stem: path for path in sorted(folder.glob("*.json")) if not path.name.endswith(ENGINE_SUFFIX)}
     if not paths:
@@ -232,19 +236,16 @@ def contract_paths(folder: Path) -> dict[str, Path]:
 
 
 def open_contract(path: Path) -> tuple[Path, Contract]:
-    """Read a contract and check the model file that it describes against its hash.
-
-    Args:
-        path: The contract's JSON file.
+    """Read a contract and check its model file against its hash.
 
     Returns:
         Path of the model file, and the contract.
 
     Raises:
-        ContractError: The contract is unreadable, or the file is missing or not the one that was described.
+        ContractError: The contract is unreadable, or the model file is missing or does not match.
     """
     contract = load_contract(path)
-    if contract.name != path.stem:  # two contracts of one name would be one model
+    if contract.name != path.stem:  # else two contracts could describe models of one name
         raise ContractError(f"{path} describes model {contract.name!r}; rename it to {contract.name}.json")
     model = path.parent / contract.file
     if not model.exists():

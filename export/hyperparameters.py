@@ -1,88 +1,157 @@
-"""All numbers that decide an exported model's results."""
+"""The list of hyper-parameters that decide an exported model's results.
+
+The options of ``yolo-assigner export onnx``, the contract's JSON, the tables of ``yolo-assigner export all`` and the
+arguments of the assigner and the criterion are derived from the fields of :class:`Hyperparameters`. To add a
+hyper-parameter, add an argument to the module that uses it and a field of the same name here.
+
+Importing this module does not load torch; creating an instance does.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
 
-from yolo_loss import Gains
-from yolo_loss.assigner import PRESETS, preset_options
-from yolo_loss.assignment.params import AssignerParams
-from yolo_loss.criterion import CLASS_LOSSES
-from yolo_loss.option_checks import gain_values, one_of, stride_list, whole_number
+from yolo_assigner.export.contract import KINDS
+from yolo_loss.option_checks import GAINS, gain_values, one_of, stride_list, whole_number
+
+LOSS_KINDS = ("loss", "loss_grad", "detector_loss")
+DETECTOR_KINDS = ("detector_loss",)
+
+
+class Option(NamedTuple):
+    """How a hyper-parameter is read, checked, described and stored.
+
+    Attributes:
+        parse: Converts the text of a command-line argument.
+        help: Description in ``--help``.
+        metavar: Placeholder in ``--help``; derived from the name when None.
+        check: Takes name and value, returns the value in its normal form or raises ValueError. None for fields of
+            ``AssignerParams``, which checks its own, and for those that another module checks.
+        to_json: Converts the value to its form in the contract.
+        kinds: Model kinds that it concerns; the contract of another kind omits it where it is None.
+    """
+
+    parse: Callable[[str], Any]
+    help: str
+    metavar: str | None = None
+    check: Callable[[str, Any], Any] | None = None
+    to_json: Callable[[Any], Any] = lambda value: value
+    kinds: tuple[str, ...] = KINDS
+
+
+def _option(default: Any, parse: Callable[[str], Any], text: str, **more: Any) -> Any:
+    return field(default=default, metadata={"option": Option(parse, text, **more)})
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Parse comma-separated numbers."""
+    return tuple(float(word) for word in text.split(","))
+
+
+def _check_preset(name: str, value: Any) -> str:
+    from yolo_loss.assigner import PRESETS
+
+    return one_of(name, value, PRESETS)
+
+
+def _check_class_loss(name: str, value: Any) -> str:
+    from yolo_loss.criterion import CLASS_LOSSES
+
+    return one_of(name, value, CLASS_LOSSES)
 
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """All numbers that decide the result; defaults are YOLOv8's detection loss.
+    """Hyper-parameters of an exported model; the defaults are those of YOLOv8's detection loss.
+
+    Values are checked as the modules check them and stored in one form: 10.0 as 10, any sequence of strides as a tuple.
 
     Attributes:
-        num_classes: C; the assigner's graph takes any, this is the one it is traced with.
+        num_classes: C. The assigner's graph takes any C; this one is used for tracing.
         strides: Pixels per cell of each level.
-        reg_max: R.
+        reg_max: R, bins per side of a box.
         topk: Candidates per ground truth.
         alpha: Exponent of the class score.
-        beta: Exponent of the overlap.
-        eps: Of the assignment.
-        preset: Source of ``min_box_side`` and ``topk2`` where those are None.
-        min_box_side: Smallest side when candidates are sought.
-        topk2: Anchors each ground truth keeps.
-        class_loss: ``bce`` or ``varifocal``; loss only.
-        gains: box, cls, dfl; loss only.
-        scale: Of the detector, one of ``models.SCALES``; None where a model has none.
+        beta: Exponent of the IoU.
+        eps: Margin inside a box, and guard of the normalized alignment score.
+        preset: Supplies ``min_box_side`` and ``topk2`` where those are None.
+        min_box_side: Smallest side of the area in which candidates are sought, in pixels.
+        topk2: Anchors that each ground truth keeps.
+        class_loss: ``bce`` or ``varifocal``.
+        gains: Weights of the box, class and DFL losses.
+        scale: Scale of the detector, one of ``models.SCALES``; None for kinds without a detector.
+
+    Raises:
+        ValueError: A name is unknown, a count or stride is not positive, or a number is negative or not finite.
     """
 
-    num_classes: int = 80
-    strides: tuple[float, ...] = (8.0, 16.0, 32.0)
-    reg_max: int = 16
-    topk: int = 10
-    alpha: float = 0.5
-    beta: float = 6.0
-    eps: float = 1e-9
-    preset: str = "yolov8"
-    min_box_side: float | None = None
-    topk2: int | None = None
-    class_loss: str = "bce"
-    gains: tuple[float, ...] = tuple(Gains())
-    scale: str | None = None
+    num_classes: int = _option(80, int, "the assigner's graph takes any C", metavar="C", check=whole_number)
+    strides: tuple[float, ...] = _option(
+        (8.0, 16.0, 32.0), numbers, "one per level", metavar="8,16,32", check=stride_list, to_json=list
+    )
+    reg_max: int = _option(16, int, "bins per box side", metavar="R", check=whole_number, kinds=LOSS_KINDS)
+    topk: int = _option(10, int, "candidates per ground truth")
+    alpha: float = _option(0.5, float, "exponent of the class score")
+    beta: float = _option(6.0, float, "exponent of the IoU")
+    eps: float = _option(1e-9, float, "margin inside a box and guard of the normalized alignment score")
+    preset: str = _option("yolov8", str, "yolov8 or ultralytics-8.4", check=_check_preset)
+    min_box_side: float | None = _option(None, float, "over the preset's, pixels")
+    topk2: int | None = _option(None, int, "over the preset's; 1 for one-to-one assignment")
+    class_loss: str = _option("bce", str, "bce or varifocal", check=_check_class_loss, kinds=LOSS_KINDS)
+    gains: tuple[float, ...] = _option(
+        (7.5, 0.5, 1.5),
+        numbers,
+        "weights of the losses",
+        metavar="BOX,CLS,DFL",
+        check=lambda _, value: gain_values(value),
+        to_json=lambda value: dict(zip(GAINS, value, strict=True)),
+        kinds=LOSS_KINDS,
+    )
+    scale: str | None = _option(None, str, "its scale: n, s, m, l or x", kinds=DETECTOR_KINDS)
 
     def __post_init__(self) -> None:
-        """Check as the modules do, and keep the numbers as these do: 10.0 as 10, any strides as a tuple.
+        """Check all values and store them in their normal form."""
+        from yolo_loss.assignment.params import AssignerParams
 
-        Raises:
-            ValueError: A name is unknown, a count or stride is not positive, or a number is negative or not finite.
-        """
-        one_of("preset", self.preset, PRESETS)
-        one_of("class_loss", self.class_loss, CLASS_LOSSES)
-        assigner = AssignerParams.checked(
-            self.topk, self.alpha, self.beta, self.eps, self.min_box_side, self.topk2
-        )._asdict()
-        rest = {
-            "num_classes": whole_number("num_classes", self.num_classes),
-            "strides": stride_list("strides", self.strides),
-            "reg_max": whole_number("reg_max", self.reg_max),
-            "gains": gain_values(self.gains),
-        }
-        for name, value in (assigner | rest).items():
-            object.__setattr__(self, name, value)  # the dataclass is frozen for others
+        given = {name: getattr(self, name) for name in OPTIONS}
+        values = AssignerParams.checked(**{name: given[name] for name in AssignerParams._fields})._asdict()
+        values |= {name: option.check(name, given[name]) for name, option in OPTIONS.items() if option.check}
+        for name, value in values.items():
+            object.__setattr__(self, name, value)  # frozen
 
     @classmethod
-    def from_contract(cls, values: dict[str, Any]) -> Hyperparameters:
-        """Read what ``as_contract`` wrote."""
-        gains = values["gains"]
-        numbers = {**values, "strides": tuple(values["strides"]), "gains": tuple(gains[name] for name in Gains._fields)}
-        return cls(**numbers)
+    def from_contract(cls, values: Mapping[str, Any]) -> Hyperparameters:
+        """Read what :meth:`as_contract` wrote. Hyper-parameters that an older release did not know are the defaults."""
+        return cls(**values)
 
     def as_contract(self) -> dict[str, Any]:
-        """For the contract: the options as they take effect, the gains by name."""
-        values = {**asdict(self), **self.options, "gains": Gains(*self.gains)._asdict(), "strides": list(self.strides)}
-        if self.scale is None:
-            del values["scale"]
-        return values
+        """Return the values that take effect, in their JSON form, for the contract."""
+        return {
+            name: OPTIONS[name].to_json(value)
+            for name, value in self.effective().items()
+            if value is not None or OPTIONS[name].kinds == KINDS
+        }
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """``min_box_side`` and ``topk2`` as they take effect, the preset's where none was named."""
-        named = {"min_box_side": self.min_box_side, "topk2": self.topk2}
+    def effective(self) -> dict[str, Any]:
+        """Return all values by name, those of the preset where the field is None."""
+        from yolo_loss.assigner import preset_options
+
         preset = preset_options(self.preset, self.strides)
-        return {name: preset.get(name) if value is None else value for name, value in named.items()}
+        values = {name: getattr(self, name) for name in OPTIONS}
+        return {name: preset.get(name) if value is None else value for name, value in values.items()}
+
+    def assigner_arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments of ``TaskAlignedAssigner``."""
+        from yolo_loss.assignment.params import AssignerParams
+
+        values = self.effective()
+        return {name: values[name] for name in ("num_classes", *AssignerParams._fields)}
+
+    def criterion_arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments of ``DetectionLoss``."""
+        return {name: value for name, value in self.effective().items() if "loss" in OPTIONS[name].kinds}
+
+
+OPTIONS: Mapping[str, Option] = {entry.name: entry.metadata["option"] for entry in fields(Hyperparameters)}

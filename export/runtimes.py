@@ -1,4 +1,4 @@
-"""Which versions of ONNX Runtime run the exported models."""
+"""Versions of ONNX Runtime that run the exported models."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ def why_unsupported(version: str) -> str | None:
     """Compare a version of ONNX Runtime with the oldest supported one.
 
     Args:
-        version: As ``onnxruntime.__version__`` has it; a development build counts as its release.
+        version: Value of ``onnxruntime.__version__``; a development build counts as its release.
 
     Returns:
-        The reason and the remedy; None when the version is supported.
+        The reason and the remedy, or None if the version is supported.
     """
     oldest = OLDEST_ONNX_RUNTIME
-    if _numbers(version) >= _numbers(oldest):
+    if _release(version) >= _release(oldest):
         return None
     return (
         f"ONNX Runtime {version} is not supported, the oldest supported version is {oldest}; "
@@ -25,7 +25,7 @@ def why_unsupported(version: str) -> str | None:
     )
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    """The release: 1.33.0.dev2026 and 1.33.0+cu12 are both (1, 33, 0); what has no number is older than all."""
+def _release(version: str) -> tuple[int, ...]:
+    """Parse the release: (1, 33, 0) for 1.33.0.dev2026 and 1.33.0+cu12, () for text without a number."""
     release = re.match(r"\d+(\.\d+)*", version)
     return tuple(int(part) for part in release[0].split(".")) if release else ()

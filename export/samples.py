@@ -1,4 +1,4 @@
-"""Seeded inputs that look like a detector's: some boxes are found well, most anchors see nothing."""
+"""Seeded inputs that resemble a detector's: some boxes are predicted well, most anchors see background."""
 
 from __future__ import annotations
 
@@ -8,18 +8,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_loss import GroundTruth, make_anchors, xyxy2xywh
+
+PADDING_SHARE, NO_AREA_SHARE, SHAKEN_SHARE = 0.25, 0.03, 0.5
+# Rows and columns of random brightness that an image is interpolated from, and the amplitude of its pixel noise.
+PATCHES, NOISE = (6, 8), 0.1
 
 
 class Case(NamedTuple):
-    """Sizes of one input.
+    """Sizes of a batch.
 
     Attributes:
         batch: B.
         slots: M.
         grids: (H_i, W_i) of each level.
         num_classes: C.
-        weak: Predicted boxes are small, overlaps are near 0.
+        weak: Whether predicted boxes are so small that every IoU is near 0.
     """
 
     batch: int
@@ -29,18 +34,13 @@ class Case(NamedTuple):
     weak: bool = False
 
 
-PADDING_SHARE, NO_AREA_SHARE, SHAKEN_SHARE = 0.25, 0.03, 0.5
-# Rows and columns of brightness that a picture is made of, and what is added to every pixel.
-PATCHES, NOISE = (6, 8), 0.1
-
-
 def pyramid(height: int, width: int, strides: Sequence[float]) -> tuple[tuple[int, int], ...]:
-    """Sizes of the maps of an image of (height, width) pixels."""
+    """Return the (H_i, W_i) of each level for an image of (height, width) pixels."""
     return tuple((max(int(height // stride), 1), max(int(width // stride), 1)) for stride in strides)
 
 
 def sample_ground_truth(case: Case, image_size: tuple[float, float], generator: torch.Generator) -> GroundTruth:
-    """Boxes of all sizes, some partly outside, some without area, about a quarter of the slots padding."""
+    """Sample boxes of all sizes; some reach outside the image, some have no area, about a quarter is padding."""
     shape = (case.batch, case.slots, 1)
     height, width = image_size
     size = torch.tensor((width, height))
@@ -54,7 +54,7 @@ def sample_ground_truth(case: Case, image_size: tuple[float, float], generator: 
 
 
 def ragged_batch(ground_truth: GroundTruth, image_size: tuple[float, float]) -> dict[str, Tensor]:
-    """The training batch that pads to this ground truth: ``batch_idx``, ``cls``, normalised ``bboxes``."""
+    """Convert padded ground truth to a training batch: ``batch_idx``, ``cls``, normalized ``bboxes``."""
     images, slots = torch.nonzero(ground_truth.mask_gt.squeeze(-1), as_tuple=True)
     height, width = image_size
     boxes = ground_truth.gt_bboxes[images, slots]
@@ -64,7 +64,7 @@ def ragged_batch(ground_truth: GroundTruth, image_size: tuple[float, float]) -> 
 
 
 def sample_assigner_inputs(case: Case, strides: Sequence[float], seed: int) -> tuple[Tensor, ...]:
-    """Inputs of the assigner, float32: predicted boxes are a ground truth's, shaken, where one is near."""
+    """Sample the assigner's inputs in float32; half of the predicted boxes are ground-truth boxes plus noise."""
     generator = torch.Generator().manual_seed(seed)
     maps = [torch.empty((1, 1, *grid)) for grid in case.grids]
     points, stride = make_anchors(maps, strides)
@@ -87,12 +87,12 @@ def sample_assigner_inputs(case: Case, strides: Sequence[float], seed: int) -> t
 def sample_loss_inputs(
     case: Case, strides: Sequence[float], reg_max: int, seed: int
 ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
-    """Inputs of the loss, float32: raw maps and padded ground truth."""
+    """Sample the loss's inputs in float32: raw maps and padded ground truth."""
     generator = torch.Generator().manual_seed(seed)
     channels = 4 * reg_max + case.num_classes
     feats = [torch.randn((case.batch, channels, *grid), generator=generator) * 2 for grid in case.grids]
     if case.weak:
-        # The first bin of each side is distance 0.
+        # Raise the first bin of each side, which is distance 0.
         lift = torch.zeros(channels).index_fill(0, torch.arange(4) * reg_max, 9.0)
         feats = [feat + lift[:, None, None] for feat in feats]
     if reg_max == 1:
@@ -102,10 +102,22 @@ def sample_loss_inputs(
 
 
 def sample_detector_inputs(case: Case, strides: Sequence[float], seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Inputs of a detector with its loss, float32: pictures of soft patches under noise, and padded ground truth."""
+    """Sample a detector's inputs in float32: images of smooth patches with noise, and padded ground truth."""
     generator = torch.Generator().manual_seed(seed)
     height, width = (int(cells * strides[0]) for cells in case.grids[0])
     patches = torch.rand((case.batch, 3, *PATCHES), generator=generator)
     smooth = nn.functional.interpolate(patches, size=(height, width), mode="bilinear")
     noise = torch.randn(smooth.shape, generator=generator) * NOISE
     return (smooth + noise).clamp(0.0, 1.0), *sample_ground_truth(case, (height, width), generator)
+
+
+def sample_inputs(
+    kind: str, hyperparameters: Hyperparameters, case: Case, seed: int
+) -> Sequence[Tensor | list[Tensor]]:
+    """Sample the inputs of a model kind in the graph's order; the raw maps are a list."""
+    strides = hyperparameters.strides
+    if kind == "assigner":
+        return sample_assigner_inputs(case, strides, seed)
+    if kind == "detector_loss":
+        return sample_detector_inputs(case, strides, seed)
+    return sample_loss_inputs(case, strides, hyperparameters.reg_max, seed)

@@ -1,4 +1,4 @@
-"""Names, types and axes of each kind of model, in the graph's order."""
+"""Names, types and axes of the inputs and outputs of each kind of model."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from yolo_assigner.export.contract import Axis, TensorSpec
 from yolo_assigner.export.hyperparameters import Hyperparameters
 
 
-def input_specs(kind: str, numbers: Hyperparameters) -> tuple[TensorSpec, ...]:
-    """The graph's inputs with named axes, in its order."""
+def input_specs(kind: str, hyperparameters: Hyperparameters) -> tuple[TensorSpec, ...]:
+    """Return the inputs of a model kind in the graph's order."""
     ground_truth = (
         TensorSpec("gt_labels", "int64", ("B", "M", 1)),
         TensorSpec("gt_bboxes", "float32", ("B", "M", 4)),
@@ -24,12 +24,12 @@ def input_specs(kind: str, numbers: Hyperparameters) -> tuple[TensorSpec, ...]:
         )
     if kind == "detector_loss":
         return (TensorSpec("images", "float32", ("B", 3, "H", "W")), *ground_truth)
-    return (*_maps("feat", numbers), *ground_truth)
+    return (*_maps("feat", hyperparameters), *ground_truth)
 
 
-def output_specs(kind: str, numbers: Hyperparameters) -> tuple[TensorSpec, ...]:
-    """The graph's outputs with named axes, in its order. A counts the anchors of all levels."""
-    classes: Axis = "C" if kind == "assigner" else numbers.num_classes
+def output_specs(kind: str, hyperparameters: Hyperparameters) -> tuple[TensorSpec, ...]:
+    """Return the outputs of a model kind in the graph's order."""
+    classes: Axis = "C" if kind == "assigner" else hyperparameters.num_classes
     targets = (
         TensorSpec("target_labels", "int64", ("B", "A")),
         TensorSpec("target_bboxes", "float32", ("B", "A", 4)),
@@ -47,18 +47,18 @@ def output_specs(kind: str, numbers: Hyperparameters) -> tuple[TensorSpec, ...]:
     )
     further = {
         "loss": (),
-        "loss_grad": tuple(replace(spec, name=f"grad_{spec.name}") for spec in _maps("feat", numbers)),
-        "detector_loss": (TensorSpec("predictions", "float32", ("B", 4 + numbers.num_classes, "A")),),
+        "loss_grad": tuple(replace(spec, name=f"grad_{spec.name}") for spec in _maps("feat", hyperparameters)),
+        "detector_loss": (TensorSpec("predictions", "float32", ("B", 4 + hyperparameters.num_classes, "A")),),
     }
     return (*losses, *targets, *further[kind])
 
 
-def map_specs(kind: str, numbers: Hyperparameters) -> tuple[TensorSpec, ...]:
-    """Values inside the graph that have fixed names: the raw maps of a detector's head, where its network ends."""
-    return _maps("map", numbers) if kind == "detector_loss" else ()
+def map_specs(kind: str, hyperparameters: Hyperparameters) -> tuple[TensorSpec, ...]:
+    """Return the named values inside the graph of a ``detector_loss``: the raw maps, where the network ends."""
+    return _maps("map", hyperparameters) if kind == "detector_loss" else ()
 
 
-def _maps(name: str, numbers: Hyperparameters) -> tuple[TensorSpec, ...]:
-    channels = 4 * numbers.reg_max + numbers.num_classes
-    levels = range(len(numbers.strides))
+def _maps(name: str, hyperparameters: Hyperparameters) -> tuple[TensorSpec, ...]:
+    channels = 4 * hyperparameters.reg_max + hyperparameters.num_classes
+    levels = range(len(hyperparameters.strides))
     return tuple(TensorSpec(f"{name}_{i}", "float32", ("B", channels, f"H{i}", f"W{i}")) for i in levels)

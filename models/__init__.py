@@ -1,4 +1,4 @@
-"""The YOLOv8 detector, whose head's maps the loss takes."""
+"""The YOLOv8 detector; the loss takes the raw maps of its head."""
 
 from yolo_assigner.models.checkpoint import load_checkpoint, read_state_dict
 from yolo_assigner.models.head import Detect, Detections

@@ -1,7 +1,7 @@
-"""The blocks that a YOLOv8 network is made of, smallest first.
+"""Building blocks of a YOLOv8 network, smallest first.
 
-Attribute names (``conv``, ``bn``, ``cv1``, ``m``) are those of public YOLOv8 state dicts, so such weights load as they
-are. Every block takes and gives feature maps (B, channels, H, W).
+Attribute names (``conv``, ``bn``, ``cv1``, ``m``) are those of public YOLOv8 state dicts, so such weights load without
+renaming. Inputs and outputs of a block are feature maps (B, channels, H, W).
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 
 class Conv(nn.Module):
-    """Convolution without bias, batch normalisation, SiLU; (B, c_in, H, W) to (B, c_out, ceil(H / s), ceil(W / s)).
+    """Convolution without bias, batch normalization, SiLU; (B, c_in, H, W) to (B, c_out, ceil(H / s), ceil(W / s)).
 
     Args:
-        c_in: Channels that come in.
-        c_out: Channels that go out.
+        c_in: Input channels.
+        c_out: Output channels.
         kernel: Side of the kernel, odd; the padding keeps the size at stride 1.
         stride: Step of the kernel, the s above.
     """
@@ -23,11 +23,11 @@ class Conv(nn.Module):
     def __init__(self, c_in: int, c_out: int, kernel: int = 1, stride: int = 1) -> None:
         super().__init__()
         self.conv = nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, bias=False)
-        # Not torch's defaults: public weights were trained with, and so are only right under, this eps.
+        # Public weights were trained with these values, which are not torch's defaults.
         self.bn = nn.BatchNorm2d(c_out, eps=1e-3, momentum=0.03)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the three in turn."""
+        """Apply convolution, normalization and activation."""
         return nn.functional.silu(self.bn(self.conv(x)))
 
 
@@ -47,14 +47,14 @@ class Bottleneck(nn.Module):
 
 
 class C2f(nn.Module):
-    """Cross-stage block: half of the channels pass by, half run through bottlenecks, every stage is kept.
+    """Cross-stage block: one half of the channels runs through bottlenecks; all stages are concatenated.
 
-    (B, c_in, H, W) to (B, c_out, H, W). The idea of the two paths is CSPNet's, arXiv 1911.11929.
+    (B, c_in, H, W) to (B, c_out, H, W). The two paths are from CSPNet, arXiv 1911.11929.
 
     Args:
-        c_in: Channels that come in.
-        c_out: Channels that go out.
-        depth: How many bottlenecks.
+        c_in: Input channels.
+        c_out: Output channels.
+        depth: Number of bottlenecks.
         shortcut: Whether each adds its input.
     """
 
@@ -66,7 +66,7 @@ class C2f(nn.Module):
         self.m = nn.ModuleList(Bottleneck(hidden, shortcut) for _ in range(depth))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Split, refine one half step by step, join everything."""
+        """Split, pass one half through the bottlenecks, concatenate all stages."""
         stages = list(self.cv1(x).chunk(2, dim=1))  # two of (B, hidden, H, W)
         for bottleneck in self.m:
             stages.append(bottleneck(stages[-1]))
@@ -88,7 +88,7 @@ class SPPF(nn.Module):
         self.m = nn.MaxPool2d(5, stride=1, padding=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pool once, twice and three times, and join."""
+        """Pool once, twice and three times, and concatenate."""
         stages = [self.cv1(x)]
         for _ in range(3):
             stages.append(self.m(stages[-1]))
@@ -97,17 +97,17 @@ class SPPF(nn.Module):
 
 
 class Concat(nn.Module):
-    """Joins maps of one size along the channels; a module so that it holds its place among the numbered layers."""
+    """Concatenates maps of one size along the channels; a module so that it counts as a numbered layer."""
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        """Join (B, c_1, H, W), (B, c_2, H, W), ... to (B, c_1 + c_2 + ..., H, W)."""
+        """Concatenate (B, c_1, H, W), (B, c_2, H, W), ... to (B, c_1 + c_2 + ..., H, W)."""
         return torch.cat(maps, dim=1)
 
 
 class DFL(nn.Module):
     """Expectation of each side's distribution over R bins (GFL, arXiv 2006.04388).
 
-    The bin numbers are the frozen weight of a 1 x 1 convolution because public state dicts carry them so.
+    The bin numbers are the frozen weight of a 1 x 1 convolution, as in public state dicts.
     """
 
     def __init__(self, bins: int) -> None:
@@ -117,7 +117,7 @@ class DFL(nn.Module):
         self.bins = bins
 
     def forward(self, distribution: Tensor) -> Tensor:
-        """Turn logits (B, 4R, A), side-major, into distances (B, 4, A) in grid units."""
+        """Convert logits (B, 4R, A), side-major, to distances (B, 4, A) in grid units."""
         batch, _, points = distribution.shape
         logits = distribution.reshape(batch, 4, self.bins, points).transpose(1, 2)  # (B, R, 4, A)
         distances: Tensor = self.conv(logits.softmax(dim=1)).squeeze(1)  # (B, 4, A)

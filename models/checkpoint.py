@@ -1,4 +1,4 @@
-"""Weights from files, without running code that a file may carry."""
+"""Load weights from files without executing code that a file may contain."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+# Keys under which a checkpoint may hold its state dict.
 WRAPPERS = ("model", "state_dict")
 
 
 def load_checkpoint(module: nn.Module, path: Path) -> None:
-    """Read weights into a module.
+    """Load weights into a module.
 
     Args:
-        module: Takes the weights; its dtypes and devices stay, half-precision weights are converted.
-        path: What :func:`read_state_dict` reads.
+        module: The module, which keeps its dtypes and devices; half-precision weights are converted.
+        path: A file that :func:`read_state_dict` reads.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is not a state dict, or not this module's: the message lists every name that is
-            missing, unexpected or of another shape, and the module is left as it was.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is not a state dict of this module. The message lists every name that is missing,
+            unexpected or of another shape, and the module is unchanged.
     """
     state = read_state_dict(path)
     own = module.state_dict()
@@ -48,15 +49,15 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read a state dict.
 
     Args:
-        path: A ``.safetensors`` file, or one that ``torch.save`` wrote: a dict of tensors, bare or as the value
-            of ``model`` or ``state_dict`` in a dict.
+        path: A ``.safetensors`` file, or a file of ``torch.save`` with a dict of tensors, which may be the value of
+            ``model`` or ``state_dict`` in another dict.
 
     Returns:
         Tensors by name, on the CPU, in the file's dtypes.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is neither of these, for example a whole pickled model.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file has another content, for example a pickled model.
     """
     if path.suffix == ".safetensors":
         try:
@@ -67,7 +68,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # in a damaged file the unpickler stumbles over nearly anything
+    except Exception as error:  # the unpickler raises nearly anything for a damaged file
         raise ValueError(
             f"{path} does not hold plain tensors; where you trust it, load it with the library that wrote it and "
             "save only the weights: torch.save(model.state_dict(), path)"
@@ -76,7 +77,6 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
-    """The dict of tensors that ``content`` is or wraps."""
     if isinstance(content, Mapping):
         wrapped = [content[name] for name in WRAPPERS if name in content]
         for candidate in (*wrapped, content):

@@ -12,12 +12,12 @@ from yolo_assigner.models.blocks import DFL, Conv
 from yolo_loss.anchors import make_anchors
 from yolo_loss.boxes import dist2bbox, xyxy2xywh
 
-# Numbers, not the ``stride`` buffer, go into the decoding: an exported graph cannot read a tensor's values.
+# Decoding uses these numbers instead of the ``stride`` buffer, because an exported graph cannot read a tensor's values.
 STRIDES = (8, 16, 32)
 
 
 class Detections(NamedTuple):
-    """What the detector gives in eval mode.
+    """Output of the detector in eval mode.
 
     Attributes:
         predictions: (B, 4 + C, A): centre x, centre y, width, height in pixels, then class probabilities.
@@ -29,7 +29,7 @@ class Detections(NamedTuple):
 
 
 class Detect(nn.Module):
-    """Per level one branch for the boxes' distributions and one for the class logits.
+    """Detection head: for each level one branch for box distributions and one for class logits.
 
     Args:
         channels: Channels of each level's features, finest level first.
@@ -52,7 +52,7 @@ class Detect(nn.Module):
         box_hidden = max(16, channels[0] // 4, 4 * reg_max)
         class_hidden = max(channels[0], min(nc, 100))
         self.cv2 = nn.ModuleList(_branch(c, box_hidden, 4 * reg_max, 1.0) for c in channels)
-        # Few objects to start with: about five of each class on each level of a 640-pixel picture.
+        # The initial class probability corresponds to five objects of each class per level of a 640-pixel image.
         self.cv3 = nn.ModuleList(
             _branch(c, class_hidden, nc, math.log(5 / nc / (640 / s) ** 2))
             for c, s in zip(channels, STRIDES, strict=True)
@@ -60,7 +60,7 @@ class Detect(nn.Module):
         self.dfl = DFL(reg_max) if reg_max > 1 else nn.Identity()
 
     def forward(self, features: list[Tensor]) -> list[Tensor] | Detections:
-        """Raw maps of the levels' features (B, c_i, H_i, W_i); in eval mode the predictions with them."""
+        """Compute raw maps of the levels' features (B, c_i, H_i, W_i); in eval mode also predictions."""
         maps = [
             torch.cat((box(x), scores(x)), dim=1)  # (B, 4R + C, H_i, W_i)
             for box, scores, x in zip(self.cv2, self.cv3, features, strict=True)
@@ -68,7 +68,7 @@ class Detect(nn.Module):
         return maps if self.training else Detections(self.decode(maps), maps)
 
     def decode(self, maps: list[Tensor]) -> Tensor:
-        """Predictions of raw maps.
+        """Decode raw maps to predictions.
 
         Args:
             maps: Three of (B, 4R + C, H_i, W_i), finest level first.
@@ -85,7 +85,7 @@ class Detect(nn.Module):
 
 
 def _branch(c_in: int, hidden: int, c_out: int, bias: float) -> nn.Sequential:
-    """Three convolutions, the last one's biases all ``bias``."""
+    """Create three convolutions; the biases of the last are ``bias``."""
     last = nn.Conv2d(hidden, c_out, 1)
     nn.init.constant_(cast("Tensor", last.bias), bias)
     return nn.Sequential(Conv(c_in, hidden, 3), Conv(hidden, hidden, 3), last)

@@ -1,7 +1,7 @@
 """The YOLOv8 detector in its five scales.
 
 Layers are numbered and named as in public YOLOv8 detection state dicts (``model.0.conv.weight`` to
-``model.22.dfl.conv.weight``), so those load without renaming; see :mod:`yolo_assigner.models.checkpoint`.
+``model.22.dfl.conv.weight``), so these load without renaming; see :mod:`yolo_assigner.models.checkpoint`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from yolo_assigner.models.blocks import SPPF, C2f, Concat, Conv
 from yolo_assigner.models.head import STRIDES, Detect, Detections
 
-# Layers that take something else than the map right before them: the layers whose outputs they take.
+# Source layers of the layers whose input is not the output of the previous layer.
 SOURCES = {11: (10, 6), 14: (13, 4), 17: (16, 12), 20: (19, 9), 22: (15, 18, 21)}
 
 
 class Scale(NamedTuple):
-    """How one size differs from the full network: factors of depth and width, and a limit before the latter."""
+    """Factors of depth and width of a scale, and the largest number of channels before scaling."""
 
     depth: float
     width: float
@@ -39,7 +39,7 @@ SCALES = {
 
 @dataclass(frozen=True)
 class DetectorConfig:
-    """What decides a detector's shape.
+    """Configuration of a detector.
 
     Attributes:
         scale: One of ``n``, ``s``, ``m``, ``l``, ``x``.
@@ -47,7 +47,7 @@ class DetectorConfig:
         reg_max: Bins per side of the box distribution, R; 1 means plain distances.
 
     Raises:
-        ValueError: The scale has no such name, or a number is below 1.
+        ValueError: The scale is unknown, or a number is below 1.
     """
 
     scale: str = "n"
@@ -61,26 +61,26 @@ class DetectorConfig:
             raise ValueError(f"nc is {self.nc} and reg_max is {self.reg_max}; both must be at least 1")
 
     def channels(self, full: int) -> int:
-        """Channels of a layer that has ``full`` of them at full width, rounded up to a multiple of 8."""
+        """Return the number of channels for ``full`` channels at full width, rounded up to a multiple of 8."""
         scale = SCALES[self.scale]
         return math.ceil(min(full, scale.max_channels) * scale.width / 8) * 8
 
     def depth(self, full: int) -> int:
-        """Bottlenecks of a block that has ``full`` of them at full depth."""
+        """Return the number of bottlenecks for ``full`` of them at full depth."""
         return max(round(full * SCALES[self.scale].depth), 1)
 
 
 class DetectionModel(nn.Module):
     """Backbone, neck and head (layers 0 to 9, 10 to 21, and 22).
 
-    Weights are random, from torch's global generator: call ``torch.manual_seed`` first for the same ones again.
+    Weights are random, from torch's global generator; call ``torch.manual_seed`` first to reproduce them.
 
     Args:
         config: Scale, classes and bins.
 
     Attributes:
         model: The numbered layers; the last is the head.
-        args: The loss's gains ``box``, ``cls``, ``dfl``, which a criterion reads; YOLOv8's defaults.
+        args: Gains ``box``, ``cls``, ``dfl`` of the loss, which a criterion reads; YOLOv8's defaults.
     """
 
     def __init__(self, config: DetectorConfig) -> None:
@@ -91,7 +91,7 @@ class DetectionModel(nn.Module):
 
     @property
     def head(self) -> Detect:
-        """The last layer."""
+        """The detection head, the last layer."""
         return cast("Detect", self.model[-1])
 
     @property
@@ -100,14 +100,14 @@ class DetectionModel(nn.Module):
         return self.head.stride
 
     def forward(self, images: Tensor) -> list[Tensor] | Detections:
-        """Detect.
+        """Compute raw maps, and in eval mode also predictions.
 
         Args:
             images: (B, 3, H, W), red, green, blue in [0, 1], in the weights' dtype; H and W multiples of 32.
 
         Returns:
-            In train mode the raw maps, per stride one of (B, 4R + C, H / stride, W / stride); in eval mode
-            the decoded predictions with them.
+            In train mode the raw maps, (B, 4R + C, H / stride, W / stride) for each stride; in eval mode
+            :class:`Detections`.
 
         Raises:
             ValueError: H or W is not a multiple of 32.
@@ -124,7 +124,7 @@ class DetectionModel(nn.Module):
 
 
 def _backbone(config: DetectorConfig) -> list[nn.Module]:
-    """Layers 0 to 9; the maps after 4, 6 and 9 have strides 8, 16 and 32."""
+    """Create layers 0 to 9; the outputs of 4, 6 and 9 have strides 8, 16 and 32."""
     c1, c2, c3, c4, c5 = (config.channels(full) for full in (64, 128, 256, 512, 1024))
     return [
         Conv(3, c1, 3, stride=2),
@@ -141,7 +141,7 @@ def _backbone(config: DetectorConfig) -> list[nn.Module]:
 
 
 def _neck(config: DetectorConfig) -> list[nn.Module]:
-    """Layers 10 to 21: coarse maps pass down to fine ones (FPN, arXiv 1612.03144) and back (PAN, arXiv 1803.01534)."""
+    """Create layers 10 to 21: from coarse to fine maps (FPN, arXiv 1612.03144) and back (PAN, arXiv 1803.01534)."""
     c3, c4, c5 = (config.channels(full) for full in (256, 512, 1024))
     depth = config.depth(3)
     return [

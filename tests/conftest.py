@@ -48,7 +48,7 @@ def artifacts_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def dense_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same in the formulation that TensorRT takes."""
+    """The same in the implementation that TensorRT takes."""
     return export_kinds(tmp_path_factory.mktemp("dense"), "dense")
 
 
@@ -60,17 +60,17 @@ def detector_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def dense_detector_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same in the formulation that TensorRT takes."""
+    """The same in the implementation that TensorRT takes."""
     return export_detector(tmp_path_factory.mktemp("dense_detector"), "dense")
 
 
-def export_detector(folder: Path, formulation: str) -> Path:
+def export_detector(folder: Path, implementation: str) -> Path:
     """Export a detector of random but lively weights."""
-    return shutil.copytree(exported("detector_loss", formulation), folder, dirs_exist_ok=True)
+    return shutil.copytree(exported("detector_loss", implementation), folder, dirs_exist_ok=True)
 
 
-def export_kinds(folder: Path, formulation: str) -> Path:
+def export_kinds(folder: Path, implementation: str) -> Path:
     """Export one model of each kind."""
     for kind in KINDS:
-        shutil.copytree(exported(kind, formulation), folder, dirs_exist_ok=True)
+        shutil.copytree(exported(kind, implementation), folder, dirs_exist_ok=True)
     return folder

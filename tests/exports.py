@@ -1,6 +1,6 @@
-"""Exported models for the tests, made once for each state of the sources: an export takes tens of seconds.
+"""Cache of exported models for the tests, one set for each state of the sources; an export takes tens of seconds.
 
-They are kept outside the tree, in ``$XDG_CACHE_HOME/yolo-assigner`` or ``~/.cache/yolo-assigner``.
+The cache is outside the repository, in ``$XDG_CACHE_HOME/yolo-assigner`` or ``~/.cache/yolo-assigner``.
 """
 
 from __future__ import annotations
@@ -23,43 +23,43 @@ from yolo_assigner.export.to_onnx.exporter import export_onnx
 ROOT = Path(__file__).parents[1]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yolo-assigner"
 NUM_CLASSES = 3
-# States of the sources whose models are kept.
+# Number of source states whose models are kept.
 KEPT = 4
 
 
-def exported(kind: str, formulation: str, class_loss: str = "bce") -> Path:
-    """The folder of one model of 3 classes under its kind's name, and of a detector's weights; not to be written to.
+def exported(kind: str, implementation: str, class_loss: str = "bce") -> Path:
+    """Return the read-only folder of a model with 3 classes, named after its kind; a detector's weights are beside it.
 
     Args:
         kind: One of ``yolo_assigner.export.contract.KINDS``.
-        formulation: How its assignment is computed.
+        implementation: Implementation of the assignment, ``dense`` or ``sparse``.
         class_loss: ``bce`` or ``varifocal``.
     """
     state = CACHE / "exports" / FINGERPRINT
-    folder = state / f"{kind}-{formulation}-{class_loss}"
+    folder = state / f"{kind}-{implementation}-{class_loss}"
     state.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             with tempfile.TemporaryDirectory(dir=state) as made:
-                _export(kind, formulation, class_loss, Path(made))
+                _export(kind, implementation, class_loss, Path(made))
                 shutil.copytree(made, f"{folder}.part", dirs_exist_ok=True)
-            Path(f"{folder}.part").rename(folder)  # whole or not at all
+            Path(f"{folder}.part").rename(folder)  # atomic
     os.utime(state)
     _drop_old(state.parent)
     return folder
 
 
-def _export(kind: str, formulation: str, class_loss: str, folder: Path) -> None:
+def _export(kind: str, implementation: str, class_loss: str, folder: Path) -> None:
     weights = None
     if kind == "detector_loss":
         weights = folder / "weights.safetensors"
         safetensors.torch.save_file(lively_detector(NUM_CLASSES).state_dict(), weights)
-    numbers = Hyperparameters(num_classes=NUM_CLASSES, scale="n" if weights else None, class_loss=class_loss)
-    export_onnx(kind, numbers, folder, implementation=formulation, weights=weights)
+    hyperparameters = Hyperparameters(num_classes=NUM_CLASSES, scale="n" if weights else None, class_loss=class_loss)
+    export_onnx(kind, hyperparameters, folder, implementation=implementation, weights=weights)
 
 
 def _fingerprint() -> str:
-    """A hash of all that an export is made from, without comments and docstrings: changing those changes no model."""
+    """Hash everything that an export depends on; comments and docstrings, which change no model, are left out."""
     digest = hashlib.sha256()
     files = [path for package in ("yolo_loss", "models", "export") for path in (ROOT / package).rglob("*.py")]
     for path in sorted([*files, Path(__file__), ROOT / "tests" / "detectors.py"]):
@@ -76,7 +76,7 @@ def _code(path: Path) -> str:
     return ast.dump(tree)
 
 
-# Taken when the sources are loaded: they may change while tests run.
+# Computed when the sources are imported, since files may change while tests run.
 FINGERPRINT = _fingerprint()
 
 

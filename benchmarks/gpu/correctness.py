@@ -182,7 +182,7 @@ def check(what: str, figure: float, limit: float) -> Check:
 CASES = (Case(2, 5, pyramid(64, 96, STRIDES), 3), Case(1, 1, pyramid(64, 64, STRIDES), 1))
 
 
-def formulations(device: torch.device) -> tuple[str, ...]:
+def implementations(device: torch.device) -> tuple[str, ...]:
     """Implementations that run on a device."""
     return "auto", "dense", "sparse", *(("triton",) if device.type == "cuda" and available() else ())
 
@@ -210,7 +210,7 @@ def sample_checks(device: torch.device, progress: Progress | None = None) -> lis
 
 def _each(device: torch.device, progress: Progress, what: str, check: Callable[[str], list[Check]]) -> list[Check]:
     found: list[Check] = []
-    for name in progress.order(formulations(device)):
+    for name in progress.order(implementations(device)):
         found += kept_checks(progress, name, f"{what}, {name}", partial(check, name))
     return found
 

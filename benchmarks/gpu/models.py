@@ -39,7 +39,7 @@ def find_model(
                 hyperparameters = contract.hyperparameters
                 right_classes = kind == "assigner" or hyperparameters["num_classes"] == classes
                 fits = right_classes and hyperparameters["preset"] == contenders.PRESET
-                if fits and (contract.kind, contract.implementation, contract.precision) == (kind, implementation, precision):
+                if fits and (contract.kind, contract.formulation, contract.precision) == (kind, implementation, precision):
                     return path.with_name(contract.file), contract
     where = ", ".join(map(str, folders)) or "no folder"
     raise ContractError(

@@ -130,7 +130,7 @@ def _build(target: Target, folder: Path, state: Path) -> None:
             target.numbers,
             folder,
             name=target.name,
-            formulation=target.formulation,
+            implementation=target.formulation,
             weights=target.weights,
             precision=target.precision,
         )

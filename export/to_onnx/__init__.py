@@ -1,1 +1,1 @@
-"""From plain numbers to an ONNX file with its contract."""
+"""Export of the assigner, the loss and a detector to ONNX."""

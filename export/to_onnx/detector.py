@@ -1,4 +1,4 @@
-"""The detector of a ``detector_loss`` model: from a checkpoint when it is exported, from the ONNX file later."""
+"""The detector of a ``detector_loss`` model, loaded from a checkpoint or from the exported ONNX file."""
 
 from __future__ import annotations
 
@@ -15,108 +15,110 @@ from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.models import DetectionModel, DetectorConfig, load_checkpoint
 from yolo_assigner.models.head import STRIDES
 
-# The graph's initializers are the detector's state dict under this prefix.
+# Prefix of the detector's state dict among the graph's initializers.
 PREFIX = "detector."
-# Counts training steps; nothing of the eval mode reads it, so the graph has none.
+# Suffix of counters of training steps, which eval mode does not read and the graph does not hold.
 COUNTER = "num_batches_tracked"
 
 
-def check_source(kind: str, numbers: Hyperparameters, weights: Path | None) -> None:
-    """Check that a detector's kind comes with all that describes one, and other kinds without.
+def check_source(kind: str, hyperparameters: Hyperparameters, weights: Path | None) -> None:
+    """Check that weights and scale are given for a kind with a detector, and only then.
 
     Args:
-        kind: Of the model to export.
-        numbers: Its hyper-parameters.
+        kind: Kind of the model to export.
+        hyperparameters: Its hyper-parameters.
         weights: The detector's checkpoint.
 
     Raises:
-        ValueError: Something is missing or too much, or the strides are not the network's.
+        ValueError: Weights or scale are missing or superfluous, or the strides differ from the detector's.
     """
     if kind != "detector_loss":
-        for name, value in (("weights", weights), ("scale", numbers.scale)):
+        for name, value in (("weights", weights), ("scale", hyperparameters.scale)):
             if value is not None:
                 raise ValueError(f"{name} is {value}, but {kind} has no detector; leave it out or export detector_loss")
         return
-    if weights is None or numbers.scale is None:
+    if weights is None or hyperparameters.scale is None:
         raise ValueError("detector_loss holds a detector; give its state dict (--weights FILE) and scale (--scale n)")
     if not weights.is_file():
         raise ValueError(f"weights is {weights}, which is no file; give a state dict that torch or safetensors wrote")
-    if numbers.strides != STRIDES:
+    strides = hyperparameters.strides
+    if strides != STRIDES:
         raise ValueError(
-            f"strides is {numbers.strides}, but the detector's maps have {STRIDES}; leave strides out for detector_loss"
+            f"strides is {strides}, but the detector's maps have {STRIDES}; leave strides out for detector_loss"
         )
 
 
-def detector_from_checkpoint(path: Path, numbers: Hyperparameters) -> DetectionModel:
-    """The detector of a state dict, float32, in eval mode.
+def detector_from_checkpoint(path: Path, hyperparameters: Hyperparameters) -> DetectionModel:
+    """Load a detector from a state dict, in float32 and eval mode.
 
     Args:
-        path: What ``models.load_checkpoint`` reads.
-        numbers: Scale, classes and bins are taken from there.
+        path: A file that ``models.load_checkpoint`` reads.
+        hyperparameters: Supplies scale, number of classes and bins.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The scale is unknown, the file is no state dict, or it is that of another detector.
+        FileNotFoundError: The file does not exist.
+        ValueError: The scale is unknown, or the file is not a state dict of this detector.
     """
-    detector = _build(numbers)
+    detector = _build(hyperparameters)
     load_checkpoint(detector, path)
     return detector
 
 
-def detector_from_onnx(path: Path, numbers: Hyperparameters) -> DetectionModel:
-    """The detector inside an exported ``detector_loss`` model, float32, in eval mode.
+def detector_from_onnx(path: Path, hyperparameters: Hyperparameters) -> DetectionModel:
+    """Load the detector from an exported ``detector_loss`` model, in float32 and eval mode.
 
     Args:
         path: The ONNX file.
-        numbers: Of its contract.
+        hyperparameters: Hyper-parameters of its contract.
 
     Raises:
-        ContractError: The file holds other weights than the contract's detector has.
+        ContractError: The weights do not fit the detector that the contract describes.
     """
-    detector = _build(numbers)
+    detector = _build(hyperparameters)
     weights = load_detector_weights(path)
     shapes = {name: tuple(tensor.shape) for name, tensor in _weights(detector).items()}
     if shapes != {name: tuple(tensor.shape) for name, tensor in weights.items()}:
+        config = detector.config
         raise ContractError(
-            f"{path} does not hold a detector of scale {numbers.scale}, {numbers.num_classes} classes and reg_max "
-            f"{numbers.reg_max}; export it again with `yolo-assigner export onnx --model detector_loss`"
+            f"{path} does not hold a detector of scale {config.scale}, {config.nc} classes and reg_max "
+            f"{config.reg_max}; export it again with `yolo-assigner export onnx --model detector_loss`"
         )
     detector.load_state_dict(weights, strict=False)
     return detector
 
 
 def load_detector_weights(path: Path) -> dict[str, Tensor]:
-    """The detector's weights inside an exported ``detector_loss`` model.
+    """Load the detector's weights from an exported ``detector_loss`` model.
 
     Args:
-        path: The ONNX file, of any precision.
+        path: The ONNX file, in any precision.
 
     Returns:
-        Its state dict by the names of ``models.DetectionModel``, without the counters of training steps. All are
-        float32, which holds 16-bit weights exactly.
+        The state dict of ``models.DetectionModel`` without the counters of training steps, in float32, which
+        represents 16-bit weights exactly.
     """
     return _initializers(onnx.load(path))
 
 
 def check_weights(model: onnx.ModelProto, detector: DetectionModel) -> None:
-    """Check that a graph holds every weight unchanged, so that it may stand for the checkpoint.
+    """Check that a graph holds every weight of a detector unchanged.
 
     Args:
-        model: As it is to be written, in float32.
-        detector: Whose weights it must hold.
+        model: The exported model, in float32.
+        detector: The detector that was exported.
 
     Raises:
-        RuntimeError: The exporter changed or dropped one.
+        RuntimeError: The exporter changed or dropped a weight.
     """
     written = _initializers(model)
     for name, tensor in _weights(detector).items():
-        # To the bit: a number that is none equals nothing.
+        # Bits are compared because NaN does not equal itself.
         if name not in written or not torch.equal(written[name].view(torch.int32), tensor.view(torch.int32)):
             raise RuntimeError(f"weight {name} is not in the exported graph as it is in the detector")
 
 
-def _build(numbers: Hyperparameters) -> DetectionModel:
-    config = DetectorConfig(str(numbers.scale), numbers.num_classes, numbers.reg_max)
+def _build(hyperparameters: Hyperparameters) -> DetectionModel:
+    config = DetectorConfig(str(hyperparameters.scale), hyperparameters.num_classes, hyperparameters.reg_max)
     return DetectionModel(config).eval().requires_grad_(False)
 
 

@@ -1,6 +1,6 @@
-"""How some torch operators are written in ONNX, where the exporter's own way is slower or rounds by place.
+"""Translations of torch operators to ONNX where the exporter's are slower or round differently by position.
 
-``python -m benchmarks.profile assigner 16 100 --in onnx`` shows what each operator takes.
+``python -m benchmarks.profile assigner 16 100 --in onnx`` measures the time of each operator.
 """
 
 from __future__ import annotations
@@ -12,35 +12,36 @@ from typing import Any
 import torch
 from onnxscript import ir, opset20
 
-# The operators' own annotations speak of values that they compute with, not of a graph's.
+# onnxscript annotates its operators for eager values; here they are called with values of a graph.
 _op: Any = opset20
+# Coefficients of polynomials in z = t^2, lowest power first.
 _ATAN = (-0.333329491, 0.199777096, -0.13877675, 0.0805371187)
 _ATANH = (0.333332081, 0.200107637, 0.140009018, 0.140059969)
-# ln 2 in two parts, of which the first has so few digits that small multiples of it are exact.
+# ln 2 in two parts; the first has so few digits that small multiples of it are exact.
 _LN2_HIGH = 0.693359375
 _LN2_LOW = math.log(2) - _LN2_HIGH
-# Powers of two that are divided out of 1 + x, which so may be up to 2^16.
+# Exponents of the powers of two that are divided out of 1 + x, which may be up to 2^16.
 _POWERS = (8, 4, 2, 1)
 _Bound = float | ir.Value | None
 
 
 def index_select(x: ir.Value, dim: int, index: ir.Value) -> Any:
-    """Single entries of a list need no slices."""
+    """Translate ``index_select``; of a vector single elements are gathered, which is faster than slices."""
     return _op.GatherElements(x, index, axis=0) if _rank(x) == 1 else _op.Gather(x, index, axis=dim)
 
 
 def nonzero(x: ir.Value) -> Any:
-    """Places in a list are a selection from its numbering."""
+    """Translate ``nonzero``; of a vector the indices are compressed, which is faster than NonZero."""
     if _rank(x) != 1:
         return _op.Transpose(_op.NonZero(x), perm=[1, 0])
-    numbering = _op.Range(0, _op.Squeeze(_op.Shape(x)), 1)
-    return _op.Unsqueeze(_op.Compress(numbering, x, axis=0), [1])
+    indices = _op.Range(0, _op.Squeeze(_op.Shape(x)), 1)
+    return _op.Unsqueeze(_op.Compress(indices, x, axis=0), [1])
 
 
-def clamp(x: ir.Value, min: _Bound = None, max: _Bound = None) -> Any:  # noqa: A002 - torch's own names
-    """Bounds as maximum and minimum. Clip takes the largest finite number for a bound that is missing, +inf too.
+def clamp(x: ir.Value, min: _Bound = None, max: _Bound = None) -> Any:  # noqa: A002 - torch's names
+    """Translate ``clamp`` to Max and Min, because Clip without a bound turns infinity to the largest finite number.
 
-    The bound comes first: OpenVINO's Max and Min give the second argument where one of them is not a number.
+    The bound is the first argument: OpenVINO's Max and Min return the second where one of them is NaN.
     """
     if min is not None:
         x = _op.Max(_bound(min, x), x)
@@ -58,10 +59,10 @@ def _bound(value: float | ir.Value, like: ir.Value) -> Any:
 
 
 def divide(x: ir.Value, y: int | ir.Value, rounding_mode: str | None = None) -> Any:
-    """Quotients of whole numbers that are not negative, without their fractions.
+    """Translate the floor of a quotient of non-negative integers.
 
-    The exporter's own way divides float32 numbers: wrong from 2^24 on, and in OpenVINO, which multiplies by the
-    reciprocal, also for small ones.
+    The exporter's translation divides in float32, which is wrong from 2^24 on, and in OpenVINO, which multiplies by the
+    reciprocal, also for small numbers.
     """
     if rounding_mode != "floor" or x.dtype != ir.DataType.INT64:
         raise ValueError(f"a quotient of {x.dtype} in mode {rounding_mode} has no translation; add one to divide")
@@ -69,15 +70,15 @@ def divide(x: ir.Value, y: int | ir.Value, rounding_mode: str | None = None) -> 
 
 
 def floor_divide(x: ir.Value, y: int | ir.Value) -> Any:
-    """``x // y``, as :func:`divide`."""
+    """Translate ``x // y`` by :func:`divide`."""
     return divide(x, y, "floor")
 
 
 def sum_of_axes(x: ir.Value, dim: Sequence[int], keepdim: bool = False, *, dtype: int | None = None) -> Any:
-    """Sums of floats over all axes but the first are products with ones, a product an image.
+    """Translate float sums over all axes but the first to matrix products with ones, one product per image.
 
-    ReduceSum adds in an order that depends on where in memory an image begins, so on the images before it. The products
-    are at least as exact, and cost as much as one more pass over the tensor.
+    The order in which ReduceSum adds depends on an image's position in memory, hence on the images before it. The
+    products are at least as exact, and cost as much as one more pass over the tensor.
     """
     rank, axes = _rank(x), sorted(axis % _rank(x) for axis in dim)
     if (
@@ -97,7 +98,7 @@ def sum_of_axes(x: ir.Value, dim: Sequence[int], keepdim: bool = False, *, dtype
 
 
 def _ones(x: ir.Value, axis: int) -> Any:
-    """(1, 1, N) as many as an axis has entries. On the right side they would make one product of all images."""
+    # (1, 1, N) for an axis of size N. As the right factor, ones would make one product of all images.
     ones = _op.Expand(_op.Constant(value_float=1.0), _op.Shape(x, start=axis, end=axis + 1))
     return _op.Unsqueeze(ones, _op.Constant(value_ints=[0, 1]))
 
@@ -109,9 +110,9 @@ def _rank(x: ir.Value) -> int:
 
 
 def atan(x: ir.Value) -> Any:
-    """For all numbers. Complements of angles leave r up to 1, differences leave t up to tan(pi / 8)."""
+    """Translate ``atan`` for all numbers, reduced to r <= 1 by complements and to t <= tan(pi / 8) by differences."""
     size = _op.Abs(x)
-    # Bounds first, as in `translations.clamp`.
+    # The bounds come first, as in `clamp`.
     r = _op.Div(_op.Min(1.0, size), _op.Max(1.0, size))
     steep = _is(_op.Greater(r, math.tan(math.pi / 8)))
     t = _op.Div(_op.Sub(r, steep), _op.Add(_op.Mul(steep, r), 1.0))
@@ -124,10 +125,10 @@ def atan(x: ir.Value) -> Any:
 
 
 def log1p(x: ir.Value) -> Any:
-    """Of x from 0 to 2^16 - 1, which is all that the loss needs; nothing else may be asked.
+    """Translate ``log1p`` for x from 0 to 2^16 - 1, the only range that the loss uses.
 
-    Without 1 + x, which would lose the digits of a small x: log(1 + x) = 2 atanh(x / (x + 2)), and powers of two are
-    taken out of 1 + x by x -> x / 2^k - (1 - 2^-k).
+    1 + x would lose the digits of a small x, so log(1 + x) = 2 atanh(x / (x + 2)), and powers of two are divided out
+    of 1 + x by x -> x / 2^k - (1 - 2^-k).
     """
     powers: Any = None
     for power in _POWERS:
@@ -141,12 +142,12 @@ def log1p(x: ir.Value) -> Any:
 
 
 def softplus(x: ir.Value, *_: float) -> Any:
-    """log(1 + e^x) = max(x, 0) + log(1 + e^-|x|), exact for all numbers, so that torch's threshold is not needed."""
+    """Translate ``softplus`` as max(x, 0) + log(1 + e^-|x|), exact for all numbers, hence without threshold."""
     return _op.Add(_op.Max(0.0, x), _log1p_up_to_1(_op.Exp(_op.Neg(_op.Abs(x)))))
 
 
 def _is(condition: Any) -> Any:
-    """1 or 0, to multiply with: a selection costs ONNX Runtime as much as twenty products."""
+    # 1 or 0 to multiply with, because Where costs ONNX Runtime as much as twenty products.
     return _op.Cast(condition, to=ir.DataType.FLOAT.value)
 
 
@@ -158,7 +159,6 @@ def _log1p_up_to_1(x: ir.Value) -> Any:
 
 
 def _polynomial(z: Any, coefficients: tuple[float, ...]) -> Any:
-    """Horner's scheme."""
     *rest, value = coefficients
     result: Any = value
     for coefficient in reversed(rest):

@@ -1,8 +1,8 @@
-"""Models in 16 bits: predictions and pictures come in the narrow type, and a detector's network computes in it.
+"""Models in 16 bits: predictions and images are in the narrow type, and a detector's network computes in it.
 
-Assignment and loss stay in float32, whatever comes in: u^6 underflows in float16 below u = 0.0625. So do boxes and
-points, because float16 has steps of half a pixel above 512. And so do all outputs, gradients too: where a detector is
-sure of background, those of the class term are below float16's smallest number.
+Assignment and loss are always computed in float32: IoU^6 underflows in float16 below an IoU of 0.0625. Boxes and
+points are float32, because float16 has steps of half a pixel above 512. Outputs are float32 too, gradients included:
+where a detector is sure of background, those of the class loss are below float16's smallest number.
 """
 
 from __future__ import annotations
@@ -19,28 +19,29 @@ from yolo_assigner.export.contract import PRECISIONS, Contract
 from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.specs import map_specs
 
+# Prefixes of the inputs that are narrowed.
 NARROWED = ("feat_", "pd_scores", "images")
-# The first in which convolutions and poolings may be in bfloat16.
+# The first opset with convolution and pooling in bfloat16.
 NETWORK_OPSET = 22
 FLOAT = ir.DataType.FLOAT
 
 
 def narrow(model: onnx.ModelProto, contract: Contract, precision: str) -> tuple[onnx.ModelProto, Contract]:
-    """A model in a narrower precision.
+    """Convert a model to a narrower precision.
 
     Args:
-        model: In float32, as ``yolo_assigner.export.to_onnx.exporter`` made it.
+        model: Model in float32 that ``yolo_assigner.export.to_onnx.exporter`` traced.
         contract: Its contract.
-        precision: One of ``PRECISIONS``. One that the model has already changes nothing.
+        precision: One of ``PRECISIONS``; the model's own changes nothing.
 
     Returns:
-        The model, whose inputs of predictions or pictures have the narrow type and are cast to float32 where the
-        assignment and the loss read them. The network of a ``detector_loss`` computes in the narrow type, with weights
-        rounded to it, up to its raw maps. And the contract with precision, input types and opset; file and hash are the
-        old model's.
+        The model and its contract. Inputs with predictions or images have the narrow type and are cast to float32 where
+        the assignment and the loss read them. The network of a ``detector_loss`` computes in the narrow type up to its
+        raw maps, with rounded weights. The contract has the new precision, input types and opset, but the file and
+        hash of the given model.
 
     Raises:
-        ValueError: There is no such precision, the model is narrow already, or a weight is too large for the type.
+        ValueError: The precision is unknown, the model is already narrow, or a weight is out of the type's range.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}; choose one of {', '.join(PRECISIONS)}")
@@ -66,7 +67,7 @@ def narrow(model: onnx.ModelProto, contract: Contract, precision: str) -> tuple[
 def _narrow_graph(model: onnx.ModelProto, maps: Collection[str], dtype: ir.DataType) -> onnx.ModelProto:
     if maps and dtype == ir.DataType.BFLOAT16:
         model = onnx.version_converter.convert_version(model, NETWORK_OPSET)
-    # A value's type says whether it is to be narrowed, and the exporter leaves some out.
+    # Types decide what is narrowed, and the exporter omits some.
     result = ir.from_proto(onnx.shape_inference.infer_shapes(model))
     graph = result.graph
     inputs = [value for value in graph.inputs if str(value.name).startswith(NARROWED)]
@@ -78,14 +79,13 @@ def _narrow_graph(model: onnx.ModelProto, maps: Collection[str], dtype: ir.DataT
     for value in inputs:
         _widen(graph, value, f"{value.name}_float32", network)
     for value in ends:
-        # The name goes on to say what the loss reads.
+        # The map's name stays with the float32 value, which the loss reads.
         name, value.name = str(value.name), f"{value.name}_{dtype.name.lower()}"
         _widen(graph, value, name, network)
     return ir.to_proto(result)
 
 
 def _ancestors(values: Iterable[ir.Value]) -> set[ir.Node]:
-    """All nodes that the values are computed by."""
     found: set[ir.Node] = set()
     waiting = list(values)
     while waiting:
@@ -97,14 +97,14 @@ def _ancestors(values: Iterable[ir.Value]) -> set[ir.Node]:
 
 
 def _narrow_network(nodes: Iterable[ir.Node], inputs: Iterable[ir.Value], dtype: ir.DataType, opset: int) -> None:
-    """Let everything computed from the inputs have another type, and the weights that it is computed with."""
+    """Change the type of everything computed from the inputs, and of the weights that take part."""
     narrowed = set(inputs)
     for node in nodes:
         if narrowed.isdisjoint(node.inputs):
             continue
         formal = onnx.defs.get_schema(node.op_type, opset).inputs
         for index, value in enumerate(node.inputs):
-            # Some inputs are float32 whatever the others are, as the scales of a resizing: theirs is no type variable.
+            # An input without a type variable in its schema, such as the scales of Resize, is always float32.
             fixed = "(" in formal[min(index, len(formal) - 1)].type_str
             if value is not None and value.const_value is not None and value.dtype == FLOAT and not fixed:
                 value.const_value = _narrow_weight(str(value.name), value.const_value, dtype)
@@ -124,7 +124,7 @@ def _narrow_weight(name: str, weight: ir.TensorProtocol, dtype: ir.DataType) -> 
 
 
 def _widen(graph: ir.Graph, value: ir.Value, name: str, network: Collection[ir.Node]) -> None:
-    """Cast a value to float32 for its readers outside the network, but for those that want only its shape."""
+    """Cast a value to float32 for its readers outside the network, except those that only read its shape."""
     readers = [use for use in value.uses() if use.node not in network and use.node.op_type != "Shape"]
     if not readers:
         return

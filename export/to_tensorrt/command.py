@@ -43,14 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Build; 0 when the files are written."""
-    from yolo_assigner.export.to_tensorrt.build import KEPT_BY, build_engine
+    from yolo_assigner.export.to_tensorrt.build import RUNTIMES_WITH_TIMING_CACHE, build_engine
     from yolo_assigner.export.to_tensorrt.library import default_runtime
     from yolo_assigner.export.to_tensorrt.profiles import parse_profile
     from yolo_assigner.export.to_tensorrt.progress import progress_display
 
     runtime = options.runtime or default_runtime()
     profiles = [parse_profile(words) for words in options.profile]
-    if options.timing_cache and runtime not in KEPT_BY:
+    if options.timing_cache and runtime not in RUNTIMES_WITH_TIMING_CACHE:
         print(f"note: {runtime} keeps no timings, {options.timing_cache} is not used", file=sys.stderr)
     print(f"building {options.model} for {runtime} ...", flush=True)
     with contextlib.closing(progress_display(sys.stderr)) as display:

@@ -1,8 +1,8 @@
-"""How TensorRT is to build: sizes, hardware, and arithmetic that is what the file says."""
+"""Configuration of TensorRT's builder: sizes, hardware, and arithmetic in the types of the file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from yolo_assigner.export.contract import TensorSpec
@@ -11,14 +11,10 @@ from yolo_assigner.export.to_tensorrt.log import BuildError, BuildLog
 
 
 def capability_members(library: Any, capabilities: Sequence[str]) -> list[Any]:
-    """Compute capabilities as the library's own.
-
-    Args:
-        library: The module of TensorRT or TensorRT-RTX.
-        capabilities: For example ``8.9``.
+    """Convert compute capabilities, for example ``8.9``, to members of the library's enumeration.
 
     Raises:
-        ValueError: The library builds for the GPU it finds, or knows no such capability.
+        ValueError: The library builds for the GPU that it finds, or a capability is unknown.
     """
     if not capabilities:
         return []
@@ -27,7 +23,8 @@ def capability_members(library: Any, capabilities: Sequence[str]) -> list[Any]:
             "TensorRT builds for the GPU of the machine it runs on, not for compute capability "
             f"{' and '.join(capabilities)}; build there without --compute-capability, or with --runtime tensorrt-rtx"
         )
-    known = _known_capabilities(library)
+    members = library.ComputeCapability.__members__.items()
+    known = {f"{name[2:-1]}.{name[-1]}": member for name, member in members if name.startswith("SM")}
     for capability in capabilities:
         if capability not in known:
             raise ValueError(
@@ -36,23 +33,12 @@ def capability_members(library: Any, capabilities: Sequence[str]) -> list[Any]:
     return [known[capability] for capability in capabilities]
 
 
-def _known_capabilities(library: Any) -> Mapping[str, Any]:
-    members = library.ComputeCapability.__members__.items()
-    return {f"{name[2:-1]}.{name[-1]}": member for name, member in members if name.startswith("SM")}
-
-
 def make_config(library: Any, builder: Any, capabilities: Sequence[Any]) -> Any:
-    """A configuration without profiles.
-
-    Args:
-        library: The module of TensorRT or TensorRT-RTX.
-        builder: Its builder.
-        capabilities: The library's own; none for its default.
-    """
+    """Create a configuration without profiles for members of ``capability_members``; none for the default."""
     config = builder.create_builder_config()
-    # TF32 is on by default and rounds factors to 10 bits: decisions could differ from those of the same file elsewhere.
+    # TF32 is on by default and rounds factors to 10 bits, so decisions could differ from those of other runtimes.
     config.clear_flag(library.BuilderFlag.TF32)
-    # Without it 0 * x becomes 0, which hides that a detector diverged.
+    # Without it 0 * NaN becomes 0, which hides that a detector diverged.
     config.set_flag(library.BuilderFlag.STRICT_NANS)
     if capabilities:
         config.num_compute_capabilities = len(capabilities)
@@ -64,17 +50,10 @@ def make_config(library: Any, builder: Any, capabilities: Sequence[Any]) -> Any:
 def add_profiles(
     builder: Any, config: Any, specs: Sequence[TensorSpec], profiles: Sequence[Profile], log: BuildLog
 ) -> None:
-    """Add optimisation profiles, in order.
-
-    Args:
-        builder: TensorRT's.
-        config: Its configuration.
-        specs: The model's inputs.
-        profiles: Sizes of their dynamic axes.
-        log: What TensorRT's logger keeps.
+    """Add one optimization profile for each entry of ``profiles``.
 
     Raises:
-        BuildError: TensorRT refuses one of them.
+        BuildError: TensorRT rejects a profile.
     """
     for index, profile in enumerate(profiles):
         if config.add_optimization_profile(make_profile(builder, specs, profile)) != index:
@@ -82,7 +61,7 @@ def add_profiles(
 
 
 def make_profile(builder: Any, specs: Sequence[TensorSpec], profile: Profile) -> Any:
-    """One optimisation profile with the shapes of every input."""
+    """Create an optimization profile with the shapes of every input."""
     shapes = builder.create_optimization_profile()
     for spec in specs:
         axes = (profile[axis] if isinstance(axis, str) else (axis, axis, axis) for axis in spec.axes)
@@ -91,10 +70,10 @@ def make_profile(builder: Any, specs: Sequence[TensorSpec], profile: Profile) ->
 
 
 def current_capability() -> str:
-    """Compute capability of the current GPU, for example ``8.9``.
+    """Return the compute capability of the current GPU, for example ``8.9``.
 
     Raises:
-        BuildError: CUDA's bindings, a driver or a GPU is missing.
+        BuildError: CUDA's bindings, the driver or a GPU is missing.
     """
     try:
         from cuda.bindings import runtime

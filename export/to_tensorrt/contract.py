@@ -1,6 +1,6 @@
-"""The contract beside a TensorRT engine: what it was built from, for which machines, and which sizes it takes.
+"""The contract beside a TensorRT engine: its model, its target machines and the sizes that it accepts.
 
-Reading one needs nothing but the standard library.
+Reading and checking it needs only the standard library.
 """
 
 from __future__ import annotations
@@ -23,33 +23,39 @@ from yolo_assigner.export.contract import (
 
 ENGINE_CONTRACT_VERSION = 1
 RUNTIMES = ("tensorrt", "tensorrt-rtx")
-# Beside a model's file: engines are sought there and in the model's own folder.
+# Subfolder of a model's folder; engines are searched for in both.
 ENGINE_FOLDER = "engines"
+
+# Without other targets, engines of TensorRT-RTX run on this compute capability and later ones; 7.5 must be requested.
+PORTABLE_FROM = (8, 0)
+# Digits of a hash that error messages show.
+SHOWN = 12
 
 # Smallest, usual and largest size.
 Sizes = tuple[int, int, int]
-# Axis letter to its sizes.
+# Sizes by axis letter.
 Profile = dict[str, Sizes]
 
 
 @dataclass(frozen=True)
 class EngineContract:
-    """What an engine takes, gives, was built from and runs on.
+    """Description of an engine.
 
     Attributes:
         name: Name under which the model is served.
         file: Name of the engine file, beside the contract.
-        sha256: Hash of that file's bytes.
-        model_file: Name of the ONNX file that it was built from.
-        model_sha256: Hash of that file's bytes.
-        runtime: One of ``RUNTIMES``: engines of one cannot be read by the other.
-        runtime_version: Version of the library that built it, the only one that reads it.
-        compute_capabilities: Of the GPUs it is for, for example ``8.9``; empty: the runtime's portable default.
+        sha256: Hash of that file.
+        model_file: Name of the ONNX file that the engine was built from.
+        model_sha256: Hash of that file.
+        runtime: One of ``RUNTIMES``, the only one that can load the engine.
+        runtime_version: Version of the library that built the engine, the only one that can load it.
+        compute_capabilities: Compute capabilities of the target GPUs, for example ``8.9``; empty for the runtime's
+            portable default.
         precision: ``fp32``, ``fp16`` or ``bf16``.
-        profiles: For which the builder optimised: sizes of every dynamic axis of the inputs.
-        inputs: Inputs in the engine's order, in its types.
+        profiles: Sizes of every dynamic axis of the inputs, one entry per optimization profile.
+        inputs: Inputs in the engine's order and types.
         outputs: Outputs in the engine's order.
-        build_seconds: How long the build took.
+        build_seconds: Duration of the build.
         contract_version: Version of this format.
     """
 
@@ -70,22 +76,22 @@ class EngineContract:
 
     @property
     def rebuild_command(self) -> str:
-        """What to type to build it anew, in the folder of the ONNX file."""
+        """Command that rebuilds the engine in the folder of the ONNX file."""
         words = ["tensorrt", self.model_file, "--runtime", self.runtime, "--precision", self.precision]
         for profile in self.profiles:
             words += ["--profile", *profile_words(profile)]
-        # The other runtime builds for the GPU it finds and takes no such words.
+        # TensorRT builds for the GPU that it finds and has no such option.
         if self.runtime == "tensorrt-rtx" and self.compute_capabilities:
             words += ["--compute-capability", *self.compute_capabilities]
         return f"yolo-assigner export {shlex.join(words)}"
 
     def save(self, path: Path) -> None:
-        """Write the contract as JSON, whole or not at all."""
+        """Write the contract as JSON, atomically."""
         write_json(path, dataclasses.asdict(self))
 
 
 def profile_words(profile: Profile) -> tuple[str, ...]:
-    """A profile as words of ``--profile`` that leave nothing to defaults."""
+    """Convert a profile to arguments of ``--profile`` that leave nothing to defaults."""
     return tuple(
         f"{axis}={low}" if low == usual == high else f"{axis}={low},{usual},{high}"
         for axis, (low, usual, high) in profile.items()
@@ -93,7 +99,7 @@ def profile_words(profile: Profile) -> tuple[str, ...]:
 
 
 def engine_stem(name: str, runtime: str, precision: str) -> str:
-    """Stem of both files: engines of one model for several runtimes and precisions lie in one folder."""
+    """Return the stem of both files, distinct for each runtime and precision of a model."""
     return f"{name}.{runtime}.{precision}"
 
 
@@ -104,7 +110,7 @@ def load_engine_contract(path: Path) -> EngineContract:
         path: The ``.engine.json`` file.
 
     Raises:
-        ContractError: It is not JSON, not an engine's contract, or of a newer format than this release reads.
+        ContractError: The file is not JSON, not an engine's contract, or in a newer format.
     """
     remedy = "build the engine again with `yolo-assigner export tensorrt`"
     data = read_versioned(path, ENGINE_CONTRACT_VERSION, remedy)
@@ -124,14 +130,14 @@ def load_engine_contract(path: Path) -> EngineContract:
 
 
 def find_engines(folder: Path, contract: Contract) -> list[tuple[Path, EngineContract]]:
-    """All engines of a model in a folder, unchecked but for being readable contracts.
+    """Find all engines of a model in a folder, without checking the engine files.
 
     Args:
-        folder: Where ``yolo-assigner export tensorrt --out`` wrote.
-        contract: Of the model.
+        folder: Output folder of ``yolo-assigner export tensorrt``.
+        contract: Contract of the model.
 
     Returns:
-        Pairs of the engine file's path and its contract, ordered by name.
+        Pairs of engine path and contract, ordered by name.
 
     Raises:
         ContractError: A contract is unreadable.
@@ -140,22 +146,16 @@ def find_engines(folder: Path, contract: Contract) -> list[tuple[Path, EngineCon
     return [(path.with_name(engine.file), engine) for path, engine in found if engine.name == contract.name]
 
 
-# NVIDIA: engines of TensorRT-RTX run from 8.0 on unless they were built for others, which 7.5 has to be asked for.
-PORTABLE_FROM = (8, 0)
-# Enough of a hash to tell two apart.
-SHOWN = 12
-
-
 def check_engine(path: Path, engine: EngineContract, model: Contract) -> None:
-    """Compare an engine's file with its contract and with the model's.
+    """Check an engine file against its contract and against the model's.
 
     Args:
         path: The engine file.
         engine: Its contract.
-        model: Contract of the model that it is to compute.
+        model: Contract of the model that the engine should compute.
 
     Raises:
-        ContractError: The file is missing or not the one described, or was built from another model.
+        ContractError: The file is missing, does not match its contract, or was built from another model.
     """
     again = f"build it with `{engine.rebuild_command}`"
     if not path.is_file():
@@ -174,16 +174,16 @@ def check_engine(path: Path, engine: EngineContract, model: Contract) -> None:
 
 
 def check_machine(engine: EngineContract, runtime: str, version: str, capability: str | None) -> None:
-    """Compare what an engine was built for with what is here.
+    """Check that an engine was built for this machine.
 
     Args:
-        engine: Its contract.
-        runtime: The runtime that is to load it.
+        engine: Contract of the engine.
+        runtime: The runtime that loads it.
         version: Version of that runtime.
-        capability: Compute capability of the GPU, for example ``8.9``; None when it is not known, and not compared.
+        capability: Compute capability of the GPU, for example ``8.9``; None if unknown, then it is not compared.
 
     Raises:
-        ContractError: One of them is another.
+        ContractError: The engine was built for another runtime, version or GPU.
     """
     if engine.runtime != runtime:
         again = replace(engine, runtime=runtime, compute_capabilities=()).rebuild_command
@@ -204,7 +204,7 @@ def check_machine(engine: EngineContract, runtime: str, version: str, capability
 
 
 def target_text(engine: EngineContract) -> str:
-    """The compute capabilities that an engine is for, in words."""
+    """Describe the compute capabilities that an engine was built for."""
     return " and ".join(engine.compute_capabilities) or f"{PORTABLE_FROM[0]}.{PORTABLE_FROM[1]} and later"
 
 

@@ -1,4 +1,4 @@
-"""The two libraries that build and run engines, TensorRT and TensorRT-RTX, whose modules have one interface."""
+"""Import of the libraries that build and run engines, TensorRT and TensorRT-RTX."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from yolo_assigner.export.to_tensorrt.contract import RUNTIMES
 
 
 class Library(NamedTuple):
-    """Where a runtime's module is and how it comes there.
+    """Python module of a runtime.
 
     Attributes:
-        modules: Names to import, the first that is there counts.
-        install: How to get one.
+        modules: Names of the module, in order of preference.
+        install: How to install it, for error messages.
     """
 
     modules: tuple[str, ...]
@@ -31,13 +31,13 @@ LIBRARIES: Mapping[str, Library] = {
 
 
 def load_library(runtime: str) -> Any:
-    """The module of a runtime.
+    """Import the module of a runtime.
 
     Args:
         runtime: One of ``RUNTIMES``.
 
     Raises:
-        ValueError: There is no such runtime, or its module does not import.
+        ValueError: The runtime is unknown, or its module does not import.
     """
     if runtime not in LIBRARIES:
         raise ValueError(f"runtime is {runtime!r}, but an engine is of {' or '.join(RUNTIMES)}; choose one")
@@ -45,23 +45,22 @@ def load_library(runtime: str) -> Any:
     for name in LIBRARIES[runtime].modules:
         try:
             return importlib.import_module(name)
-        except (ImportError, OSError) as error:  # the second when a shared library is missing
+        except (ImportError, OSError) as error:  # OSError if a shared library is missing
             failures.append(f"{name}: {error}")
     raise ValueError(f"{runtime} does not import ({'; '.join(failures)}); {LIBRARIES[runtime].install}")
 
 
 def default_runtime() -> str:
-    """The first of ``RUNTIMES`` that imports.
+    """Return the first of ``RUNTIMES`` whose module imports.
 
     Raises:
-        ValueError: None does.
+        ValueError: No module imports.
     """
     failures = []
     for runtime in RUNTIMES:
         try:
             load_library(runtime)
+            return runtime
         except ValueError as error:
             failures.append(str(error))
-        else:
-            return runtime
     raise ValueError("; ".join(failures))

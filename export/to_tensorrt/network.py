@@ -1,4 +1,4 @@
-"""From an ONNX file's bytes to TensorRT's network, compared with the model's contract."""
+"""Read an exported model, parse it to TensorRT's network and check that against the model's contract."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from yolo_assigner.export.contract import Contract, ContractError, TensorSpec, load_contract
 from yolo_assigner.export.to_tensorrt.log import BuildError, BuildLog
 
-# TensorRT's names of element types to numpy's.
+# Element types by their names in TensorRT and in numpy.
 TYPES: Mapping[str, str] = {
     "FLOAT": "float32",
     "HALF": "float16",
@@ -22,20 +22,69 @@ TYPES: Mapping[str, str] = {
 DYNAMIC = -1
 
 
-def parse_network(library: Any, builder: Any, logger: Any, source: Source, log: BuildLog) -> Any:
-    """Parse a model.
+class Source(NamedTuple):
+    """An exported model.
+
+    Attributes:
+        content: Bytes of the ONNX file.
+        contract: Its contract.
+    """
+
+    content: bytes
+    contract: Contract
+
+
+def read_source(model: Path) -> Source:
+    """Read an exported model with its contract.
 
     Args:
-        library: The module of TensorRT or TensorRT-RTX.
-        builder: Its builder.
-        logger: Its logger.
-        source: The model.
-        log: What the logger keeps.
+        model: The ONNX file.
 
     Raises:
-        BuildError: TensorRT cannot express the graph; nodes are named with their operators.
+        ContractError: One of the two files is missing, or they do not match.
+        ValueError: TensorRT does not support the model's implementation of the assignment.
     """
-    # Types are the file's own: TensorRT is to choose none. Since version 11 it never does, and the flag is idle.
+    remedy = "export the model with `yolo-assigner export onnx --formulation dense`"
+    path = model.with_suffix(".json")
+    for needed in (model, path):
+        if not needed.is_file():
+            raise ContractError(f"{needed} is not there; {remedy}")
+    contract = load_contract(path)
+    content = model.read_bytes()
+    if contract.file != model.name or contract.sha256 != hashlib.sha256(content).hexdigest():
+        raise ContractError(f"{model} is not the file that {path.name} describes (name or hash differs); {remedy}")
+    if contract.formulation != "dense":
+        raise ValueError(f"{model} is of formulation {contract.formulation!r}, which TensorRT cannot express; {remedy}")
+    return Source(content, contract)
+
+
+def narrow_source(source: Source, precision: str | None) -> Source:
+    """Convert a model to another precision.
+
+    Args:
+        source: The model as it was exported.
+        precision: One of ``yolo_assigner.export.contract.PRECISIONS``; None for the model's own.
+
+    Raises:
+        ValueError: The precision is unknown, or the model is already in another narrow one.
+    """
+    if precision in (None, source.contract.precision):
+        return source
+    import onnx
+
+    from yolo_assigner.export.to_onnx.precision import narrow
+
+    model, contract = narrow(onnx.load_from_string(source.content), source.contract, str(precision))
+    return Source(model.SerializeToString(), contract)
+
+
+def parse_network(library: Any, builder: Any, logger: Any, source: Source, log: BuildLog) -> Any:
+    """Parse a model with a logger that records in ``log``.
+
+    Raises:
+        BuildError: TensorRT does not support the graph; the message names nodes and operators.
+    """
+    # The flag keeps the types of the file. From version 11 on TensorRT always does, and the flag has no effect.
     network = builder.create_network(1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = library.OnnxParser(network, logger)
     if not parser.parse(source.content):
@@ -51,11 +100,7 @@ def _describe(error: Any) -> str:
 
 
 def check_tensors(network: Any, contract: Contract) -> None:
-    """Compare a network's inputs and outputs with a contract: names, order, types, ranks and fixed sizes.
-
-    Args:
-        network: TensorRT's.
-        contract: Of the model.
+    """Compare names, order, types, ranks and fixed sizes of a network's inputs and outputs with a contract.
 
     Raises:
         ContractError: They differ.
@@ -86,18 +131,13 @@ def _check_tensor(spec: TensorSpec, tensor: Any, file: str) -> None:
 
 
 def check_hardware(library: Any, network: Any, capabilities: Sequence[str]) -> None:
-    """Refuse what TensorRT-RTX computes wrongly without saying so.
+    """Reject a network that TensorRT-RTX would silently compute wrongly on one of the compute capabilities.
 
-    Its support matrix has neither float32 matrix products nor bfloat16 for compute capability 7.5, yet engines are
-    built. The authors of Torch-TensorRT saw such products return zeros (pytorch/TensorRT, pull request 4643).
-
-    Args:
-        library: The module.
-        network: Its network.
-        capabilities: That were asked for.
+    Its support matrix has neither float32 matrix products nor bfloat16 for compute capability 7.5, yet it builds such
+    engines. The authors of Torch-TensorRT saw the products return zeros (pytorch/TensorRT, pull request 4643).
 
     Raises:
-        BuildError: One is 7.5, and the network has such a product or type.
+        BuildError: The capabilities include 7.5, and the network has such a product or type.
     """
     if "7.5" not in capabilities:
         return
@@ -111,59 +151,3 @@ def check_hardware(library: Any, network: Any, capabilities: Sequence[str]) -> N
                 f"compute capability 7.5 has no {what} in TensorRT-RTX, which node {layer.name} needs; "
                 "leave 7.5 out, or build with --runtime tensorrt on that machine"
             )
-
-
-class Source(NamedTuple):
-    """A model.
-
-    Attributes:
-        content: Bytes of an ONNX file.
-        contract: What it takes and gives.
-    """
-
-    content: bytes
-    contract: Contract
-
-
-def read_source(model: Path) -> Source:
-    """Read an exported model with its contract.
-
-    Args:
-        model: The ONNX file.
-
-    Raises:
-        ContractError: One of the two is missing, or the file is not the one that was described.
-        ValueError: It is of a formulation that TensorRT cannot express.
-    """
-    remedy = "export the model with `yolo-assigner export onnx --formulation dense`"
-    path = model.with_suffix(".json")
-    for needed in (model, path):
-        if not needed.is_file():
-            raise ContractError(f"{needed} is not there; {remedy}")
-    contract = load_contract(path)
-    content = model.read_bytes()
-    if contract.file != model.name or contract.sha256 != hashlib.sha256(content).hexdigest():
-        raise ContractError(f"{model} is not the file that {path.name} describes (name or hash differs); {remedy}")
-    if contract.formulation != "dense":
-        raise ValueError(f"{model} is of formulation {contract.formulation!r}, which TensorRT cannot express; {remedy}")
-    return Source(content, contract)
-
-
-def narrow_source(source: Source, precision: str | None) -> Source:
-    """The model in a precision.
-
-    Args:
-        source: The model as it was exported.
-        precision: One of ``yolo_assigner.export.contract.PRECISIONS``; None for the one that it has.
-
-    Raises:
-        ValueError: There is no such precision, or the model is in a narrow one and another is asked for.
-    """
-    if precision in (None, source.contract.precision):
-        return source
-    import onnx
-
-    from yolo_assigner.export.to_onnx.precision import narrow
-
-    model, contract = narrow(onnx.load_from_string(source.content), source.contract, str(precision))
-    return Source(model.SerializeToString(), contract)

@@ -1,6 +1,6 @@
-"""Which sizes an engine is built for: from the words of ``--profile`` to every dynamic axis of a model's inputs.
+"""Sizes that an engine is built for: from the arguments of ``--profile`` to the dynamic axes of a model's inputs.
 
-TensorRT takes no size outside the smallest and the largest, and is tuned for the usual one.
+An engine accepts sizes from the smallest to the largest and is tuned for the usual one.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from yolo_assigner.export.contract import Contract
 from yolo_assigner.export.to_tensorrt.contract import Profile, Sizes
 
 AXIS = re.compile(r"imgsz|[BMCA]|[HW]\d*")
-# These follow from the image: its sides in pixels, the sides of its maps, its anchors.
+# Axes that depend on the image: its sides in pixels, the sides of its maps, its anchors.
 OF_IMAGE = re.compile(r"[HW]\d*|A")
-# The largest sizes decide what memory an engine asks for. For the loss of 3 classes TensorRT-RTX 1.7.1 logs 4.2 GB of
-# scratch memory with these, 0.2 GB with B = 16 and M = 32.
+# The largest sizes determine an engine's scratch memory: for the loss with 3 classes TensorRT-RTX 1.7.1 logs 4.2 GB
+# with these, 0.2 GB with B = 16 and M = 32.
 USUAL: Mapping[str, Sizes] = {"B": (1, 16, 64), "M": (0, 32, 300)}
 USUAL_SIDE: Sizes = (640, 640, 640)
 
@@ -26,11 +26,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ProfileRequest:
-    """What is asked of one profile; the rest is left to defaults.
+    """Requested sizes of one profile; the other axes get defaults.
 
     Attributes:
-        sizes: By axis letter.
-        image: Sizes of its height and of its width in pixels, from which other axes follow; None when not named.
+        sizes: Sizes by axis letter.
+        image: Sizes of the image's height and width in pixels, which determine other axes; None if not given.
     """
 
     sizes: Mapping[str, Sizes] = field(default_factory=dict)
@@ -38,19 +38,19 @@ class ProfileRequest:
 
 
 def default_profile() -> ProfileRequest:
-    """The request that leaves all to defaults."""
+    """Return the request without sizes."""
     return ProfileRequest()
 
 
 def parse_profile(words: Sequence[str]) -> ProfileRequest:
-    """Read the words of one ``--profile``.
+    """Parse the arguments of one ``--profile``.
 
     Args:
-        words: Each ``AXIS=SIZE`` or ``AXIS=SMALLEST,USUAL,LARGEST``. An axis is a letter of the model's contract, or
+        words: Each is ``AXIS=SIZE`` or ``AXIS=SMALLEST,USUAL,LARGEST``. An axis is a letter of the model's contract, or
             imgsz in pixels: ``640`` for a square, ``384x640`` for height and width.
 
     Raises:
-        ValueError: A word is none of these, an axis comes twice, or its sizes are too small or descend.
+        ValueError: A word is malformed, an axis is repeated, or its sizes are too small or descend.
     """
     sizes: dict[str, Sizes] = {}
     image = None
@@ -64,7 +64,7 @@ def parse_profile(words: Sequence[str]) -> ProfileRequest:
             heights, widths = zip(*_three(word, text, _image), strict=True)
             image = _ascending(word, heights), _ascending(word, widths)
         else:
-            # Images without ground truth have M = 0.
+            # A batch without ground truth has M = 0.
             sizes[axis] = _ascending(word, _three(word, text, int), least=0 if axis == "M" else 1)
     return ProfileRequest(sizes, image)
 
@@ -94,15 +94,15 @@ def _ascending(word: str, sizes: tuple[int, ...], least: int = 1) -> Sizes:
 
 
 def resolve_profile(request: ProfileRequest, contract: Contract) -> Profile:
-    """The sizes of every dynamic axis of a model's inputs.
+    """Compute the sizes of every dynamic axis of a model's inputs.
 
     Args:
-        request: What was asked for.
-        contract: Of the model.
+        request: Requested sizes.
+        contract: Contract of the model.
 
     Raises:
-        ValueError: The model has no such axis, a side of the image is no multiple of a stride, or some axes that
-            follow from the image are named and others are not.
+        ValueError: The model does not have a requested axis, a side of the image is not a multiple of a stride, or only
+            some of the axes that depend on the image are given.
     """
     letters = list(dict.fromkeys(axis for spec in contract.inputs for axis in spec.axes if isinstance(axis, str)))
     of_image = [axis for axis in letters if OF_IMAGE.fullmatch(axis)]
@@ -110,7 +110,7 @@ def resolve_profile(request: ProfileRequest, contract: Contract) -> Profile:
     classes = contract.hyperparameters["num_classes"]
     known = {**USUAL, "C": (classes, classes, classes), **request.sizes}
     image = request.image or (request.sizes.get("H", USUAL_SIDE), request.sizes.get("W", USUAL_SIDE))
-    # Sides of maps, or A, may be named in place of the image; sides of the image are held to the strides.
+    # Map sides or A may be given instead of the image; sides of the image must be multiples of the strides.
     if of_image and ("H" in of_image or of_image[0] not in request.sizes):
         known |= _follow_image(*image, contract.hyperparameters["strides"])
     if unknown := [axis for axis in letters if axis not in known]:

@@ -1,4 +1,4 @@
-"""How far a build is, and how to end it early. TensorRT reports from any thread."""
+"""Progress of a build: what TensorRT reports, from any thread, how it is displayed, and how a build is cancelled."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
 
+# Returns to the start of a terminal's line and clears it.
+CLEAR = "\r\x1b[K"
+
 
 class Progress(Protocol):
-    """Where progress is shown."""
+    """Display of progress."""
 
     def show(self, phases: Sequence[str], share: float) -> None:
-        """Show how far the build is.
+        """Show the progress of a build.
 
         Args:
-            phases: What is being done, from the whole to its innermost part.
-            share: Of the whole that is done, 0 to 1, never falling while the whole stays the same.
+            phases: Names of the current phases, from the outermost to the innermost.
+            share: Completed share of the outermost phase, 0 to 1; does not decrease during that phase.
         """
 
 
@@ -29,10 +32,13 @@ class _Phase:
 
 
 class BuildWatch:
-    """The phases of a build as TensorRT reports them.
+    """Tracks the phases of a build as TensorRT reports them.
 
     Args:
-        progress: Where they are shown. What it raises ends the build and is kept in ``failure``.
+        progress: Display. An exception that it raises cancels the build.
+
+    Attributes:
+        failure: The exception that the display raised, or None.
     """
 
     def __init__(self, progress: Progress | None = None) -> None:
@@ -44,11 +50,11 @@ class BuildWatch:
         self._share = 0.0
 
     def cancel(self) -> None:
-        """Have TensorRT end the build at the next step."""
+        """Request that TensorRT ends the build at the next step."""
         self._cancelled = True
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
-        """A phase begins."""
+        """Begin a phase."""
         with self._lock:
             if parent is None:
                 self._share = 0.0
@@ -56,7 +62,7 @@ class BuildWatch:
             self._show(name)
 
     def step(self, name: str, step: int) -> bool:
-        """A step of a phase is done; whether to go on."""
+        """Record a completed step and return whether to continue the build."""
         with self._lock:
             if name in self._phases:
                 self._phases[name].done = step + 1
@@ -64,7 +70,7 @@ class BuildWatch:
         return not self._cancelled
 
     def finish(self, name: str) -> None:
-        """A phase is over, perhaps before all of its steps."""
+        """End a phase, possibly before all of its steps are completed."""
         with self._lock:
             self._phases.pop(name, None)
 
@@ -77,7 +83,7 @@ class BuildWatch:
         self._share = max(self._share, self._done(chain[0]))
         try:
             self._progress.show(chain, self._share)
-        except BaseException as error:  # it must not pass through TensorRT
+        except BaseException as error:  # must not propagate through TensorRT
             self.failure = error
             self.cancel()
 
@@ -88,12 +94,7 @@ class BuildWatch:
 
 
 def make_monitor(library: Any, watch: BuildWatch) -> Any:
-    """A progress monitor for TensorRT.
-
-    Args:
-        library: The module of TensorRT or TensorRT-RTX.
-        watch: What it reports to.
-    """
+    """Create a progress monitor for TensorRT that reports to ``watch``."""
 
     class Monitor(library.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -111,23 +112,16 @@ def make_monitor(library: Any, watch: BuildWatch) -> Any:
     return Monitor()
 
 
-CLEAR = "\r\x1b[K"
-
-
 class TerminalLine:
-    """A line that is rewritten: how much is done, and with what it goes on.
-
-    Args:
-        stream: The terminal.
-    """
+    """Display on a terminal: one line with the share and the innermost phase, rewritten in place."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._shown = ""
 
     def show(self, phases: Sequence[str], share: float) -> None:
-        """Rewrite the line where it differs."""
-        # A line as wide as the terminal wraps on some, and would stay.
+        """Rewrite the line if it changed."""
+        # A line as wide as the terminal would wrap on some terminals and could not be cleared.
         text = f"{share:4.0%}  {phases[-1]}"[: shutil.get_terminal_size().columns - 1]
         if text != self._shown:
             self._shown = text
@@ -142,27 +136,23 @@ class TerminalLine:
 
 
 class PhaseLines:
-    """A line for each part of the whole, nothing for parts of parts.
-
-    Args:
-        stream: Where to.
-    """
+    """Display in a file: one line for each phase of the second level."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._shown: Sequence[str] = ()
 
     def show(self, phases: Sequence[str], share: float) -> None:
-        """Write a line when another part begins."""
+        """Write a line when another phase begins."""
         if len(phases) > 1 and phases[:2] != self._shown:
             self._shown = phases[:2]
             self._stream.write(f"{share:4.0%}  {phases[1]}\n")
             self._stream.flush()
 
     def close(self) -> None:
-        """Leave all as it is."""
+        """Keep the written lines."""
 
 
 def progress_display(stream: TextIO) -> TerminalLine | PhaseLines:
-    """What suits a stream."""
+    """Create the display for a stream."""
     return TerminalLine(stream) if stream.isatty() else PhaseLines(stream)

@@ -1,4 +1,4 @@
-"""What exported models are measured by: torch in float64, gradients by plain autograd."""
+"""Reference for exported models: torch in float64, with gradients by plain autograd."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ Inputs = Sequence[Tensor | list[Tensor]]
 
 
 class Reference:
-    """All outputs of a model in its graph's order.
+    """Computes all outputs of a model in the graph's order.
 
     Args:
-        kind: Of the model.
-        numbers: Its hyper-parameters.
-        formulation: Its formulation.
+        kind: Kind of the model.
+        hyperparameters: Its hyper-parameters.
+        implementation: Its implementation of the assignment.
     """
 
-    def __init__(self, kind: str, numbers: Hyperparameters, formulation: str) -> None:
-        self._graph = build_graph("loss" if kind == "loss_grad" else kind, numbers, formulation)
-        # The dense formulation is differentiated by autograd alone, without derivatives written or recorded by us.
-        self._differentiated = build_criterion(numbers, "dense") if kind == "loss_grad" else None
+    def __init__(self, kind: str, hyperparameters: Hyperparameters, implementation: str) -> None:
+        self._graph = build_graph("loss" if kind == "loss_grad" else kind, hyperparameters, implementation)
+        # The dense implementation is differentiated by autograd alone, without hand-written or recorded derivatives.
+        self._differentiated = build_criterion(hyperparameters, "dense") if kind == "loss_grad" else None
 
     def __call__(self, inputs: Inputs) -> list[Tensor]:
-        """Compute in float64 what the model computes in float32."""
+        """Compute the model's outputs in float64."""
         wide: Any = to_float64(inputs)
         with torch.no_grad():
             outputs = list(self._graph(*wide))
@@ -46,12 +46,12 @@ class Reference:
 
 
 def flatten(inputs: Inputs) -> list[Tensor]:
-    """The tensors in the graph's order."""
+    """Return the tensors in the graph's order."""
     return [tensor for item in inputs for tensor in (item if isinstance(item, list) else [item])]
 
 
 def to_float64(inputs: Inputs) -> list[Tensor | list[Tensor]]:
-    """The same inputs with every float widened."""
+    """Convert all float inputs to float64."""
     return [[_widen(level) for level in item] if isinstance(item, list) else _widen(item) for item in inputs]
 
 

@@ -1,4 +1,4 @@
-"""An exported model in ONNX Runtime on the CPU, fed with torch tensors."""
+"""Run an exported model in ONNX Runtime on the CPU, on torch tensors."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from yolo_assigner.export.verification.reference import Inputs, flatten
 
 
 class CannotRunError(RuntimeError):
-    """The ONNX Runtime of this machine is too old, or has no kernels for what a model holds."""
+    """The installed ONNX Runtime is too old, or has no kernels for a model."""
 
 
 class Runnable:
-    """A model that can be run.
+    """A model in ONNX Runtime.
 
     Args:
-        model: Its file, or the model as it would be written.
-        inputs: What it takes, in its order.
+        model: Path of the model, or the model itself.
+        inputs: Its inputs, in the graph's order.
 
     Raises:
-        CannotRunError: ONNX Runtime is too old, or does not run the model's operators in their types on the CPU.
+        CannotRunError: ONNX Runtime is too old, or has no CPU kernels for the model's operators and types.
     """
 
     def __init__(self, model: Path | onnx.ModelProto, inputs: Sequence[TensorSpec]) -> None:
@@ -40,7 +40,7 @@ class Runnable:
         if reason is not None:
             raise CannotRunError(reason)
         options = ort.SessionOptions()
-        options.log_severity_level = 4  # what it cannot do comes back as an exception
+        options.log_severity_level = 4  # failures are raised as exceptions
         source = model if isinstance(model, Path) else model.SerializeToString()
         try:
             self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
@@ -48,7 +48,7 @@ class Runnable:
             raise CannotRunError(f"ONNX Runtime {ort.__version__} cannot run it on the CPU ({error})") from error
 
     def __call__(self, inputs: Inputs, outputs: Iterable[str]) -> dict[str, NDArray[Any]]:
-        """Compute outputs by their names."""
+        """Compute the outputs of these names."""
         tensors = zip(self._inputs, flatten(inputs), strict=True)
         feed: Mapping[str, Any] = {spec.name: _ort_value(tensor) for spec, tensor in tensors}
         names = list(outputs)
@@ -57,7 +57,7 @@ class Runnable:
 
 
 def in_types(inputs: Inputs, specs: Sequence[TensorSpec]) -> list[Tensor | list[Tensor]]:
-    """Inputs rounded to the types of a contract."""
+    """Convert inputs to the types of a contract."""
     types = iter([getattr(torch, spec.dtype) for spec in specs])
     return [
         [level.to(next(types)) for level in item] if isinstance(item, list) else item.to(next(types)) for item in inputs
@@ -66,7 +66,7 @@ def in_types(inputs: Inputs, specs: Sequence[TensorSpec]) -> list[Tensor | list[
 
 def _ort_value(tensor: Tensor) -> Any:
     if tensor.dtype == torch.bfloat16:
-        # numpy has no such type, so ONNX Runtime takes the bits.
+        # numpy does not have this type, so ONNX Runtime is given the bits.
         bits = tensor.view(torch.uint16).numpy()
         return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, onnx.TensorProto.BFLOAT16)
     return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tensor.numpy()))

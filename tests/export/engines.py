@@ -1,4 +1,4 @@
-"""What the tests of engines share: the runtimes that are installed, models without exporting, tiny graphs."""
+"""Helpers of the engine tests: installed runtimes, contracts without an export, one-node models."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ def _installed(runtime: str) -> bool:
     return True
 
 
-# Sizes that are built fast.
+# Sizes with a short build.
 SMALL = parse_profile(["B=1,2,4", "M=0,3,8", "imgsz=64,96,128"])
-# TensorRT-RTX at least, which the development environment has.
+# The development environment has at least TensorRT-RTX.
 INSTALLED = [runtime for runtime in RUNTIMES if _installed(runtime)]
 
 
-def described(kind: str, numbers: Hyperparameters | None = None) -> Contract:
-    """The contract that a dense export of a model would have."""
-    numbers = numbers or Hyperparameters()
-    inputs, outputs = input_specs(kind, numbers), output_specs(kind, numbers)
-    return Contract(kind, kind, f"{kind}.onnx", "0" * 64, "dense", numbers.as_contract(), inputs, outputs, {})
+def described(kind: str, hyperparameters: Hyperparameters | None = None) -> Contract:
+    """Return the contract that a dense export of a model kind would have."""
+    hyperparameters = hyperparameters or Hyperparameters()
+    inputs, outputs = input_specs(kind, hyperparameters), output_specs(kind, hyperparameters)
+    values = hyperparameters.as_contract()
+    return Contract(kind, kind, f"{kind}.onnx", "0" * 64, "dense", values, inputs, outputs, {})
 
 
 def write_tiny(folder: Path, node: onnx.NodeProto, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> Path:
-    """A model of one node with a contract that claims to be a loss."""
+    """Write a model of one node with the contract of a loss."""
     types = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
     taken, given = (
         [helper.make_tensor_value_info(spec.name, types[spec.dtype], list(spec.axes)) for spec in specs]

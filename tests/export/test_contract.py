@@ -1,4 +1,4 @@
-"""Artefacts that cannot be used: a clear error each."""
+"""Reading and writing contracts; every unusable one gives a clear error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from yolo_assigner.export.contract import ContractError, find_contracts, load_co
 
 @pytest.fixture
 def folder(artifacts_dir: Path, tmp_path: Path) -> Path:
-    """A copy to spoil."""
+    """A copy of the models to modify."""
     return Path(shutil.copytree(artifacts_dir, tmp_path / "copy"))
 
 
@@ -29,7 +29,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path.write_text(json.dumps(data), encoding="utf-8")
 
 
-def test_a_contract_survives_being_saved(artifacts_dir: Path, tmp_path: Path) -> None:
+def test_a_saved_contract_is_loaded_unchanged(artifacts_dir: Path, tmp_path: Path) -> None:
     contract = load_contract(artifacts_dir / "loss.json")
     contract.save(tmp_path / "again.json")
     assert load_contract(tmp_path / "again.json") == contract
@@ -55,7 +55,7 @@ def test_a_contract_under_another_name(folder: Path) -> None:
         find_contracts(folder)
 
 
-def test_what_cannot_be_used_does_not_hide_the_rest(folder: Path) -> None:
+def test_unusable_models_do_not_hide_the_others(folder: Path) -> None:
     (folder / "assigner.json").write_text("{")
     (folder / "loss.onnx").unlink()
     found, damaged = scan_contracts(folder)
@@ -64,8 +64,8 @@ def test_what_cannot_be_used_does_not_hide_the_rest(folder: Path) -> None:
     assert "which is not beside it" in str(damaged["loss"])
 
 
-def no_file(path: Path, kind: str) -> None:
-    """Put something else in a file's place."""
+def replace_by_special_file(path: Path, kind: str) -> None:
+    """Replace a file by a FIFO, a device, a socket or a folder."""
     path.unlink()
     match kind:
         case "FIFO":
@@ -79,13 +79,13 @@ def no_file(path: Path, kind: str) -> None:
             path.mkdir()
 
 
-@pytest.mark.timeout(30)  # whoever opens a FIFO waits for ever
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no FIFO, device or socket among its files")
+@pytest.mark.timeout(30)  # opening a FIFO blocks
+@pytest.mark.skipif(sys.platform == "win32", reason="special files of POSIX")
 @pytest.mark.parametrize("kind", ["FIFO", "device", "socket", "folder"])
-def test_what_is_no_regular_file_is_not_opened(folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)  # paths of sockets are short
-    no_file(Path("assigner.json"), kind)
-    no_file(Path("loss.onnx"), kind)
+def test_special_files_are_not_opened(folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)  # the path of a socket is limited in length
+    replace_by_special_file(Path("assigner.json"), kind)
+    replace_by_special_file(Path("loss.onnx"), kind)
     found, damaged = scan_contracts(Path())
     assert [contract.name for _, contract in found] == ["loss_grad"]
     assert "assigner.json cannot be read as a contract (it is no regular file)" in str(damaged["assigner"])

@@ -1,4 +1,4 @@
-"""A detector and its loss in one graph: pictures and boxes in, losses and detections out."""
+"""A detector and its loss in one graph: from images and boxes to losses and detections."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from yolo_assigner.export.contract import ContractError, load_contract
 from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.samples import Case, pyramid, sample_detector_inputs
 from yolo_assigner.export.to_onnx.detector import check_weights, detector_from_onnx, load_detector_weights
-from yolo_assigner.export.verification.detector import verify_behind_maps, verify_network
-from yolo_assigner.export.verification.verify import verify_model
+from yolo_assigner.export.verification.verify import verify_behind_maps, verify_model, verify_network
 from yolo_assigner.models import DetectionModel, Detections, DetectorConfig, read_state_dict
 from yolo_loss import DetectionLoss, GroundTruth
 from yolo_loss.predictions import join_predictions
@@ -27,7 +26,7 @@ MAPS = {"map_0", "map_1", "map_2"}
 
 
 def exported_detector(folder: Path) -> DetectionModel:
-    """The detector that was exported. One made anew differs: sums of its statistics depend on the number of threads."""
+    """Load the exported detector. A new one would differ: its statistics depend on the number of threads."""
     detector = DetectionModel(DetectorConfig("n", NUM_CLASSES))
     detector.load_state_dict(read_state_dict(folder / "weights.safetensors"))
     return detector.eval()
@@ -39,12 +38,12 @@ def test_both_halves_agree_with_float64(detector_dir: Path) -> None:
     outputs = {spec.name for spec in contract.outputs} - {"predictions"}
     assert {d.output for d in differences} == outputs | MAPS | {"predictions (boxes)", "predictions (classes)"}
     assert [d for d in differences if not d.passed] == []
-    # Not because nothing happens: a network rounds more than nothing.
+    # The comparison is not vacuous: the maps do have rounding errors.
     assert all(any(d.largest > 0 for d in differences if d.output == name) for name in MAPS)
 
 
 def test_the_dense_half_agrees_with_float64(dense_detector_dir: Path) -> None:
-    """The network before it is the same."""
+    """Only the half behind the maps depends on the implementation."""
     contract = load_contract(dense_detector_dir / "detector_loss.json")
     differences = verify_behind_maps(dense_detector_dir / "detector_loss.onnx", contract)
     assert {spec.name for spec in contract.outputs} - {"predictions"} <= {d.output for d in differences}
@@ -52,9 +51,7 @@ def test_the_dense_half_agrees_with_float64(dense_detector_dir: Path) -> None:
 
 
 @pytest.mark.parametrize(("slots", "image"), [(5, (96, 256)), (0, (64, 64))])
-def test_from_picture_to_loss_it_does_what_the_modules_do(
-    detector_dir: Path, slots: int, image: tuple[int, int]
-) -> None:
+def test_it_computes_what_the_modules_compute(detector_dir: Path, slots: int, image: tuple[int, int]) -> None:
     strides = (8, 16, 32)
     images, *boxes = sample_detector_inputs(Case(3, slots, pyramid(*image, strides), NUM_CLASSES), strides, seed=7)
     detector, criterion = exported_detector(detector_dir), DetectionLoss(NUM_CLASSES)
@@ -73,10 +70,10 @@ def test_from_picture_to_loss_it_does_what_the_modules_do(
     assert mask.any() == bool(slots)
     np.testing.assert_allclose(predictions[:, :4], found.predictions[:, :4], atol=0.01)  # pixels
     np.testing.assert_allclose(predictions[:, 4:], found.predictions[:, 4:], atol=1e-3)
-    assert np.ptp(predictions[:, 4:]) > 0.5  # the detector tells anchors apart
+    assert np.ptp(predictions[:, 4:]) > 0.5  # the predictions of anchors differ
 
 
-def test_contract_says_what_goes_in_and_out(detector_dir: Path) -> None:
+def test_contract_describes_inputs_and_outputs(detector_dir: Path) -> None:
     contract = load_contract(detector_dir / "detector_loss.json")
     assert [(spec.name, spec.axes) for spec in contract.inputs] == [
         ("images", ("B", 3, "H", "W")),
@@ -86,9 +83,10 @@ def test_contract_says_what_goes_in_and_out(detector_dir: Path) -> None:
     ]
     assert contract.outputs[-1].axes == ("B", 4 + NUM_CLASSES, "A")
     assert {spec.name for spec in contract.outputs} - set(contract.default_outputs) == {"target_scores"}
-    numbers = Hyperparameters.from_contract(contract.hyperparameters)
-    assert (numbers.scale, numbers.num_classes, numbers.strides) == ("n", NUM_CLASSES, (8.0, 16.0, 32.0))
-    # The maps have names inside the graph, but are no outputs.
+    hyperparameters = Hyperparameters.from_contract(contract.hyperparameters)
+    assert (hyperparameters.scale, hyperparameters.num_classes) == ("n", NUM_CLASSES)
+    assert hyperparameters.strides == (8.0, 16.0, 32.0)
+    # The maps have names inside the graph, but are not outputs.
     model = onnx.load(detector_dir / "detector_loss.onnx")
     assert [output.name for output in model.graph.output] == [spec.name for spec in contract.outputs]
     assert {output for node in model.graph.node for output in node.output} >= MAPS
@@ -97,24 +95,24 @@ def test_contract_says_what_goes_in_and_out(detector_dir: Path) -> None:
 def test_kinds_without_detector_are_described_as_before() -> None:
     values = Hyperparameters().as_contract()
     assert "scale" not in values
-    # Contracts of earlier releases lack it, too, and are read.
+    # Contracts of earlier releases lack it, too, and are loaded.
     assert Hyperparameters.from_contract(values).scale is None
 
 
-def test_weights_come_back_as_they_went_in(detector_dir: Path) -> None:
+def test_weights_are_stored_unchanged(detector_dir: Path) -> None:
     state = read_state_dict(detector_dir / "weights.safetensors")
     weights = load_detector_weights(detector_dir / "detector_loss.onnx")
     assert {name for name in state if name not in weights} == {n for n in state if n.endswith("num_batches_tracked")}
     assert all(torch.equal(tensor, state[name]) for name, tensor in weights.items())
 
 
-def test_weights_of_another_detector_are_not_taken(detector_dir: Path) -> None:
+def test_weights_of_another_detector_are_refused(detector_dir: Path) -> None:
     path = detector_dir / "detector_loss.onnx"
     with pytest.raises(ContractError, match="does not hold a detector of scale n, 4 classes"):
         detector_from_onnx(path, Hyperparameters(num_classes=4, scale="n"))
 
 
-def test_a_weight_that_the_exporter_touched_is_noticed(detector_dir: Path) -> None:
+def test_a_changed_weight_is_detected(detector_dir: Path) -> None:
     model, detector = onnx.load(detector_dir / "detector_loss.onnx"), exported_detector(detector_dir)
     check_weights(model, detector)
     detector.state_dict()["model.9.cv1.conv.weight"][3, 1] += 1e-6  # shares its memory
@@ -122,18 +120,18 @@ def test_a_weight_that_the_exporter_touched_is_noticed(detector_dir: Path) -> No
         check_weights(model, detector)
 
 
-def test_a_network_that_computes_something_else_is_found(detector_dir: Path, tmp_path: Path) -> None:
+def test_a_changed_network_is_detected(detector_dir: Path, tmp_path: Path) -> None:
     model = onnx.load(detector_dir / "detector_loss.onnx")
     node = next(node for node in model.graph.node if node.op_type == "BatchNormalization")
     attribute = next(attribute for attribute in node.attribute if attribute.name == "epsilon")
     assert attribute.f == np.float32(1e-3)
-    attribute.f = 1e-5  # torch's usual one in place of YOLO's, in one layer of sixty
+    attribute.f = 1e-5  # torch's default instead of YOLO's, in one layer of sixty
     onnx.save(model, tmp_path / "changed.onnx")
     differences = verify_network(tmp_path / "changed.onnx", load_contract(detector_dir / "detector_loss.json"))
     assert {d.output for d in differences if not d.passed} == MAPS
 
 
-def test_an_eps_lost_behind_the_maps_is_found(detector_dir: Path, tmp_path: Path) -> None:
+def test_an_eps_lost_behind_the_maps_is_detected(detector_dir: Path, tmp_path: Path) -> None:
     model = onnx.load(detector_dir / "detector_loss.onnx")
     constants = [a.t for node in model.graph.node for a in node.attribute if a.name == "value"]
     scalars = [t for t in [*model.graph.initializer, *constants] if t.data_type == TensorProto.FLOAT and not t.dims]

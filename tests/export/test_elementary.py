@@ -1,4 +1,4 @@
-"""Elementary functions and sums of the graphs: exact enough, and the same wherever a number stands."""
+"""Elementary functions and sums of the graphs: exact enough, and independent of the position in a tensor."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ IMAGES = 7
 
 
 class Functions(nn.Module):
-    """What is written in basic operations, of images of any size."""
+    """The functions and sums with translations of our own, for any size."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Of every number, and sums of each image."""
+        """Compute the functions of every number and the sums of every image."""
         positive = x.abs()
         softplus = nn.functional.softplus(x, threshold=40.0)
         return torch.atan(x), torch.log1p(positive), softplus, x.sum(dim=(1, 2)), x[:, 0].sum(dim=1)
@@ -50,13 +50,13 @@ def session() -> Any:
 
 def run(session: Any, x: np.ndarray) -> list[np.ndarray]:
     (name,) = (node.name for node in session.get_inputs())
-    # Fresh memory: a part of a larger array would begin where it begins in there.
+    # Copied, because a slice of a larger array would keep its alignment in memory.
     results: list[np.ndarray] = session.run(None, {name: x.copy()})
     return results
 
 
-def numbers() -> np.ndarray:
-    """All sizes up to the largest that a logarithm is asked for, both signs."""
+def magnitudes() -> np.ndarray:
+    """Return numbers of both signs up to the largest argument of the logarithm."""
     rng = np.random.default_rng(0)
     size = np.concatenate(
         [10.0 ** rng.uniform(-30, 0, 9000), rng.uniform(0, 16, 9000), 2.0 ** rng.uniform(0, 16, 9000)]
@@ -67,28 +67,27 @@ def numbers() -> np.ndarray:
 
 
 def ulps(got: np.ndarray, want: np.ndarray) -> float:
-    """Largest error in units of the last place."""
+    """Return the largest error in units in the last place."""
     return float((np.abs(got - want) / np.spacing(np.abs(want).astype(np.float32))).max())
 
 
 def test_functions_are_exact_to_three_units_in_the_last_place(session: Any) -> None:
-    x = numbers()
+    x = magnitudes()
     wide = x.astype(np.float64)
     atan, log1p, softplus, *_ = run(session, x)
     assert ulps(atan, np.arctan(wide)) < ULPS
     assert ulps(log1p, np.log1p(np.abs(wide))) < ULPS
-    assert ulps(softplus, np.logaddexp(0.0, wide)) < 2 * ULPS  # e^-|x| has errors of its own
+    assert ulps(softplus, np.logaddexp(0.0, wide)) < 2 * ULPS  # e^-|x| adds its own error
 
 
-def test_there_may_be_no_image_and_no_anchor(session: Any) -> None:
-    """The sum of nothing is 0."""
+def test_empty_axes_sum_to_0(session: Any) -> None:
     for shape in ((0, 3, 9), (2, 3, 0)):
         *_, of_channels, of_one = run(session, np.ones(shape, np.float32))
         np.testing.assert_array_equal(of_channels, np.zeros(shape[0]))
         np.testing.assert_array_equal(of_one, np.zeros(shape[0]))
 
 
-def test_infinities_and_nan_stay_what_they_are(session: Any) -> None:
+def test_infinities_and_nan_are_as_in_numpy(session: Any) -> None:
     x = np.array([np.inf, -np.inf, np.nan, 0.0], np.float32).reshape(1, 1, -1)
     atan, _, softplus, *_ = run(session, x)
     np.testing.assert_allclose(atan[0, 0], [np.pi / 2, -np.pi / 2, np.nan, 0.0], rtol=1e-7)
@@ -97,7 +96,7 @@ def test_infinities_and_nan_stay_what_they_are(session: Any) -> None:
 
 @pytest.mark.parametrize(("channels", "anchors"), [(1, 9), (3, 189), (5, 21), (7, 525), (5, 1471), (80, 84)])
 def test_results_of_an_image_do_not_depend_on_others(session: Any, channels: int, anchors: int) -> None:
-    """By ONNX Runtime's own Atan, Log and Softplus, or ReduceSum, some of these cases differ in the last bit."""
+    """With ONNX Runtime's Atan, Log, Softplus or ReduceSum some of these cases differ in the last bit."""
     x = np.random.default_rng(anchors).normal(size=(IMAGES, channels, anchors)).astype(np.float32) * 3
     together = run(session, x)
     for first in range(IMAGES):

@@ -1,4 +1,4 @@
-"""The exported files, their contracts, and the verification that is to catch what export breaks."""
+"""Exported files, their contracts, and verification, which must detect what an export breaks."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from tests.conftest import KINDS
 from yolo_assigner.export import cli
 from yolo_assigner.export.contract import find_contracts, load_contract
 from yolo_assigner.export.hyperparameters import Hyperparameters
-from yolo_assigner.export.samples import Case, pyramid
+from yolo_assigner.export.samples import Case, pyramid, sample_inputs
 from yolo_assigner.export.to_onnx import exporter as onnx_export
-from yolo_assigner.export.verification.comparison import case_inputs
 from yolo_assigner.export.verification.reference import flatten
 from yolo_assigner.export.verification.verify import verify_model
 
@@ -49,24 +48,24 @@ def test_contract_describes_the_graph(artifacts_dir: Path, name: str) -> None:
         assert all(isinstance(size, str) for size in dynamic), f"{spec.name} lost a dynamic axis: {node.shape}"
 
 
-def test_contract_has_what_decides_the_result(artifacts_dir: Path) -> None:
-    numbers = load_contract(artifacts_dir / "loss.json").hyperparameters
-    assert numbers["gains"] == {"box": 7.5, "cls": 0.5, "dfl": 1.5}
-    assert (numbers["topk"], numbers["alpha"], numbers["beta"], numbers["eps"]) == (10, 0.5, 6.0, 1e-9)
-    assert (numbers["num_classes"], numbers["strides"], numbers["reg_max"]) == (3, [8.0, 16.0, 32.0], 16)
-    restored = Hyperparameters.from_contract(numbers)
-    assert restored.as_contract() == numbers
+def test_contract_has_all_hyperparameters(artifacts_dir: Path) -> None:
+    values = load_contract(artifacts_dir / "loss.json").hyperparameters
+    assert values["gains"] == {"box": 7.5, "cls": 0.5, "dfl": 1.5}
+    assert (values["topk"], values["alpha"], values["beta"], values["eps"]) == (10, 0.5, 6.0, 1e-9)
+    assert (values["num_classes"], values["strides"], values["reg_max"]) == (3, [8.0, 16.0, 32.0], 16)
+    restored = Hyperparameters.from_contract(values)
+    assert restored.as_contract() == values
 
 
-def test_file_tells_nothing_of_the_machine(artifacts_dir: Path) -> None:
+def test_file_has_no_local_paths(artifacts_dir: Path) -> None:
     for name in KINDS:
         content = (artifacts_dir / f"{name}.onnx").read_bytes()
         assert not re.search(rb"site-packages|\.py\b", content)
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_dense_graphs_have_what_tensorrt_takes(dense_dir: Path, name: str) -> None:
-    # Its parser has no scatter with reduction and no sequences, and wants reductions over constant axes.
+def test_dense_graphs_have_only_operators_of_tensorrt(dense_dir: Path, name: str) -> None:
+    # Its parser supports neither scatter with reduction nor sequences, and needs constant axes for reductions.
     graph = onnx.load(dense_dir / f"{name}.onnx").graph
     produced = {output for node in graph.node for output in node.output if node.op_type != "Constant"}
     assert not {node.op_type for node in graph.node} & {"NonZero", "Compress", "SplitToSequence", "SequenceAt"}
@@ -79,7 +78,7 @@ def test_dense_graphs_have_what_tensorrt_takes(dense_dir: Path, name: str) -> No
 
 @pytest.fixture
 def export_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[ir.Model], object]], Path]:
-    """Export the assigner with another clean-up of the graph."""
+    """Export the assigner with another simplification of the graph."""
 
     def export(simplify: Callable[[ir.Model], object]) -> Path:
         monkeypatch.setattr(onnx_export, "_simplify", simplify)
@@ -89,10 +88,10 @@ def export_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Ca
     return export
 
 
-def test_a_lost_eps_is_caught(
+def test_a_lost_eps_is_detected(
     export_with: Callable[[Callable[[ir.Model], object]], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # What the exporter does unless told otherwise: its optimiser takes 1e-9 for zero.
+    # The exporter's default: its optimizer treats 1e-9 as zero.
     folder = export_with(optimizer.optimize)
     assert cli.main(["verify", str(folder)]) == 1
     captured = capsys.readouterr()
@@ -119,8 +118,8 @@ def test_command_line_writes_what_verify_accepts(tmp_path: Path, capsys: pytest.
     [
         ("--preset nothing", "preset is 'nothing'"),
         ("--topk 0", "topk is 0"),
-        ("--formulation magic", "formulation is 'magic'"),
-        ("--formulation auto", "formulation is 'auto', but a graph has one"),
+        ("--formulation magic", "implementation is 'magic'"),
+        ("--formulation auto", "implementation is 'auto', but a graph has one"),
         ("--class-loss mse", "class_loss is 'mse'"),
         ("--gains 1,2", "gains"),
         ("--strides 8,-16", "strides"),
@@ -138,7 +137,7 @@ def test_graph_takes_sizes_far_from_the_traced_ones(artifacts_dir: Path) -> None
     contract = load_contract(artifacts_dir / "loss.json")
     session = ort.InferenceSession(artifacts_dir / "loss.onnx", providers=["CPUExecutionProvider"])
     case = Case(1, 150, pyramid(32, 1280, (8.0, 16.0, 32.0)), 3)
-    inputs = case_inputs("loss", Hyperparameters(num_classes=3), case, seed=0)
+    inputs = sample_inputs("loss", Hyperparameters(num_classes=3), case, seed=0)
     feed = {spec.name: t.numpy() for spec, t in zip(contract.inputs, flatten(inputs), strict=True)}
     weights, mask = session.run(["target_weights", "fg_mask"], feed)
     assert weights.shape == mask.shape == (1, 4 * 160 + 2 * 80 + 40)

@@ -1,4 +1,4 @@
-"""Models in 16 bits: what is narrowed, what stays in float32, and what verification says of them."""
+"""Models in 16 bits: what is narrowed, what stays in float32, and how they are verified."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ from yolo_assigner.export.contract import PRECISIONS, Contract, file_hash, find_
 from yolo_assigner.export.to_onnx.detector import load_detector_weights
 from yolo_assigner.export.to_onnx.precision import narrow
 from yolo_assigner.export.to_tensorrt.library import load_library
-from yolo_assigner.export.verification.detector import verify_network
 from yolo_assigner.export.verification.runnable import CannotRunError
-from yolo_assigner.export.verification.verify import verify_model
+from yolo_assigner.export.verification.verify import verify_model, verify_network
 
 ELEMENTS = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 HALF = [*ELEMENTS]
 
 
 def read(folder: Path, name: str) -> tuple[onnx.ModelProto, Contract]:
-    """A model in float32."""
+    """Load a model in float32."""
     return onnx.load(folder / f"{name}.onnx"), load_contract(folder / f"{name}.json")
 
 
 def write(model: onnx.ModelProto, contract: Contract, folder: Path) -> Path:
-    """What a command would write."""
+    """Write a model and its contract as the command does."""
     path = folder / contract.file
     onnx.save(model, path)
     dataclasses.replace(contract, sha256=file_hash(path)).save(path.with_suffix(".json"))
@@ -38,7 +37,7 @@ def write(model: onnx.ModelProto, contract: Contract, folder: Path) -> Path:
 
 
 def types(model: onnx.ModelProto) -> dict[str, int]:
-    """Element type of every value that is not an input."""
+    """Return the element type of every value except inputs."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     return {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
 
@@ -52,12 +51,12 @@ def test_predictions_come_in_16_bits_and_results_are_as_exact_as_before(
     differences = verify_model(write(model, contract, tmp_path), contract)
     assert {d.output for d in differences} == {spec.name for spec in contract.outputs}
     assert [d for d in differences if not d.passed] == []
-    # Behind the inputs nothing is narrow, so nothing can be lost there.
+    # Only inputs are narrow, so no precision is lost inside the graph.
     assert ELEMENTS[precision] not in types(model).values()
 
 
 @pytest.mark.parametrize("precision", HALF)
-def test_the_contract_changes_only_where_it_must(artifacts_dir: Path, precision: str) -> None:
+def test_only_precision_and_types_of_the_contract_change(artifacts_dir: Path, precision: str) -> None:
     for kind, narrowed in (("assigner", {"pd_scores"}), ("loss", {"feat_0", "feat_1", "feat_2"})):
         wide, before = read(artifacts_dir, kind)
         model, after = narrow(wide, before, precision)
@@ -80,7 +79,7 @@ def test_the_network_is_narrow_up_to_its_maps(detector_dir: Path, tmp_path: Path
         ("gt_bboxes", "float32"),
     ]
     kinds, weights = types(model), {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    # Decoding is a convolution too, with the bin numbers as its weights, but no part of the network.
+    # Decoding is a convolution too, whose weights are the bin numbers, but it follows the network.
     bins = "detector.model.22.dfl.conv.weight"
     layers = [node for node in model.graph.node if node.op_type in ("Conv", "BatchNormalization", "MaxPool", "Resize")]
     assert [node.input[1] for node in layers if kinds[node.output[0]] == TensorProto.FLOAT] == [bins]
@@ -92,15 +91,15 @@ def test_the_network_is_narrow_up_to_its_maps(detector_dir: Path, tmp_path: Path
     assert all(torch.equal(half[name], tensor.half().float()) for name, tensor in wide.items())
 
 
-def test_a_narrow_network_rounds_as_it_may(detector_dir: Path, tmp_path: Path) -> None:
+def test_rounding_of_a_narrow_network_is_within_its_tolerance(detector_dir: Path, tmp_path: Path) -> None:
     model, contract = narrow(*read(detector_dir, "detector_loss"), "fp16")
     differences = verify_network(write(model, contract, tmp_path), contract)
     assert [d for d in differences if not d.passed] == []
-    # More than float32 would: it does compute in 16 bits.
+    # More than float32 would, which shows that it computes in 16 bits.
     assert min(d.largest for d in differences if d.output.startswith("map_")) > 1e-4
 
 
-def test_what_cannot_be_run_here_is_said_not_passed(
+def test_a_model_that_cannot_run_here_is_reported_as_unverified(
     detector_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, contract = narrow(*read(detector_dir, "detector_loss"), "bf16")
@@ -133,15 +132,15 @@ def test_a_weight_beyond_float16_is_refused(detector_dir: Path) -> None:
     model, contract = read(detector_dir, "detector_loss")
     name = "detector.model.4.cv1.bn.running_var"
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
-    numbers = onnx.numpy_helper.to_array(tensor).copy()
-    numbers[0] = 1e5
-    tensor.CopyFrom(onnx.numpy_helper.from_array(numbers, name))
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values[0] = 1e5
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, name))
     with pytest.raises(ValueError, match=rf"weight {name} reaches 1e\+05, FLOAT16 only 6.55e\+04; take bf16"):
         narrow(model, contract, "fp16")
     narrow(model, contract, "bf16")
 
 
-def test_what_is_narrow_stays_as_it_is(artifacts_dir: Path) -> None:
+def test_a_narrow_model_cannot_be_converted(artifacts_dir: Path) -> None:
     wide = read(artifacts_dir, "assigner")
     assert narrow(*wide, "fp32") == wide
     half = narrow(*wide, "fp16")

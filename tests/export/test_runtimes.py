@@ -1,4 +1,4 @@
-"""Which versions of ONNX Runtime are taken."""
+"""Supported versions of ONNX Runtime."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Engines that cannot be used: a clear error each, with what to type."""
+"""Unusable engines: each gives a clear error with the command that rebuilds it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def built(dense_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 @pytest.fixture
 def copy(built: Built, tmp_path: Path) -> Path:
-    """The engine in a folder to spoil."""
+    """A copy of the engine to modify."""
     for path in built[0].parent.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     return tmp_path / built[0].name
@@ -120,7 +120,7 @@ def test_machines_that_an_engine_is_for(built: Built, capabilities: tuple[str, .
     check_machine(engine, "tensorrt-rtx", "1.7", capability)
 
 
-def test_the_other_library_builds_for_the_gpu_that_is_there(built: Built) -> None:
+def test_tensorrt_builds_for_the_gpu_of_the_machine(built: Built) -> None:
     engine = replace(built[1], runtime="tensorrt", runtime_version="11.4", compute_capabilities=("8.9",))
     with pytest.raises(
         ContractError, match=r"capability 8\.9, but the one here has 9\.0; build it here with"
@@ -159,7 +159,7 @@ def test_a_corrupt_contract(copy: Path, content: bytes) -> None:
         load_engine_contract(path)
 
 
-def test_engines_are_found_by_the_model_they_are_of(built: Built, dense_dir: Path) -> None:
+def test_engines_are_found_by_their_model(built: Built, dense_dir: Path) -> None:
     path, engine = built
     assert find_engines(path.parent, load_contract(dense_dir / "assigner.json")) == [(path, engine)]
     assert find_engines(path.parent, load_contract(dense_dir / "loss.json")) == []

@@ -1,4 +1,4 @@
-"""Real engines by every runtime that is installed; TensorRT-RTX builds them without a GPU."""
+"""Engines built by every installed runtime; TensorRT-RTX builds them without a GPU."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def built(request: pytest.FixtureRequest, dense_dir: Path, tmp_path_factory: pyt
     return build_engine(dense_dir / f"{kind}.onnx", out, runtime=runtime, profiles=[SMALL])
 
 
-def test_an_engine_is_what_its_contract_says(built: Built, dense_dir: Path) -> None:
+def test_an_engine_matches_its_contract(built: Built, dense_dir: Path) -> None:
     path, engine = built
     model = load_contract(dense_dir / f"{engine.name}.json")
     assert path.name == f"{engine.name}.{engine.runtime}.fp32.engine"
@@ -57,7 +57,7 @@ def test_an_engine_file_has_a_good_header(built: Built) -> None:
     runtime = library.Runtime(make_logger(library, BuildLog()))
     malformed = int(library.EngineInvalidityDiagnostics.MALFORMED_ENGINE)
     content = path.read_bytes()
-    # Without a GPU no engine is valid, but only what is none is malformed.
+    # Without a GPU every engine is invalid, but only other content is malformed.
     assert not runtime.get_engine_validity(content)[1] & malformed
     assert runtime.get_engine_validity(b"\0" + content[1:])[1] & malformed
 
@@ -108,7 +108,7 @@ def test_every_input_gets_the_sizes_of_its_axes(dense_dir: Path, runtime: str, k
 
 
 @pytest.mark.parametrize("runtime", INSTALLED)
-def test_arithmetic_is_what_the_file_says(runtime: str) -> None:
+def test_arithmetic_is_neither_rounded_nor_loses_nan(runtime: str) -> None:
     library = load_library(runtime)
     config = make_config(library, library.Builder(make_logger(library, BuildLog())), [])
     assert not config.get_flag(library.BuilderFlag.TF32)
@@ -130,9 +130,9 @@ def rtx() -> Any:
 
 
 def test_compute_capabilities_are_recorded(dense_dir: Path, tmp_path: Path) -> None:
-    wanted = ("8.9", "12.0", "8.9")
+    requested = ("8.9", "12.0", "8.9")
     model = dense_dir / "assigner.onnx"
-    _, engine = build_engine(model, tmp_path, runtime="tensorrt-rtx", profiles=[SMALL], compute_capabilities=wanted)
+    _, engine = build_engine(model, tmp_path, runtime="tensorrt-rtx", profiles=[SMALL], compute_capabilities=requested)
     assert engine.compute_capabilities == ("8.9", "12.0")
 
 

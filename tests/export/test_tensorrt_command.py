@@ -1,4 +1,4 @@
-"""``yolo-assigner export tensorrt`` as it is typed."""
+"""The command ``yolo-assigner export tensorrt``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WORDS = ["--profile", "B=1,2,4", "M=0,3,8", "imgsz=64"]
 
 @pytest.fixture
 def folder(dense_dir: Path, tmp_path: Path) -> Path:
-    """A copy of the models, to write beside."""
+    """A copy of the models in a writable folder."""
     return Path(shutil.copytree(dense_dir, tmp_path / "models"))
 
 
@@ -48,7 +48,7 @@ def test_building_from_words_to_files(folder: Path, runtime: str, capsys: pytest
     assert f"wrote {folder / engine.file} (" in shown
     assert "  sizes B=1,2,4 M=0,3,8 H0=8 W0=8 H1=4 W1=4 H2=2 W2=2\n" in shown
     assert f"for {runtime} {engine.runtime_version} on compute capability" in shown
-    # Not a terminal: a line for each part, and nothing of TensorRT's warnings.
+    # Without a terminal there is a line for each phase, and no warning of TensorRT is shown.
     assert [line[:4] for line in progress_shown.splitlines()] == ["  0%", " 33%", " 67%"]
 
 
@@ -127,20 +127,20 @@ def test_an_interrupted_command_ends_with_130(
     assert list(folder.glob("*.engine*")) == []
 
 
-def test_a_timing_cache_is_refused_plainly_where_none_is_kept(
+def test_a_timing_cache_is_reported_as_unused_with_tensorrt_rtx(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cache = tmp_path / "timings"
     words = ["--runtime", "tensorrt-rtx", "--quiet", "--timing-cache", str(cache)]
-    # Had it been used, this would fail: touching the cache is deprecated there, and warnings are errors here.
+    # Using the cache would fail here, because it is deprecated in TensorRT-RTX and warnings are errors in tests.
     assert run(folder / "assigner.onnx", *words, *WORDS) == 0
     assert capsys.readouterr().err == f"note: tensorrt-rtx keeps no timings, {cache} is not used\n"
     assert not cache.exists()
 
 
 @pytest.mark.parametrize("runtime", INSTALLED)
-def test_timings_are_written_whole_and_read_again(tmp_path: Path, runtime: str) -> None:
-    # TensorRT-RTX still has the calls and gives them an empty cache; what TensorRT measures needs a GPU.
+def test_timings_are_written_atomically_and_read_again(tmp_path: Path, runtime: str) -> None:
+    # TensorRT-RTX still has the calls, with an empty cache; TensorRT needs a GPU to measure.
     library = load_library(runtime)
     builder = library.Builder(make_logger(library, BuildLog()))
     path = tmp_path / "new" / "timings"

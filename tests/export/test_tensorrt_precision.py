@@ -1,4 +1,4 @@
-"""Engines that take predictions or pictures in 16 bits."""
+"""Engines that take predictions or images in 16 bits."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def test_a_narrow_engine_takes_predictions_in_that_type(
         path, engine = build_engine(
             dense_dir / f"{kind}.onnx", tmp_path, runtime=runtime, precision=precision, profiles=[SMALL]
         )
-        # That the network has these types too is compared during the build.
-        wanted = [dtype if spec.name in narrowed else spec.dtype for spec in model.inputs]
-        assert [spec.dtype for spec in engine.inputs] == wanted
+        # The build itself compares these types with those of the network.
+        types = [dtype if spec.name in narrowed else spec.dtype for spec in model.inputs]
+        assert [spec.dtype for spec in engine.inputs] == types
         assert engine.outputs == model.outputs
         assert (path.name, engine.precision) == (f"{kind}.{runtime}.{precision}.engine", precision)
-        # The file that it was built from is the one in float32, which a server finds beside its contract.
+        # The engine refers to the float32 file, which a server finds beside its contract.
         assert engine.model_sha256 == model.sha256
 
 

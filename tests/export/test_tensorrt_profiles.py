@@ -1,4 +1,4 @@
-"""From words to the sizes of a model's inputs, and back."""
+"""Parsing of profiles to the sizes of a model's inputs, and the way back."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_strides_are_the_models_own() -> None:
         ("imgsz=64x96,128x64,256x256", "does not ascend"),
     ],
 )
-def test_words_that_say_nothing_usable(words: str, message: str) -> None:
+def test_malformed_words_are_refused(words: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_profile(words.split())
 
@@ -107,7 +107,7 @@ def test_words_that_say_nothing_usable(words: str, message: str) -> None:
         ("loss", "imgsz=640x20", "imgsz 20 is no multiple of the stride 32; take 32"),
     ],
 )
-def test_words_that_do_not_fit_the_model(kind: str, words: str, message: str) -> None:
+def test_words_that_do_not_fit_the_model_are_refused(kind: str, words: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         resolve_profile(parse_profile(words.split()), described(kind))
 
@@ -124,6 +124,6 @@ def test_an_axis_of_unknown_meaning_is_named() -> None:
 def test_a_profile_as_words_is_the_same_profile(kind: str, words: str) -> None:
     contract = described(kind)
     profile = resolve_profile(parse_profile(words.split()), contract)
-    # Nothing is left to defaults, so that later ones cannot change what is rebuilt.
+    # All axes are given, so a change of the defaults does not change a rebuilt engine.
     assert resolve_profile(parse_profile(profile_words(profile)), contract) == profile
     assert set(parse_profile(profile_words(profile)).sizes) == set(profile)

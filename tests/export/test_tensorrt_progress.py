@@ -1,4 +1,4 @@
-"""What is shown of a build, and ending one early."""
+"""Display of a build's progress, and cancelling a build."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from pathlib import Path
 import pytest
 
 from tests.export.engines import INSTALLED, SMALL
-from yolo_assigner.export.to_tensorrt.build import build_engine, write_whole
+from yolo_assigner.export.contract import write_atomically
+from yolo_assigner.export.to_tensorrt.build import build_engine
 from yolo_assigner.export.to_tensorrt.log import BuildLog
 from yolo_assigner.export.to_tensorrt.progress import BuildWatch, PhaseLines, TerminalLine, progress_display
 
 
 class Recorder:
-    """Keeps what is shown, and does something the first time."""
+    """Display that records what is shown and calls ``act`` the first time."""
 
     def __init__(self, act: Callable[[], object] = lambda: None) -> None:
         self.shown: list[tuple[tuple[str, ...], float]] = []
         self._act = act
 
     def show(self, phases: Sequence[str], share: float) -> None:
-        """Keep it."""
+        """Record the arguments."""
         self.shown.append((tuple(phases), share))
         if len(self.shown) == 1:
             self._act()
 
 
 def interrupt() -> None:
-    """What a terminal does at Ctrl-C."""
+    """Send SIGINT, as a terminal does at Ctrl-C."""
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
@@ -42,7 +43,7 @@ def test_progress_grows_from_nothing_to_nearly_all(dense_dir: Path, tmp_path: Pa
     shares = [share for _, share in progress.shown]
     assert shares == sorted(shares)
     assert shares[0] == 0
-    # Its last step is reported only as the end of the whole.
+    # The last step is only reported as the end of the outermost phase.
     assert 0.8 < shares[-1] <= 1
     assert len({phases[0] for phases, _ in progress.shown}) == 1
     assert max(len(phases) for phases, _ in progress.shown) > 2
@@ -59,7 +60,7 @@ def test_an_interrupted_build_leaves_all_as_it_was(dense_dir: Path, tmp_path: Pa
     with pytest.raises(KeyboardInterrupt):
         build_engine(model, tmp_path, runtime=runtime, progress=progress)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
-    assert progress.shown[-1][1] < 0.8  # it ended early: one that goes on gets further, as the test before says
+    assert progress.shown[-1][1] < 0.8  # it ended early: a whole build gets further, as the previous test shows
 
 
 def test_a_display_that_fails_ends_the_build(dense_dir: Path, tmp_path: Path) -> None:
@@ -79,7 +80,7 @@ def test_warnings_are_passed_on(dense_dir: Path, tmp_path: Path) -> None:
     assert any("gt_labels" in text for text in warnings)
 
 
-def test_what_is_said_twice_is_passed_on_and_quoted_once() -> None:
+def test_repeated_messages_are_reported_and_quoted_once() -> None:
     warnings: list[str] = []
     log = BuildLog(warnings.append)
     for _ in range(2):
@@ -89,10 +90,10 @@ def test_what_is_said_twice_is_passed_on_and_quoted_once() -> None:
     assert str(log.failure("failed:")) == "failed:\n  worse\nTensorRT warned before:\n  no good"
 
 
-def test_a_file_that_cannot_be_replaced_leaves_no_half_of_another(tmp_path: Path) -> None:
+def test_a_failed_atomic_write_leaves_no_temporary_file(tmp_path: Path) -> None:
     (tmp_path / "engine").mkdir()
     with pytest.raises(OSError, match="engine"):
-        write_whole(tmp_path / "engine", b"content")
+        write_atomically(tmp_path / "engine", b"content")
     assert [path.name for path in tmp_path.iterdir()] == ["engine"]
 
 
@@ -104,7 +105,7 @@ def test_shares_of_nested_phases() -> None:
     assert watch.step("part", 0)
     watch.finish("part")
     watch.step("whole", 0)
-    # A quarter of the whole is a part, of which a half was done; ending it does not take anything back.
+    # The part is a quarter of the whole, and half of it was done; its end does not reduce the share.
     assert progress.shown == [
         (("whole",), 0.0),
         (("whole", "part"), 0.0),
@@ -116,10 +117,10 @@ def test_shares_of_nested_phases() -> None:
 
 
 class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
+    """Stream that pretends to be a terminal."""
 
     def isatty(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
 
@@ -131,7 +132,7 @@ def test_a_terminal_gets_one_line_that_is_rewritten_and_cleared(monkeypatch: pyt
     for share in (0.1, 0.1, 0.25):
         display.show(("whole", "part with a long name"), share)
     display.close()
-    # 19 characters: a full line would wrap. What stays the same is not written again.
+    # Lines are cut at 19 characters because a full line would wrap; an unchanged line is not written again.
     assert stream.getvalue() == "\r\x1b[K 10%  part with a l\r\x1b[K 25%  part with a l\r\x1b[K"
 
 

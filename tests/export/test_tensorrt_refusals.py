@@ -1,4 +1,4 @@
-"""What is not built, and what is said of it."""
+"""Models that TensorRT does not build, and the error messages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from yolo_assigner.export.to_tensorrt.profiles import parse_profile
 
 
 def test_a_capability_that_would_compute_zeros_is_refused(dense_dir: Path, tmp_path: Path) -> None:
-    # The loss has matrix products in float32, the assigner none.
+    # The loss has matrix products in float32, the assigner does not.
     options: dict[str, Any] = {"runtime": "tensorrt-rtx", "profiles": [SMALL], "compute_capabilities": ["8.9", "7.5"]}
     with pytest.raises(BuildError, match=r"7\.5 has no float32 matrix products .* which node node_matmul"):
         build_engine(dense_dir / "loss.onnx", tmp_path, **options)
@@ -28,7 +28,7 @@ def test_a_capability_that_would_compute_zeros_is_refused(dense_dir: Path, tmp_p
 
 @pytest.mark.parametrize("runtime", INSTALLED)
 def test_a_refused_graph_is_quoted_by_node_and_operator(artifacts_dir: Path, tmp_path: Path, runtime: str) -> None:
-    # The sparse formulation under a contract that claims the dense one: 15 nodes of it are unknown to the parser.
+    # The sparse implementation with a contract that says dense: the parser does not support 15 of its nodes.
     shutil.copy(artifacts_dir / "loss.onnx", tmp_path)
     dataclasses.replace(load_contract(artifacts_dir / "loss.json"), formulation="dense").save(tmp_path / "loss.json")
     with pytest.raises(BuildError) as caught:
@@ -43,20 +43,20 @@ def test_a_refused_graph_is_quoted_by_node_and_operator(artifacts_dir: Path, tmp
 
 @pytest.mark.parametrize("runtime", INSTALLED)
 def test_a_graph_that_parses_and_cannot_be_built_is_quoted(tmp_path: Path, runtime: str) -> None:
-    # 2 and 3 rows cannot be added, which shows only when both sizes are fixed.
+    # 2 and 3 rows cannot be added, which TensorRT detects only when both sizes are fixed.
     rows = [TensorSpec("x", "float32", ("B", 4)), TensorSpec("y", "float32", ("M", 4))]
     adder = helper.make_node("Add", ["x", "y"], ["z"], name="adder")
     model = write_tiny(tmp_path, adder, rows, [TensorSpec("z", "float32", ("P", 4))])
     with pytest.raises(BuildError, match=r"builds no engine of tiny\.onnx:\n.*adder: broadcast dimensions"):
         build_engine(model, tmp_path / "out", runtime=runtime, profiles=[parse_profile(["B=2", "M=3"])])
     assert not (tmp_path / "out").exists()
-    # The same file with sizes that agree is built: the graph was not at fault.
+    # With equal sizes the same file is built, so the graph is valid.
     build_engine(model, tmp_path / "out", runtime=runtime, profiles=[parse_profile(["B=3", "M=3"])])
 
 
 @pytest.fixture
 def copy(dense_dir: Path, tmp_path: Path) -> Path:
-    """A folder with the dense assigner, to spoil."""
+    """A copy of the dense assigner to modify."""
     for name in ("assigner.onnx", "assigner.json"):
         shutil.copy(dense_dir / name, tmp_path)
     return tmp_path
@@ -114,7 +114,7 @@ def test_a_model_without_its_other_half(copy: Path, missing: str) -> None:
         build_engine(copy / "assigner.onnx", copy, runtime="tensorrt-rtx")
 
 
-def test_another_formulation_is_refused_before_anything_is_built(artifacts_dir: Path, tmp_path: Path) -> None:
+def test_a_sparse_model_is_refused_before_the_build(artifacts_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"formulation 'sparse'.*yolo-assigner export onnx --formulation dense"):
         build_engine(artifacts_dir / "loss.onnx", tmp_path, runtime="tensorrt-rtx")
 

@@ -1,4 +1,4 @@
-"""The operators that are translated our own way, at every rank."""
+"""Translations of torch operators to ONNX, at every rank."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from yolo_assigner.export.to_onnx.operators import TRANSLATIONS
 
 
 class Chosen(nn.Module):
-    """Both operators on one input."""
+    """``nonzero`` and ``index_select`` of one input."""
 
     def forward(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Places above 0, and rows."""
+        """Return indices of positive entries, and rows."""
         return (x > 0).nonzero(), x.index_select(0, index)
 
 
 def session_of(path: Path, module: nn.Module, inputs: tuple[Tensor, ...]) -> ort.InferenceSession:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        warnings.simplefilter("ignore")  # deprecations inside the exporter
         program = torch.onnx.export(
             module,
             inputs,
@@ -50,21 +50,21 @@ def test_runs_as_torch_does(tmp_path: Path, shape: tuple[int, ...]) -> None:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     index = torch.tensor([2, 0, 2])
     session = session_of(tmp_path / "chosen.onnx", Chosen(), (x, index))
-    for numbers in (x, -x):  # another count of places, too
-        for got, want in zip(run(session, numbers, index), Chosen()(numbers, index), strict=True):
+    for values in (x, -x):  # with different numbers of positive entries
+        for got, want in zip(run(session, values, index), Chosen()(values, index), strict=True):
             np.testing.assert_array_equal(got, want.numpy())
 
 
 class Bounded(nn.Module):
-    """One bound, the other, both, of floats and of whole numbers."""
+    """``clamp`` with one or both bounds, of floats and of integers."""
 
     def forward(self, x: Tensor, index: Tensor) -> tuple[Tensor, ...]:
-        """Each way to clamp."""
+        """Clamp in each way."""
         whole = index.clamp(min=0), index.clamp(max=5), index.clamp(min=0, max=5)
         return x.clamp(min=0.0), x.clamp(max=2.0), x.clamp(0.0, 2.0), *whole
 
 
-def test_a_missing_bound_is_none(tmp_path: Path) -> None:
+def test_a_missing_bound_keeps_infinity(tmp_path: Path) -> None:
     x = torch.tensor([-1.0, 0.5, 3.0, torch.inf, -torch.inf, torch.nan])
     index = torch.tensor([-7, 0, 3, 9, 2**40, -(2**40)])
     session = session_of(tmp_path / "bounded.onnx", Bounded(), (x, index))
@@ -73,14 +73,14 @@ def test_a_missing_bound_is_none(tmp_path: Path) -> None:
 
 
 class Divided(nn.Module):
-    """By a number, by a tensor, and as an operator."""
+    """Integer division by a number, by a tensor, and by the operator."""
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-        """Each way to divide."""
+        """Divide in each way."""
         return torch.div(x, 8400, rounding_mode="floor"), torch.div(x, y, rounding_mode="floor"), (x + 63) // 64
 
 
-def test_large_whole_numbers_are_divided_exactly(tmp_path: Path) -> None:
+def test_large_integers_are_divided_exactly(tmp_path: Path) -> None:
     x = torch.tensor([0, 121, 2**24 + 159, 2**24 * 8400 - 1, 2**40 + 1])
     y = torch.tensor([1, 121, 2**24 + 159, 3, 2**40])
     session = session_of(tmp_path / "divided.onnx", Divided(), (x, y))

@@ -47,14 +47,14 @@ def no_waiting() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("formulation", ["auto", "dense"])
+@pytest.mark.parametrize("implementation", ["auto", "dense"])
 @pytest.mark.parametrize("place", ["cuda", "cpu"])
 @pytest.mark.usefixtures("no_waiting")
-def test_a_training_step_does_not_wait(formulation: str, place: str) -> None:
+def test_a_training_step_does_not_wait(implementation: str, place: str) -> None:
     inputs = make_inputs(USUAL, "fp32")
     batch = {name: values.to(place) for name, values in inputs.batch.items()}
     leaves = [level.cuda().requires_grad_() for level in inputs.predictions]
-    criterion = criterion_of(USUAL, formulation)
+    criterion = criterion_of(USUAL, implementation)
     torch.cuda.set_sync_debug_mode("error")
     loss, _ = criterion(leaves, batch)
     torch.autograd.grad(loss, leaves)
@@ -166,14 +166,14 @@ def test_engines_of_the_server(dense_dir: Path, tmp_path: Path, runtime: str, ki
     check_runner(runner, path)
 
 
-@pytest.mark.parametrize("formulation", ["auto", "sparse", "dense", "triton"])
-def test_the_tensors_device_is_used_and_not_the_current_one(formulation: str) -> None:
+@pytest.mark.parametrize("implementation", ["auto", "sparse", "dense", "triton"])
+def test_the_tensors_device_is_used_and_not_the_current_one(implementation: str) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("there is one GPU")
-    if formulation == "triton" and not available():
+    if implementation == "triton" and not available():
         pytest.skip("triton is not installed")
     inputs = sample_assigner_inputs(Case(2, 20, pyramid(320, 320, (8, 16, 32)), 3), (8, 16, 32), seed=0)
-    assigner = TaskAlignedAssigner(10, 3, 0.5, 6.0, implementation=formulation)
+    assigner = TaskAlignedAssigner(10, 3, 0.5, 6.0, implementation=implementation)
     want = assigner(*inputs)
     with torch.cuda.device(0):
         got = assigner(*(tensor.to("cuda:1") for tensor in inputs))

@@ -1,4 +1,4 @@
-"""Every formulation, way and precision beside float64 on the CPU; ordinary test runs do it on the CPU alone."""
+"""Every implementation, way and precision beside float64 on the CPU; ordinary test runs do it on the CPU alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.contenders import Setting
 from benchmarks.gpu.contenders import ours
-from benchmarks.gpu.correctness import contender_checks, formulations, oracle_checks, sample_checks
+from benchmarks.gpu.correctness import contender_checks, implementations, oracle_checks, sample_checks
 from benchmarks.gpu.inputs import input_sets
 from benchmarks.gpu.waiting import may_wait, waiting_checks
 from yolo_loss import DetectionLoss, GroundTruth, TaskAlignedAssigner
@@ -38,7 +38,7 @@ def test_every_way_is_right(task: str, precision: str, device: torch.device) -> 
 
 def test_the_oracle_and_the_sample(device: torch.device) -> None:
     checks = [*oracle_checks(device), *sample_checks(device)]
-    each = len(formulations(device))
+    each = len(implementations(device))
     assert len(checks) == each * (4 + 4)
     assert [check for check in checks if not check["ok"]] == []
 
@@ -76,8 +76,8 @@ def test_no_ground_truth(device: torch.device) -> None:
 def test_gradients_without_autograd(device: torch.device) -> None:
     setting = setting_of("loss+grad", device)
     (inputs,) = input_sets(setting, "fp32", device, 1)
-    for formulation in ("auto", "dense", "sparse"):
-        criterion = DetectionLoss(3, STRIDES, implementation=formulation)
+    for implementation in ("auto", "dense", "sparse"):
+        criterion = DetectionLoss(3, STRIDES, implementation=implementation)
         leaves = [level.detach().requires_grad_() for level in inputs.predictions]
         truth = GroundTruth(*inputs.truth)
         want = torch.autograd.grad(criterion.from_padded(join_predictions(leaves, STRIDES, 3, 16), truth).loss, leaves)

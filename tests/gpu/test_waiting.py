@@ -60,13 +60,13 @@ def test_what_does_not_wait_is_left_alone(name: str) -> None:
         ALLOWED[name](torch.empty(3, 4, device=META))
 
 
-@pytest.mark.parametrize("formulation", ["auto", "dense"])
+@pytest.mark.parametrize("implementation", ["auto", "dense"])
 @pytest.mark.parametrize("options", [{}, {"topk2": 1, "min_box_side": 16.0}])
 @pytest.mark.parametrize("slots", [20, 0])
-def test_the_assigner(formulation: str, options: dict[str, Any], slots: int) -> None:
+def test_the_assigner(implementation: str, options: dict[str, Any], slots: int) -> None:
     inputs = [on_meta(tensor) for tensor in sample_assigner_inputs(CASE._replace(slots=slots), STRIDES, seed=0)]
     with no_waiting():
-        result = TaskAlignedAssigner(10, 4, implementation=formulation, **options)(*inputs)
+        result = TaskAlignedAssigner(10, 4, implementation=implementation, **options)(*inputs)
     assert result.target_scores.shape == (3, inputs[0].shape[1], 4)
 
 
@@ -81,17 +81,17 @@ def loss_inputs(dtype: torch.dtype) -> tuple[list[Tensor], GroundTruth]:
     return [feat.to(dtype) for feat in feats], GroundTruth(*rest)
 
 
-@pytest.mark.parametrize("formulation", ["auto", "dense"])
+@pytest.mark.parametrize("implementation", ["auto", "dense"])
 @pytest.mark.parametrize("class_loss", ["bce", "varifocal"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("place", ["cpu", "meta"])
-def test_a_training_step(formulation: str, class_loss: str, dtype: torch.dtype, place: str) -> None:
+def test_a_training_step(implementation: str, class_loss: str, dtype: torch.dtype, place: str) -> None:
     """Forward and backward, with the batch where data loaders leave it and where a GPU has it."""
     feats, ground_truth = loss_inputs(dtype)
     batch = {name: tensor.to(place) for name, tensor in ragged_batch(ground_truth, (160, 224)).items()}
     # Nobody can know the largest count of a batch on the GPU without asking for it.
     max_boxes = 20 if place == "meta" else None
-    criterion = DetectionLoss(4, STRIDES, implementation=formulation, class_loss=class_loss, max_boxes=max_boxes)
+    criterion = DetectionLoss(4, STRIDES, implementation=implementation, class_loss=class_loss, max_boxes=max_boxes)
     leaves = [on_meta(feat).requires_grad_() for feat in feats]
     with no_waiting():
         loss, _ = criterion(leaves, batch)
@@ -99,21 +99,21 @@ def test_a_training_step(formulation: str, class_loss: str, dtype: torch.dtype, 
     assert [gradient.shape for gradient in gradients] == [feat.shape for feat in feats]
 
 
-@pytest.mark.parametrize("formulation", ["auto", "dense"])
-def test_a_head_that_joins_its_levels(formulation: str) -> None:
+@pytest.mark.parametrize("implementation", ["auto", "dense"])
+def test_a_head_that_joins_its_levels(implementation: str) -> None:
     feats, ground_truth = loss_inputs(torch.float32)
     joined = on_meta(torch.cat([feat.flatten(2) for feat in feats], dim=2))
     boxes, scores = (part.contiguous().requires_grad_() for part in (joined[:, :64], joined[:, 64:]))
     with no_waiting():
         preds = {"boxes": boxes, "scores": scores, "feats": [on_meta(feat) for feat in feats]}
-        loss, _ = DetectionLoss(4, STRIDES, implementation=formulation)(preds, ragged_batch(ground_truth, (160, 224)))
+        loss, _ = DetectionLoss(4, STRIDES, implementation=implementation)(preds, ragged_batch(ground_truth, (160, 224)))
         assert torch.autograd.grad(loss, [boxes, scores])[1].shape == scores.shape
 
 
-@pytest.mark.parametrize("formulation", ["auto", "dense"])
-def test_gradients_without_autograd(formulation: str) -> None:
+@pytest.mark.parametrize("implementation", ["auto", "dense"])
+def test_gradients_without_autograd(implementation: str) -> None:
     feats, ground_truth = loss_inputs(torch.float32)
-    criterion = DetectionLoss(4, STRIDES, implementation=formulation)
+    criterion = DetectionLoss(4, STRIDES, implementation=implementation)
     maps, truth = [on_meta(feat) for feat in feats], GroundTruth(*(on_meta(field) for field in ground_truth))
     with no_waiting():
         _, gradients = criterion.gradients_from_padded(join_predictions(maps, STRIDES, 4, 16), truth)

@@ -1,4 +1,4 @@
-"""Weights from files: what loads, and what is refused with which words."""
+"""Loading weights from files, and the errors for unusable files."""
 
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def test_refuses_a_pickled_module_and_says_what_to_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [[torch.ones(1)], {"model": {"weight": 3.0}}, {"weight": torch.ones(1), "lr": 0.1}])
-def test_refuses_what_is_no_dict_of_tensors(tmp_path: Path, content: Any) -> None:
+def test_refuses_content_other_than_a_dict_of_tensors(tmp_path: Path, content: Any) -> None:
     with pytest.raises(ValueError, match="holds no dict of tensors"):
         read_state_dict(write(tmp_path / "w.pt", content))
 
@@ -86,6 +86,6 @@ def test_refuses_damaged_files(tmp_path: Path, name: str, content: bytes) -> Non
 
 
 @pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
-def test_a_missing_file_is_called_missing(tmp_path: Path, name: str) -> None:
+def test_a_missing_file_raises_file_not_found(tmp_path: Path, name: str) -> None:
     with pytest.raises(FileNotFoundError):
         read_state_dict(tmp_path / name)

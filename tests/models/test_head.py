@@ -1,4 +1,4 @@
-"""The head: what it sends and how it decodes."""
+"""The head: its raw maps and their decoding."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ def make_head(nc: int, reg_max: int) -> Detect:
 
 
 def make_maps(head: Detect) -> list[torch.Tensor]:
-    """Maps of a picture 64 wide and 32 high, all zeros."""
+    """Return maps of zeros for an image 64 wide and 32 high."""
     return [torch.zeros(1, head.no, 32 // stride, 64 // stride) for stride in (8, 16, 32)]
 
 
@@ -22,12 +22,12 @@ def test_strides_follow_the_module_but_stay_out_of_the_state_dict() -> None:
     assert head.to("meta").stride.device.type == "meta"
 
 
-def test_a_level_sends_box_channels_before_class_channels() -> None:
+def test_box_channels_come_before_class_channels() -> None:
     head = make_head(nc=3, reg_max=4)
     maps = head.train()([torch.zeros(1, 8, 4, 8), torch.zeros(1, 8, 2, 4), torch.zeros(1, 8, 1, 2)])
     assert head.no == 19
     assert [tuple(level.shape) for level in maps] == [(1, 19, 4, 8), (1, 19, 2, 4), (1, 19, 1, 2)]
-    # With features of zero a fresh head sends nearly its biases: 1 for boxes and a small prior for classes,
+    # For features of zero an untrained head outputs nearly its biases: 1 for boxes and a small prior for classes,
     # log(5 / 3 / 80^2) = -8.25 at stride 8 and log(5 / 3 / 20^2) = -5.48 at stride 32.
     assert maps[0][0, :16].mean().item() == pytest.approx(1.0)
     assert maps[0][0, 16:].mean().item() == pytest.approx(-8.253, abs=1e-3)
@@ -48,7 +48,7 @@ def test_decodes_distances_to_pixels() -> None:
 def test_decodes_distributions_and_orders_levels() -> None:
     head = make_head(nc=1, reg_max=16)
     predictions = head.decode(make_maps(head))
-    # All bins alike: the mean of 0..15 is 7.5 on every side, so boxes of 15 cells about their points.
+    # All bins are equally likely: the mean of 0..15 is 7.5 on every side, so boxes have sides of 15 cells.
     first, last = predictions[0, :, 0], predictions[0, :, -1]
     assert first.tolist() == pytest.approx([4, 4, 120, 120, 0.5], abs=1e-4)
     assert last.tolist() == pytest.approx([48, 16, 480, 480, 0.5], abs=1e-3)

@@ -1,4 +1,4 @@
-"""The network: public counts, names and shapes, wiring, export."""
+"""The network: public parameter counts, names and shapes, connections of layers, export."""
 
 from collections.abc import Callable
 from typing import Any
@@ -39,7 +39,7 @@ def tiny() -> DetectionModel:
 
 
 def empty(config: DetectorConfig) -> DetectionModel:
-    """A model without storage, for its shapes."""
+    """Create a model without storage, for its shapes."""
     with torch.device("meta"):
         return DetectionModel(config)
 
@@ -60,14 +60,14 @@ def test_names_and_shapes_are_those_of_public_state_dicts() -> None:
     assert layers == set(range(23)) - {10, 11, 13, 14, 17, 20}
 
 
-def test_carries_what_a_criterion_reads(tiny: DetectionModel) -> None:
+def test_has_the_attributes_that_a_criterion_reads(tiny: DetectionModel) -> None:
     head: Any = tiny.model[-1]
     assert (head.nc, head.reg_max, head.no) == (2, 16, 66)
     assert head.stride.tolist() == [8, 16, 32]
     assert vars(tiny.args) == {"box": 7.5, "cls": 0.5, "dfl": 1.5}
 
 
-def test_train_mode_gives_raw_maps_of_a_picture_that_is_not_square() -> None:
+def test_train_mode_gives_raw_maps_of_an_image_that_is_not_square() -> None:
     maps = DetectionModel(DetectorConfig("n", nc=2))(torch.rand(2, 3, 96, 64))
     assert [tuple(level.shape) for level in maps] == [(2, 66, 12, 8), (2, 66, 6, 4), (2, 66, 3, 2)]
 
@@ -83,7 +83,7 @@ def test_eval_mode_gives_predictions_too(tiny: DetectionModel) -> None:
     ("layer", "first", "second", "doubled"),
     [(12, 9, 6, True), (15, 12, 4, True), (18, 16, 12, False), (21, 19, 9, False)],
 )
-def test_layers_of_the_neck_take_their_two_sources_in_order(
+def test_layers_of_the_neck_concatenate_their_two_sources_in_order(
     tiny: DetectionModel, layer: int, first: int, second: int, doubled: bool
 ) -> None:
     inputs: dict[int, Tensor] = {}
@@ -103,7 +103,7 @@ def test_layers_of_the_neck_take_their_two_sources_in_order(
     assert torch.equal(inputs[layer], torch.cat((upper, outputs[second]), dim=1))
 
 
-def test_an_object_reaches_all_weights() -> None:
+def test_the_gradient_reaches_all_weights() -> None:
     model = DetectionModel(DetectorConfig("n", nc=2))
     maps: list[Tensor] = model(torch.rand(2, 3, 64, 64))
     torch.stack([level.square().mean() for level in maps]).sum().backward()
@@ -111,7 +111,7 @@ def test_an_object_reaches_all_weights() -> None:
     assert without == []
 
 
-def test_exports_with_free_batch_and_picture_size(tiny: DetectionModel) -> None:
+def test_exports_with_dynamic_batch_and_image_size(tiny: DetectionModel) -> None:
     batch, rows, columns = (torch.export.Dim(name, min=2, max=40) for name in ("batch", "rows", "columns"))
     program = torch.export.export(
         tiny, (torch.rand(2, 3, 64, 96),), dynamic_shapes={"images": {0: batch, 2: 32 * rows, 3: 32 * columns}}
@@ -127,7 +127,7 @@ def test_refuses_sizes_that_the_strides_do_not_divide(tiny: DetectionModel, size
 
 
 @pytest.mark.parametrize("wrong", [{"scale": "xl"}, {"nc": 0}, {"reg_max": 0}])
-def test_config_refuses_what_has_no_network(wrong: dict[str, Any]) -> None:
+def test_config_refuses_invalid_values(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
         DetectorConfig(**wrong)
 

@@ -18,8 +18,8 @@ from yolo_assigner.export.samples import Case
 from yolo_assigner.export.specs import map_specs, output_specs
 from yolo_assigner.export.to_onnx.detector import detector_from_onnx
 from yolo_assigner.export.verification.comparison import TOLERANCE, compare
-from yolo_assigner.export.verification.detector import NETWORK_TOLERANCES
 from yolo_assigner.export.verification.reference import Inputs, Reference, to_float64
+from yolo_assigner.export.verification.verify import NETWORK_TOLERANCES
 
 Outputs = Mapping[str, NDArray[Any]]
 # Relative to each number; the items are sums of what is raised to the sixth power.

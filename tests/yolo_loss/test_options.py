@@ -166,7 +166,7 @@ def test_a_preset_takes_its_side_from_the_strides() -> None:
     """The second stride, or the only one (spec, section 5)."""
     for strides, side in (((8, 16, 32), 16.0), ((4, 8, 16, 32), 8.0), ((16, 32), 32.0), ((8,), 8.0)):
         assert DetectionLoss(strides=strides, preset="ultralytics-8.4").assigner.params.min_box_side == side
-        assert Hyperparameters(strides=strides, preset="ultralytics-8.4").options["min_box_side"] == side
+        assert Hyperparameters(strides=strides, preset="ultralytics-8.4").effective()["min_box_side"] == side
         assert DetectionLoss(strides=strides).assigner.params.min_box_side is None
 
 
