@@ -159,7 +159,7 @@ async def count_bytes(scope: Any, receive: Any, send: Any) -> None:
 def setup(prefix: str | None = None) -> Setup:
     """Options of a service without artifacts; the prefix of names turns shared memory on."""
     limits = AppOptions.max_request_bytes, AppOptions.max_request_bytes
-    return Setup(Path(), RunnerOptions(), BatchLimits(), 2**32, 0.0, prefix, False, *limits, "warning", "text")
+    return Setup(Path(), RunnerOptions(), BatchLimits(), 2**32, 0.0, prefix, *limits, "warning", "text")
 
 
 def serve(app: Any, *, lifespan: bool = True) -> None:

@@ -39,7 +39,11 @@ def find_model(
                 hyperparameters = contract.hyperparameters
                 right_classes = kind == "assigner" or hyperparameters["num_classes"] == classes
                 fits = right_classes and hyperparameters["preset"] == contenders.PRESET
-                if fits and (contract.kind, contract.formulation, contract.precision) == (kind, implementation, precision):
+                if fits and (contract.kind, contract.formulation, contract.precision) == (
+                    kind,
+                    implementation,
+                    precision,
+                ):
                     return path.with_name(contract.file), contract
     where = ", ".join(map(str, folders)) or "no folder"
     raise ContractError(
@@ -90,10 +94,14 @@ def prepare(folder: Path, say: Callable[[str], None] = print, classes: int = 80)
                     _build(made, its_contract, say)
 
 
-def _models(folder: Path, kind: str, implementation: str, hyperparameters: Hyperparameters) -> list[tuple[Path, Contract]]:
+def _models(
+    folder: Path, kind: str, implementation: str, hyperparameters: Hyperparameters
+) -> list[tuple[Path, Contract]]:
     """Models of both precisions. Exporting imports packages that a machine which only measures need not have."""
     try:
-        return [find_model([folder], kind, implementation, name, hyperparameters.num_classes) for name in ("fp32", "fp16")]
+        return [
+            find_model([folder], kind, implementation, name, hyperparameters.num_classes) for name in ("fp32", "fp16")
+        ]
     except ContractError:
         from yolo_assigner.export.to_onnx.exporter import export_onnx
 

@@ -106,7 +106,9 @@ def test_a_head_that_joins_its_levels(implementation: str) -> None:
     boxes, scores = (part.contiguous().requires_grad_() for part in (joined[:, :64], joined[:, 64:]))
     with no_waiting():
         preds = {"boxes": boxes, "scores": scores, "feats": [on_meta(feat) for feat in feats]}
-        loss, _ = DetectionLoss(4, STRIDES, implementation=implementation)(preds, ragged_batch(ground_truth, (160, 224)))
+        loss, _ = DetectionLoss(4, STRIDES, implementation=implementation)(
+            preds, ragged_batch(ground_truth, (160, 224))
+        )
         assert torch.autograd.grad(loss, [boxes, scores])[1].shape == scores.shape
 
 

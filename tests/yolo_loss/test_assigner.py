@@ -135,7 +135,9 @@ def test_hyperparameters(options: dict[str, Any], implementation: str) -> None:
 
 def test_options_are_exported(tmp_path: Path, implementation: str) -> None:
     options: dict[str, Any] = {"min_box_side": 16.0, "topk2": 2}
-    path, _ = export_onnx("assigner", Hyperparameters(num_classes=3, **options), tmp_path, implementation=implementation)
+    path, _ = export_onnx(
+        "assigner", Hyperparameters(num_classes=3, **options), tmp_path, implementation=implementation
+    )
     inputs = sample_assigner_inputs(CASES["crowded"], STRIDES, 6)
     plain = expected(inputs, np.float32)
     want = expected(inputs, np.float32, **options)
