@@ -1,1 +1,1 @@
-"""What runs the models: the queue before an engine, requests computed together, and the runners."""
+"""Inference: the model registry, the queue before each model, dynamic batching and the runners."""

@@ -103,7 +103,7 @@ class LoadedModels(MutableModelRegistry[Model]):
 
         Raises:
             NotFoundError: The source has no such model.
-            UnsupportedError: There is no source.
+            UnsupportedError: The models have no source.
             Exception: The model cannot be opened or loaded.
         """
         if self._source is None:

@@ -13,7 +13,7 @@ from yolo_assigner.serve.wire.response import EncodedResponse
 
 
 class Operation(StrEnum):
-    """What a call asks for."""
+    """The operations of a service."""
 
     INFER = "infer"
     LOSS = "loss"
@@ -29,7 +29,7 @@ class Call(NamedTuple):
     """A request without its body.
 
     Attributes:
-        operation: What is asked for.
+        operation: The operation to perform.
         target: Name of a model or of a shared-memory region; None where the body names it, or for all.
         json_length: Bytes of JSON before the first tensor; None when the whole body is JSON.
         arrived: When the body was complete, by ``time.monotonic``.

@@ -73,7 +73,7 @@ def reduce(registry: ModelRegistry[ModelInfo], body: memoryview) -> EncodedRespo
     Raises:
         NotFoundError: No model has that name, or none has gains.
         ModelFailedError: The model could not be loaded.
-        BadRequestError: The body is no request, the model has no gains, or no worker has an image.
+        BadRequestError: The body is not a request, the model has no gains, or no worker has an image.
     """
     request = _parse(ReduceRequest, body)
     contract = _loss_contract(registry, request.model)
@@ -113,7 +113,7 @@ def _assign_reply(given: DetectionInputs, outputs: dict[str, Array]) -> dict[str
 
 
 class _Endpoint(NamedTuple):
-    """What differs between the two operations that compute.
+    """The differences between the two operations that need an engine.
 
     Attributes:
         schema: Form of the request.

@@ -70,7 +70,7 @@ class AssignRequest(LossRequest):
         None,
         min_length=1,
         max_length=MOST_LEVELS,
-        description="Of the decoded predictions; the model's, 8, 16, 32, when left out",
+        description="Pixels per cell of the decoded predictions' levels; the model's when left out",
     )
 
 
@@ -97,7 +97,7 @@ AnySums = Annotated[
 class ReduceRequest(Strict):
     """The sums of all images of one batch, from any number of workers."""
 
-    model: str | None = Field(None, description="Whose gains apply; the first model that has some when left out")
+    model: str | None = Field(None, description="Model whose gains apply; the first one with gains when left out")
     workers: Row[Row[AnySums]] = Field(
         min_length=1,
         description="Per worker the `image_sums` of its images: objects, or rows of box, cls, dfl, target-score sums",
