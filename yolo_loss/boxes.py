@@ -74,16 +74,7 @@ def bbox2dist(anchor_points: Tensor, boxes: Tensor, reg_max: int | None = None) 
 
 
 class BoxGeometry(NamedTuple):
-    """The parts of CIoU that depend on one box alone, any one shape each.
-
-    Attributes:
-        x1: Left side.
-        y1: Upper side.
-        x2: Right side.
-        y2: Lower side.
-        area: w * h.
-        angle: atan(w / h).
-    """
+    """The parts of CIoU that depend on one box alone: its sides, area w * h, and the diagonal's angle atan(w / h)."""
 
     x1: Tensor
     y1: Tensor

@@ -82,15 +82,8 @@ def pad_to_device(
     device = like.device
     if all(tensor.device.type == "cpu" for tensor in batch):
         device = batch[0].device
-    image, label, boxes = batch
-    padded = _pad(
-        to_device(image, device),
-        to_device(label, device),
-        to_device(boxes, device, like.dtype),
-        images,
-        image_size,
-        slots,
-    )
+    image, label = (to_device(column, device) for column in batch[:2])
+    padded = _pad(image, label, to_device(batch[2], device, like.dtype), images, image_size, slots)
     return GroundTruth(*(to_device(field, like.device) for field in padded))
 
 
@@ -112,10 +105,5 @@ def add_empty_slot(ground_truth: GroundTruth) -> GroundTruth:
     Returns:
         M + 1 slots, the last one padding.
     """
-    labels, boxes, mask = ground_truth
-    images = labels.shape[0]
-    return GroundTruth(
-        torch.cat((labels, labels.new_zeros((images, 1, 1))), dim=1),
-        torch.cat((boxes, boxes.new_zeros((images, 1, 4))), dim=1),
-        torch.cat((mask, mask.new_zeros((images, 1, 1))), dim=1),
-    )
+    padding = (field.new_zeros((field.shape[0], 1, field.shape[2])) for field in ground_truth)
+    return GroundTruth(*(torch.cat(pair, dim=1) for pair in zip(ground_truth, padding, strict=True)))
