@@ -138,7 +138,7 @@ class AssignerClient:
             ServerError: The server refused, or could not be reached.
         """
         inputs = self._loss_inputs(map_list(feats), batch)
-        return LossResult(**self._infer(model, inputs, (*LOSS_OUTPUTS, *outputs)))
+        return LossResult(**self.infer(model, inputs, (*LOSS_OUTPUTS, *outputs)))
 
     def loss_and_gradients(
         self, feats: Sequence[Any], batch: Mapping[str, Any], *, model: str = "loss_grad", outputs: Sequence[str] = ()
@@ -158,7 +158,7 @@ class AssignerClient:
         feats = map_list(feats)
         inputs = self._loss_inputs(feats, batch)
         names = [f"grad_feat_{level}" for level in range(len(feats))]
-        values = self._infer(model, inputs, (*LOSS_OUTPUTS, *outputs, *names))
+        values = self.infer(model, inputs, (*LOSS_OUTPUTS, *outputs, *names))
         gradients = [values.pop(name) for name in names]
         return LossAndGradients(LossResult(**values), gradients)
 
@@ -218,7 +218,7 @@ class AssignerClient:
         with np.errstate(invalid="ignore"):  # labels of padding may be anything
             inputs = {name: np.ascontiguousarray(array, types.get(name, np.float32)) for name, array in given.items()}
         # The other outputs follow from these and the inputs.
-        targets = self._infer(model, inputs, COMPACT)
+        targets = self.infer(model, inputs, COMPACT)
         return complete_targets(inputs["gt_labels"], inputs["gt_bboxes"], **targets, num_classes=classes)
 
     def _loss_inputs(self, feats: list[Any], batch: Mapping[str, Any]) -> dict[str, Array]:
@@ -234,7 +234,20 @@ class AssignerClient:
         }
         return inputs | truth._asdict()
 
-    def _infer(self, model: str, arrays: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+    def infer(self, model: str, arrays: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        """Send arrays to a model as they are, for models and outputs that the other methods do not know.
+
+        Args:
+            model: Name of the model.
+            arrays: Inputs by name, of the types and shapes that the model's contract gives.
+            outputs: Names of the outputs to return.
+
+        Returns:
+            The outputs by name.
+
+        Raises:
+            ServerError: The server refused the request, or cannot be reached.
+        """
         inputs = []
         for name, array in arrays.items():
             tensor = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))

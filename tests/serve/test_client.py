@@ -86,7 +86,7 @@ def test_rebuilt_targets_are_those_of_the_server(live: Live, slots: int) -> None
     inputs["gt_labels"][:, :1] = -1  # as some data loaders pad
     with AssignerClient(live.url) as client:
         ours = client.assign(*inputs.values())._asdict()
-        theirs = client._infer("assigner", inputs, list(ours))
+        theirs = client.infer("assigner", inputs, list(ours))
     for name, array in theirs.items():
         assert (ours[name].dtype, ours[name].shape) == (array.dtype, array.shape)
         np.testing.assert_array_equal(ours[name], array, err_msg=name)

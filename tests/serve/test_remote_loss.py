@@ -101,13 +101,13 @@ def test_only_maps_that_need_a_gradient_get_one(live: Live) -> None:
 
 def test_validation_fetches_no_gradients(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    infer = AssignerClient._infer
+    infer = AssignerClient.infer
 
     def listen(self: AssignerClient, model: str, arrays: Any, outputs: Any) -> Any:
         asked.append((model, *outputs))
         return infer(self, model, arrays, outputs)
 
-    monkeypatch.setattr(AssignerClient, "_infer", listen)
+    monkeypatch.setattr(AssignerClient, "infer", listen)
     with AssignerClient(live.url) as client, torch.no_grad():
         loss = client.criterion()(leaves(), BATCH)
     assert not loss.requires_grad

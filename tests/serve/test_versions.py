@@ -111,7 +111,7 @@ def test_the_client_refuses_a_server_of_another_protocol() -> None:
 
 def test_the_client_takes_a_server_that_says_nothing() -> None:
     with server() as address, AssignerClient(address) as client:
-        assert client._infer("loss", {"x": np.zeros(1, np.float32)}, []) == {}
+        assert client.infer("loss", {"x": np.zeros(1, np.float32)}, []) == {}
 
 
 def test_the_client_shows_the_servers_refusal(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
