@@ -24,7 +24,7 @@ NUM_CLASSES, REG_MAX, STRIDES = 1, 16, (8.0, 16.0, 32.0)
 ALPHA, BETA, TOPK = 0.5, 6.0, 10
 IMAGE, TREE = 0, 36  # of the sample; a tree with ten anchors of different quality
 MARGIN = 14  # pixels shown around the tree
-STYLE = {"svg.fonttype": "none", "svg.hashsalt": "yolo-assigner", "font.size": 9, "axes.titlesize": 9}
+STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "yolo-assigner", "font.size": 9, "axes.titlesize": 9}
 
 
 class Tree(NamedTuple):
@@ -90,10 +90,12 @@ def draw_assignment(tree: Tree) -> Figure:
         axes.imshow(photograph[top:bottom, left:right], extent=(left, right, bottom, top), alpha=0.35)
         _box(axes, tree.box)
         shown = values > 0
+        x, y = tree.points[shown].T.numpy()
         dots = axes.scatter(
-            *tree.points[shown].T,
-            c=values[shown],
-            s=2.5 * tree.strides[shown],
+            x,
+            y,
+            c=values[shown].numpy(),
+            s=2.5 * tree.strides[shown].numpy(),
             cmap="viridis",
             vmin=0.0,
             vmax=1.0,
@@ -125,9 +127,10 @@ def draw_ciou() -> Figure:
 def _curves(axes: Axes, places: Tensor, one: Tensor, others: Tensor) -> None:
     sides = (torch.minimum(one[2:], others[:, 2:]) - torch.maximum(one[:2], others[:, :2])).clamp(min=0)
     inter, areas = sides.prod(-1), (others[:, 2:] - others[:, :2]).prod(-1) + 1600
-    axes.plot(places, inter / (areas - inter), label="IoU", linestyle="--")
-    axes.plot(places, ciou(one, others), label="CIoU")
-    axes.plot(places, ciou(one, others).clamp(min=0), label="u = max(CIoU, 0)", linewidth=4, alpha=0.3)
+    complete, x = ciou(one, others), places.numpy()
+    axes.plot(x, (inter / (areas - inter)).numpy(), label="IoU", linestyle="--")
+    axes.plot(x, complete.numpy(), label="CIoU")
+    axes.plot(x, complete.clamp(min=0).numpy(), label="u = max(CIoU, 0)", linewidth=4, alpha=0.3)
     axes.axhline(0, color="grey", linewidth=0.5)
 
 
@@ -141,8 +144,9 @@ def draw_distribution(tree: Tree) -> Figure:
     for side, axes in enumerate(figure.subplots(1, 4, sharey=True)):
         probabilities = tree.distri[best, side].softmax(-1)
         target = float(targets[side])
-        axes.bar(bins, probabilities, color="tab:blue", label="probability of the bin")
-        axes.plot(bins, (1 - (bins - target).abs()).clamp(min=0), "k_", markersize=9, label="target probability")
+        two_hot = (1 - (bins - target).abs()).clamp(min=0)
+        axes.bar(bins.numpy(), probabilities.numpy(), color="tab:blue", label="probability of the bin")
+        axes.plot(bins.numpy(), two_hot.numpy(), "k_", markersize=9, label="target probability")
         axes.axvline(float((probabilities * bins).sum()), color="tab:blue", linestyle=":", label="expected distance")
         axes.axvline(target, color="tab:red", label="target distance")
         name = ("left", "top", "right", "bottom")[side]
@@ -165,9 +169,10 @@ def draw_ties() -> Figure:
     _box(axes, box[0, 0])
     chosen = result.fg_mask[0]
     for mask, colour, label in ((chosen, "tab:green", "chosen"), (~chosen, "lightgrey", "not chosen")):
-        axes.scatter(*points[mask].T, s=240, c=colour, label=label)
-    for index, (x, y) in enumerate(points.tolist()):
-        axes.text(x, y, str(index), ha="center", va="center")
+        x, y = points[mask].T.numpy()
+        axes.scatter(x, y, s=240, c=colour, label=label)
+    for index, place in enumerate(points.tolist()):
+        axes.text(place[0], place[1], str(index), ha="center", va="center")
     axes.set(xlim=(-2, 34), ylim=(34, -2), xticks=[], yticks=[], title=f"16 equal metrics, k = {TOPK}", aspect="equal")
     return figure
 
