@@ -1,1 +1,1 @@
-"""Exported models beside torch in float64."""
+"""Verification of exported models against torch in float64."""

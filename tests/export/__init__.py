@@ -1,1 +1,1 @@
-"""Tests."""
+"""Tests of the exported models and of the commands that write them."""
