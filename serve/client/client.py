@@ -29,7 +29,7 @@ from yolo_assigner.serve.detection.results import (
     LossResult,
     complete_targets,
 )
-from yolo_assigner.serve.versions import CLIENT_HEADER, OURS, SERVER_HEADER, check_server
+from yolo_assigner.serve.versions import CLIENT_HEADER, OURS, SERVER_HEADER, check_peer
 from yolo_loss.checks import (
     as_array,
     batch_columns,
@@ -68,7 +68,7 @@ class _Connection(InferenceServerClient):  # type: ignore[misc]  # it has no typ
         reply = super()._post(*arguments, **named)
         said = reply.get(SERVER_HEADER)
         try:
-            check_server(None if said is None else str(said))
+            check_peer(SERVER_HEADER, None if said is None else str(said))
         except ValueError as error:
             reply.release()
             raise ServerError(str(error), reply.status_code) from error

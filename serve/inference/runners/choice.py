@@ -10,21 +10,13 @@ from typing import NamedTuple
 
 from yolo_assigner.export.contract import Contract, ContractError
 from yolo_assigner.export.to_tensorrt.contract import ENGINE_FOLDER, RUNTIMES, EngineContract, find_engines
-from yolo_assigner.serve.inference.runners.base import HOST, Device, Runner, RunnerError
+from yolo_assigner.serve.inference.runners.base import DEVICES, HOST, Device, Runner, RunnerError
 from yolo_assigner.serve.inference.runners.warm_up import warm_up
 from yolo_assigner.serve.wire.dtypes import Array
 
 # Best first. ONNX Runtime's own way to use TensorRT is not among them: it builds an engine anew whenever a request is
 # outside the sizes that it has seen, while callers wait. Neither is torch, which a server should not need.
 AUTOMATIC = ("tensorrt", "tensorrt-rtx", "onnxruntime")
-DEVICES = {
-    "tensorrt": ("cuda",),
-    "tensorrt-rtx": ("cuda",),
-    "onnxruntime": ("cuda", "cpu"),
-    "onnxruntime-tensorrt": ("cuda",),
-    "torch": ("cuda", "cpu"),
-}
-ENGINES = ("auto", *DEVICES)
 
 
 class RunnerOptions(NamedTuple):
