@@ -31,9 +31,9 @@ from yolo_assigner.serve.inference.loading import LoadedModels
 from yolo_assigner.serve.inference.local import LocalService, Setup, regions_of
 from yolo_assigner.serve.inference.model import Model
 from yolo_assigner.serve.inference.runners.choice import RunnerOptions
-from yolo_assigner.serve.options import AppOptions
 from yolo_assigner.serve.process.supervisor import RemoteService
 from yolo_assigner.serve.process.worker import main
+from yolo_assigner.serve.settings import Settings
 from yolo_assigner.serve.system import keep_large_blocks
 from yolo_assigner.serve.wire.dtypes import Array, wire_name
 
@@ -158,8 +158,8 @@ async def count_bytes(scope: Any, receive: Any, send: Any) -> None:
 
 def setup(prefix: str | None = None) -> Setup:
     """Options of a service without artifacts; the prefix of names turns shared memory on."""
-    limits = AppOptions.max_request_bytes, AppOptions.max_request_bytes
-    return Setup(Path(), RunnerOptions(), BatchLimits(), 2**32, 0.0, prefix, *limits, "warning", "text")
+    most: int = Settings.model_fields["max_request_bytes"].default
+    return Setup(Path(), RunnerOptions(), BatchLimits(), 2**32, 0.0, prefix, most, most, "warning", "text")
 
 
 def serve(app: Any, *, lifespan: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""``yolo-assigner serve``: see :mod:`yolo_assigner.serve.cli`."""
+"""``yolo-assigner serve``: handle signals, then run :mod:`yolo_assigner.serve.cli`."""
 
 import os
 import signal
@@ -9,10 +9,10 @@ STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until told to stop. Signals count from the first moment, before imports that take a second.
+    """Serve until a signal. Signals are handled from the first moment, before imports that take a second.
 
-    SIGTERM and SIGINT end the process while there is nothing to finish; as the first process of a container it would
-    ignore them otherwise. Whoever starts it may block them until they are handled. SIGHUP waits for the event loop.
+    Until the server runs, SIGTERM and SIGINT end the process, which would ignore them as the first process of a
+    container. They may be blocked by the parent process until then. SIGHUP stays blocked until the event loop runs.
 
     Args:
         arguments: As for :func:`yolo_assigner.serve.cli.main`.

@@ -1,4 +1,4 @@
-"""The command line of the server."""
+"""The command ``yolo-assigner serve``: read the settings, make the parts, run until a signal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import closing
 import uvicorn
 from fastapi import FastAPI
 
-from yolo_assigner.serve.app import create_app
+from yolo_assigner.serve.app import AppParts, create_app
 from yolo_assigner.serve.http.admission import Admission
 from yolo_assigner.serve.http.auth import Keys, KeySource
 from yolo_assigner.serve.http.connection import protocol
@@ -28,19 +28,23 @@ from yolo_assigner.serve.inference.service import Service
 from yolo_assigner.serve.lifecycle import Reloader, Server
 from yolo_assigner.serve.listening import Listener, check_certificate, listen, reload_certificate
 from yolo_assigner.serve.logs import configure_logs, make_streams_nonblocking
-from yolo_assigner.serve.options import AppOptions
 from yolo_assigner.serve.process.supervisor import RemoteService
 from yolo_assigner.serve.settings import Configuration, Settings, describe, read_settings
-from yolo_assigner.serve.system import freeze_gc, keep_large_blocks, raise_descriptor_limit, shorten_switch_interval
+from yolo_assigner.serve.system import (
+    freeze_gc,
+    keep_large_blocks,
+    raise_descriptor_limit,
+    shorten_switch_interval,
+)
 from yolo_assigner.serve.versions import OURS, SERVER_HEADER
 
-KEEP_ALIVE_SECONDS = 120  # longer than proxies hold a connection, 75 s and less: the proxy closes it, never we
+KEEP_ALIVE_SECONDS = 120  # longer than any proxy's (75 s and less), so that never the server closes a connection in use
 UNUSABLE = 2
 logger = logging.getLogger("serve")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until told to stop.
+    """Serve until a signal.
 
     Args:
         arguments: Command line without the program; the process's own when None.
@@ -48,24 +52,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0 after a clean stop, 2 when the settings, the models or the address cannot be used.
     """
-    dropped = make_streams_nonblocking()
+    dropped_lines = make_streams_nonblocking()
     try:
         configuration = read_settings(arguments, os.environ)
         if configuration.show:
             print(describe(configuration))
             return 0
         configure_logs(configuration.settings.log_level, configuration.settings.log_format)
-        return _run(configuration, dropped)
+        return _run(configuration, dropped_lines)
     except (ValueError, OSError) as error:
         print(f"serve: {error}", file=sys.stderr)
         return UNUSABLE
 
 
-def _run(configuration: Configuration, dropped: Callable[[], int]) -> int:
+def _run(configuration: Configuration, dropped_lines: Callable[[], int]) -> int:
     settings = configuration.settings
     service = _service(settings)
     if settings.ssl_certfile is not None and settings.ssl_keyfile is not None:
-        check_certificate(settings.ssl_certfile, settings.ssl_keyfile, _password(settings))
+        check_certificate(settings.ssl_certfile, settings.ssl_keyfile, settings.keyfile_password)
     failures: list[BaseException] = []
 
     def fail(error: BaseException) -> None:
@@ -74,18 +78,18 @@ def _run(configuration: Configuration, dropped: Callable[[], int]) -> int:
 
     shorten_switch_interval()
     keep_large_blocks()
-    options = _options(settings, fail)
-    options.metrics.watch_count("log_records_dropped", "Lines of the log that nobody read in time.", dropped)
-    options.metrics.watch("memory_limit_bytes", "What all processes may have.", lambda: configuration.memory.nbytes)
+    parts = _parts(settings, fail)
+    parts.metrics.watch_count("log_records_dropped", "Lines of the log that nobody read in time.", dropped_lines)
+    parts.metrics.watch("memory_limit_bytes", "What all processes may have.", lambda: configuration.memory.nbytes)
     with closing(listen(settings)) as listener:
         logger.info("limits: %s", configuration.limits)
-        config = _config(create_app(service, options), settings, Refusals(options.metrics))
-        reloader = Reloader(service, _reloaded(options, settings, config))
+        config = _config(create_app(service, settings, parts), settings, Refusals(parts.metrics))
+        reloader = Reloader(service, _reloaders(parts, settings, config))
         server = Server(
-            config, options.admission, settings.lame_duck_seconds, reloader.start, on_closing=listener.remove_file
+            config, parts.admission, settings.lame_duck_seconds, reloader.start, on_closing=listener.remove_file
         )
         if settings.metrics_port is not None:
-            shown, _ = serve_metrics(options.metrics, settings.metrics_host, settings.metrics_port)
+            shown, _ = serve_metrics(parts.metrics, settings.metrics_host, settings.metrics_port)
             logger.info("metrics on http://%s:%d/metrics", settings.metrics_host, shown.server_port)
         _serve(server, listener, "https" if settings.ssl_certfile else "http")
     if failures:
@@ -93,17 +97,11 @@ def _run(configuration: Configuration, dropped: Callable[[], int]) -> int:
     return UNUSABLE if failures else 0
 
 
-def _options(settings: Settings, fail: Callable[[BaseException], None]) -> AppOptions:
-    """The parts of the application that the settings ask for."""
+def _parts(settings: Settings, fail: Callable[[BaseException], None]) -> AppParts:
     secrets = (tuple(key.get_secret_value() for key in keys) for keys in (settings.api_keys, settings.admin_keys))
     files = (settings.api_key_file, settings.admin_key_file)
     keys = Keys(*(KeySource(file, others) for file, others in zip(files, secrets, strict=True)))
-    return AppOptions(
-        max_request_bytes=settings.max_request_bytes,
-        max_json_bytes=settings.max_json_bytes,
-        compress_replies=settings.compress_replies,
-        client_timeout=settings.client_timeout or None,
-        request_timeout=settings.request_timeout or None,
+    return AppParts(
         admission=Admission(settings.max_requests, settings.max_total_bytes),
         keys=keys,
         origins=origins_of(settings, keys.needed),
@@ -112,19 +110,19 @@ def _options(settings: Settings, fail: Callable[[BaseException], None]) -> AppOp
     )
 
 
-def _reloaded(options: AppOptions, settings: Settings, config: uvicorn.Config) -> dict[str, Callable[[], None]]:
-    """What reads files again beside the models."""
+def _reloaders(parts: AppParts, settings: Settings, config: uvicorn.Config) -> dict[str, Callable[[], None]]:
+    """Functions that reload files besides the models, by their names in the log."""
     files: dict[str, Callable[[], None]] = {}
     if settings.api_key_file is not None or settings.admin_key_file is not None:
-        files["keys"] = options.keys.reload
+        files["keys"] = parts.keys.reload
     certificate, key = settings.ssl_certfile, settings.ssl_keyfile
     if certificate is not None and key is not None:
-        files["certificate"] = lambda: reload_certificate(config.ssl, certificate, key, _password(settings))
+        files["certificate"] = lambda: reload_certificate(config.ssl, certificate, key, settings.keyfile_password)
     return files
 
 
 def _service(settings: Settings) -> Service:
-    """What answers. What can be said of the artifacts without loading models is said now."""
+    """Open the artifacts. Faults that show without loading the models are raised at once."""
     device = parse_device(settings.device) if settings.device else None
     setup = Setup(
         settings.artifacts,
@@ -155,17 +153,17 @@ def _config(app: FastAPI, settings: Settings, refusals: Refusals) -> uvicorn.Con
         access_log=False,  # the application writes its own, with identifiers
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(int(settings.drain_seconds), 1),
-        http=protocol(settings.client_timeout or None, _room(settings), refusals),
+        http=protocol(settings.client_timeout or None, _connection_limits(settings), refusals),
         ws="none",
         headers=[(SERVER_HEADER, OURS)],
         ssl_certfile=settings.ssl_certfile,
         ssl_keyfile=settings.ssl_keyfile,
-        ssl_keyfile_password=_password(settings),
+        ssl_keyfile_password=settings.keyfile_password,
     )
 
 
-def _room(settings: Settings) -> ConnectionLimits:
-    """For connections. The other half of the descriptors is for shared memory and what libraries open."""
+def _connection_limits(settings: Settings) -> ConnectionLimits:
+    """Give connections half of the file descriptors. The others are for shared memory and what libraries open."""
     descriptors = raise_descriptor_limit()
     most = min(settings.max_connections, max(descriptors // 2, 1))
     if most < settings.max_connections:
@@ -173,13 +171,8 @@ def _room(settings: Settings) -> ConnectionLimits:
     return ConnectionLimits(most)
 
 
-def _password(settings: Settings) -> str | None:
-    password = settings.ssl_keyfile_password
-    return password.get_secret_value() if password else None
-
-
 def _serve(server: Server, listener: Listener, scheme: str) -> None:
-    # uvicorn listens for signals once it runs; whoever reads the line below may send one before.
+    # uvicorn handles signals once it runs, but one may come as soon as the line below is read.
     for sign in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sign, server.handle_exit)
     print(f"serving on {listener.shown(scheme)}", flush=True)

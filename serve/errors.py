@@ -1,4 +1,4 @@
-"""What can go wrong with a request. Each error carries its HTTP status; one handler turns it into a reply."""
+"""Errors of requests. Each has its HTTP status; one handler turns it into a reply."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import ClassVar
 
 
 class ServeError(Exception):
-    """A request that gets no result; the text is for the caller, so it names the value and the remedy.
+    """A request without a result. The text is for the caller: it names the value and the remedy.
 
     Attributes:
         status: HTTP status of the reply.
         headers: Extra headers of the reply.
-        reason: What the metrics call it; None: as its status is called there.
+        reason: Label of the failures metric; that of the status when None.
     """
 
     status: ClassVar[int] = 500
@@ -21,7 +21,7 @@ class ServeError(Exception):
 
 
 class BadRequestError(ServeError):
-    """The request itself is wrong; sending it again unchanged will not help."""
+    """The request is wrong; sending it again unchanged does not help."""
 
     status = 400
 
@@ -34,32 +34,32 @@ class UnauthorizedError(ServeError):
 
 
 class ForbiddenError(ServeError):
-    """The key is not good for this, or the request names a host or a web page's origin that is not allowed."""
+    """The key is not accepted here, or the request names a host or origin that is not allowed."""
 
     status = 403
 
 
 class NotFoundError(ServeError):
-    """No such model, version or path."""
+    """There is no such model, version or path."""
 
     status = 404
 
 
 class TooSlowError(ServeError):
-    """The body does not come; its connection is of no further use."""
+    """The body comes too slowly; its connection is closed."""
 
     status = 408
     headers: ClassVar[dict[str, str]] = {"Connection": "close"}
 
 
 class TooLargeError(ServeError):
-    """The body, or what it asks for, is over the server's limit."""
+    """The body, or the memory that it needs, is over a limit of the server."""
 
     status = 413
 
 
 class TooManyAttemptsError(ServeError):
-    """Wrong keys keep coming; until that ends, keys from the same address are not looked at."""
+    """Many wrong keys came from the same network; until that ends, its keys are not compared."""
 
     status = 429
     headers: ClassVar[dict[str, str]] = {"Retry-After": "10"}
@@ -69,7 +69,7 @@ class TooManyAttemptsError(ServeError):
 
 
 class InferenceError(ServeError):
-    """The engine failed on an input that passed every check."""
+    """The engine failed on inputs that passed every check."""
 
     status = 500
 
@@ -81,7 +81,7 @@ class UnsupportedError(ServeError):
 
 
 class NotReadyError(ServeError):
-    """Loading or warming up; the same request will be served soon."""
+    """A model is being loaded; the same request will be served soon."""
 
     status = 503
     reason = "not_ready"
@@ -89,34 +89,34 @@ class NotReadyError(ServeError):
 
 
 class ModelFailedError(ServeError):
-    """The model could not be loaded; waiting does not help, so callers are not asked to come again."""
+    """A model could not be loaded. There is no ``Retry-After``, because waiting does not help."""
 
     status = 503
     reason = "model_failed"
 
 
 class StuckError(ServeError):
-    """The engines' process cannot be started; a restart of the server is left to try."""
+    """The engine process cannot be started; only a restart of the server may help."""
 
     status = 503
     reason = "stuck"
 
 
 class BusyError(ServeError):
-    """As much is under way as is allowed, or the server is about to stop."""
+    """The limits of what may be under way are reached, or the server is about to stop."""
 
     status = 503
     headers: ClassVar[dict[str, str]] = {"Retry-After": "1"}
 
 
 class TooLateError(ServeError):
-    """The request's time was over before its model got to it."""
+    """The request's deadline passed before its model was free."""
 
     status = 504
 
 
 def exhausted(error: BaseException) -> BusyError | None:
-    """The answer to a request for which the system had no file descriptor or no memory left; None for other errors."""
+    """The error to answer with when the system has no file descriptor or no memory left; None for other causes."""
     code = errno.ENOMEM if isinstance(error, MemoryError) else error.errno if isinstance(error, OSError) else None
     if code == errno.ENOMEM:
         return BusyError("the server has no memory left for this request; try again in a moment, or send fewer images")
@@ -128,4 +128,4 @@ def exhausted(error: BaseException) -> BusyError | None:
 
 
 class ClientDisconnectedError(Exception):
-    """The caller hung up before its request was complete; nobody is left to answer."""
+    """The caller disconnected before it was answered."""

@@ -1,8 +1,8 @@
-"""Say by an exit code whether the server on this machine is ready: ``python -m yolo_assigner.serve.healthcheck``.
+"""A health check for containers and supervisors: ``python -m yolo_assigner.serve.healthcheck``.
 
-For the health checks of containers and supervisors. The address, TLS and Unix socket are read as the server reads them,
-from flags, environment and file; no key is needed. Flags given here are those of the server; without any, those of the
-``yolo-assigner serve`` that is running count.
+The exit code says whether the server on this machine is ready. Address, TLS and Unix socket come from the same flags,
+environment and file as the server's; no key is needed. The flags are the server's; without any, those of the running
+``yolo-assigner serve`` are used. The check loads neither numpy nor the HTTP framework.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     """Check the server.
 
     Args:
-        arguments: Its flags; those of the running server when empty.
+        arguments: The server's flags; those of the running server when empty.
 
     Returns:
         0 when it is ready, else 1; standard error then says why.
@@ -49,7 +49,7 @@ def running_flags(processes: Path = Path("/proc")) -> list[str]:
     """Flags of the oldest ``yolo-assigner serve`` that is running; empty if there is none.
 
     Args:
-        processes: Where Linux lists processes.
+        processes: Folder in which Linux lists processes.
     """
     for number in sorted(int(entry.name) for entry in processes.glob("[0-9]*")):
         with suppress(OSError):  # it has ended meanwhile
@@ -64,15 +64,15 @@ def ready_status(settings: Settings) -> int:
     """Ask a server whether it is ready.
 
     Args:
-        settings: Of the server.
+        settings: The server's settings.
 
     Returns:
-        Status of the reply.
+        HTTP status of the reply.
 
     Raises:
         ValueError: The settings do not say on which port it listens.
-        OSError: It cannot be connected to.
-        HTTPException: It speaks no HTTP.
+        OSError: Connecting failed.
+        HTTPException: The reply is not HTTP.
     """
     host = reachable(settings.host)
     with closing(http.client.HTTPConnection(host, settings.port)) as connection:
@@ -92,12 +92,12 @@ def _connected(settings: Settings, host: str) -> socket.socket:
         raise ValueError("port is 0, so that the server listens on any; give it one to be checked on")
     if settings.ssl_certfile is None:
         return plain
-    # The certificate is made out to the name that callers use, and nobody stands between a machine and itself.
+    # The certificate has the name that callers use, and a connection within one machine cannot be intercepted.
     return ssl._create_unverified_context().wrap_socket(plain)  # noqa: S323
 
 
 def reachable(host: str) -> str:
-    """The address at which a server that listens on another one can be reached from its own machine."""
+    """The address to connect to, on the same machine, for a server that listens on ``host``."""
     with suppress(ValueError):
         address = ipaddress.ip_address(host)
         if address.is_unspecified:

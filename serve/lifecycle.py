@@ -1,4 +1,4 @@
-"""From the first signal to the end: still serving but not ready, then finishing what is under way, then gone."""
+"""Stopping on SIGTERM and SIGINT, in the order that load balancers need, and reloading on SIGHUP."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ logger = logging.getLogger("serve")
 
 
 class Server(uvicorn.Server):
-    """uvicorn, stopped the way that load balancers want it.
+    """uvicorn with a shutdown that loses no requests behind a load balancer.
 
     The first SIGTERM or SIGINT makes it a lame duck: readiness fails and replies close their connections, while
-    requests are served as before, so that callers can go elsewhere. After that time it takes nothing more, and ends
+    requests are served as before, so that callers can go elsewhere. After that time it refuses new requests, and ends
     when all requests have ended or the drain time is over. A second signal ends the process at once.
 
     Args:
         config: Its ``timeout_graceful_shutdown`` is the drain time.
-        admission: Told to close connections, and later to let nobody in.
+        admission: Closes connections, and later refuses requests.
         lame_duck_seconds: How long it still serves.
         on_hangup: Called in the event loop's thread for every SIGHUP.
         on_closing: Called before the sockets are closed.
@@ -56,9 +56,9 @@ class Server(uvicorn.Server):
         """Serve until stopped."""
         self._loop = asyncio.get_running_loop()
         self._loop.set_default_executor(helper_threads())
-        # Not the loop's own handler, which goes with the loop: then the signal would end the process.
+        # Not the event loop's handler: after the loop's end the signal would end the process.
         signal.signal(signal.SIGHUP, lambda *_: self._soon(self._on_hangup))
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # one that came before may have waited
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # one that came during the start is handled now
         try:
             await super().serve(sockets)
         finally:
@@ -70,9 +70,9 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """What a signal does. Called between any two operations of the main thread."""
+        """Handle SIGTERM or SIGINT. Called between any two operations of the main thread."""
         if self._admission.closing:
-            # At once, also when standard error is not read any more or is closed.
+            # End at once, also when standard error is closed or nothing reads it.
             with suppress(OSError):
                 if select.select((), (2,), (), 0)[1]:
                     os.write(2, b"serve: ended by a second signal\n")
@@ -95,18 +95,18 @@ class Server(uvicorn.Server):
 
     def _soon(self, call: Callable[[], None]) -> None:
         if self._loop is None:
-            self.should_exit = True  # it has not even begun
+            self.should_exit = True  # the event loop does not run yet
         else:
             self._loop.call_soon_threadsafe(call)
 
 
 class Reloader:
-    """Reads again what the server was started with. What cannot be used is logged, and what is in use stays.
+    """Reloads keys, certificate and models. On an error the old ones stay in use, and the error is logged.
 
     Args:
-        service: Whose models are reloaded.
-        files: By name for the log, what reads files again, as keys; each raises an error and changes nothing when they
-            cannot be used.
+        service: Reloads the models.
+        files: Functions that reload files, by their names in the log. Each raises an error and changes nothing when a
+            file cannot be used.
     """
 
     def __init__(self, service: Service, files: Mapping[str, Callable[[], None]]) -> None:
@@ -116,7 +116,7 @@ class Reloader:
         self._again = False
 
     def start(self) -> None:
-        """Begin to reload, or once more after the reload that is under way. Called in the event loop's thread."""
+        """Begin to reload, or repeat the reload that is under way. Called in the event loop's thread."""
         if self._running is not None and not self._running.done():
             self._again = True
             return

@@ -1,4 +1,4 @@
-"""What the server listens on: an address and port, or a Unix socket."""
+"""Opening the server's socket, at an address and port or as a Unix socket, and checking its TLS files."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from pathlib import Path
 
 from yolo_assigner.serve.settings import UNIX, Settings
 
-# Connections that one turn of the event loop accepts. uvloop takes one from each socket, so that after a burst of
-# callers the next one would wait for as many turns.
+# Connections accepted in one turn of the event loop. uvloop accepts one for each socket, so that the last of many
+# simultaneous callers would wait for as many turns.
 ACCEPTED = 16
 BACKLOG = 2048
-SOCKET_MODE = 0o666  # who may connect is decided by the folder, as with most servers: not all systems ask the file
+SOCKET_MODE = 0o666  # the folder's mode decides who may connect: not all systems check the socket's own
 
 
 class Listener:
     """An open socket to accept connections from.
 
     Args:
-        opened: Bound and listening.
-        path: The file of a Unix socket, which is removed in the end.
+        opened: The socket, bound and listening.
+        path: The file of a Unix socket, which is removed at the end.
 
     Attributes:
         sockets: The socket and duplicates of it.
@@ -39,17 +39,17 @@ class Listener:
         self._file = _identity(path) if path else None
 
     def shown(self, scheme: str) -> str:
-        """For people: where callers find it."""
+        """The URL that is printed at the start."""
         if self._path is not None:
             return f"unix:{self._path}"
         host, port = self.sockets[0].getsockname()[:2]
         return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     def remove_file(self) -> None:
-        """Remove the file of a Unix socket, unless another server has put its own in that place.
+        """Remove the file of a Unix socket, unless another server has replaced it.
 
-        Call it before the sockets are closed: until then no other server replaces the file, and none can have the same
-        identity.
+        Call it before the sockets are closed: until then no other server replaces the file, and no other file can have
+        its identity.
         """
         if self._path is not None and self._file is not None:
             with suppress(OSError):
@@ -58,20 +58,20 @@ class Listener:
         self._file = None
 
     def close(self) -> None:
-        """Accept nothing more. May be called again."""
+        """Close the sockets. May be called again."""
         self.remove_file()
         for one in self.sockets:
             one.close()
 
 
 def listen(settings: Settings) -> Listener:
-    """Open what the settings say.
+    """Open the socket of the settings.
 
     Args:
         settings: ``unix_socket`` is read, or ``host`` and ``port``. The host ``::`` is all addresses of IPv6 and IPv4.
 
     Raises:
-        OSError: It cannot be had; the text names it and says what to do.
+        OSError: It cannot be opened; the text names it and the remedy.
     """
     if settings.unix_socket is not None:
         return _listen_unix(settings.unix_socket)
@@ -85,11 +85,11 @@ def listen(settings: Settings) -> Listener:
 
 
 def caller_of(address: tuple[str, int] | None, own: tuple[str, int | None] | None) -> tuple[str, int] | None:
-    """Who has connected, as settings and proxies write it.
+    """Address and port of a caller, as settings and proxies write them.
 
     Args:
-        address: Of the other end; a socket for both families has IPv4 as ``::ffff:192.0.2.1``. None: there is none.
-        own: Of this end; a Unix socket has no port.
+        address: Of the caller; a socket for both families shows IPv4 as ``::ffff:192.0.2.1``. None: there is none.
+        own: Of the server; a Unix socket has no port.
     """
     if own is not None and own[1] is None:
         return UNIX, 0
@@ -104,7 +104,7 @@ def caller_of(address: tuple[str, int] | None, own: tuple[str, int | None] | Non
 def _listen_unix(path: Path) -> Listener:
     opened = socket.socket(socket.AF_UNIX)
     try:
-        with _alone(path.parent):
+        with _locked(path.parent):
             _remove_stale(path)
             opened.bind(str(path))
             path.chmod(SOCKET_MODE)
@@ -116,8 +116,8 @@ def _listen_unix(path: Path) -> Listener:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """No other server replaces a socket in a folder at the same time."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Lock a folder, so that no other server replaces a socket in it at the same time."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -127,10 +127,10 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove the socket that a server has left which was killed.
+    """Remove the socket of a server that was killed.
 
     Raises:
-        OSError: There is something else.
+        OSError: There is another file, or a server that is running.
     """
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
@@ -138,7 +138,7 @@ def _remove_stale(path: Path) -> None:
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX) as caller:
-        caller.setblocking(False)  # a server that is behind does not accept at once, and is one all the same
+        caller.setblocking(False)  # a busy server may not accept at once
         result = caller.connect_ex(str(path))
     if result in (0, errno.EAGAIN):
         raise OSError("a server is listening there")
@@ -153,12 +153,12 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def check_certificate(certificate: Path, key: Path, password: str | None) -> None:
-    """Load a certificate and its key as the server will.
+    """Check a certificate and its key. uvicorn loads them later, with errors that name no file and no remedy.
 
     Args:
         certificate: PEM file, the server's certificate first and then those between it and its authority.
         key: PEM file of the private key.
-        password: Of the key; None when it is not encrypted. It is never shown.
+        password: Password of the key; None when it is not encrypted. It is never shown.
 
     Raises:
         ValueError: They cannot be used.
@@ -169,12 +169,12 @@ def check_certificate(certificate: Path, key: Path, password: str | None) -> Non
     def answer() -> str:
         nonlocal asked
         asked = True
-        # Without a function OpenSSL would ask the terminal, and a service would wait for ever. An empty one is wrong.
+        # Without this function OpenSSL would ask the terminal, and a service would wait. An empty password is wrong.
         return password or ""
 
     try:
         for path in (certificate, key):
-            path.read_bytes()  # OpenSSL does not say which it cannot read
+            path.read_bytes()  # OpenSSL does not say which file it cannot read
         context.load_cert_chain(certificate, key, answer)
     except ssl.SSLError as error:
         raise ValueError(f"certificate {certificate} with key {key}: {_reason(error, asked, password)}") from None
@@ -183,16 +183,16 @@ def check_certificate(certificate: Path, key: Path, password: str | None) -> Non
 
 
 def reload_certificate(context: ssl.SSLContext | None, certificate: Path, key: Path, password: str | None) -> None:
-    """Have a server's context use the files as they are now, for connections from now on.
+    """Load a certificate and its key again, for new connections.
 
     Args:
-        context: The server's; None: it does not serve yet, and will read the files itself.
-        certificate: As for :func:`check_certificate`, as are the others.
-        key: Of the private key.
-        password: Of the key.
+        context: The server's TLS context; None: it does not serve yet, and will read the files itself.
+        certificate: As for :func:`check_certificate`.
+        key: Likewise.
+        password: Likewise.
 
     Raises:
-        ValueError: They cannot be used; the context keeps the pair that it has.
+        ValueError: They cannot be used; the context keeps its pair.
     """
     check_certificate(certificate, key, password)
     if context is not None:

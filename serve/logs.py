@@ -1,4 +1,4 @@
-"""Logs: one line an event, as text for people or as JSON for collectors, each with the request it belongs to."""
+"""Logs as text or JSON, one line an event with the request that it belongs to, written without ever blocking."""
 
 from __future__ import annotations
 
@@ -17,16 +17,22 @@ from typing import TYPE_CHECKING
 
 from pythonjsonlogger.json import JsonFormatter
 
-request_id: ContextVar[str] = ContextVar("request_id", default="-")
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+KEPT_BYTES = 2**20  # that wait to be written
+DRAIN_SECONDS = 1.0  # at exit
 TIME = "%Y-%m-%dT%H:%M:%S%z"
 FIELDS = "%(levelname)s %(name)s %(request_id)s %(message)s"
+request_id: ContextVar[str] = ContextVar("request_id", default="-")
+logger = logging.getLogger("serve")
 
 
 def configure_logs(level: str, form: str) -> None:
-    """Send everything that is logged to standard error.
+    """Log to standard error.
 
     Args:
-        level: Least level, in small letters.
+        level: Lowest level that is logged, in small letters.
         form: ``text`` or ``json``.
     """
     handler = logging.StreamHandler()
@@ -46,25 +52,17 @@ def _add_request_id(record: logging.LogRecord) -> bool:
     return True
 
 
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
-
-KEPT_BYTES = 2**20  # of what waits for a reader
-DRAIN_SECONDS = 1.0  # at exit
-logger = logging.getLogger("serve")
-
-
 class NonBlockingStream(io.BufferedIOBase):
-    """Takes what is written at once, for a thread to pass on; drops what comes while too much waits.
+    """A stream that never blocks: a thread writes its lines, and those that come while too many wait are dropped.
 
-    A queue of lines and not of log records, so that it also holds tracebacks, warnings and what is printed.
+    It queues lines and not log records, so that it also takes tracebacks, warnings and printed text.
 
     Args:
-        descriptor: Of the file, pipe or socket that gets it.
+        descriptor: The file, pipe or socket to write to.
 
     Attributes:
-        name: For people.
-        dropped: How many lines were dropped since the start.
+        name: Shown in error messages.
+        dropped: Number of lines that were dropped.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -75,23 +73,23 @@ class NonBlockingStream(io.BufferedIOBase):
         self._descriptor = descriptor
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
-        # Its lock can be taken again by the thread that has it: a finalizer may write a warning at any time.
+        # The lock is reentrant because a finalizer may write a warning at any time, also in the thread that has it.
         self._changed = threading.Condition(threading.RLock())
-        threading.Thread(target=self._pass_on, name=f"stream-{descriptor}", daemon=True).start()
+        threading.Thread(target=self._write_lines, name=f"stream-{descriptor}", daemon=True).start()
 
     def writable(self) -> bool:
-        """Yes."""
+        """Return True."""
         return True
 
     def fileno(self) -> int:
-        """Descriptor of what is behind it."""
+        """The descriptor that it writes to."""
         return self._descriptor
 
     def write(self, data: ReadableBuffer, /) -> int:
-        """Take a line, or drop it."""
+        """Queue a line, or drop it."""
         line = bytes(data)
         with self._changed:
-            # Once some were dropped, half must be free: what was dropped is reported once a stretch, not once a line.
+            # After a drop, half of the queue must be free again, so that drops are reported together.
             most = KEPT_BYTES // 2 if self._unreported else KEPT_BYTES
             if self._waiting_bytes + len(line) > most:
                 self._drop()
@@ -102,7 +100,7 @@ class NonBlockingStream(io.BufferedIOBase):
         return len(line)
 
     def drain(self, seconds: float) -> None:
-        """Wait until all is passed on, or for a time."""
+        """Wait until all lines are written, or for a time."""
         with self._changed:
             self._changed.wait_for(lambda: not self._waiting, seconds)
 
@@ -110,17 +108,17 @@ class NonBlockingStream(io.BufferedIOBase):
         self.dropped += 1
         self._unreported += 1
 
-    def _pass_on(self) -> None:
+    def _write_lines(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: bool(self._waiting))
                 line = self._waiting[0]
-            passed, unreported = _write(self._descriptor, line), 0
+            written, unreported = _write(self._descriptor, line), 0
             with self._changed:
                 self._waiting.popleft()
                 self._waiting_bytes -= len(line)
                 self._changed.notify_all()
-                if not passed:
+                if not written:
                     self._drop()
                 elif self._waiting_bytes <= KEPT_BYTES // 2:
                     unreported, self._unreported = self._unreported, 0
@@ -129,15 +127,15 @@ class NonBlockingStream(io.BufferedIOBase):
 
 
 def make_streams_nonblocking() -> Callable[[], int]:
-    """Replace ``sys.stdout`` and ``sys.stderr``: what writes to them never waits and never fails.
+    """Replace ``sys.stdout`` and ``sys.stderr`` by streams to which writing never blocks and never fails.
 
     Returns:
-        Counts the lines that were dropped.
+        A function that returns the number of dropped lines.
     """
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
-            # It was closed. This takes the lowest free descriptor, that of the stream, which the next socket would
-            # get otherwise: with the messages of native code.
+            # It was closed. Opening takes the lowest free descriptor, which is that of the stream. Otherwise the next
+            # socket would get it, and with it the messages of native code.
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r+", closefd=False))
     streams = [NonBlockingStream(stream.fileno()) for stream in (sys.stdout, sys.stderr)]
     sys.stdout, sys.stderr = (
@@ -154,11 +152,11 @@ def _drain(streams: Sequence[NonBlockingStream]) -> None:
 
 
 def _write(descriptor: int, data: bytes) -> bool:
-    """Write all; False when that cannot be done."""
+    """Write all data; False when that fails."""
     while data:
         try:
             data = data[os.write(descriptor, data) :]
-        except BlockingIOError:  # whoever started this process has made it so
+        except BlockingIOError:  # the parent process may have made it non-blocking
             select.select((), (descriptor,), ())
         except OSError:
             return False

@@ -1,4 +1,8 @@
-"""Everything that an operator may set, as one typed object."""
+"""The server's settings: one typed object from flags, environment, TOML file and defaults, in that order.
+
+pydantic-settings reads the environment and the file. The flags are argparse's own: its source for the command line
+would also take secrets as flags, where other users of the machine see them.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +11,33 @@ import ipaddress
 import json
 import re
 import sys
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
-from yolo_assigner.serve.inference.runners.base import parse_device
-from yolo_assigner.serve.inference.runners.choice import ENGINES
+from yolo_assigner.serve.inference.runners.base import ENGINES, parse_device
 from yolo_assigner.serve.system import Memory, memory_limit
 
+PREFIX = "YOLO_ASSIGNER_"
+SECRETS = ("api_keys", "admin_keys", "ssl_keyfile_password")
+HIDDEN = "********"
 MIB = 2**20
-# Where memory is short, these defaults are such a part of it. What a request needs at most is 8 times its body, or 50
-# times its JSON, and its work. The process that answers has only bodies and replies, less than half of the memory.
+# Where memory is short, these defaults are 1/16, 1/64, ... of it. A request needs at most 8 times its body, or 50 times
+# its JSON, and what the engine needs. The process that answers holds bodies and replies alone, less than half of the
+# memory.
 PARTS = {"max_request_bytes": 16, "max_json_bytes": 64, "max_work_bytes": 4, "max_total_bytes": 8}
-LEAST_MEMORY = 256 * MIB  # defaults are never lower than for so much
-UNIX = "unix"  # stands for callers of the Unix socket, which have no address
+LEAST_MEMORY = 256 * MIB  # with less memory than this, the defaults are those for this
+UNIX = "unix"  # in place of an address: callers of the Unix socket have none
 HOST_NAME = re.compile(r"[\w*.-]+", re.ASCII)
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([\w.-]+|\[[0-9a-f:.]+\])(:\d+)?", re.ASCII | re.IGNORECASE)
 Count = Annotated[int, Field(ge=1)]
@@ -37,10 +50,20 @@ def setting(default: Any, description: str, metavar: str | None = None) -> Any:
     return Field(default, description=description, json_schema_extra={"metavar": metavar} if metavar else None)
 
 
-class Settings(BaseModel):
-    """What the server does, from flags, environment and a file; see :mod:`yolo_assigner.serve.settings`."""
+class Settings(BaseSettings):
+    """All settings of the server; a field's description is the help of its flag.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    :func:`read_settings` makes them from a command line. Made directly, they are taken from the arguments and the
+    environment.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        enable_decoding=False,  # several values come with commas between them, not as JSON
+        extra="forbid",
+        frozen=True,
+        validate_default=False,
+    )
 
     artifacts: Path = setting(..., "where `yolo-assigner export` wrote", "DIR")
     host: str = setting("127.0.0.1", "address to listen on; :: for all of IPv6 and IPv4")
@@ -55,7 +78,7 @@ class Settings(BaseModel):
     engine_timeout: Seconds = setting(
         0.0, "seconds that an engine may compute one request, 0 for ever; then its process is started again", "SECONDS"
     )
-    threads: int = Field(0, ge=0, description="threads of each model on a CPU, 0 for one per core")
+    threads: int = Field(default=0, ge=0, description="threads of each model on a CPU, 0 for one per core")
 
     batch_images: Count = setting(1, "images of requests that are computed together, 1 for none", "N")
     batch_wait: Seconds = setting(
@@ -103,12 +126,12 @@ class Settings(BaseModel):
     @field_validator("api_keys", "admin_keys", "allowed_host", "cors_origin", "trusted_proxy", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        """From the environment several values come with commas between them."""
-        return [key for key in value.split(",") if key] if isinstance(value, str) else value
+        """In the environment several values have commas between them."""
+        return [one for one in value.split(",") if one] if isinstance(value, str) else value
 
     @field_validator("allowed_host")
     @classmethod
-    def _names_alone(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_host_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
             if not HOST_NAME.fullmatch(name):
                 raise ValueError(f"{name!r} is no host name; write it without scheme and port, * for any characters")
@@ -116,7 +139,7 @@ class Settings(BaseModel):
 
     @field_validator("trusted_proxy")
     @classmethod
-    def _addresses_alone(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_proxies(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
         for proxy in proxies:
             try:
                 if proxy != UNIX:
@@ -130,7 +153,7 @@ class Settings(BaseModel):
 
     @field_validator("cors_origin")
     @classmethod
-    def _as_browsers_send_it(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
         for origin in origins:
             if not ORIGIN.fullmatch(origin):
                 raise ValueError(f"{origin!r} is no origin; write it as browsers send it: https://example.com:8443")
@@ -138,74 +161,66 @@ class Settings(BaseModel):
 
     @field_validator("engine")
     @classmethod
-    def _known_engine(cls, engine: str) -> str:
+    def _check_engine(cls, engine: str) -> str:
         if engine not in ENGINES:
             raise ValueError(f"there is no engine {engine!r}; choose one of {', '.join(ENGINES)}")
         return engine
 
     @field_validator("device")
     @classmethod
-    def _known_device(cls, device: str | None) -> str | None:
+    def _check_device(cls, device: str | None) -> str | None:
         if device is not None:
             parse_device(device)
         return device
 
-    @property
-    def local(self) -> bool:
-        """Whether only this machine reaches the server."""
-        return self.unix_socket is not None or is_loopback(self.host)
-
-    @model_validator(mode="after")
-    def _keys_beyond_loopback(self) -> Self:
-        has_keys = bool(self.api_keys or self.api_key_file)
-        if not (self.local or has_keys or self.insecure):
-            raise ValueError(
-                f"host {self.host} can be reached by others and there are no keys; give api_key_file, or say insecure "
-                "where every caller is trusted"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _only_a_process_can_be_ended(self) -> Self:
-        if self.engine_timeout and not self.engine_process:
-            raise ValueError("engine_timeout ends the engines' process; leave engine_process as it is")
-        return self
-
-    @model_validator(mode="after")
-    def _wait_for_somebody(self) -> Self:
-        if self.batch_wait and self.batch_images == 1:
-            raise ValueError("batch_wait does nothing alone; give batch_images, the most images of a call, too")
-        return self
-
     @field_validator("engine_process")
     @classmethod
-    def _only_on_linux(cls, value: bool) -> bool:
+    def _check_platform(cls, value: bool) -> bool:
         if value and sys.platform != "linux":
             raise ValueError(f"{sys.platform} has no memory for it that two processes see; leave it out")
         return value
 
     @model_validator(mode="after")
-    def _both_tls_files(self) -> Self:
+    def _check_combinations(self) -> Self:
+        if not (self.local or self.api_keys or self.api_key_file or self.insecure):
+            raise ValueError(
+                f"host {self.host} can be reached by others and there are no keys; give api_key_file, or say insecure "
+                "where every caller is trusted"
+            )
+        if self.engine_timeout and not self.engine_process:
+            raise ValueError("engine_timeout ends the engines' process; leave engine_process as it is")
+        if self.batch_wait and self.batch_images == 1:
+            raise ValueError("batch_wait does nothing alone; give batch_images, the most images of a call, too")
         if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
             raise ValueError("ssl_certfile and ssl_keyfile go together; give both")
         return self
 
+    @property
+    def local(self) -> bool:
+        """Whether the server can be reached from this machine alone."""
+        return self.unix_socket is not None or is_loopback(self.host)
+
+    @property
+    def keyfile_password(self) -> str | None:
+        """Password of the TLS key; None: it has none."""
+        return self.ssl_keyfile_password.get_secret_value() if self.ssl_keyfile_password else None
+
 
 def defaults_for(memory: int) -> dict[str, int]:
-    """The limits that follow the memory, where they are not given.
+    """Defaults of the settings that depend on the memory.
 
     Args:
-        memory: Bytes that the server may have.
+        memory: Bytes that the server may use.
 
     Returns:
-        By setting, bytes.
+        Bytes by setting.
     """
     least = max(memory, LEAST_MEMORY)
     return {name: min(Settings.model_fields[name].default, least // part) for name, part in PARTS.items()}
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address. Names other than localhost may be anything."""
+    """Whether an address can be reached from this machine alone. Names other than localhost count as reachable."""
     if host == "localhost":
         return True
     try:
@@ -214,19 +229,14 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-PREFIX = "YOLO_ASSIGNER_"
-SECRETS = ("api_keys", "admin_keys", "ssl_keyfile_password")
-HIDDEN = "********"
-
-
 class Configuration(NamedTuple):
-    """Settings and what gave them.
+    """Settings and their sources.
 
     Attributes:
         settings: The values.
-        sources: By setting: ``flag``, a variable of the environment, or a file; the others are defaults.
-        show: The caller wants them printed and nothing served.
-        memory: What some defaults follow.
+        sources: By setting, the flag, variable or file that it was taken from; settings not listed have defaults.
+        show: Whether they are to be printed, and nothing served.
+        memory: The memory that some defaults depend on.
     """
 
     settings: Settings
@@ -235,25 +245,25 @@ class Configuration(NamedTuple):
     memory: Memory
 
     def source(self, name: str) -> str:
-        """What gave a setting."""
+        """Where a setting was taken from."""
         return self.sources.get(name, f"default for {self.memory}" if name in PARTS else "default")
 
     @property
     def limits(self) -> str:
-        """The settings that follow the memory where they are not given, with what gave them."""
+        """The settings whose defaults depend on the memory, with their sources."""
         return "; ".join(f"{name} = {getattr(self.settings, name)} ({self.source(name)})" for name in PARTS)
 
 
 def read_settings(
     arguments: Sequence[str] | None, environment: Mapping[str, str], memory: Memory | None = None
 ) -> Configuration:
-    """Collect the settings.
+    """Read the settings from their sources.
 
     Args:
         arguments: Command line without the program; the process's own when None.
         environment: Variables named ``YOLO_ASSIGNER_`` and the setting in capitals; ``YOLO_ASSIGNER_CONFIG`` names a
             TOML file, as ``--config`` does.
-        memory: What the server may have; what the system says when None.
+        memory: Memory that the server may use; the system's limit when None.
 
     Raises:
         ValueError: A value cannot be used; the text says where it came from.
@@ -262,24 +272,25 @@ def read_settings(
     flags = {name: value for name, value in vars(_parser().parse_args(arguments)).items() if value is not None}
     show = flags.pop("show_config")
     path = flags.pop("config", environment.get(f"{PREFIX}CONFIG"))
-    names = {name: f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
-    variables = {name: environment[variable] for name, variable in names.items() if variable in environment}
-    file = _read_file(Path(path)) if path else {}
+    memory = memory or memory_limit()
+    variables = EnvSettingsSource(Settings)
+    variables.env_vars = {name.lower(): value for name, value in environment.items()}
+    file = _file_source(Path(path)) if path else InitSettingsSource(Settings, {})
+    defaults = InitSettingsSource(Settings, defaults_for(memory.nbytes))
     sources = {
-        **dict.fromkeys(file, str(path)),
-        **{name: names[name] for name in variables},
+        **dict.fromkeys(file(), str(path)),
+        **{name: f"{PREFIX}{name.upper()}" for name in variables()},
         **{name: f"--{name.replace('_', '-')}" for name in flags},
     }
-    memory = memory or memory_limit()
     try:
-        settings = Settings(**{**defaults_for(memory.nbytes), **file, **variables, **flags})
+        settings = Settings(_build_sources=((InitSettingsSource(Settings, flags), variables, file, defaults), {}))  # type: ignore[call-arg]
     except ValidationError as error:
         raise ValueError(_explain(error, sources)) from error
     return Configuration(settings, sources, show, memory)
 
 
 def describe(configuration: Configuration) -> str:
-    """The settings as TOML that can be used as a file, secrets hidden, each with its source."""
+    """All settings as a TOML file, each with its source in a comment; secrets are hidden."""
     lines = []
     for name, value in configuration.settings:
         lines.append(f"{'# ' if value is None else ''}{name} = {_toml(value)}  # {configuration.source(name)}")
@@ -295,15 +306,16 @@ def _toml(value: object) -> str:
     return json.dumps("" if value is None else str(value) if isinstance(value, Path) else value)
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+def _file_source(path: Path) -> TomlConfigSettingsSource:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        path.read_bytes()  # the source skips a file that is not there
+        return TomlConfigSettingsSource(Settings, path)
     except (OSError, ValueError) as error:
         raise ValueError(f"settings file {path} cannot be read: {error}") from error
 
 
 def _explain(error: ValidationError, sources: Mapping[str, str]) -> str:
-    """One line for each thing that is wrong, without the values of secrets."""
+    """Name each wrong setting with its source, its value unless it is secret, and the remedy."""
     lines = []
     for wrong in error.errors(include_url=False):
         name = str(wrong["loc"][0]) if wrong["loc"] else ""

@@ -1,8 +1,7 @@
-"""What a process asks of the system for itself."""
+"""Settings of the process itself: memory, file descriptors, priorities, threads and garbage collection."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import gc
 import os
@@ -14,21 +13,28 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-# mallopt(3). By default blocks of 128 KiB come from the system and go back to it, page by page, until the first large
-# one was freed: a request of 19 MB then takes 1.2 times as long.
+# mallopt(3). By default blocks of 128 KiB and more are taken from the system and given back, page by page, until the
+# first large one was freed: a request of 19 MB then takes 1.2 times as long.
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-LARGE, KEPT = 2**25, 2**26  # bytes: what glibc itself comes to at most
-MOST_OOM_SCORE = 1000  # proc_pid_oom_score_adj(5): worth as much as all the memory that is short
+LARGE, KEPT = 2**25, 2**26  # bytes: the most that glibc itself raises them to
+MOST_OOM_SCORE = 1000  # proc_pid_oom_score_adj(5): as if the process used all of the memory
 SPARE_DESCRIPTORS = 32  # or an eighth of all if that is less
 LIMIT_FILES = {"cgroup2": "memory.max", "cgroup": "memory.limit_in_bytes"}  # by the type of the file system
+# Added to the niceness of engine threads and of the engine process, below the event loop, which gets three and nine
+# times their share of a core. Threads of one process also wait for each other's interpreter, so they get more.
+NICENESS, PROCESS_NICENESS = 5, 10
+# Of the interpreter, in place of 0.005: the event loop needs it several times for one reply, and waits each time.
+SWITCH_SECONDS = 0.001
+MOST_HELPERS = 32
+_USUAL = os.getpriority(os.PRIO_PROCESS, 0) if sys.platform == "linux" else 0  # when the process began
 
 
 class Memory(NamedTuple):
-    """How much memory this process and its children may have together.
+    """The memory that this process and its children may use together.
 
     Attributes:
-        nbytes: So much.
-        source: The file that says so, or "the machine".
+        nbytes: Bytes.
+        source: File of the limit, or "the machine".
     """
 
     nbytes: int
@@ -39,7 +45,7 @@ class Memory(NamedTuple):
 
 
 def keep_large_blocks() -> None:
-    """Let this process use freed memory again in place of giving it back. Does nothing without glibc."""
+    """Keep freed memory in this process for reuse. Does nothing without glibc."""
     if sys.platform == "linux":
         with suppress(AttributeError, OSError):
             library = ctypes.CDLL(None)
@@ -48,10 +54,12 @@ def keep_large_blocks() -> None:
 
 
 def raise_descriptor_limit() -> int:
-    """Open as many files as the system lets: every connection is one, and every piece of shared memory up to three.
+    """Raise the limit of open files to the most that is allowed.
+
+    Every connection is an open file, and every piece of shared memory up to three.
 
     Returns:
-        How many that are, as far as it is known.
+        The limit; ``sys.maxsize`` where there is none or it is not known.
     """
     if sys.platform == "linux":
         import resource
@@ -66,9 +74,9 @@ def raise_descriptor_limit() -> int:
 
 
 def is_spare(descriptor: int) -> bool:
-    """Whether a new descriptor is one of the last, which are for what is closed soon: refusals and objects read once.
+    """Whether a new descriptor is one of the last, which are kept for refusals and for files that are closed soon.
 
-    The system hands out the lowest free number.
+    The system always hands out the lowest free number.
     """
     if sys.platform != "linux":
         return False
@@ -79,14 +87,14 @@ def is_spare(descriptor: int) -> bool:
 
 
 def prefer_as_oom_victim(pid: int) -> None:
-    """Let the system end a process of ours before all others when memory is short."""
+    """Make the system kill a process before all others when memory is short."""
     if sys.platform == "linux":
-        with suppress(OSError):  # it has ended already, or there is no /proc
+        with suppress(OSError):  # it has ended, or there is no /proc
             Path(f"/proc/{pid}/oom_score_adj").write_text(str(MOST_OOM_SCORE), encoding="ascii")
 
 
 def memory_limit(root: Path = Path("/")) -> Memory:
-    """The least of the limits of this process's control groups, those around them, and the machine's memory.
+    """The smallest of the machine's memory and the limits of this process's control groups and their parents.
 
     Args:
         root: Folder of ``proc`` and of the mounts that it names.
@@ -98,7 +106,7 @@ def memory_limit(root: Path = Path("/")) -> Memory:
 
 
 def _limit_files(root: Path) -> Iterator[Path]:
-    """Of version 2 and version 1, from the innermost group outwards; some may not exist."""
+    """Files of cgroup versions 2 and 1, from the innermost group outwards; some may not exist."""
     try:
         groups = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
         mounts = (root / "proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
@@ -118,13 +126,13 @@ def _limit_files(root: Path) -> Iterator[Path]:
 
 
 def _outwards(mount: Path, shown: str, path: str, name: str) -> Iterator[Path]:
-    """A file in a group and in those around it, as far as a mount shows them.
+    """A file of a group and of its parents, as far as a mount shows them.
 
     Args:
-        mount: Where.
-        shown: Group that stands there; in a container it often is the process's own.
+        mount: Mount point.
+        shown: Group at the mount point; in a container it often is the process's own.
         path: The process's group.
-        name: Of the file.
+        name: Name of the file.
     """
     inner = PurePosixPath(path)
     inside = inner.relative_to(shown) if inner.is_relative_to(shown) else PurePosixPath()
@@ -133,7 +141,7 @@ def _outwards(mount: Path, shown: str, path: str, name: str) -> Iterator[Path]:
 
 
 def _read_limit(file: Path) -> int | None:
-    """Bytes; None when there is no limit."""
+    """The limit in bytes; None when there is none."""
     try:
         text = file.read_text(encoding="ascii").strip()
     except OSError:
@@ -141,50 +149,41 @@ def _read_limit(file: Path) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-# Above the event loop: a third of its share of a core for which both wait, and a ninth. Threads of one process wait for
-# each other's interpreter, too, so that those of engines must not be held up as long.
-NICENESS, PROCESS_NICENESS = 5, 10
-# Of the interpreter, in place of 0.005: the event loop needs it several times for one reply, and waits each time.
-SWITCH_SECONDS = 0.001
-MOST_HELPERS = 32
-_USUAL = os.getpriority(os.PRIO_PROCESS, 0) if sys.platform == "linux" else 0  # when the process began
-
-
 def lower_thread_priority() -> None:
-    """Lower the priority of the calling thread, and of those that libraries start from it. Linux only, else nothing."""
+    """Lower the priority of the calling thread and of threads that it starts. Linux only; else does nothing."""
     if sys.platform == "linux":
         thread = threading.get_native_id()
-        with contextlib.suppress(OSError):  # forbidden in some sandboxes; then all are alike, as before
+        with suppress(OSError):  # some sandboxes forbid it
             level = max(os.getpriority(os.PRIO_PROCESS, thread), _USUAL + NICENESS)
             os.setpriority(os.PRIO_PROCESS, thread, level)
 
 
 def lower_process_priority() -> None:
-    """The same for a process of engines alone: all threads that it has, and those that they start. Linux only."""
+    """Lower the priority of all threads of an engine process and of those that they start. Linux only."""
     if sys.platform == "linux":
         for task in Path("/proc/self/task").iterdir():
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, int(task.name), _USUAL + PROCESS_NICENESS)
 
 
 def helper_threads() -> ThreadPoolExecutor:
-    """Threads for work on large bodies. More than there are cores would only wait for the interpreter.
+    """A pool of threads for work on large bodies, one per core: more would only wait for the interpreter.
 
-    They do not give way: they hold the interpreter much of the time, and the event loop waits for it.
+    Their priority is not lowered, because the event loop waits for the interpreter that they hold.
     """
     count = min(max(os.cpu_count() or 1, 2), MOST_HELPERS)
     return ThreadPoolExecutor(count, thread_name_prefix="helper")
 
 
 def shorten_switch_interval() -> None:
-    """Let threads take the interpreter from each other more often."""
+    """Make threads take the interpreter from each other more often."""
     sys.setswitchinterval(SWITCH_SECONDS)
 
 
 def freeze_gc() -> None:
-    """Take what is there now, such as modules and graphs, out of the garbage collector's view.
+    """Exclude all objects of now, such as modules and graphs, from garbage collection.
 
-    A full collection would go through all of it, tenths of a second on a busy machine, while nobody is answered.
+    A full collection would visit all of them, tenths of a second on a busy machine in which no request is answered.
     """
     gc.collect()
     gc.freeze()

@@ -29,7 +29,7 @@ from yolo_assigner.serve.detection.results import (
     LossResult,
     complete_targets,
 )
-from yolo_assigner.serve.versions import CLIENT_HEADER, OURS, SERVER_HEADER, check_server
+from yolo_assigner.serve.versions import CLIENT_HEADER, OURS, SERVER_HEADER, check_peer
 from yolo_loss.checks import (
     as_array,
     batch_columns,
@@ -68,7 +68,7 @@ class _Connection(InferenceServerClient):  # type: ignore[misc]  # it has no typ
         reply = super()._post(*arguments, **named)
         server = reply.get(SERVER_HEADER)
         try:
-            check_server(None if server is None else str(server))
+            check_peer(SERVER_HEADER, None if server is None else str(server))
         except ValueError as error:
             reply.release()
             raise ServerError(str(error), reply.status_code) from error

@@ -1,1 +1,1 @@
-"""What every request passes, whatever it asks: connections, bodies, keys, admission, replies, logs, metrics."""
+"""HTTP: connections, middleware, endpoints and their documentation, and metrics."""

@@ -1,4 +1,7 @@
-"""Who may call: keys for inference and for administration, compared in constant time, never logged."""
+"""Keys for inference and for administration: read from files, compared in constant time, never logged.
+
+Wrong keys are answered later and later, by network, so that keys cannot be guessed.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,20 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from yolo_assigner.serve.errors import ForbiddenError, ServeError, TooManyAttemptsError, UnauthorizedError
 from yolo_assigner.serve.http.replies import send_error
+from yolo_assigner.serve.http.routes import Access, route_of
 
 SHORTEST_KEY = 16  # characters; shorter ones can be guessed
-HEALTH, DOCS = "/v2/health/", "/docs"
-ADMINISTRATION = ("/v2/systemsharedmemory", "/v2/cudasharedmemory", "/v2/repository/models", "/v2/trace", "/v2/logging")
 NAMED = re.compile(r"(?P<name>[\w.@-]{1,64}):(?P<secret>|\s.*)", re.ASCII)
+FIRST_SECONDS = 0.25  # of the second refusal; the first one, perhaps a typing error, comes at once
+LONGEST_SECONDS = 4.0
+MOST_COUNTED = 6.0  # refusals; with so many the delay is the longest
+SECONDS_TO_FORGET = 10.0  # one refusal
+MOST_WRONG = 8  # different keys of one network
+WRONG_SECONDS = float(TooManyAttemptsError.headers["Retry-After"])  # in this time
+MOST_WAITING = 64  # refusals; each holds a connection, and of a body what came with the head, up to 64 KiB
+MOST_REMEMBERED = 4096
+Name = TypeVar("Name")
+Value = TypeVar("Value")
 
 
 class Key(NamedTuple):
@@ -31,7 +43,7 @@ class Key(NamedTuple):
 
     Attributes:
         secret: What callers send.
-        name: What the log calls it.
+        name: What the log shows in its place.
     """
 
     secret: bytes
@@ -39,19 +51,19 @@ class Key(NamedTuple):
 
 
 class KeySource(NamedTuple):
-    """Where keys of one kind come from.
+    """A file of keys, and keys from elsewhere.
 
     Attributes:
         path: A file with a key a line, ``KEY`` or ``NAME: KEY``; empty lines and those that begin with ``#`` are
             skipped. None: no file.
-        others: Keys from elsewhere, which have no names.
+        others: Keys from elsewhere, without names.
     """
 
     path: Path | None = None
     others: tuple[str, ...] = ()
 
     def load(self) -> tuple[Key, ...]:
-        """Read the keys. One without a name is called by its place, as ``keys.txt:3`` or ``environment:1``.
+        """Read the keys. One without a name is named by its place, as ``keys.txt:3`` or ``environment:1``.
 
         Raises:
             ValueError: The file cannot be read, has no key or gives two keys one name, or a key is short or not plain
@@ -65,11 +77,11 @@ NO_KEYS = KeySource()
 
 
 class Keys:
-    """The keys that are accepted at present; several, so that one can be replaced while both are in use.
+    """The accepted keys. There may be several, so that one can be replaced while both are in use.
 
     Args:
-        inference: Where those come from that are for everything but administration.
-        administration: Where those for administration come from; without any, those for inference are accepted there.
+        inference: Keys for everything but administration.
+        administration: Keys for administration; without any, those for inference are accepted there.
 
     Raises:
         ValueError: As :meth:`KeySource.load`.
@@ -85,7 +97,7 @@ class Keys:
         return bool(self._keys[0])
 
     def reload(self) -> None:
-        """Read the key files again; requests that were let in are not affected. May be called in any thread.
+        """Read the key files again. Requests that were accepted go on. May be called in any thread.
 
         Raises:
             ValueError: As :meth:`KeySource.load`; the keys stay as they were.
@@ -101,31 +113,32 @@ class Keys:
 
         Raises:
             UnauthorizedError: It has no key.
-            ForbiddenError: Its key is none of those that are needed here.
+            ForbiddenError: Its key is not accepted for this path.
         """
-        administers = path.startswith(ADMINISTRATION)
+        route = route_of(path)
+        access = route.access if route else Access.INFERENCE
+        administers = access is Access.ADMINISTRATION
         inference, administration = self._keys
-        needed = (administration if administers else ()) or inference
-        if not needed or path.startswith((HEALTH, f"{DOCS}/")) or path == DOCS:
+        accepted = (administration if administers else ()) or inference
+        if not accepted or access is Access.OPEN:
             return None
         given = _given(headers)
         if given is None:
             raise UnauthorizedError("this server wants a key; send it as the header 'Authorization: Bearer KEY'")
-        equal = [key for key in needed if hmac.compare_digest(given, key.secret)]  # all are compared, for equal times
+        equal = [key for key in accepted if hmac.compare_digest(given, key.secret)]  # compares all, for equal times
         if not equal:
             raise ForbiddenError(f"the key is not good for {'administration' if administers else 'inference'}")
         return equal[0]
 
 
 class KeyGuard:
-    """Refuses requests without a good key before anything else is done for them, and each repetition later.
+    """Refuses requests without an accepted key, by their heads alone, and repeated attempts after a delay.
 
-    Only the head of a refused request is looked at; what the caller is still sending is dropped by the HTTP server. The
-    name of a good key is left in the scope's state, as ``key_name``.
+    The name of an accepted key is left in the scope's state, as ``key_name``.
 
     Args:
-        app: What is guarded.
-        keys: The good ones.
+        app: The application behind it.
+        keys: The accepted keys.
     """
 
     def __init__(self, app: ASGIApp, keys: Keys) -> None:
@@ -134,7 +147,7 @@ class KeyGuard:
         self._delay = RefusalDelay()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request through or answer it."""
+        """Pass a request on, or refuse it."""
         if scope["type"] == "http":
             try:
                 await self._check(scope)
@@ -187,18 +200,6 @@ def _given(headers: Headers) -> bytes | None:
     return key.strip().encode() if kind.lower() == "bearer" and key.strip() else None
 
 
-FIRST_SECONDS = 0.25  # of the second refusal; the first one, perhaps a typing error, comes at once
-LONGEST_SECONDS = 4.0
-MOST_COUNTED = 6.0  # refusals; with so many the delay is the longest
-SECONDS_TO_FORGET = 10.0  # one refusal
-MOST_WRONG = 8  # different keys of one network
-WRONG_SECONDS = float(TooManyAttemptsError.headers["Retry-After"])  # in this time
-MOST_WAITING = 64  # refusals; each holds a connection, and of a body what came with the head, up to 64 KiB
-MOST_REMEMBERED = 4096
-Name = TypeVar("Name")
-Value = TypeVar("Value")
-
-
 @dataclass
 class _Refused:
     """What one network was refused.
@@ -215,10 +216,10 @@ class _Refused:
 
 
 class RefusalDelay:
-    """How long refusals wait. Used in the event loop's thread only.
+    """Delays refusals by how many their network has had. Used in the event loop's thread only.
 
     Args:
-        clock: Seconds since any time.
+        clock: Returns seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -228,14 +229,15 @@ class RefusalDelay:
         self._waiting = 0
 
     def let_in(self, network: str, key: bytes) -> None:
-        """Accept a good key.
+        """Note an accepted key.
 
         Args:
             network: Where it comes from, as of :func:`network_of`.
-            key: What was sent.
+            key: The key.
 
         Raises:
-            TooManyAttemptsError: It was not accepted from there before, and many wrong ones were tried there.
+            TooManyAttemptsError: It was not accepted from there before, and many wrong ones were tried there. Were it
+                accepted, guessing would succeed in spite of the limit.
         """
         if network in self._refused and (network, key) not in self._accepted:
             self._check_guesses(self._refused[network])
@@ -246,10 +248,10 @@ class RefusalDelay:
 
         Args:
             network: Where it goes, as of :func:`network_of`.
-            key: What was sent; None: nothing.
+            key: The wrong key; None: none was sent.
 
         Raises:
-            TooManyAttemptsError: Many other wrong keys were tried there, or as many refusals wait as may.
+            TooManyAttemptsError: Many other wrong keys were tried there, or too many refusals wait already.
         """
         refused = self._refused.get(network) or _Refused()
         _remember(self._refused, network, refused)
@@ -273,7 +275,7 @@ class RefusalDelay:
             raise TooManyAttemptsError
 
     def _next_delay(self, refused: _Refused) -> float:
-        """Count a refusal. Its delay in seconds: none, a quarter, a half and so on up to the longest."""
+        """Count a refusal, and return its delay in seconds: none, a quarter, a half and so on up to the longest."""
         now = self._clock()
         count = max(0.0, refused.count - (now - refused.last) / SECONDS_TO_FORGET)
         refused.count, refused.last = min(count + 1, MOST_COUNTED), now
@@ -281,12 +283,12 @@ class RefusalDelay:
 
 
 def network_of(scope: Scope) -> str:
-    """What one caller has for itself: an address of IPv4, or the first half of one of IPv6."""
+    """The addresses that one caller controls: an address of IPv4, or the first half of one of IPv6."""
     host: str = (scope.get("client") or ("-", 0))[0]
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
-        return host  # a Unix socket, or whatever a proxy says
+        return host  # of a Unix socket, or any text that a proxy passes on
     if isinstance(address, ipaddress.IPv4Address):
         return host
     # A listener for both families sees IPv4 as ::ffff:192.0.2.1.
@@ -294,7 +296,7 @@ def network_of(scope: Scope) -> str:
 
 
 def _remember(table: OrderedDict[Name, Value], name: Name, value: Value) -> None:
-    """Keep an entry; the one that was kept longest ago makes room."""
+    """Keep an entry, and drop the oldest one when there are too many."""
     table[name] = value
     table.move_to_end(name)
     if len(table) > MOST_REMEMBERED:

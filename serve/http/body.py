@@ -1,4 +1,4 @@
-"""Reading a request's body from the raw ASGI stream: bounded, unpacked, and laid out for the tensors in it."""
+"""Reading a request's body from the raw ASGI stream: bounded, decompressed, and aligned for the tensors in it."""
 
 from __future__ import annotations
 
@@ -12,38 +12,124 @@ from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope
 
 from yolo_assigner.serve.errors import BadRequestError, ClientDisconnectedError, TooLargeError, UnsupportedError
-from yolo_assigner.serve.http import admission
+from yolo_assigner.serve.http.admission import resizer
+from yolo_assigner.serve.http.headers import header_number
 from yolo_assigner.serve.http.limits import DataRate, minimum_data_rate
 from yolo_assigner.serve.wire.buffers import BufferPool
 
 ALIGNMENT = 64  # bytes: a cache line, and enough for any vector instruction
-LONGEST_NUMBER = 18  # digits
 REMEDY = "send fewer images, FP16, or raise --max-request-bytes"
 JSON_REMEDY = (
     "send tensors as binary, with the JSON's number of bytes as the header Inference-Header-Content-Length, or raise "
     "--max-json-bytes"
 )
+GZIP = zlib.MAX_WBITS | 16
+WINDOW_BITS = {"gzip": GZIP, "x-gzip": GZIP, "deflate": zlib.MAX_WBITS}
+PIECE, STEP = 2**20, 2**22  # most bytes that one step of decompression reads and returns
+FEED = 2**16  # bytes given to zlib at once, which copies those that it does not use
+MAX_MEMBERS = 2**16  # of a gzip body: an empty one has 20 bytes, and costs as much to begin as kilobytes to decompress
 
 
-def header_number(headers: Headers, name: str) -> int | None:
-    """A header that counts something; None when it is absent.
+class Limit(NamedTuple):
+    """Most bytes of something, and what a caller can do about it."""
 
-    Raises:
-        BadRequestError: It is no whole number.
+    what: str
+    bytes: int
+    remedy: str
+
+    def check(self, size: int, having: str) -> None:
+        """Compare a size with the limit.
+
+        Raises:
+            TooLargeError: It is over the limit.
+        """
+        if size > self.bytes:
+            raise TooLargeError(f"{self.what} {having} {size} bytes, the limit is {self.bytes}; {self.remedy}")
+
+
+class BodyReader:
+    """Reads bodies.
+
+    Args:
+        limit: Most bytes of a body, before and after decompression.
+        json_limit: Most bytes of JSON in it; ``limit`` when None.
+        client_timeout: Seconds that a caller may send nothing; None: no limit.
+        remedy: What a caller can do about a body that is too large.
+        pool: Memory for bodies; its own when None.
     """
-    text = headers.get(name)
-    if text is None:
-        return None
-    if not (text.isascii() and text.isdigit() and len(text) <= LONGEST_NUMBER):
-        raise BadRequestError(f"{name} is {text!r}; write a whole number of bytes")
-    return int(text)
+
+    def __init__(
+        self,
+        limit: int,
+        json_limit: int | None = None,
+        client_timeout: float | None = None,
+        remedy: str = REMEDY,
+        pool: BufferPool | None = None,
+    ) -> None:
+        self._limit = limit
+        self._json_limit = limit if json_limit is None else json_limit
+        self._client_timeout = client_timeout
+        self._remedy = remedy
+        self._pool = BufferPool(limit + ALIGNMENT) if pool is None else pool
+
+    async def read(self, scope: Scope, receive: Receive, json_length: int | None = None) -> memoryview:
+        """Read a whole body. What its headers say is checked before the first byte is read.
+
+        Args:
+            scope: ASGI scope.
+            receive: ASGI receive.
+            json_length: Bytes of JSON before the first tensor; None when all of it is JSON. The body is placed so that
+                the first tensor is aligned.
+
+        Raises:
+            TooLargeError: It is over the limit.
+            TooSlowError: It came too slowly.
+            BusyError: Decompressed it would exceed the limit of all requests together.
+            UnsupportedError: Its encoding is not implemented.
+            BadRequestError: It is not what its headers say.
+            ClientDisconnectedError: The caller disconnected before its end.
+        """
+        headers = Headers(scope=scope)
+        encoding = _encoding(headers)
+        limit = self._limit_of(json_length)
+        length = header_number(headers, "content-length")
+        if length is not None:
+            limit.check(length, "has")
+        if encoding is None and length is not None:
+            async with minimum_data_rate(self._client_timeout) as rate:
+                return await _read_into(self._aligned(length, json_length or 0), receive, rate)
+        async with minimum_data_rate(self._client_timeout) as rate:
+            raw = await _collect(receive, limit, rate)
+        if encoding is None:
+            resizer(scope)(len(raw))  # a body of unknown length has the largest reservation
+        else:
+            raw = await decompress(raw, encoding, limit, resizer(scope))
+        body = self._aligned(len(raw), json_length or 0)
+        await asyncio.to_thread(_copy, raw, body)
+        return body
+
+    def _limit_of(self, json_length: int | None) -> Limit:
+        """The limit of the whole body. The part that is JSON is checked at once."""
+        as_json = Limit("the JSON", self._json_limit, JSON_REMEDY)
+        if json_length is None:
+            if self._json_limit < self._limit:
+                return as_json
+        elif json_length <= self._limit:  # a longer one is wrong, which the parser reports
+            as_json.check(json_length, "has")
+        return Limit("the body", self._limit, self._remedy)
+
+    def _aligned(self, length: int, json_length: int) -> memoryview:
+        """Uninitialized memory in which byte ``json_length`` is aligned."""
+        buffer = self._pool.take(length + ALIGNMENT)
+        start = -(buffer.ctypes.data + json_length) % ALIGNMENT
+        return buffer[start : start + length].data
 
 
 def _encoding(headers: Headers) -> str | None:
-    """How a body is packed: a key of ``WINDOW_BITS``; None when it is not.
+    """The body's content encoding, a key of ``WINDOW_BITS``; None when it has none.
 
     Raises:
-        UnsupportedError: Otherwise, or more than once.
+        UnsupportedError: It has another one, or more than one.
     """
     said = ", ".join(headers.getlist("content-encoding")).lower()
     encodings = [part.strip() for part in said.split(",") if part.strip() not in ("", "identity")]
@@ -54,97 +140,19 @@ def _encoding(headers: Headers) -> str | None:
     return encodings[0]
 
 
-class BodyReader:
-    """Takes the bodies of all requests.
-
-    Args:
-        limit: Most bytes of a body, before and after decompression.
-        json_limit: Most bytes of JSON in it; as of the body when None.
-        pause: Seconds that a caller may send nothing; None: for ever.
-        remedy: What a caller can do who sent too much.
-        pool: Memory for bodies; its own when None.
-    """
-
-    def __init__(
-        self,
-        limit: int,
-        json_limit: int | None = None,
-        pause: float | None = None,
-        remedy: str = REMEDY,
-        pool: BufferPool | None = None,
-    ) -> None:
-        self._limit = limit
-        self._json_limit = limit if json_limit is None else json_limit
-        self._pause = pause
-        self._remedy = remedy
-        self._pool = BufferPool(limit + ALIGNMENT) if pool is None else pool
-
-    async def read(self, scope: Scope, receive: Receive, json_length: int | None = None) -> memoryview:
-        """Take a whole body, decided by its headers before the first byte is read.
-
-        Args:
-            scope: ASGI scope.
-            receive: ASGI receive.
-            json_length: Bytes of JSON before the first tensor; None when all of it is JSON. The body is placed so that
-                the first tensor is aligned.
-
-        Raises:
-            TooLargeError: It is over the limit.
-            TooSlowError: It did not come.
-            BusyError: There is no room for what it unpacks to.
-            UnsupportedError: It is encoded in a way that is not understood.
-            BadRequestError: It is not what its encoding says.
-            ClientDisconnectedError: It broke off.
-        """
-        headers = Headers(scope=scope)
-        encoding = _encoding(headers)
-        limit = self._bound(json_length)
-        length = header_number(headers, "content-length")
-        if length is not None:
-            limit.check(length, "has")
-        if encoding is None and length is not None:
-            async with minimum_data_rate(self._pause) as pace:
-                return await _read_into(self._aligned(length, json_length or 0), receive, pace)
-        async with minimum_data_rate(self._pause) as pace:
-            raw = await _collect(receive, limit, pace)
-        if encoding is None:
-            admission.holder(scope)(len(raw))  # until now it counted as the largest
-        else:
-            raw = await decompress(raw, encoding, limit, admission.holder(scope))
-        body = self._aligned(len(raw), json_length or 0)
-        await asyncio.to_thread(_copy, raw, body)
-        return body
-
-    def _bound(self, json_length: int | None) -> Limit:
-        """Of the whole body; where some of it is JSON, that is judged right away."""
-        as_json = Limit("the JSON", self._json_limit, JSON_REMEDY)
-        if json_length is None:
-            if self._json_limit < self._limit:
-                return as_json
-        elif json_length <= self._limit:  # else it is wrong, which its reader says
-            as_json.check(json_length, "has")
-        return Limit("the body", self._limit, self._remedy)
-
-    def _aligned(self, length: int, json_length: int) -> memoryview:
-        """Memory of any content in which byte ``json_length`` is aligned."""
-        buffer = self._pool.take(length + ALIGNMENT)
-        start = -(buffer.ctypes.data + json_length) % ALIGNMENT
-        return buffer[start : start + length].data
-
-
-async def _next(receive: Receive, pace: DataRate) -> Message:
+async def _next(receive: Receive, rate: DataRate) -> Message:
     message = await receive()
     if message["type"] == "http.disconnect":
         raise ClientDisconnectedError
-    pace.came(len(message.get("body", b"")))
+    rate.add(len(message.get("body", b"")))
     return message
 
 
-async def _read_into(body: memoryview, receive: Receive, pace: DataRate) -> memoryview:
-    """Fill memory that still holds another request's bytes: all of it, or nothing."""
+async def _read_into(body: memoryview, receive: Receive, rate: DataRate) -> memoryview:
+    """Fill memory that still has another request's bytes: all of it, or raise."""
     filled, more = 0, True
     while more:
-        message = await _next(receive, pace)
+        message = await _next(receive, rate)
         part = message.get("body", b"")
         end = filled + len(part)
         if end <= len(body):
@@ -156,10 +164,10 @@ async def _read_into(body: memoryview, receive: Receive, pace: DataRate) -> memo
     return body
 
 
-async def _collect(receive: Receive, limit: Limit, pace: DataRate) -> bytes:
+async def _collect(receive: Receive, limit: Limit, rate: DataRate) -> bytes:
     parts, size, more = [], 0, True
     while more:
-        message = await _next(receive, pace)
+        message = await _next(receive, rate)
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         limit.check(size, "already has")
@@ -168,77 +176,53 @@ async def _collect(receive: Receive, limit: Limit, pace: DataRate) -> bytes:
 
 
 def _copy(raw: bytes, body: memoryview) -> None:
-    """In a thread: others are not to wait for many megabytes."""
-    np.copyto(np.frombuffer(body, np.uint8), np.frombuffer(raw, np.uint8))  # lets go of the interpreter
+    """Copy in numpy, which releases the interpreter: the event loop must not wait for many megabytes."""
+    np.copyto(np.frombuffer(body, np.uint8), np.frombuffer(raw, np.uint8))
 
 
-GZIP = zlib.MAX_WBITS | 16
-WINDOW_BITS = {"gzip": GZIP, "x-gzip": GZIP, "deflate": zlib.MAX_WBITS}
-# Bytes of a step, in and out.
-PIECE, STEP = 2**20, 2**22
-FEED = 2**16  # bytes given to zlib at once, which copies what it leaves of them
-MAX_MEMBERS = 2**16  # of a gzip body: an empty one is 20 bytes, and costs as much to begin as kilobytes to decompress
-
-
-class Limit(NamedTuple):
-    """Most bytes of something, and what to do about it."""
-
-    what: str
-    bytes: int
-    remedy: str
-
-    def check(self, size: int, having: str) -> None:
-        """Judge a size.
-
-        Raises:
-            TooLargeError: It is over the limit.
-        """
-        if size > self.bytes:
-            raise TooLargeError(f"{self.what} {having} {size} bytes, the limit is {self.bytes}; {self.remedy}")
-
-
-async def decompress(raw: bytes, encoding: str, limit: Limit, hold: Callable[[int], None]) -> bytes:
-    """Unpack a body, in threads.
+async def decompress(raw: bytes, encoding: str, limit: Limit, reserve: Callable[[int], None]) -> bytes:
+    """Decompress a body, in threads.
 
     Args:
         raw: One deflate stream, or the members of a gzip file one after the other.
         encoding: A key of ``WINDOW_BITS``.
-        limit: Of what comes out.
-        hold: Told how many bytes there will be, before each step and in the end; it may raise.
+        limit: Most bytes of the result.
+        reserve: Called with the bytes of the result, the most they can be before each step and their number at the
+            end; it may raise.
 
     Raises:
-        TooLargeError: More comes out.
+        TooLargeError: The result is over the limit.
         BadRequestError: The body is not of this encoding from its first byte to its last.
     """
-    unpacker = _Unpacker(raw, encoding)
+    decompressor = _Decompressor(raw, encoding)
     parts: list[bytes] = []
     size = 0
-    while not unpacker.finished:
+    while not decompressor.finished:
         room = min(STEP, limit.bytes + 1 - size)
-        hold(min(max(len(raw), size + room), limit.bytes))
-        parts.append(await asyncio.to_thread(unpacker.step, room))
+        reserve(min(max(len(raw), size + room), limit.bytes))
+        parts.append(await asyncio.to_thread(decompressor.step, room))
         size += len(parts[-1])
         limit.check(size, "unpacks to")
-    hold(size)
+    reserve(size)
     return await asyncio.to_thread(b"".join, parts)
 
 
-class _Unpacker:
-    """A body and how much of it has been unpacked."""
+class _Decompressor:
+    """A body and its position in it."""
 
     def __init__(self, raw: bytes, encoding: str) -> None:
         self._raw, self._encoding = memoryview(raw), encoding
-        self._position = self._start = 0  # of what is next, and of the stream that it belongs to
+        self._position = self._start = 0  # of the next byte, and of the stream that it belongs to
         self._members = 0
         self._begin()
 
     @property
     def finished(self) -> bool:
-        """The body is at its end, and so is the last stream in it."""
+        """Whether the body is at its end, and so is the last stream in it."""
         return self._stream.eof and self._position == len(self._raw)
 
     def step(self, room: int) -> bytes:
-        """Unpack what comes next.
+        """Decompress the next part.
 
         Args:
             room: Most bytes to return.
@@ -256,7 +240,7 @@ class _Unpacker:
         return b"".join(parts)
 
     def _begin(self) -> None:
-        """Begin a stream; of gzip there may be several."""
+        """Begin a stream. A gzip body may have several, a deflate body has one."""
         if self._members and WINDOW_BITS[self._encoding] != GZIP:
             extra = len(self._raw) - self._position
             raise BadRequestError(f"{extra} bytes follow the {self._encoding} body; send one stream and nothing else")

@@ -1,7 +1,11 @@
 """Compressed replies, for callers behind slow lines.
 
-Off unless a setting says so: client libraries ask for gzip whether they want it or not, and floats take seconds to
-compress and shrink little.
+They are switched off by default: client libraries ask for gzip unconditionally, and floats take seconds to compress and
+shrink little.
+
+Starlette's ``GZipMiddleware`` is not used: it searches ``Accept-Encoding`` for the letters ``gzip``, so that it
+compresses for ``gzip;q=0`` and not for ``GZIP``; and it removes the ``Content-Length`` of replies in parts, as all with
+tensors are, by which a caller sees that a reply is complete.
 """
 
 from __future__ import annotations
@@ -12,29 +16,29 @@ import gzip
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-LEAST_BYTES = 1024  # of less there is nothing to gain
-LEVEL = 1  # higher ones take several times as long for a few per cent
+LEAST_BYTES = 1024  # compressing less gains nothing
+LEVEL = 1  # higher levels take several times as long for a few per cent
 
 
 class CompressReplies:
-    """Compresses whole replies in another thread; the framework's own way would hold up everybody meanwhile.
+    """Compresses replies, each as a whole and outside the event loop.
 
     Args:
-        app: What is behind it.
+        app: The application behind it.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on; compress its reply if its caller understands that."""
-        if scope["type"] == "http" and _understands_gzip(Headers(scope=scope)):
+        """Pass a request on, and compress its reply if the caller accepts gzip."""
+        if scope["type"] == "http" and _accepts_gzip(Headers(scope=scope)):
             send = _Compressor(send)
         await self._app(scope, receive, send)
 
 
 class _Compressor:
-    """Holds a reply back until it is complete."""
+    """Collects a reply until it is complete, and sends it compressed."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -66,7 +70,7 @@ class _Compressor:
         await self._send({"type": "http.response.body", "body": b""})
 
 
-def _understands_gzip(headers: Headers) -> bool:
+def _accepts_gzip(headers: Headers) -> bool:
     for word in headers.get("accept-encoding", "").lower().split(","):
         name, _, quality = word.partition(";")
         if name.strip() == "gzip":

@@ -1,8 +1,8 @@
-"""Connections of callers who send badly, slowly or without end, and of those who do not take their replies.
+"""uvicorn's HTTP connection with limits on callers that send malformed, slow or endless requests, or do not read.
 
-uvicorn has a time limit for idle connections alone, none once a byte has come, and no limit of what stands before or
-beside a body, of requests that are sent before earlier ones are answered, or of connections. What is refused here never
-gets to the application.
+uvicorn limits the time of idle connections alone. Without this module, one connection without a key could send a head
+without end, or fill the memory with requests that it sends before earlier ones are answered (HTTP pipelining). Requests
+refused here never get to the application.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from yolo_assigner.serve.http.observe import Refusals, identifier_of
 from yolo_assigner.serve.listening import caller_of
 from yolo_assigner.serve.wire.response import dump_json
 
-MOST_HEAD = 2**16  # bytes of a request's head; likewise of trailers, and of what stands between two pieces of a body
+MOST_HEAD = 2**16  # bytes of a request's head; also of trailers, and of what stands between two parts of a body
 MOST_HEADERS = 256
 BAD, SLOW, LARGE, UNSUPPORTED, BUSY = 400, 408, 431, 501, 503
-# Heads end so, and so do bodies in chunks: what ends with the first one begins no more than one request.
+# Heads and chunked bodies end with an empty line, so data up to the first one has at most one beginning of a request.
 EMPTY_LINE = re.compile(rb"\n\r?\n")
 NOTHING = memoryview(b"")
 NOT_HTTP = "Invalid HTTP request received. It is not HTTP/1.1, or its lengths contradict each other"
-# What is overridden or used below and is no public part of uvicorn.
+# Overridden or used below, and not public in uvicorn.
 NEEDED = (
     *("_unset_keepalive_if_required", "timeout_keep_alive_handler"),
     *("on_message_begin", "on_header", "on_headers_complete", "on_body", "on_message_complete", "on_response_complete"),
@@ -44,21 +44,21 @@ def protocol(client_timeout: float | None, limits: ConnectionLimits, refusals: R
     """The class for uvicorn's setting ``http``.
 
     Args:
-        client_timeout: Seconds in which a head must have come, and without progress while the rest of a refused body is
-            dropped or a reply is sent; None: for ever.
-        limits: For all connections together.
-        refusals: Told of every refusal.
+        client_timeout: Seconds in which a head must have come, and in which there must be progress while the rest of a
+            refused body is dropped or a reply is sent; None: no limit.
+        limits: Of all connections together.
+        refusals: Counts and logs refusals.
     """
     shared = {"client_timeout": client_timeout, "limits": limits, "refusals": refusals}
     return type("Guarded", (GuardedProtocol,), shared)
 
 
 class _Flow(FlowControl):
-    """Reads nothing while a request waits for the reply to an earlier one, whatever uvicorn and applications ask for.
+    """Flow control that keeps reading paused while a request waits for the reply to an earlier one.
 
     Args:
-        transport: To read from.
-        stopped: Whether nothing may be read.
+        transport: The connection.
+        stopped: Whether nothing may be read, even when uvicorn or an application resumes reading.
     """
 
     def __init__(self, transport: asyncio.Transport, stopped: Callable[[], bool]) -> None:
@@ -66,13 +66,13 @@ class _Flow(FlowControl):
         self._stopped = stopped
 
     def resume_reading(self) -> None:
-        """If it may be."""
+        """Resume reading unless it must stay paused."""
         if not self._stopped():
             super().resume_reading()
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """One connection."""
+    """One connection. Its class attributes are set by :func:`protocol`."""
 
     client_timeout: float | None = None
     limits: ConnectionLimits
@@ -82,54 +82,54 @@ class GuardedProtocol(HttpToolsProtocol):
         super().__init__(*arguments, **named)
         self._in_message = self._in_head = False
         self._refusal: tuple[int, str] | None = None
-        self._beside_body = 0  # bytes in a row that were no body and completed nothing
+        self._beside_body = 0  # consecutive bytes that belonged to no body and completed nothing
         self._got_body = False
-        self._body_left = 0  # bytes of a body whose length was said
-        self._held = NOTHING  # came behind a request that waits for the reply to an earlier one
-        self._deaf = False  # what comes now is dropped
+        self._body_left = 0  # bytes of a body with a Content-Length
+        self._pending = NOTHING  # came behind a request that waits for the reply to an earlier one; not parsed yet
+        self._discarding = False  # data that comes now is dropped
         self._dropped, self._dropped_since = 0, 0.0
-        self._running: Any = None  # whose reply is being made; the cycle of uvicorn is the last one that came
+        self._running: Any = None  # the request that is being answered; uvicorn's ``cycle`` is the last one that came
         self._reading = Timer()
         self._writing = WriteWatch(self.client_timeout, self._cut_off)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A caller that then says nothing is an idle one."""
+        """Start the limits; the connection is idle until a request comes."""
         super().connection_made(transport)
         self.client = caller_of(self.client, self.server)
-        self.flow = _Flow(transport, lambda: self._deaf or bool(self.pipeline))
+        self.flow = _Flow(transport, lambda: self._discarding or bool(self.pipeline))
         self.limits.enter(transport)
         self._watch_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The end, whoever made it."""
+        """Stop all timers, and tell the application."""
         self._reading.stop()
         self._writing.end()
         self._unset_keepalive_if_required()
-        self._hold(NOTHING)
+        self._keep(NOTHING)
         self.limits.leave(self.transport)
         if self._running is not None and not self._running.response_complete:
-            # uvicorn tells the last request that came, of those that wait for earlier ones.
+            # uvicorn tells only the last request that came, which may wait for this one.
             self._running.disconnected = True
             self._running.message_event.set()
         super().connection_lost(exc)
 
-    # What the parser finds.
+    # Called by the parser.
 
     def on_message_begin(self) -> None:
-        """The first byte of a head."""
+        """A request begins."""
         super().on_message_begin()
-        self._reading.stop()  # it was for what came before
+        self._reading.stop()  # the timer of the previous request
         self._in_message = self._in_head = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A whole header or trailer."""
+        """A header or trailer is complete."""
         super().on_header(name, value)
         if len(self.headers) > MOST_HEADERS:
             self._refusal = LARGE, f"the request has more than {MOST_HEADERS} headers; send fewer"
             raise ValueError(self._refusal)  # which stops the parser
 
     def on_headers_complete(self) -> None:
-        """The end of a head."""
+        """The head is complete; refuse it or start the application."""
         self._in_head = False
         self._refusal = _head_fault(self.headers, self.parser.get_http_version())
         if self._refusal is None and not self._busy and (full := self.limits.why_full(self.transport)):
@@ -144,53 +144,53 @@ class GuardedProtocol(HttpToolsProtocol):
             self._running = self.cycle
 
     def on_body(self, body: bytes) -> None:
-        """A piece of a body."""
+        """A part of a body came."""
         self._got_body = True
         self._body_left = max(0, self._body_left - len(body))
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The end of a request."""
+        """The request is complete."""
         self._in_message = False
         self._body_left = 0
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """The end of a reply, which may come before that of its request."""
+        """The reply is complete, perhaps before its request; go on with the next one."""
         if self.pipeline:
             self._running = self.pipeline[-1][0]
         super().on_response_complete()
         self._dropped, self._dropped_since = 0, self.loop.time()
         if self.transport.is_closing():
             self._writing.begin_closing(self.transport)
-        self._parse(self._held)
+        self._parse(self._pending)
         self._watch_reading()
 
-    # What comes and goes.
+    # Data in both directions.
 
     def data_received(self, data: bytes) -> None:
-        """Some bytes of requests."""
-        self._parse(memoryview(bytes(self._held) + data if self._held else data))
+        """Parse data, as far as it may be parsed now."""
+        self._parse(memoryview(bytes(self._pending) + data if self._pending else data))
         self._watch_reading()
 
     def _parse(self, data: memoryview) -> None:
-        """Parse up to the second request that has no whole reply, and hold the rest back.
+        """Parse up to the second request without a complete reply, and keep the rest unparsed.
 
-        A request takes hundreds of times its bytes once it is parsed.
+        A parsed request takes hundreds of times the memory of its bytes.
         """
-        while data and not (self.pipeline or self._deaf or self.transport.is_closing()):
+        while data and not (self.pipeline or self._discarding or self.transport.is_closing()):
             end = self._body_left
             if not end:
                 line = EMPTY_LINE.search(data)
                 end = line.end() if line else len(data)
             self._parse_piece(data[:end])
             data = data[end:]
-        self._hold(data if self.pipeline and not self._deaf else NOTHING)
+        self._keep(data if self.pipeline and not self._discarding else NOTHING)
 
-    def _hold(self, data: memoryview) -> None:
-        """Keep what is to be parsed later; of all connections no more than there is room for."""
-        self.limits.buffered_bytes += _size(data) - _size(self._held)
-        self._held = data
+    def _keep(self, data: memoryview) -> None:
+        """Keep data to be parsed later, within the limit of all connections together."""
+        self.limits.buffered_bytes += _size(data) - _size(self._pending)
+        self._pending = data
         if data and self.limits.buffered_bytes > MAX_BUFFERED_BYTES:
             self._refuse(BUSY, "too many requests were sent before earlier ones were answered")
 
@@ -200,7 +200,7 @@ class GuardedProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            # The parser takes nothing that follows for HTTP, so this is the last request.
+            # The parser stops here, so this is the last request.
             self.cycle.keep_alive = False
             self.flow.pause_reading()
         except httptools.HttpParserError:
@@ -212,42 +212,42 @@ class GuardedProtocol(HttpToolsProtocol):
 
     @property
     def _busy(self) -> bool:
-        """A request has begun whose reply is not whole."""
+        """Whether a request has begun whose reply is not complete."""
         return self.cycle is not None and not self.cycle.response_complete
 
     def _watch_reading(self) -> None:
-        """Set the timer that fits what is awaited."""
-        patience, now = self.client_timeout, self.loop.time()
+        """Set the timer for what the caller has to send next."""
+        timeout, now = self.client_timeout, self.loop.time()
         if self._busy or self.transport.is_closing():
-            self.limits.works(self.transport)
+            self.limits.set_busy(self.transport)
         else:
-            self.limits.waits(self.transport)
+            self.limits.set_idle(self.transport)
         if self._in_head and not self._busy and not self.transport.is_closing():
-            if patience is not None and not self._reading.running:
-                self._reading.start(now + patience, self._too_slow)
+            if timeout is not None and not self._reading.running:
+                self._reading.start(now + timeout, self._too_slow)
             return
         self._reading.stop()
         if self._busy or self.transport.is_closing():
-            return  # the application watches the bodies that it reads
+            return  # the application limits the time of bodies that it reads
         if not self._in_message:
             if self.transport.get_write_buffer_size() and not self._writing.running:
                 self._writing.begin(self.transport)
             if self.timeout_keep_alive_task is None:
                 self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self._close)
-        elif patience is not None:
+        elif timeout is not None:
             least = min(now, self._dropped_since + self._dropped / MINIMUM_RATE)
-            self._reading.start(least + patience, self._close)
+            self._reading.start(least + timeout, self._close)
 
     def _too_slow(self) -> None:
         self._refuse(SLOW, f"the head did not come within {self.client_timeout:g} s; send it without pauses")
 
     def pause_writing(self) -> None:
-        """Much of a reply waits to be taken."""
+        """Watch a caller that does not read its reply."""
         super().pause_writing()
         self._writing.begin(self.transport)
 
     def resume_writing(self) -> None:
-        """Nearly all of it is gone."""
+        """Stop watching: nearly all of the reply is sent."""
         super().resume_writing()
         self._writing.end()
         if self.transport.is_closing():
@@ -257,19 +257,19 @@ class GuardedProtocol(HttpToolsProtocol):
         self.refusals.log_cut_off(self.client)
         self.transport.abort()
 
-    # How it ends.
+    # Ending the connection.
 
     def _refuse(self, status: int, text: str) -> None:
-        """Answer in the form of all errors, and close."""
-        if self.transport.is_closing() or self._deaf:
+        """Answer with an error, and close."""
+        if self.transport.is_closing() or self._discarding:
             return
-        whole = self._last_whole()
-        identifier = self._record(status, text, counted=whole is not None or not self._busy)
-        if whole is not None:
-            # What is wrong comes after requests that are whole: they get their replies first.
-            whole.keep_alive = False
-            self._deaf = True
-            self._hold(NOTHING)
+        complete = self._last_complete()
+        identifier = self._record(status, text, counted=complete is not None or not self._busy)
+        if complete is not None:
+            # The fault comes behind complete requests, which get their replies first.
+            complete.keep_alive = False
+            self._discarding = True
+            self._keep(NOTHING)
             self.flow.pause_reading()
             return
         if not (self._busy and self.cycle.response_started):
@@ -281,7 +281,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """Log a refusal, and count it unless the application has the request and counts it.
 
         Returns:
-            Identifier of what is refused.
+            Identifier of the refused request.
         """
         if counted:
             self.refusals.count(status)
@@ -292,8 +292,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self.refusals.log(self.client, identifier, status, text)
         return identifier
 
-    def _last_whole(self) -> Any:
-        """The last request that has come whole and has no whole reply; one behind it that has not is dropped."""
+    def _last_complete(self) -> Any:
+        """The last complete request without a complete reply; an incomplete one behind it is dropped."""
         if self._busy and not self.cycle.more_body:
             return self.cycle
         if not self.pipeline:
@@ -302,21 +302,21 @@ class GuardedProtocol(HttpToolsProtocol):
         return self.pipeline[0][0] if self.pipeline else self._running
 
     def timeout_keep_alive_handler(self) -> None:
-        """Nothing came for long."""
+        """Close an idle connection."""
         self._close()
 
     def _close(self) -> None:
-        """Close, and wait no longer than usual for the caller to take what is still to be sent."""
+        """Close once the caller has read what is still to be sent, or is too slow."""
         self._reading.stop()
         self.transport.close()
         self._writing.begin_closing(self.transport)
 
 
 def _head_fault(headers: Sequence[tuple[bytes, bytes]], version: str) -> tuple[int, str] | None:
-    """Judge what the parser lets pass in a head, by RFC 9112, sections 3.2 and 6.1.
+    """Find faults that the parser does not: Host and Transfer-Encoding, by RFC 9112, sections 3.2 and 6.1.
 
     Returns:
-        Status and text of a refusal; None for a head that is right.
+        Status and text of a refusal; None for a valid head.
     """
     hosts = sum(name == b"host" for name, _ in headers)
     if hosts > 1 or (hosts == 0 and version >= "1.1"):
@@ -338,5 +338,5 @@ def _answer(status: int, text: str, headers: Sequence[tuple[bytes, bytes]]) -> b
 
 
 def _size(data: memoryview) -> int:
-    """Bytes of memory that are kept for a part of what was read at once."""
+    """Bytes of memory that a view keeps: those of all the data that was read at once."""
     return memoryview(data.obj).nbytes if data else 0

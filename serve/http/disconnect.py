@@ -1,8 +1,8 @@
-"""Replies that come before the whole body was sent, on connections that end with them.
+"""Client disconnects, and lingering closes of connections on which the client still sends.
 
 A connection that is closed while its caller still sends is reset, and the reply may be lost with it: the caller sees a
-broken pipe in place of the reason. So it is closed once the rest has come and was dropped. Connections that stay open
-need nothing: the HTTP server drops what is left of a body by itself.
+broken pipe in place of the reason. So it is closed only after the rest has come and was dropped. Connections that stay
+open need nothing: the HTTP server drops the rest of a body by itself.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from yolo_assigner.serve.errors import ClientDisconnectedError
 
 TOO_SLOW = 408
-LINGER_SECONDS = 30.0  # a caller that still sends then is cut off
+LINGER_SECONDS = 30.0  # then a caller that still sends is cut off
+Result = TypeVar("Result")
 
 
 class Linger:
-    """Reads on after such a reply; changes nothing of what is sent.
+    """Delays the end of an early reply with ``Connection: close`` until the request's body has come.
 
     Args:
-        app: What replies.
-        seconds: Longest time to read on.
+        app: The application behind it.
+        seconds: Longest delay.
     """
 
     def __init__(self, app: ASGIApp, seconds: float = LINGER_SECONDS) -> None:
@@ -33,26 +34,26 @@ class Linger:
         self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and hold its connection open until its body has come."""
+        """Pass a request on, and keep its connection open until its body has come."""
         if scope["type"] != "http" or not _sends_on(scope):
             await self._app(scope, receive, send)
             return
-        passed = _Passed(scope, receive, send)
-        await self._app(scope, passed.receive, passed.send)
-        if passed.held:
+        exchange = _Exchange(scope, receive, send)
+        await self._app(scope, exchange.receive, exchange.send)
+        if exchange.unfinished:
             try:
                 async with asyncio.timeout(self._seconds):
-                    await passed.rest()
+                    await exchange.drop_rest()
             except TimeoutError:
                 pass
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-class _Passed:
-    """What passed of one request.
+class _Exchange:
+    """One request and its reply.
 
     Attributes:
-        held: All of the reply was sent but the word that it ends, with which the connection is closed.
+        unfinished: All of the reply was sent but the message that ends it, with which the connection is closed.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,7 +61,7 @@ class _Passed:
         asked = Headers(scope=scope)
         self._closes = scope["http_version"] == "1.0" or _says_close(asked.getlist("connection"))
         self._arriving = True
-        self.held = False
+        self.unfinished = False
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -70,21 +71,21 @@ class _Passed:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._closes = self._closes or _says_close(Headers(raw=message["headers"]).getlist("connection"))
-            # Whoever is told that the body came too slowly is waited for no longer.
+            # A caller that was too slow gets no more time.
             self._closes = self._closes and message["status"] != TOO_SLOW
         elif self._closes and self._arriving and not message.get("more_body", False):
             message = {**message, "more_body": True}
-            self.held = True
+            self.unfinished = True
         await self._send(message)
 
-    async def rest(self) -> None:
-        """Drop what still comes."""
+    async def drop_rest(self) -> None:
+        """Read the rest of the body."""
         while self._arriving:
             await self.receive()
 
 
 def _sends_on(scope: Scope) -> bool:
-    """Whether there is a body that the caller sends whatever it is answered."""
+    """Whether the caller sends a body without waiting for an answer to its head."""
     headers = Headers(scope=scope)
     return headers.get("expect") is None and (
         headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
@@ -95,18 +96,15 @@ def _says_close(values: Iterable[str]) -> bool:
     return any(word.strip().lower() == "close" for value in values for word in value.split(","))
 
 
-Result = TypeVar("Result")
-
-
 async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
-    """Do work, and drop it when its caller hangs up.
+    """Await a coroutine, and cancel it when the caller disconnects.
 
     Args:
-        receive: ASGI receive of a request whose body has been read; the next message says that the caller is gone.
-        work: Cancelled then; what already runs in an engine's thread ends by itself and its result is dropped.
+        receive: ASGI receive of a request whose body has been read, so that the next message is the disconnect.
+        work: The coroutine. A call that an engine has begun runs on, and its result is dropped.
 
     Raises:
-        ClientDisconnectedError: The caller hung up first.
+        ClientDisconnectedError: The caller disconnected first.
     """
     doing = asyncio.ensure_future(work)
     listening = asyncio.ensure_future(_disconnected(receive))

@@ -1,4 +1,4 @@
-"""Prometheus metrics, on a port of their own so that they need no key and can be kept from callers."""
+"""Prometheus metrics, on a port of their own: they need no key there, and callers need not reach it."""
 
 from __future__ import annotations
 
@@ -19,31 +19,18 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
+from yolo_assigner.serve.http.routes import STATUSES
+
 PREFIX = "yolo_assigner"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
-REASONS = {
-    400: "bad_request",
-    401: "no_key",
-    403: "forbidden",
-    404: "not_found",
-    405: "wrong_verb",
-    408: "too_slow",
-    413: "too_large",
-    429: "wrong_keys",
-    431: "large_head",
-    500: "engine",
-    501: "unsupported",
-    503: "busy",
-    504: "too_late",
-}
 
 
 class Metrics:
-    """All metrics of a server. A registry of its own: several servers may live in one process.
+    """All metrics of a server, in a registry of their own: a process may have several servers.
 
     Attributes:
-        registry: What is shown.
+        registry: The registry.
     """
 
     def __init__(self) -> None:
@@ -61,53 +48,54 @@ class Metrics:
         self._info = Info(f"{PREFIX}_build", "Versions.", registry=registry)
 
     def describe(self, versions: dict[str, str]) -> None:
-        """Say what is running."""
+        """Set the versions that are shown."""
         self._info.info(versions)
 
     def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
-        """A gauge that is read when somebody looks."""
+        """Add a gauge that is read when the metrics are collected."""
         Gauge(f"{PREFIX}_{name}", text, registry=self.registry).set_function(read)
 
     def watch_count(self, name: str, text: str, read: Callable[[], float]) -> None:
-        """A counter that is read when somebody looks."""
+        """Add a counter that is read when the metrics are collected."""
         self.registry.register(_Count(f"{PREFIX}_{name}", text, read))
 
     def watch_process(self, pid: Callable[[], int | None]) -> None:
-        """Memory, processor time and open files of another process; nothing while there is none."""
+        """Add memory, processor time and open files of another process; none while ``pid`` returns None."""
         ProcessCollector(f"{PREFIX}_engine", lambda: pid() or "none", registry=self.registry)
 
     def answered(
         self, route: str, status: int, received: int, sent: int, seconds: float, reason: str | None = None
     ) -> None:
-        """A request has got its reply.
+        """Count a request and its reply.
 
         Args:
-            route: One of few names, never what a caller sent.
+            route: Label of the endpoint, never a text of the caller.
             status: HTTP status.
             received: Bytes of the request's body.
             sent: Bytes of the reply's body.
             seconds: From the headers to the end of the reply.
-            reason: Why it was refused or failed, where several reasons have its status.
+            reason: Why it was refused or failed; by its status when None.
         """
         self._received.inc(received)
         self._sent.inc(sent)
         self._seconds.labels(route).observe(seconds)
-        if status >= min(REASONS):
+        if status >= min(STATUSES):
             self.refused(route, status, reason)
         else:
             self._requests.labels(route, str(status)).inc()
 
     def refused(self, route: str, status: int, reason: str | None = None) -> None:
-        """A request was refused or failed."""
+        """Count a request that was refused or failed."""
         self._requests.labels(route, str(status)).inc()
-        self._failures.labels(route, reason or REASONS.get(status, "other")).inc()
+        known = STATUSES.get(status)
+        self._failures.labels(route, reason or (known.reason if known else "other")).inc()
 
     def waited(self, model: str, nanoseconds: int) -> None:
-        """A request has waited so long for its engine."""
+        """Record how long a request waited for its engine."""
         self._queue.labels(model).observe(nanoseconds / 1e9)
 
     def called(self, model: str, images: int, engine_ns: int) -> None:
-        """An engine has run."""
+        """Record a call of an engine."""
         self._engine.labels(model).observe(engine_ns / 1e9)
         self._images.labels(model).observe(images)
 
@@ -119,21 +107,21 @@ class Metrics:
 
 
 class _Count(Collector):
-    """A counter that is kept elsewhere."""
+    """A counter whose value is kept elsewhere."""
 
     def __init__(self, name: str, text: str, read: Callable[[], float]) -> None:
         self._name, self._text, self._read = name, text, read
 
     def collect(self) -> Iterable[CounterMetricFamily]:
-        """What it is now."""
+        """Read the value."""
         yield CounterMetricFamily(self._name, self._text, self._read())
 
 
 def serve_metrics(metrics: Metrics, host: str, port: int) -> tuple[WSGIServer, threading.Thread]:
-    """Show them at ``/metrics``.
+    """Serve metrics at ``/metrics``, in a thread.
 
     Args:
-        metrics: What is shown.
+        metrics: The metrics.
         host: Address to listen on.
         port: 0 chooses a free one.
 

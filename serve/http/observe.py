@@ -1,4 +1,4 @@
-"""Every request gets an identifier, a line in the log and its place in the metrics."""
+"""The access log and the metrics of requests, and the identifier of each request."""
 
 from __future__ import annotations
 
@@ -14,32 +14,26 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from yolo_assigner.serve.http.metrics import Metrics
+from yolo_assigner.serve.http.routes import route_of
 from yolo_assigner.serve.logs import request_id
 from yolo_assigner.serve.settings import UNIX
 
 GOOD_ID = re.compile(r"[\x21-\x7e]{1,128}")
-# Names of models are not among the labels: a caller could make up any number of them.
-ROUTES = (
-    ("infer", re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/infer")),
-    ("loss", re.compile(r"/v1/loss")),
-    ("assign", re.compile(r"/v1/assign")),
-    ("reduce", re.compile(r"/v1/reduce")),
-    ("health", re.compile(r"/v2/health/\w+|/v2/models/[^/]+(/versions/[^/]+)?/ready")),
-    ("shared_memory", re.compile(r"/v2/(system|cuda)sharedmemory.*")),
-)
-SHOWN = "/:@!$&'()*+,;=~"  # of a path as it is; line feeds could look like other entries of the log
+SHOWN = "/:@!$&'()*+,;=~"  # not escaped in logged paths; a line feed could forge an entry of the log
 FAILED, REFUSED = 500, 400
-NO_KEY = "-"  # none was needed, or the request was refused for its key
+NO_KEY = "-"  # in the log, where none was needed or the request was refused for its key
 FORM = "%(method)s %(path)s %(status)s in %(milliseconds)s ms from %(peer)s"
+LINES_A_SECOND = 10  # of refusals by connections
+Client = tuple[str, int] | None
 logger = logging.getLogger("serve.access")
 
 
 class Observer:
-    """Watches requests come and go; changes nothing but for the header ``X-Request-Id``.
+    """Logs and counts requests, and adds the header ``X-Request-Id`` to their replies.
 
     Args:
-        app: What is watched.
-        metrics: Where it is counted.
+        app: The application behind it.
+        metrics: Counts the requests.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -47,30 +41,31 @@ class Observer:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Watch one request."""
+        """Pass a request on; log and count it at its end."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        seen = _Seen(scope, receive, send)
-        token = request_id.set(seen.id)
+        exchange = _Exchange(scope, receive, send)
+        token = request_id.set(exchange.id)
         try:
-            await self._app(scope, seen.receive, seen.send)
+            await self._app(scope, exchange.receive, exchange.send)
         finally:
-            seconds = time.perf_counter() - seen.started
-            route = next((name for name, pattern in ROUTES if pattern.fullmatch(scope["path"])), "other")
+            seconds = time.perf_counter() - exchange.started
+            route = route_of(scope["path"])
+            metric = route.metric if route else "other"
             reason = scope.get("state", {}).get("reason")
-            self._metrics.answered(route, seen.status, seen.received, seen.sent, seconds, reason)
-            _log(scope, seen, seconds, route)
+            self._metrics.answered(metric, exchange.status, exchange.received, exchange.sent, seconds, reason)
+            _log(scope, exchange, seconds, metric)
             request_id.reset(token)
 
 
-class _Seen:
-    """One request and what passed. A request that ends without a reply counts as failed."""
+class _Exchange:
+    """One request and its reply. A request that ends without a reply counts as failed."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         given = Headers(scope=scope).get("x-request-id", "")
         self.id = given if GOOD_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = self.id  # the connection may refuse the rest of its body
+        scope.setdefault("state", {})["request_id"] = self.id  # for a refusal of its body by the connection
         self.started = time.perf_counter()
         self.status, self.received, self.sent = FAILED, 0, 0
         self._receive, self._send, self._method = receive, send, scope["method"]
@@ -84,16 +79,17 @@ class _Seen:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", self.id.encode())]}
-        if self._method != "HEAD":  # whose replies are sent without their bodies
+        if self._method != "HEAD":  # the HTTP server drops the body of its reply
             self.sent += len(message.get("body", b""))
         await self._send(message)
 
 
-def _log(scope: Scope, seen: _Seen, seconds: float, route: str) -> None:
-    # The other codes above 500 say that the server is busy or does not do such things, as it was told.
-    level = logging.ERROR if seen.status == FAILED else logging.INFO if seen.status >= REFUSED else logging.DEBUG
-    if route == "health":
-        level = logging.DEBUG  # asked every second or so, and no is an ordinary answer
+def _log(scope: Scope, exchange: _Exchange, seconds: float, metric: str) -> None:
+    # The statuses above 500 are ordinary answers of a busy server, or of one that lacks a feature.
+    status = exchange.status
+    level = logging.ERROR if status == FAILED else logging.INFO if status >= REFUSED else logging.DEBUG
+    if metric == "health":
+        level = logging.DEBUG  # asked every second or so, and not being ready is an ordinary answer
     if logger.isEnabledFor(level):
         key = scope.get("state", {}).get("key_name", NO_KEY)
         fields = {
@@ -101,9 +97,9 @@ def _log(scope: Scope, seen: _Seen, seconds: float, route: str) -> None:
             "path": quote(scope["path"], safe=SHOWN),
             "peer": shown_peer(scope.get("client")),
             "key": key,
-            "status": seen.status,
-            "received": seen.received,
-            "sent": seen.sent,
+            "status": status,
+            "received": exchange.received,
+            "sent": exchange.sent,
             "milliseconds": round(1000 * seconds, 2),
         }
         form = FORM if key == NO_KEY else f"{FORM} with key %(key)s"
@@ -119,23 +115,19 @@ def shown_peer(client: tuple[str, int] | None) -> str:
     return f"[{shown}]:{port}" if ":" in shown else f"{shown}:{port}"
 
 
-LINES_A_SECOND = 10
-Client = tuple[str, int] | None
-
-
 class Refusals:
-    """Those of all connections of one server. Called from the event loop's thread alone.
+    """Counts and logs requests that connections refuse. Called from the event loop's thread alone.
 
     Args:
-        metrics: Where they are counted.
+        metrics: Counts them.
     """
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._logged = self._left_out = 0  # of the current second
+        self._logged = self._left_out = 0  # in this second
 
     def count(self, status: int) -> None:
-        """Count a request that the application does not get."""
+        """Count a request that does not get to the application."""
         self._metrics.refused("connection", status)
 
     def log(self, client: Client, identifier: str, status: int, reason: str) -> None:
@@ -173,6 +165,6 @@ class Refusals:
 
 
 def identifier_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    """The caller's own ``X-Request-Id`` where these headers have a usable one, else a new one."""
+    """The valid ``X-Request-Id`` among headers, or a new identifier."""
     given = next((value.decode("latin-1") for name, value in headers if name == b"x-request-id"), "")
     return given if GOOD_ID.fullmatch(given) else uuid.uuid4().hex

@@ -1,8 +1,8 @@
-"""Web pages as callers: which names the server answers to, and whose pages may call it.
+"""Protection against web pages that make their user's browser call this server.
 
-A page can have its user's browser send requests to whatever that user reaches, a server on loopback above all. Two
-headers give it away, which scripts cannot change: Origin, and Host where the name of the page was made to resolve to
-the server's address (DNS rebinding), so that browsers take both for one origin.
+A browser sends the requests of a page to anything that its user can reach, such as a server on loopback. Two headers
+show that, which scripts cannot change: Origin; and Host, where the page's name was made to resolve to the server's
+address (DNS rebinding), so that the browser takes the server for the page's own.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from yolo_assigner.serve.http.replies import JSON_LENGTH, reply, send_error
 from yolo_assigner.serve.settings import Settings
 
 HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?")
-SENT = ("Authorization", "Content-Encoding", JSON_LENGTH, "X-Request-Id")  # headers, beside those of any page
-SHOWN = (JSON_LENGTH, "X-Request-Id", "Retry-After")
+SENT = ("Authorization", "Content-Encoding", JSON_LENGTH, "X-Request-Id")  # headers that pages may send
+SHOWN = (JSON_LENGTH, "X-Request-Id", "Retry-After")  # headers that pages may read
 
 
 class Origins(NamedTuple):
-    """Which hosts and origins requests may name. Programs name no origin, and may name no host.
+    """Hosts and origins that requests may name. Programs send no Origin, and may send no Host.
 
     Attributes:
-        names: Of the server, beside its addresses; ``*`` stands for any characters. None: it answers to every name.
-        dotless: It also answers to names without a dot, which Docker and Kubernetes give and no public DNS has.
-        pages: Origins that may call, beside the server's own.
+        names: The server's names; ``*`` stands for any characters. Addresses are always accepted. None: every name is.
+        dotless: Whether names without a dot are accepted, which Docker and Kubernetes give and no public DNS has.
+        pages: Origins that may call, besides the server's own.
     """
 
     names: tuple[str, ...] | None = None
@@ -45,7 +45,7 @@ class Origins(NamedTuple):
         """Check the headers of a request.
 
         Raises:
-            ForbiddenError: Its Host is no name of the server, or it comes from a page that may not call.
+            ForbiddenError: Its Host is not a name of the server, or it comes from a page that may not call.
         """
         host = headers.get("host", "").lower()
         if host and not self._answers_to(host):
@@ -72,23 +72,23 @@ class Origins(NamedTuple):
         if any(fnmatchcase(name, pattern) for pattern in self.names) or (self.dotless and "." not in name):
             return True
         try:
-            ipaddress.ip_address(name.strip("[]"))  # no DNS is asked for it, so that none can lie
+            ipaddress.ip_address(name.strip("[]"))  # not resolved by DNS, so DNS rebinding is impossible
         except ValueError:
             return False
         return True
 
 
 def origins_of(settings: Settings, has_keys: bool) -> Origins:
-    """What the settings allow.
+    """The hosts and origins that the settings allow.
 
     Args:
         settings: ``host``, ``unix_socket``, ``allowed_host`` and ``cors_origin`` are read.
-        has_keys: Inference needs a key, which pages do not have; then every name is good unless some are given.
+        has_keys: Whether inference needs a key. Pages do not have it, so every name is accepted unless some are given.
     """
     if has_keys and not settings.allowed_host:
         return Origins(pages=settings.cors_origin)
     if settings.unix_socket is not None:
-        # No browser calls it. A proxy before it may pass on what one asked for; programs name it as they like.
+        # Browsers cannot call it, but a proxy may pass their requests on; programs may send any short name.
         return Origins(("localhost", *settings.allowed_host), dotless=True, pages=settings.cors_origin)
     names = ("localhost", settings.host.lower(), *settings.allowed_host)
     if settings.local:
@@ -100,8 +100,8 @@ class OriginGuard:
     """Refuses requests of web pages that may not call.
 
     Args:
-        app: What is guarded.
-        origins: Who may.
+        app: The application behind it.
+        origins: Allowed hosts and origins.
     """
 
     def __init__(self, app: ASGIApp, origins: Origins) -> None:
@@ -109,7 +109,7 @@ class OriginGuard:
         self._origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request through or answer it."""
+        """Pass a request on, or refuse it."""
         if scope["type"] == "http":
             try:
                 self._origins.allow(Headers(scope=scope))
@@ -120,19 +120,19 @@ class OriginGuard:
 
 
 class CrossOrigin(CORSMiddleware):
-    """Tells browsers that the pages of some origins may call and what they may read.
+    """Tells browsers which pages may call, and what these may send and read.
 
     Args:
-        app: What is called.
-        pages: The origins.
+        app: The application behind it.
+        pages: Origins of the pages.
     """
 
     def __init__(self, app: ASGIApp, pages: Sequence[str]) -> None:
-        # A page of a public site that calls a private address asks for that as well.
+        # Browsers ask for allow_private_network before a page of a public site calls a private address.
         super().__init__(app, pages, ("GET", "HEAD", "POST"), SENT, expose_headers=SHOWN, allow_private_network=True)
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """Answer a browser that asks before it calls; refusals in the form of all errors."""
+        """Answer a preflight request; a refusal has the JSON form of all errors."""
         response = super().preflight_response(request_headers)
         if response.status_code < 400:  # noqa: PLR2004
             return response

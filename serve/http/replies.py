@@ -1,4 +1,4 @@
-"""JSON replies and the one form of an error."""
+"""JSON replies, replies with tensors, and error replies, which all have one form."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ JSON_LENGTH = "Inference-Header-Content-Length"
 
 
 class ReplyInParts(Response):
-    """A reply in parts, each sent from where it lies.
+    """A reply whose parts are sent without being copied together.
 
     Args:
-        encoded: The parts.
+        encoded: The parts, and the length of the JSON among them.
     """
 
     def __init__(self, encoded: EncodedResponse) -> None:
@@ -39,16 +39,16 @@ class ReplyInParts(Response):
 
 
 def reply(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """A JSON reply; numbers that JSON has not become ``null``."""
+    """A JSON reply; NaN and the infinities become ``null``."""
     return Response(dump_json(value), status, headers, media_type="application/json")
 
 
 def error_reply(error: ServeError, scope: Scope) -> Response:
-    """What the caller is told. What the metrics call the error is left in the scope's state, as ``reason``."""
+    """The reply to a refused request. The error's ``reason`` is left in the scope's state, for the metrics."""
     scope.setdefault("state", {})["reason"] = error.reason
     return reply({"error": str(error)}, error.status, error.headers)
 
 
 async def send_error(error: ServeError, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer with an error where no framework does."""
+    """Send an error from a middleware."""
     await error_reply(error, scope)(scope, receive, send)

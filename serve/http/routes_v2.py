@@ -1,111 +1,187 @@
-"""The protocol on HTTP: rows 1 to 6. Each route asks the core and writes down what it says."""
+"""Handlers of the Open Inference Protocol v2, by the names of their routes."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import Request, Response
 
 from yolo_assigner.export.contract import TensorSpec
 from yolo_assigner.serve.errors import BadRequestError, BusyError, UnsupportedError
-from yolo_assigner.serve.http.body import BodyReader, header_number
+from yolo_assigner.serve.http.admission import Admission
+from yolo_assigner.serve.http.body import BodyReader
 from yolo_assigner.serve.http.disconnect import unless_disconnected
+from yolo_assigner.serve.http.headers import header_number
+from yolo_assigner.serve.http.openapi import Handler
 from yolo_assigner.serve.http.replies import JSON_LENGTH, ReplyInParts, reply
 from yolo_assigner.serve.inference.registry import VERSION, ModelInfo, ModelRegistry, check_loaded
 from yolo_assigner.serve.inference.service import Operation, Service, new_call
-from yolo_assigner.serve.options import AppOptions
-from yolo_assigner.serve.versions import CLIENT_HEADER, check_client
+from yolo_assigner.serve.settings import Settings
+from yolo_assigner.serve.versions import CLIENT_HEADER, check_peer
 from yolo_assigner.serve.wire.dtypes import wire_name
 from yolo_assigner.serve.wire.request import parse_object
 from yolo_loss import __version__
 
-
-async def _version(request: Request) -> str | None:
-    return request.path_params.get("version")  # of a path that has one; never from elsewhere
-
-
-Version = Annotated[str | None, Depends(_version)]
+EXTENSIONS = ("binary_tensor_data",)
+SMALL_BODY = 2**16  # bytes of a body without tensors
+READY = "READY"
+NOTHING = memoryview(b"")
 
 
-def health_routes(service: Service, options: AppOptions) -> APIRouter:
-    """Rows 1 to 5 and 8: what the server and its models are, whether they can be used, and what they have done."""
-    registry = service.registry
-    router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+def v2_handlers(service: Service, bodies: BodyReader, settings: Settings, admission: Admission) -> dict[str, Handler]:
+    """All handlers.
 
-    # The lower route is added first and answers both verbs; the upper one describes them: OpenAPI has a reply's body
-    # in every entry, and HEAD has none.
-    @router.get("/health/live", summary="The process is of use, or will be; HEAD like GET")
-    @router.api_route("/health/live", methods=["GET", "HEAD"], include_in_schema=False)
-    async def live() -> Response:
+    Args:
+        service: Knows and runs the models.
+        bodies: Reads the requests with tensors.
+        settings: Time limits are read.
+        admission: Says whether the server is stopping.
+    """
+    small_bodies = BodyReader(
+        SMALL_BODY, client_timeout=settings.client_timeout or None, remedy="send what the protocol asks for"
+    )
+    return {
+        **_health_handlers(service, admission),
+        **_model_handlers(service.registry),
+        **_repository_handlers(service, small_bodies),
+        **_region_handlers(service, small_bodies),
+        "infer": _infer_handler(service, bodies, settings),
+    }
+
+
+def refusing(remedy: str) -> Handler:
+    """The handler of a part of the protocol that this server does not implement."""
+
+    async def refuse(_: Request) -> Response:
+        raise UnsupportedError(remedy)
+
+    return refuse
+
+
+def _health_handlers(service: Service, admission: Admission) -> dict[str, Handler]:
+    async def live(_: Request) -> Response:
         service.check_alive()
         return reply({"live": True})
 
-    @router.get("/health/ready", summary="Models can be used; 503 while loading or stopping; HEAD like GET")
-    @router.api_route("/health/ready", methods=["GET", "HEAD"], include_in_schema=False)
-    async def ready() -> Response:
-        if options.admission.closing:
+    async def ready(_: Request) -> Response:
+        if admission.closing:
             raise BusyError("this server is about to stop; send requests to another one")
         service.check_ready()
         return reply({"ready": True})
 
-    @router.get("", summary="Name, version and extensions of the server")
-    async def server() -> Response:
+    async def server(_: Request) -> Response:
         return reply(server_metadata(service.extensions))
 
-    @router.get("/models/{name}/versions/{version}/ready", summary="One version can be used")
-    @router.get("/models/{name}/ready", summary="One model can be used")
-    async def model_ready(name: str, version: Version) -> Response:
-        registry.find(name, version)
+    return {"live": live, "ready": ready, "server": server}
+
+
+def _model_handlers(registry: ModelRegistry[ModelInfo]) -> dict[str, Handler]:
+    async def model_ready(request: Request) -> Response:
+        name = _find(registry, request).contract.name
         check_loaded(registry, name)
         return reply({"name": name, "ready": True})
 
-    @router.get("/models/stats", summary="What all models have done")
-    @router.get("/models/{name}/versions/{version}/stats", summary="What one version has done")
-    @router.get("/models/{name}/stats", summary="What one model has done")
-    async def stats(request: Request, version: Version) -> Response:
-        name = request.path_params.get("name")
-        models = registry.models.values() if name is None else [registry.find(name, version)]
+    async def stats(request: Request) -> Response:
+        models = [_find(registry, request)] if "name" in request.path_params else registry.models.values()
         return reply({"model_stats": [model.stats.as_json(model.contract.name, VERSION) for model in models]})
 
-    @router.get("/models/{name}/versions/{version}", summary="Inputs and outputs of one version")
-    @router.get("/models/{name}", summary="Inputs and outputs of one model")
-    async def model(name: str, version: Version) -> Response:
-        return reply(model_metadata(registry.find(name, version)))
+    async def model(request: Request) -> Response:
+        return reply(model_metadata(_find(registry, request)))
 
-    return router
+    async def config(request: Request) -> Response:
+        return reply(model_config(_find(registry, request)))
+
+    return {"model_ready": model_ready, "stats": stats, "model": model, "config": config}
 
 
-def infer_routes(service: Service, bodies: BodyReader, options: AppOptions) -> APIRouter:
-    """Row 6. The body is taken from the raw stream: clients send no Content-Type."""
-    registry = service.registry
-    router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
-
-    @router.post("/models/{name}/versions/{version}/infer", summary="Run one version")
-    @router.post("/models/{name}/infer", summary="Run one model")
-    async def infer(request: Request, name: str, version: Version) -> Response:
-        check_client(request.headers.get(CLIENT_HEADER))
-        registry.find(name, version)
+def _infer_handler(service: Service, bodies: BodyReader, settings: Settings) -> Handler:
+    async def infer(request: Request) -> Response:
+        check_peer(CLIENT_HEADER, request.headers.get(CLIENT_HEADER), BadRequestError)
+        name = _find(service.registry, request).contract.name
         service.check(name)
         json_length = header_number(request.headers, JSON_LENGTH)
         body = await bodies.read(request.scope, request.receive, json_length)
-        work = service.run(new_call(Operation.INFER, name, json_length, options.request_timeout), body)
-        return ReplyInParts(await unless_disconnected(request.receive, work))
+        call = new_call(Operation.INFER, name, json_length, settings.request_timeout or None)
+        return ReplyInParts(await unless_disconnected(request.receive, service.run(call, body)))
 
-    return router
+    return infer
 
 
-EXTENSIONS = ("binary_tensor_data",)
+def _repository_handlers(service: Service, bodies: BodyReader) -> dict[str, Handler]:
+    async def index(request: Request) -> Response:
+        body = await bodies.read(request.scope, request.receive)
+        ready = parse_object(body).get("ready", False) if len(body) else False
+        if not isinstance(ready, bool):
+            raise BadRequestError(f"ready is {ready!r}; write true or false")
+        entries = index_entries(service.registry)
+        return reply([entry for entry in entries if entry["state"] == READY or not ready])
+
+    async def load(request: Request) -> Response:
+        name = request.path_params["name"]
+        body = await bodies.read(request.scope, request.receive)
+        if len(body) and parse_object(body).get("parameters"):
+            raise UnsupportedError("files and configurations are not taken from requests; put them into --artifacts")
+        # Not cancelled when the client disconnects: a load that stops half-way helps nobody.
+        await asyncio.shield(asyncio.ensure_future(service.reload(name)))
+        return reply(next(entry for entry in index_entries(service.registry) if entry["name"] == name))
+
+    return {"index": index, "load": load}
+
+
+def _region_handlers(service: Service, bodies: BodyReader) -> dict[str, Handler]:
+    async def answer(operation: Operation, request: Request, body: memoryview = NOTHING) -> Response:
+        return ReplyInParts(await service.run(new_call(operation, request.path_params.get("name")), body))
+
+    async def status(request: Request) -> Response:
+        return await answer(Operation.REGION_STATUS, request)
+
+    async def register(request: Request) -> Response:
+        return await answer(Operation.REGION_REGISTER, request, await bodies.read(request.scope, request.receive))
+
+    async def unregister(request: Request) -> Response:
+        return await answer(Operation.REGION_UNREGISTER, request)
+
+    async def no_regions(_: Request) -> Response:
+        return reply([])
+
+    async def nothing(_: Request) -> Response:
+        return reply({})
+
+    return {
+        "region_status": status,
+        "region_register": register,
+        "region_unregister": unregister,
+        "no_regions": no_regions,
+        "nothing": nothing,
+    }
+
+
+def _find(registry: ModelRegistry[ModelInfo], request: Request) -> ModelInfo:
+    """The model that a path names, and whose version it has if it names one.
+
+    Raises:
+        NotFoundError: There is no such model or version.
+        ModelFailedError: It could not be loaded.
+    """
+    return registry.find(request.path_params["name"], request.path_params.get("version"))
 
 
 def server_metadata(extensions: Sequence[str] = ()) -> dict[str, Any]:
-    """Row 4: name, version and the extensions that can be used."""
+    """The reply to ``GET /v2``.
+
+    Args:
+        extensions: Those that are switched on, besides binary tensors.
+    """
     return {"name": "yolo-assigner", "version": __version__, "extensions": [*EXTENSIONS, *extensions]}
 
 
 def model_metadata(model: ModelInfo) -> dict[str, Any]:
-    """Row 5. Outputs that are only sent when named say ``"parameters": {"default": false}``."""
+    """The reply to ``GET /v2/models/NAME``.
+
+    Outputs that are only sent when requested have ``"parameters": {"default": false}``.
+    """
     contract = model.contract
     outputs = [_metadata(spec) | {"parameters": {"default": not spec.heavy}} for spec in contract.outputs]
     return {
@@ -118,51 +194,19 @@ def model_metadata(model: ModelInfo) -> dict[str, Any]:
 
 
 def _metadata(spec: TensorSpec) -> dict[str, Any]:
-    shape = [axis if isinstance(axis, int) else -1 for axis in spec.axes]
-    return {"name": spec.name, "datatype": wire_name(spec.dtype), "shape": shape}
+    return {"name": spec.name, "datatype": wire_name(spec.dtype), "shape": _shape(spec)}
 
 
-BODY_BYTES = 2**16
-READY = "READY"
-
-
-def repository_routes(service: Service, options: AppOptions) -> APIRouter:
-    """Configuration and index."""
-    router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
-    bodies = BodyReader(BODY_BYTES, pause=options.client_timeout, remedy="send what the protocol asks for")
-
-    @router.get("/models/{name}/versions/{version}/config", summary="Configuration of one version")
-    @router.get("/models/{name}/config", summary="Configuration of one model")
-    async def config(name: str, version: Version) -> Response:
-        return reply(model_config(service.registry.find(name, version)))
-
-    @router.post("/repository/index", summary="All models and their states; the body may be empty")
-    async def index(request: Request) -> Response:
-        body = await bodies.read(request.scope, request.receive)
-        ready = parse_object(body).get("ready", False) if len(body) else False
-        if not isinstance(ready, bool):
-            raise BadRequestError(f"ready is {ready!r}; write true or false")
-        entries = index_entries(service.registry)
-        return reply([entry for entry in entries if entry["state"] == READY or not ready])
-
-    @router.post(
-        "/repository/models/{name}/load", summary="Load a model's files anew; the one in use stays if they fail"
-    )
-    async def load(name: str, request: Request) -> Response:
-        body = await bodies.read(request.scope, request.receive)
-        if len(body) and parse_object(body).get("parameters"):
-            raise UnsupportedError("files and configurations are not taken from requests; put them into --artifacts")
-        # It goes on when its caller hangs up: half of it would be of no use.
-        await asyncio.shield(asyncio.ensure_future(service.reload(name)))
-        return reply(next(entry for entry in index_entries(service.registry) if entry["name"] == name))
-
-    return router
+def _shape(spec: TensorSpec) -> list[int]:
+    """Sizes of all axes; -1 for an axis of any size."""
+    return [axis if isinstance(axis, int) else -1 for axis in spec.axes]
 
 
 def model_config(model: ModelInfo) -> dict[str, Any]:
     """A model's configuration in Triton's terms.
 
-    Every axis is among the dims, the first one too, of which callers send as many images as they like.
+    ``max_batch_size`` is 0, so that ``dims`` has every axis, also the first one, which callers may make as long as
+    they like.
     """
     contract, limits = model.contract, model.limits
     delay = {"max_queue_delay_microseconds": int(limits.seconds * 1e6)}
@@ -176,95 +220,15 @@ def model_config(model: ModelInfo) -> dict[str, Any]:
     }
 
 
+def _describe(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "data_type": f"TYPE_{wire_name(spec.dtype)}", "dims": _shape(spec)}
+
+
 def index_entries(registry: ModelRegistry[ModelInfo]) -> list[dict[str, Any]]:
-    """A line for each model, by name, also for those that cannot be loaded."""
+    """Name, version, state and reason of every model, sorted by name, also of those that failed to load."""
     reasons = {name: "" if model.ready else "it is being loaded" for name, model in registry.models.items()}
     reasons |= registry.failures
     return [
         {"name": name, "version": VERSION, "state": "UNAVAILABLE" if reason else READY, "reason": reason}
         for name, reason in sorted(reasons.items())
     ]
-
-
-def _describe(spec: TensorSpec) -> dict[str, Any]:
-    dims = [axis if isinstance(axis, int) else -1 for axis in spec.axes]
-    return {"name": spec.name, "data_type": f"TYPE_{wire_name(spec.dtype)}", "dims": dims}
-
-
-NOTHING = memoryview(b"")
-
-
-def shared_memory_routes(service: Service, options: AppOptions) -> APIRouter:
-    """Routes that list, register and unregister regions of POSIX shared memory.
-
-    Args:
-        service: Holds the regions; answers 501 while shared memory is switched off.
-        options: Limits.
-    """
-    router = APIRouter(prefix="/v2/systemsharedmemory", tags=["Open Inference Protocol"])
-    bodies = BodyReader(BODY_BYTES, pause=options.client_timeout, remedy="send what the protocol asks for")
-
-    async def answer(operation: Operation, request: Request, body: memoryview = NOTHING) -> Response:
-        return ReplyInParts(await service.run(new_call(operation, request.path_params.get("name")), body))
-
-    @router.get("/region/{name}/status", summary="One region of shared memory")
-    @router.get("/status", summary="All regions of shared memory")
-    async def status(request: Request) -> Response:
-        return await answer(Operation.REGION_STATUS, request)
-
-    @router.post("/region/{name}/register", summary="Register a region of shared memory")
-    async def register(request: Request) -> Response:
-        return await answer(Operation.REGION_REGISTER, request, await bodies.read(request.scope, request.receive))
-
-    @router.post("/region/{name}/unregister", summary="Unregister one region of shared memory")
-    @router.post("/unregister", summary="Unregister all regions of shared memory")
-    async def unregister(request: Request) -> Response:
-        return await answer(Operation.REGION_UNREGISTER, request)
-
-    return router
-
-
-UNLOADING = "models cannot be unloaded; remove the files from --artifacts and start the server again"
-TRACING = "tracing is not available; --log-level debug shows every request"
-LOGGING = "logging cannot be changed here; start the server with another --log-level"
-CUDA = "CUDA shared memory is not available; use system shared memory, or send the tensors in the request"
-UNSUPPORTED = {
-    "POST /repository/models/{name}/unload": UNLOADING,
-    "GET /trace/setting": TRACING,
-    "POST /trace/setting": TRACING,
-    "GET /models/{name}/trace/setting": TRACING,
-    "POST /models/{name}/trace/setting": TRACING,
-    "GET /logging": LOGGING,
-    "POST /logging": LOGGING,
-    "POST /cudasharedmemory/region/{name}/register": CUDA,
-    "POST /cudasharedmemory/region/{name}/unregister": CUDA,
-}
-
-
-def triton_routes() -> APIRouter:
-    """Routes that Triton's clients call and this server has no use for.
-
-    Triton's examples begin by unregistering all CUDA regions: there are none, so that succeeds. All else is refused.
-    """
-    router = APIRouter(prefix="/v2", include_in_schema=False)
-
-    @router.get("/cudasharedmemory/region/{name}/status")
-    @router.get("/cudasharedmemory/status")
-    async def no_cuda_regions() -> Response:
-        return reply([])
-
-    @router.post("/cudasharedmemory/unregister")
-    async def unregister_cuda_regions() -> Response:
-        return reply({})
-
-    for route, reason in UNSUPPORTED.items():
-        method, path = route.split()
-        router.add_api_route(path, _refusing(reason), methods=[method])
-    return router
-
-
-def _refusing(reason: str) -> Callable[[], Awaitable[Response]]:
-    async def refuse() -> Response:
-        raise UnsupportedError(reason)
-
-    return refuse

@@ -1,6 +1,4 @@
-"""The JSON of ``/v2`` and of errors, for the OpenAPI page alone.
-
-:mod:`yolo_assigner.serve.wire.request` reads requests.
+"""The JSON of ``/v2`` and of errors, for the OpenAPI document alone; requests are read by ``wire.request``.
 
 A key of a request whose value is null counts as absent.
 """
@@ -114,7 +112,7 @@ class Statistics(BaseModel):
 
 
 class InputTensor(BaseModel):
-    """An input: its values are `data`, or bytes behind the JSON, or lie in shared memory."""
+    """An input. Its values are in `data`, behind the JSON, or in shared memory."""
 
     name: str
     shape: list[Size]
@@ -126,14 +124,14 @@ class InputTensor(BaseModel):
 
 
 class RequestedOutput(BaseModel):
-    """An output that is wanted."""
+    """A requested output."""
 
     name: str
     parameters: dict[str, Any] | None = Field(None, description="`binary_data`, or `shared_memory_region` and its size")
 
 
 class InferRequest(BaseModel):
-    """Inputs, and which outputs are wanted."""
+    """Inputs and requested outputs."""
 
     id: str | None = Field(None, description="Comes back unchanged")
     parameters: dict[str, Any] | None = Field(None, description="`binary_data_output`, and `timeout` in microseconds")
@@ -161,13 +159,13 @@ class InferReply(BaseModel):
 
 
 class IndexRequest(BaseModel):
-    """Which models are to be listed."""
+    """Which models to list."""
 
     ready: bool | None = Field(None, description="Only those that can be used; all when left out")
 
 
 class RegionRequest(BaseModel):
-    """A part of an object of POSIX shared memory."""
+    """A part of a POSIX shared memory object."""
 
     key: str = Field(description="The object's, which begins as the server demands")
     offset: Size | None = None

@@ -51,7 +51,7 @@ class Calls:
     async def app(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ARG002
         """Behind the gate."""
         await self.go_on.wait()
-        if scope["path"] == "/v1/fails":
+        if scope["path"] == "/v1/reduce":
             raise RuntimeError("no reply")
         await send({"type": "http.response.start", "status": 200, "headers": []})
 
@@ -107,7 +107,7 @@ def test_a_failure_gives_its_place_back() -> None:
         calls.go_on.set()
         for _ in range(3):
             with pytest.raises(RuntimeError, match="no reply"):
-                await calls.call("/v1/fails")
+                await calls.call("/v1/reduce")
         task = asyncio.create_task(Calls(calls.admission).call("/v1/loss"))
         await asyncio.sleep(0)
         task.cancel()

@@ -13,12 +13,11 @@ import pytest
 
 from tests.serve.conftest import assigner_inputs, json_rows
 from tests.serve.toy_contract import CONTRACT
-from yolo_assigner.serve.app import create_app
+from yolo_assigner.serve.app import AppParts, create_app
 from yolo_assigner.serve.inference.loading import LoadedModels
 from yolo_assigner.serve.inference.local import LocalService
 from yolo_assigner.serve.inference.model import Model
 from yolo_assigner.serve.inference.runners.base import UnfitRequestError
-from yolo_assigner.serve.options import AppOptions
 from yolo_assigner.serve.shared_memory.regions import Regions
 from yolo_assigner.serve.wire.dtypes import Array
 
@@ -59,7 +58,7 @@ class Started:
 
     def __init__(self, runner: Any, regions: Regions | None = None, **options: Any) -> None:
         service = LocalService(LoadedModels([Model(CONTRACT, runner)]), regions)
-        self.app = create_app(service, AppOptions(**options))
+        self.app = create_app(service, parts=AppParts(**options))
         self._life = self.app.router.lifespan_context(self.app)
 
     async def __aenter__(self) -> httpx.AsyncClient:

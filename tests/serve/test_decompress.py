@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from yolo_assigner.serve.errors import BadRequestError, BusyError, TooLargeError
-from yolo_assigner.serve.http.admission import RESERVATION, Admission, Reservation, holder
+from yolo_assigner.serve.http.admission import RESERVATION, Admission, Reservation, resizer
 from yolo_assigner.serve.http.body import MAX_MEMBERS, PIECE, STEP, BodyReader, Limit, decompress
 
 LIMIT = Limit("the body", 3 * STEP, "send less")
@@ -81,8 +81,8 @@ def test_a_bomb_is_told_that_there_is_no_room() -> None:
     bomb = gzip.compress(b" " * LIMIT.bytes)
     held = Reservation(admission, len(bomb))
     with pytest.raises(BusyError, match=f"this one unpacks to {2 * STEP} or more"):
-        asyncio.run(decompress(bomb, "gzip", LIMIT, held.become))
-    held.leave()
+        asyncio.run(decompress(bomb, "gzip", LIMIT, held.resize))
+    held.release()
     assert (admission.requests, admission.bytes) == (1, STEP)
 
 
@@ -91,9 +91,9 @@ def test_small_ones_do_not_shut_others_out() -> None:
     raw = gzip.compress(b" " * 5000)
     for _ in range(2):
         held = Reservation(admission, len(raw))
-        asyncio.run(decompress(raw, "gzip", LIMIT, holder({RESERVATION: held})))
+        asyncio.run(decompress(raw, "gzip", LIMIT, resizer({RESERVATION: held})))
     assert (admission.requests, admission.bytes) == (2, 10_000)
-    holder({})(7)  # outside a gate nothing is counted
+    resizer({})(7)  # outside a gate nothing is counted
 
 
 def test_a_body_of_unknown_length_holds_what_it_has_once_it_is_there() -> None:
@@ -116,7 +116,7 @@ def test_a_body_of_unknown_length_holds_what_it_has_once_it_is_there() -> None:
 def test_one_alone_may_be_larger_than_all_together() -> None:
     admission = Admission(9, 100)
     held = Reservation(admission, 10)
-    held.become(1000)
+    held.resize(1000)
     assert admission.bytes == 1000
-    held.leave()
+    held.release()
     assert admission.bytes == 0

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from yolo_assigner.serve.wire.dtypes import Array
+if TYPE_CHECKING:
+    from yolo_assigner.serve.wire.dtypes import Array  # without numpy, the health check takes half the time
+
+# Devices by the name of the engine that runs on them.
+DEVICES = {
+    "tensorrt": ("cuda",),
+    "tensorrt-rtx": ("cuda",),
+    "onnxruntime": ("cuda", "cpu"),
+    "onnxruntime-tensorrt": ("cuda",),
+    "torch": ("cuda", "cpu"),
+}
+ENGINES = ("auto", *DEVICES)
 
 
 class RunnerError(RuntimeError):

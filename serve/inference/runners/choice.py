@@ -10,21 +10,13 @@ from typing import NamedTuple
 
 from yolo_assigner.export.contract import Contract, ContractError
 from yolo_assigner.export.to_tensorrt.contract import ENGINE_FOLDER, RUNTIMES, EngineContract, find_engines
-from yolo_assigner.serve.inference.runners.base import HOST, Device, Runner, RunnerError
+from yolo_assigner.serve.inference.runners.base import DEVICES, HOST, Device, Runner, RunnerError
 from yolo_assigner.serve.inference.runners.warm_up import warm_up
 from yolo_assigner.serve.wire.dtypes import Array
 
 # Best first. Not among them: ONNX Runtime's own TensorRT provider, which rebuilds an engine while callers wait
 # whenever a request is outside the sizes seen so far; and torch, which a server should not need.
 AUTOMATIC = ("tensorrt", "tensorrt-rtx", "onnxruntime")
-DEVICES = {
-    "tensorrt": ("cuda",),
-    "tensorrt-rtx": ("cuda",),
-    "onnxruntime": ("cuda", "cpu"),
-    "onnxruntime-tensorrt": ("cuda",),
-    "torch": ("cuda", "cpu"),
-}
-ENGINES = ("auto", *DEVICES)
 logger = logging.getLogger("serve")
 
 
