@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 ORDER = ("yolo_loss", "models", "export", "serve")
 OUTSIDE = ("tests", "examples", "benchmarks", "deploy")
+INSTALLED = ("yolo_loss", "yolo_assigner")
+# Public methods of NamedTuple begin with one underscore.
+PRIVATE = re.compile(r"_(?!_|replace$|asdict$|fields$|make$)\w+")
+PATCHED = re.compile(r"(yolo_loss|yolo_assigner)\.[\w.]*\._")
+# Private names of other projects that there is no public way around.
+FOREIGN = ("tensor._get_tensor", "torch._dynamo")
 ROOT = Path(__file__).parent.parent
 
 
@@ -40,6 +47,21 @@ def short_names(source: str) -> set[str]:
     return {module for module in imported_modules(source) if module.split(".")[0] in ORDER[1:]}
 
 
+def private_names(source: str) -> set[str]:
+    """Private names of this project that a text reaches: imported, read from an object, or in a string to patch."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in INSTALLED:
+            found |= {alias.name for alias in node.names if PRIVATE.fullmatch(alias.name)}
+        elif isinstance(node, ast.Attribute) and PRIVATE.fullmatch(node.attr):
+            reached = ast.unparse(node)
+            if not reached.startswith(("self.", "cls.", "os.", "sys.", "super()", *FOREIGN)):
+                found.add(reached)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and PATCHED.match(node.value):
+            found.add(node.value)
+    return found
+
+
 @pytest.mark.parametrize("package", ORDER)
 def test_imports_point_one_way(package: str) -> None:
     files = sorted((ROOT / package).rglob("*.py"))
@@ -54,6 +76,22 @@ def test_modules_are_imported_by_their_installed_names(package: str) -> None:
     assert files
     wrong = {path.name: found for path in files if (found := short_names(path.read_text(encoding="utf-8")))}
     assert wrong == {}
+
+
+@pytest.mark.parametrize("package", OUTSIDE)
+def test_no_private_name_is_reached_from_outside(package: str) -> None:
+    files = sorted((ROOT / package).rglob("*.py"))
+    found = {path.name: names for path in files if (names := private_names(path.read_text(encoding="utf-8")))}
+    assert found == {}
+
+
+def test_the_check_finds_private_names() -> None:
+    patched = ".".join(("yolo_loss.boxes", "_iou"))
+    source = (
+        "from yolo_loss.boxes import _iou, ciou\nx = model._runner.name\ny = point._replace(x=self._z)\n"
+        f"patch({patched!r})\n"
+    )
+    assert private_names(source) == {"_iou", "model._runner", patched}
 
 
 def test_the_checks_find_a_wrong_import() -> None:

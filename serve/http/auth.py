@@ -220,12 +220,16 @@ class RefusalDelay:
 
     Args:
         clock: Returns seconds.
+
+    Attributes:
+        refused: Refusals by network, the oldest first.
+        accepted: Networks and keys that were accepted, the oldest first.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._refused: OrderedDict[str, _Refused] = OrderedDict()
-        self._accepted: OrderedDict[tuple[str, bytes], None] = OrderedDict()
+        self.refused: OrderedDict[str, _Refused] = OrderedDict()
+        self.accepted: OrderedDict[tuple[str, bytes], None] = OrderedDict()
         self._waiting = 0
 
     def let_in(self, network: str, key: bytes) -> None:
@@ -239,9 +243,9 @@ class RefusalDelay:
             TooManyAttemptsError: It was not accepted from there before, and many wrong ones were tried there. Were it
                 accepted, guessing would succeed in spite of the limit.
         """
-        if network in self._refused and (network, key) not in self._accepted:
-            self._check_guesses(self._refused[network])
-        _remember(self._accepted, (network, key), None)
+        if network in self.refused and (network, key) not in self.accepted:
+            self._check_guesses(self.refused[network])
+        _remember(self.accepted, (network, key), None)
 
     async def wait(self, network: str, key: bytes | None) -> None:
         """Wait before a refusal is sent.
@@ -253,8 +257,8 @@ class RefusalDelay:
         Raises:
             TooManyAttemptsError: Many other wrong keys were tried there, or too many refusals wait already.
         """
-        refused = self._refused.get(network) or _Refused()
-        _remember(self._refused, network, refused)
+        refused = self.refused.get(network) or _Refused()
+        _remember(self.refused, network, refused)
         if key is not None:
             digest = hashlib.blake2b(key, digest_size=16).digest()
             if digest not in refused.wrong:

@@ -48,7 +48,7 @@ class Origins(NamedTuple):
             ForbiddenError: Its Host is not a name of the server, or it comes from a page that may not call.
         """
         host = headers.get("host", "").lower()
-        if host and not self._answers_to(host):
+        if host and not self.answers_to(host):
             raise ForbiddenError(
                 f"this server does not answer to the name {host!r}; use its address, or start it with "
                 "--allowed-host and the name without a port"
@@ -62,7 +62,8 @@ class Origins(NamedTuple):
                     "that origin"
                 )
 
-    def _answers_to(self, host: str) -> bool:
+    def answers_to(self, host: str) -> bool:
+        """Return whether a ``Host`` header, with or without a port, names this server."""
         if self.names is None:
             return True
         parts = HOST.fullmatch(host)

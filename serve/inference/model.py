@@ -45,6 +45,7 @@ class Model:
         ready: Whether the model is loaded.
         dynamic_batching: Whether concurrent requests may be computed in one call; decided when the model is loaded.
         stats: Counters since the server started.
+        runner: As given.
     """
 
     def __init__(self, contract: Contract, runner: Runner, limits: BatchLimits = BatchLimits()) -> None:  # noqa: B008
@@ -53,7 +54,7 @@ class Model:
         self.ready = False
         self.dynamic_batching = False
         self.stats = ModelStats()
-        self._runner = runner
+        self.runner = runner
         self._queue = JobQueue(limits)
         self._call_began_ns: int | None = None
         # A thread of its own: calls wait here and not in a pool that others need.
@@ -64,7 +65,7 @@ class Model:
     @property
     def platform(self) -> str:
         """Triton's name of the runtime; empty until a runner is chosen."""
-        return self._runner.platform
+        return self.runner.platform
 
     def seconds_of_call(self) -> float:
         """How long the current call of the runner has taken; 0 when there is none."""
@@ -79,14 +80,14 @@ class Model:
 
     def _load_runner(self) -> bool:
         """In the engine's thread: load the runner and return whether its requests may be batched."""
-        self._runner.load()
+        self.runner.load()
         if self.limits.images <= 1:
             return False
         name = self.contract.name
         if self.contract.kind not in BATCHABLE_KINDS:
             logger.info("model %s: its requests are not put together, images of one depend on each other", name)
             return False
-        reason = check_batch_invariance(self._runner, self.contract, self.limits.images)
+        reason = check_batch_invariance(self.runner, self.contract, self.limits.images)
         if reason is not None:
             logger.warning("model %s: its requests are not put together: %s", name, reason)
         return reason is None
@@ -211,7 +212,7 @@ class Model:
         else:
             ((inputs, outputs),) = requests
         began = time.monotonic_ns()
-        arrays = self._runner.infer(inputs, outputs)
+        arrays = self.runner.infer(inputs, outputs)
         with suppress(RuntimeError):  # the loop may be closed already
             self._loop.call_soon_threadsafe(self.stats.called, len(inputs["gt_bboxes"]), time.monotonic_ns() - began)
         return split(self.contract, requests, arrays) if self.dynamic_batching else [arrays]
@@ -221,4 +222,4 @@ class Model:
         self.ready = False
         self._queue.close()
         self._thread.shutdown(wait=True, cancel_futures=True)
-        self._runner.close()
+        self.runner.close()

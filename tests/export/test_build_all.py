@@ -83,7 +83,7 @@ def test_the_repository_can_be_verified_and_served(built: Path) -> None:
     assert cli.main(["verify", str(built)]) == 0
     # The service offers the engine for the model that it was built from, and ONNX Runtime where no GPU is.
     models = open_artifacts(built, RunnerOptions("auto")).models
-    assert {name: ENGINE in model._runner.description for name, model in models.items()} == {
+    assert {name: ENGINE in model.runner.description for name, model in models.items()} == {
         "assigner-c2": False,
         "assigner-c2-dense": True,
     }

@@ -216,7 +216,7 @@ def test_waiting_refusals_and_what_is_remembered_are_bounded() -> None:
         for number in range(MOST_REMEMBERED + 10):
             delay.let_in(f"n{number}", b"k")
             await delay.wait(f"n{number}", b"w")
-        assert len(delay._refused) == len(delay._accepted) == MOST_REMEMBERED
+        assert len(delay.refused) == len(delay.accepted) == MOST_REMEMBERED
 
     asyncio.run(check())
 

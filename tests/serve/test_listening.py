@@ -264,5 +264,5 @@ def test_callers(address: tuple[str, int] | None, own: tuple[str, int | None], c
 def test_names_over_a_unix_socket() -> None:
     """Programs make one up; one that DNS may have comes from a proxy, for somebody's browser."""
     origins = origins_of(settings("--unix-socket", "s", "--allowed-host", "models.example"), has_keys=False)
-    assert [origins._answers_to(name) for name in ("localhost", "server", "127.0.0.1", "models.example")] == [True] * 4
-    assert not origins._answers_to("evil.example")
+    assert [origins.answers_to(name) for name in ("localhost", "server", "127.0.0.1", "models.example")] == [True] * 4
+    assert not origins.answers_to("evil.example")
