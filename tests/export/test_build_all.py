@@ -249,6 +249,7 @@ def started(repository: Path) -> Iterator[subprocess.Popen[str]]:
     command = [
         sys.executable,
         "-m",
+        "yolo_assigner",
         "export",
         "all",
         "--config",
