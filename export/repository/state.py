@@ -157,7 +157,7 @@ def _model_parts(target: OnnxTarget) -> dict[str, Any]:
 
 def _source_hash() -> str:
     """Of this project's own code: its version does not change with every edit."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     digest = hashlib.sha256()
     for path in sorted(path for package in PACKAGES for path in (root / package).rglob("*.py")):
         digest.update(f"{path.relative_to(root)}\0{path.stat().st_size}\0".encode() + path.read_bytes())
