@@ -135,7 +135,7 @@ def read_source(model: Path) -> Source:
         ContractError: One of the two is missing, or the file is not the one that was described.
         ValueError: It is of a formulation that TensorRT cannot express.
     """
-    remedy = "export the model with `yolo-assigner export onnx --formulation dense`"
+    remedy = "export the model with `yolo-assigner export onnx --for tensorrt`"
     path = model.with_suffix(".json")
     for needed in (model, path):
         if not needed.is_file():
