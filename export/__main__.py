@@ -1,4 +1,4 @@
-"""``yolo-assigner export``."""
+"""The command ``yolo-assigner export``, as ``python -m yolo_assigner.export``."""
 
 import sys
 

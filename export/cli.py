@@ -1,4 +1,4 @@
-"""The command line: ``yolo-assigner export COMMAND``; each command in a module of its own."""
+"""The command line ``yolo-assigner export COMMAND``; each command's options are in its package's ``command.py``."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import sys
 from collections.abc import Sequence
 
 from yolo_assigner.export.contract import ContractError
-from yolo_assigner.export.repository import command as command_all
-from yolo_assigner.export.to_onnx import command as command_onnx
-from yolo_assigner.export.to_tensorrt import command as command_tensorrt
+from yolo_assigner.export.repository import command as repository
+from yolo_assigner.export.to_onnx import command as to_onnx
+from yolo_assigner.export.to_tensorrt import command as to_tensorrt
 from yolo_assigner.export.to_tensorrt.log import BuildError
-from yolo_assigner.export.to_triton import command as command_triton
-from yolo_assigner.export.verification import command as command_verify
+from yolo_assigner.export.to_triton import command as to_triton
+from yolo_assigner.export.verification import command as verification
 
 COMMANDS = {
-    "onnx": command_onnx,
-    "tensorrt": command_tensorrt,
-    "verify": command_verify,
-    "all": command_all,
-    "triton": command_triton,
+    "onnx": to_onnx,
+    "tensorrt": to_tensorrt,
+    "verify": verification,
+    "all": repository,
+    "triton": to_triton,
 }
-# As shells have it: 128 and the signal's number.
+# By the convention of shells: 128 and the number of SIGINT.
 INTERRUPTED = 130
 
 
@@ -32,10 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words after ``yolo-assigner export``; those of the process when None.
 
     Returns:
-        0 when all went well, 1 when a verification or a build failed, 2 when the arguments or files are unusable,
-        130 when the user ended it.
+        0 on success, 1 when a verification or a build failed, 2 when the arguments or files are unusable, 130 when the
+        user interrupted it.
     """
-    options = _parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     try:
         return int(options.run(options))
     except BuildError as error:
@@ -49,9 +49,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser of all commands."""
     parser = argparse.ArgumentParser(prog="yolo-assigner export", description="Export the assigner and the loss.")
     commands = parser.add_subparsers(required=True, metavar="command")
     for name, command in COMMANDS.items():
-        command.add_arguments(commands.add_parser(name, help=command.SUMMARY))
+        command.add_arguments(
+            commands.add_parser(
+                name,
+                help=command.SUMMARY,
+                description=f"{command.SUMMARY[0].upper()}{command.SUMMARY[1:]}.",
+                epilog=f"examples:\n{command.EXAMPLES}",
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+            )
+        )
     return parser

@@ -7,9 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,12 +29,28 @@ def guard() -> Iterator[subprocess.Popen[bytes]]:
         yield process
 
 
+SHARED_PROCESSES = pytest.StashKey[set[int]]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+) -> Generator[None, object, object]:
+    """Note the processes of fixtures that several tests share."""
+    before = children()
+    result = yield
+    if fixturedef.scope != "function":
+        request.config.stash.setdefault(SHARED_PROCESSES, set()).update(children().keys() - before.keys())
+    return result
+
+
 @pytest.fixture(autouse=sys.platform == "linux")
-def nothing_is_left(guard: subprocess.Popen[bytes]) -> Iterator[None]:
+def nothing_is_left(guard: subprocess.Popen[bytes], pytestconfig: pytest.Config) -> Iterator[None]:
     """End the processes that a test has left behind, and fail it."""
     before = {*children(), guard.pid}
     yield
-    left = {pid: command for pid, command in children().items() if pid not in before}
+    shared = pytestconfig.stash.get(SHARED_PROCESSES, set())
+    left = {pid: command for pid, command in children().items() if pid not in before | shared}
     for pid in left:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -7,10 +7,14 @@ import re
 import subprocess
 import sys
 import sysconfig
+import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 
@@ -121,6 +125,15 @@ def test_the_command_exports_beside_another_project(environment: Environment, tm
     assert (tmp_path / "triton" / "loss" / "config.pbtxt").is_file()
 
 
+def wait_until_ready(address: str) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        with suppress(HTTPError), urlopen(f"http://{address}/v2/health/ready"):
+            return
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.fixture
 def served(environment: Environment) -> Iterator[str]:
     """The address of a server, with its models in a process of their own."""
@@ -136,6 +149,7 @@ def served(environment: Environment) -> Iterator[str]:
         try:
             address = re.match(r"serving on http://(\S+)", process.stdout.readline())
             assert address
+            wait_until_ready(address[1])
             yield address[1]
         finally:
             process.terminate()

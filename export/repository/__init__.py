@@ -1,1 +1,1 @@
-"""All models and engines that a configuration file names: ``yolo-assigner export all``."""
+"""``yolo-assigner export all``: a folder with every model and engine that a configuration file names."""

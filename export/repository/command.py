@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
-import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 
-from yolo_assigner.export.repository.run import BUILT, FAILED, SKIPPED, Outcome
-
 SUMMARY = "build all models and engines that a file names, where not up to date"
+EXAMPLES = """\
+  yolo-assigner export all --config build.toml
+  yolo-assigner export all --config build.toml --out repository --jobs 2 --prune"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Its options."""
+    """Add the command's options to a parser."""
     parser.add_argument("--config", required=True, type=Path, metavar="FILE.toml", help="what to build")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the repository's folder, in place of the file's `out`")
     parser.add_argument("--jobs", type=_count, metavar="N", help="builds at a time; by default one per core, at most 4")
@@ -32,10 +32,9 @@ def _count(text: str) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Build; 1 when an artefact failed, or was skipped because of one that did."""
-    from yolo_assigner.export.repository.command import Progress, summary
     from yolo_assigner.export.repository.config import load_config
     from yolo_assigner.export.repository.plan import plan_targets
-    from yolo_assigner.export.repository.run import Run, default_jobs
+    from yolo_assigner.export.repository.run import Outcome, Run, default_jobs, summary
     from yolo_assigner.export.repository.state import open_repository
 
     config = load_config(options.config)
@@ -43,9 +42,13 @@ def run(options: argparse.Namespace) -> int:
     out = options.out or config.out
     if out is None:
         raise ValueError(f'{config.path} names no folder to build into; write out = "repository", or give --out DIR')
+    numbers = itertools.count(1)
+
+    def show(outcome: Outcome) -> None:
+        print(f"[{next(numbers)}/{len(targets)}] {outcome.line}", flush=True)
+
     with open_repository(out) as repository:
-        progress = Progress(len(targets))
-        outcomes = Run(targets, repository, options.jobs or default_jobs(), progress.show).build()
+        outcomes = Run(targets, repository, options.jobs or default_jobs(), show).build()
         unnamed = repository.unnamed([target.label for target in targets])
         if options.prune:
             for label in unnamed:
@@ -58,36 +61,3 @@ def run(options: argparse.Namespace) -> int:
     if failed:
         print(f"error: {failed} of {len(outcomes)} artefacts are not there as they should be", file=sys.stderr)
     return 1 if failed else 0
-
-
-class Progress:
-    """Prints a line per outcome.
-
-    Args:
-        total: How many there will be.
-    """
-
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._done = 0
-
-    def show(self, outcome: Outcome) -> None:
-        """Print one."""
-        self._done += 1
-        took = f" in {outcome.seconds:.1f} s" if outcome.state == BUILT else ""
-        reason = f": {textwrap.indent(outcome.reason, '  ').strip()}" if outcome.reason else ""
-        print(f"[{self._done}/{self._total}] {outcome.label} {outcome.state}{took}{reason}", flush=True)
-
-
-def summary(outcomes: Sequence[Outcome]) -> str:
-    """All outcomes as a Markdown table, and how many there are of each state."""
-    lines = ["| artefact | state | seconds | |", "| --- | --- | --- | --- |"]
-    for outcome in outcomes:
-        seconds = f"{outcome.seconds:.1f}" if outcome.state in (BUILT, FAILED) else ""
-        # A bar would end the cell.
-        reason = outcome.reason.partition("\n")[0].replace("|", "\\|")
-        state = outcome.state.upper() if outcome.state in (FAILED, SKIPPED) else outcome.state
-        lines.append(f"| {outcome.label} | {state} | {seconds} | {reason} |")
-    states = [outcome.state for outcome in outcomes]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    return "\n".join([*lines, "", f"{len(outcomes)} artefacts: {counts}"])

@@ -1,16 +1,18 @@
-"""Building what a plan names: several artefacts at a time, each after what it needs."""
+"""The builds of a plan: several at a time, each after the model it needs."""
 
 from __future__ import annotations
 
 import os
+import textwrap
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import NamedTuple
 
 from yolo_assigner.export.repository.plan import EngineTarget, Target
+from yolo_assigner.export.repository.processes import Processes, leave_interrupts_to_main
 from yolo_assigner.export.repository.state import Repository
-from yolo_assigner.export.repository.worker import Result, Worker
 from yolo_assigner.export.to_tensorrt.log import BuildError
 
 MOST_JOBS = 4
@@ -21,7 +23,7 @@ class Outcome(NamedTuple):
     """What became of an artefact.
 
     Attributes:
-        label: The artefact.
+        label: Name of the artefact.
         state: ``BUILT``, ``CURRENT``, ``FAILED`` or ``SKIPPED``.
         seconds: How long its build took.
         reason: Why it failed or was skipped.
@@ -37,118 +39,102 @@ class Outcome(NamedTuple):
         """Whether the artefact is there as it should be."""
         return self.state in (BUILT, CURRENT)
 
+    @property
+    def line(self) -> str:
+        """The outcome in one line, or more where the reason has more."""
+        took = f" in {self.seconds:.1f} s" if self.state == BUILT else ""
+        reason = f": {textwrap.indent(self.reason, '  ').strip()}" if self.reason else ""
+        return f"{self.label} {self.state}{took}{reason}"
 
-class _Job(NamedTuple):
-    target: Target
-    recipe: str
-    worker: Worker
+
+def summary(outcomes: Sequence[Outcome]) -> str:
+    """All outcomes as a Markdown table, and the number of each state."""
+    lines = ["| artefact | state | seconds | |", "| --- | --- | --- | --- |"]
+    for outcome in outcomes:
+        seconds = f"{outcome.seconds:.1f}" if outcome.state in (BUILT, FAILED) else ""
+        # A bar would end the cell.
+        reason = outcome.reason.partition("\n")[0].replace("|", "\\|")
+        state = outcome.state if outcome.good else outcome.state.upper()
+        lines.append(f"| {outcome.label} | {state} | {seconds} | {reason} |")
+    states = [outcome.state for outcome in outcomes]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    return "\n".join([*lines, "", f"{len(outcomes)} artefacts: {counts}"])
 
 
 def default_jobs() -> int:
-    """One per core, and no more than a few: each loads torch."""
+    """One job per core, and no more than a few: each loads torch."""
     return min(os.cpu_count() or 1, MOST_JOBS)
 
 
 class Run:
-    """One run over a plan.
+    """One run over a plan, with a thread per artefact that waits for what it needs.
 
     Args:
         targets: Each model before its engines.
-        repository: Where they lie.
-        jobs: Builds at a time.
-        report: Told of each outcome as it comes.
+        repository: Where the artefacts lie.
+        jobs: Number of builds at a time.
+        report: Called with each outcome as it comes, one at a time.
+        processes: Where the builds run; new ones when None.
     """
 
     def __init__(
-        self, targets: Sequence[Target], repository: Repository, jobs: int, report: Callable[[Outcome], None]
+        self,
+        targets: Sequence[Target],
+        repository: Repository,
+        jobs: int,
+        report: Callable[[Outcome], None],
+        processes: Processes | None = None,
     ) -> None:
         self._targets = targets
         self._repository = repository
         self._report = report
-        self._waiting = list(targets)
-        self._ready: list[tuple[Target, str]] = []
-        self._jobs: dict[Future[Result], _Job] = {}
-        self._workers = [Worker() for _ in range(jobs)]
-        self._idle = list(self._workers)
-        self._outcomes: dict[str, Outcome] = {}
+        self._processes = processes or Processes()
+        self._outcomes: dict[str, Future[Outcome]] = {}
+        self._jobs = threading.Semaphore(jobs)
+        self._gpu = threading.Lock()
+        self._bookkeeping = threading.Lock()  # guards the repository's record and the report
 
     def build(self) -> list[Outcome]:
-        """Build all that is not up to date; whatever ends it early, no process goes on.
+        """Build all that is not up to date; when this is interrupted, all builds end.
 
         Returns:
             One outcome per target, in their order.
         """
-        done = False
-        try:
-            while self._waiting or self._ready or self._jobs:
-                self._admit()
-                self._dispatch()
-                self._await_one()
-            done = True
-        finally:
-            for worker in self._workers:
-                worker.close(at_once=not done)
-            for job in self._jobs.values():
-                self._repository.sweep(job.target)
-        return [self._outcomes[target.label] for target in self._targets]
+        with ThreadPoolExecutor(len(self._targets), initializer=leave_interrupts_to_main) as threads:
+            try:
+                for target in self._targets:
+                    self._outcomes[target.label] = threads.submit(self._conclude, target)
+                return [outcome.result() for outcome in self._outcomes.values()]
+            finally:
+                self._processes.stop()
 
-    def _admit(self) -> None:
-        """Decide about all whose model is settled."""
-        waiting, self._waiting = self._waiting, []
-        for target in waiting:
-            needed = target.model.label if isinstance(target, EngineTarget) else None
-            if needed and needed not in self._outcomes:
-                self._waiting.append(target)
-            elif needed and not self._outcomes[needed].good:
-                self._conclude(Outcome(target.label, SKIPPED, reason=f"{needed} was not built"))
-            else:
-                self._examine(target)
-
-    def _examine(self, target: Target) -> None:
-        try:
-            recipe = self._repository.recipe(target)
-        except (BuildError, ValueError, OSError) as error:
-            self._conclude(Outcome(target.label, FAILED, reason=str(error)))
-            return
-        if self._repository.has(target, recipe):
-            self._conclude(Outcome(target.label, CURRENT))
+    def _conclude(self, target: Target) -> Outcome:
+        if isinstance(target, EngineTarget) and not self._outcomes[target.model.label].result().good:
+            outcome = Outcome(target.label, SKIPPED, reason=f"{target.model.label} was not built")
         else:
-            self._ready.append((target, recipe))
+            outcome = self._make(target)
+        with self._bookkeeping:
+            self._report(outcome)
+        return outcome
 
-    def _dispatch(self) -> None:
-        """Give work to idle processes."""
-        for item in list(self._ready):
-            target, recipe = item
-            gpu_taken = any(_times_kernels(job.target) for job in self._jobs.values())
-            if self._idle and not (gpu_taken and _times_kernels(target)):
-                self._ready.remove(item)
-                self._repository.sweep(target)
-                worker = self._idle.pop(0)
-                future = worker.submit(target, self._repository.folder, self._repository.state)
-                self._jobs[future] = _Job(target, recipe, worker)
-
-    def _await_one(self) -> None:
-        for future in wait(self._jobs, return_when=FIRST_COMPLETED).done if self._jobs else ():
-            self._finish(future, self._jobs.pop(future))
-
-    def _finish(self, future: Future[Result], job: _Job) -> None:
-        self._idle.insert(0, job.worker)
+    def _make(self, target: Target) -> Outcome:
         try:
-            result = future.result()
-        except BrokenProcessPool:
-            how = job.worker.close()
-            self._repository.sweep(job.target)
-            reason = f"its process died ({how}), perhaps for want of memory; run again, with fewer --jobs if so"
-            self._conclude(Outcome(job.target.label, FAILED, reason=reason))
-            return
-        if not result.failure:
-            self._repository.keep(job.target, job.recipe)
-        state = FAILED if result.failure else BUILT
-        self._conclude(Outcome(job.target.label, state, result.seconds, result.failure))
-
-    def _conclude(self, outcome: Outcome) -> None:
-        self._outcomes[outcome.label] = outcome
-        self._report(outcome)
+            with self._bookkeeping:
+                recipe = self._repository.recipe(target)
+                if self._repository.has(target, recipe):
+                    return Outcome(target.label, CURRENT)
+        except (BuildError, ValueError, OSError) as error:
+            return Outcome(target.label, FAILED, reason=str(error))
+        with self._gpu if _times_kernels(target) else nullcontext(), self._jobs:
+            try:
+                result = self._processes.build(target, self._repository.folder)
+            finally:
+                self._repository.sweep(target)
+        if result.failure:
+            return Outcome(target.label, FAILED, result.seconds, result.failure)
+        with self._bookkeeping:
+            self._repository.keep(target, recipe)
+        return Outcome(target.label, BUILT, result.seconds)
 
 
 def _times_kernels(target: Target) -> bool:

@@ -1,4 +1,4 @@
-"""What lies in a repository, and whether it is what would be built now."""
+"""The artefacts in a repository, and whether each is what would be built now."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from yolo_assigner.export.to_tensorrt.config import current_capability
 from yolo_assigner.export.to_tensorrt.contract import check_engine, load_engine_contract
 from yolo_assigner.export.to_tensorrt.library import load_library
 
-# A folder, since every other *.json in the repository is a model's contract.
+# A folder, because every other *.json in the repository is a model's contract.
 STATE_FOLDER = ".build"
-# What takes part in an export besides this project.
+# Libraries that decide what an export writes, this project's among them.
 LIBRARIES = ("yolo-assigner", "torch", "onnx", "onnxscript", "onnx-ir", "ml-dtypes")
+# This project's code that does, as folders beside each other; the version does not change with every edit.
 PACKAGES = ("yolo_loss", "yolo_assigner/models", "yolo_assigner/export")
+SOURCES = Path(__file__).parents[3]
 
 
 class Repository:
@@ -34,26 +36,26 @@ class Repository:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.state = folder / STATE_FOLDER
-        self._sources = _source_hash()
+        self._path = folder / STATE_FOLDER / "artefacts.json"
+        self._sources = source_hash(SOURCES)
         self._record: dict[str, dict[str, Any]] = _read_record(self._path)
 
     def recipe(self, target: Target) -> str:
-        """Hash of everything that an artefact is built from.
+        """Hash everything that an artefact is built from.
 
         Args:
-            target: The artefact; an engine's model must be there.
+            target: The artefact; the model of an engine must be there.
 
         Raises:
-            ValueError: The weights or the runtime cannot be read, or an engine's model.
-            BuildError: The engine is for the GPU that is here, and there is none.
+            ValueError: The weights, the runtime or the model of an engine cannot be read.
+            BuildError: The engine is for the GPU of this machine, and there is none.
         """
         parts = _model_parts(target) if isinstance(target, OnnxTarget) else self._engine_parts(target)
         text = json.dumps({**parts, "sources": self._sources}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def has(self, target: Target, recipe: str) -> bool:
-        """Whether the artefact is there, whole, and built from just that.
+        """Whether the artefact is there, undamaged, and built from this recipe.
 
         Args:
             target: The artefact.
@@ -68,29 +70,25 @@ class Repository:
         return True
 
     def keep(self, target: Target, recipe: str) -> None:
-        """Note that an artefact was built."""
+        """Record that an artefact was built."""
         self._record[target.label] = {"recipe": recipe, "files": target.files}
         write_json(self._path, self._record)
 
     def unnamed(self, labels: Collection[str]) -> list[str]:
-        """Artefacts that were built here once and are not among these."""
+        """List the recorded artefacts that are not among these."""
         return [label for label in self._record if label not in labels]
 
     def remove(self, label: str) -> None:
-        """Delete an artefact's files and its note."""
+        """Delete an artefact's files and its entry in the record."""
         for file in self._record.pop(label)["files"]:
             (self.folder / file).unlink(missing_ok=True)
         write_json(self._path, self._record)
 
     def sweep(self, target: Target) -> None:
-        """Delete what a build of an artefact left half-written when its process was killed."""
+        """Delete the half-written files that a killed build of an artefact left."""
         for file in target.files:
             path = self.folder / file
             path.with_name(f"{path.name}.tmp").unlink(missing_ok=True)
-
-    @property
-    def _path(self) -> Path:
-        return self.state / "artefacts.json"
 
     def _engine_parts(self, target: EngineTarget) -> dict[str, Any]:
         for_this_gpu = target.runtime == "tensorrt"
@@ -116,16 +114,16 @@ class Repository:
 
 @contextlib.contextmanager
 def open_repository(folder: Path) -> Iterator[Repository]:
-    """A repository that no other run builds into meanwhile.
+    """Open a repository into which no other run builds meanwhile.
 
     Args:
-        folder: Made when it is not there.
+        folder: Its folder, made when it is not there.
 
     Raises:
         ValueError: Another run is building there, or the folder cannot be made.
     """
     state = folder / STATE_FOLDER
-    # The system gives the lock back when a process ends, however it does.
+    # The system releases the lock when the process ends, however it does.
     lock = FileLock(state / "lock", timeout=0)
     try:
         state.mkdir(parents=True, exist_ok=True)
@@ -142,30 +140,40 @@ def open_repository(folder: Path) -> Iterator[Repository]:
         lock.release()
 
 
+def source_hash(root: Path) -> str:
+    """Hash this project's code that takes part in an export.
+
+    Args:
+        root: Folder of ``PACKAGES``.
+
+    Raises:
+        ValueError: One of them has no source files there.
+    """
+    digest = hashlib.sha256()
+    for package in PACKAGES:
+        files = sorted((root / package).rglob("*.py"))
+        if not files:
+            raise ValueError(f"{root / package} holds no source files to hash; install yolo-assigner anew")
+        for path in files:
+            digest.update(f"{path.relative_to(root)}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
 def _model_parts(target: OnnxTarget) -> dict[str, Any]:
     if target.weights and not target.weights.is_file():
         raise ValueError(f"weights is {target.weights}, which is no file; name one that torch or safetensors wrote")
     return {
         "kind": target.kind,
-        "hyperparameters": target.numbers.as_contract(),
-        "formulation": target.formulation,
+        "hyperparameters": target.hyperparameters.as_contract(),
+        "implementation": target.implementation,
         "precision": target.precision,
         "weights": file_hash(target.weights) if target.weights else None,
         "versions": {name: version(name) for name in LIBRARIES},
     }
 
 
-def _source_hash() -> str:
-    """Of this project's own code: its version does not change with every edit."""
-    root = Path(__file__).parents[2]
-    digest = hashlib.sha256()
-    for path in sorted(path for package in PACKAGES for path in (root / package).rglob("*.py")):
-        digest.update(f"{path.relative_to(root)}\0{path.stat().st_size}\0".encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
 def _read_record(path: Path) -> dict[str, dict[str, Any]]:
-    """Nothing when there is none or it is damaged: then all is built anew."""
+    """Read the record; empty when it is missing or damaged, so that everything is built anew."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

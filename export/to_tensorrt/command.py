@@ -7,20 +7,23 @@ import contextlib
 import sys
 from pathlib import Path
 
-from yolo_assigner.export.contract import PRECISIONS
+from yolo_assigner.export.contract import PRECISIONS, load_contract
 from yolo_assigner.export.to_tensorrt.contract import RUNTIMES, EngineContract, profile_words, target_text
 
-SUMMARY = "build a TensorRT engine of a dense model"
+SUMMARY = "build a TensorRT engine of a dense model, as `export onnx --for tensorrt` writes it"
+EXAMPLES = """\
+  yolo-assigner export tensorrt dense/loss.onnx
+  yolo-assigner export tensorrt dense/loss.onnx --runtime tensorrt-rtx --profile B=1,16,64 M=0,32,300 imgsz=640"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Its options."""
+    """Add the command's options to a parser."""
     parser.add_argument("model", type=Path, metavar="MODEL.onnx", help="the exported model, its contract beside it")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder for engine and contract; the model's by default"
     )
-    parser.add_argument("--runtime", choices=RUNTIMES, help="whose engine; the first that is installed by default")
-    parser.add_argument("--precision", choices=PRECISIONS, help="of predictions and pictures; the model's by default")
+    parser.add_argument("--runtime", choices=RUNTIMES, help="runtime to build for; by default the first one installed")
+    parser.add_argument("--precision", choices=PRECISIONS, help="of predictions and images; the model's by default")
     parser.add_argument(
         "--profile",
         nargs="+",
@@ -42,12 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Build; 0 when the files are written."""
+    """Build an engine; 0 when the files are written."""
     from yolo_assigner.export.to_tensorrt.build import RUNTIMES_WITH_TIMING_CACHE, build_engine
     from yolo_assigner.export.to_tensorrt.library import default_runtime
     from yolo_assigner.export.to_tensorrt.profiles import parse_profile
     from yolo_assigner.export.to_tensorrt.progress import progress_display
 
+    _check_implementation(options.model)
     runtime = options.runtime or default_runtime()
     profiles = [parse_profile(words) for words in options.profile]
     if options.timing_cache and runtime not in RUNTIMES_WITH_TIMING_CACHE:
@@ -69,8 +73,23 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _check_implementation(model: Path) -> None:
+    from yolo_assigner.export.to_onnx.command import export_command
+
+    path = model.with_suffix(".json")
+    if not path.is_file():  # as the build will say
+        return
+    contract = load_contract(path)
+    if contract.formulation != "dense":
+        command = export_command(contract, "tensorrt", f"{contract.name}-dense", model.parent)
+        raise ValueError(
+            f"{model} has the {contract.formulation} implementation, which TensorRT cannot express; make one that it "
+            f"can with `{command}`"
+        )
+
+
 def describe(path: Path, engine: EngineContract) -> str:
-    """What was built, in a few lines."""
+    """Describe in a few lines what was built."""
     profiles = (f"  sizes {' '.join(profile_words(profile))}" for profile in engine.profiles)
     return "\n".join(
         [

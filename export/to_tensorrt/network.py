@@ -44,7 +44,7 @@ def read_source(model: Path) -> Source:
         ContractError: One of the two files is missing, or they do not match.
         ValueError: TensorRT does not support the model's implementation of the assignment.
     """
-    remedy = "export the model with `yolo-assigner export onnx --formulation dense`"
+    remedy = "export the model with `yolo-assigner export onnx --for tensorrt`"
     path = model.with_suffix(".json")
     for needed in (model, path):
         if not needed.is_file():

@@ -1,1 +1,1 @@
-"""Model repositories of Triton Inference Server."""
+"""``yolo-assigner export triton``: a model repository for Triton Inference Server."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-SUMMARY = "lay exported models out as a model repository of Triton Inference Server"
+SUMMARY = "lay out exported models as a model repository of Triton Inference Server"
+EXAMPLES = """\
+  yolo-assigner export triton artifacts --out model_repository
+  yolo-assigner export triton artifacts --out model_repository --models loss assigner --prefer tensorrt"""
 BACKENDS = ("onnxruntime", "tensorrt")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Its options."""
+    """Add the command's options to a parser."""
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder with the exported models")
     parser.add_argument("--out", required=True, type=Path, metavar="REPO", help="Triton's model repository")
     parser.add_argument("--models", nargs="+", metavar="NAME", help="only these")
@@ -25,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Lay out; 0 when all models are there."""
+    """Write the models' folders; 0 when all are there."""
     from yolo_assigner.export.contract import ContractError, find_contracts
     from yolo_assigner.export.to_triton.repository import choose_source, lay_out
 
@@ -34,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
         if name not in found:
             raise ContractError(f"no model {name!r} in {options.folder}; it has {', '.join(found)}")
     names = options.models or list(found)
-    # All are chosen before any is written: what one of them lacks is known while the repository is as it was.
+    # Choose all before writing any: an unusable model is reported while the repository is unchanged.
     sources = [choose_source(*found[name], prefer_engine=options.prefer == "tensorrt") for name in names]
     for source in sources:
         folder = lay_out(source, options.out, force=options.force)

@@ -1,4 +1,4 @@
-"""A model repository of Triton Inference Server: one folder per model, with its configuration and version 1."""
+"""Lay out a model repository of Triton Inference Server: per model a folder with its configuration and version 1."""
 
 from __future__ import annotations
 
@@ -12,25 +12,36 @@ from yolo_assigner.export.contract import Contract, ContractError, TensorSpec
 from yolo_assigner.export.to_tensorrt.contract import ENGINE_FOLDER, EngineContract, check_engine, find_engines
 
 CONFIG = "config.pbtxt"
-# By backend: what it calls the file.
+# The file name that each of Triton's backends looks for.
 FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
-# Begins the keys of our parameters.
+# Prefix of the keys of this project's parameters.
 SPACE = "yolo_assigner"
+# First line of every configuration written here.
+MARK = "# Written by `yolo-assigner export triton`."
+DYNAMIC = -1
+TYPES = {
+    "float32": "TYPE_FP32",
+    "float16": "TYPE_FP16",
+    "bfloat16": "TYPE_BF16",
+    "int64": "TYPE_INT64",
+    "int32": "TYPE_INT32",
+    "bool": "TYPE_BOOL",
+}
 
 
 @dataclass(frozen=True)
 class TritonSource:
-    """What becomes a model of Triton.
+    """The file that becomes a model of Triton, and its configuration.
 
     Attributes:
-        name: Of the model.
-        backend: Which of Triton's runs it.
-        file: ONNX file or engine.
-        inputs: In the file's types.
-        outputs: In the file's types.
-        profiles: Of the engine.
-        parameters: What it was built from.
-        remark: For people, when it is not what they preferred, or needs something.
+        name: Name of the model.
+        backend: Triton's backend that runs it, a key of ``FILES``.
+        file: Path of the ONNX file or engine.
+        inputs: Inputs, with the types that the file has.
+        outputs: Outputs, with the types that the file has.
+        profiles: Number of the engine's optimisation profiles; 1 for an ONNX file.
+        parameters: What the file was built from.
+        remark: Note for the user when the file is not the preferred one or needs a certain Triton; may be empty.
     """
 
     name: str
@@ -44,15 +55,15 @@ class TritonSource:
 
 
 def choose_source(path: Path, contract: Contract, *, prefer_engine: bool) -> TritonSource:
-    """ONNX file or engine.
+    """Choose between a model's ONNX file and its engine.
 
     Args:
-        path: The ONNX file. Engines are sought beside it and in the folder ``engines`` there.
-        contract: Its contract.
+        path: The ONNX file; engines are looked for beside it and in the folder ``engines`` there.
+        contract: Contract of the model.
         prefer_engine: Take an engine of ``tensorrt`` where there is one that Triton can load.
 
     Raises:
-        ContractError: Triton cannot load what was chosen, or the engine is not what its contract describes.
+        ContractError: Triton cannot load the chosen file, or the engine is not the one that its contract describes.
     """
     if not prefer_engine:
         return _from_onnx(path, contract)
@@ -66,7 +77,7 @@ def choose_source(path: Path, contract: Contract, *, prefer_engine: bool) -> Tri
 
 
 def _find_engine(path: Path, contract: Contract) -> tuple[Path, EngineContract] | None:
-    """The first engine that is as precise as the model."""
+    """Find the first engine of the model's own precision."""
     for folder in (path.parent, path.parent / ENGINE_FOLDER):
         for file, engine in find_engines(folder, contract):
             if engine.runtime == "tensorrt" and engine.precision == contract.precision:
@@ -106,18 +117,18 @@ def _parameters(contract: Contract) -> dict[str, str]:
 
 
 def lay_out(source: TritonSource, repository: Path, *, force: bool = False) -> Path:
-    """Write a model's folder, whole or not at all.
+    """Write a model's folder, completely or not at all.
 
     Args:
         source: The model.
-        repository: Made when it is not there; other models in it stay.
-        force: Replace a folder that was not written by this function, too.
+        repository: Triton's repository, made when it is not there; other models in it stay.
+        force: Also replace a folder that was not written by this function.
 
     Returns:
         The model's folder.
 
     Raises:
-        ValueError: The folder is somebody else's, or cannot be written.
+        ValueError: The folder was not written by this function, or cannot be written.
     """
     target = repository / source.name
     if target.exists() and not force and not _is_ours(target):
@@ -135,7 +146,7 @@ def lay_out(source: TritonSource, repository: Path, *, force: bool = False) -> P
     )
     try:
         repository.mkdir(parents=True, exist_ok=True)
-        # Not inside the repository, where Triton would take it for a model.
+        # Outside the repository, where Triton would take the temporary folder for a model.
         with tempfile.TemporaryDirectory(prefix=f".{repository.name}-", dir=repository.resolve().parent) as beside:
             new = Path(beside, "new")
             (new / "1").mkdir(parents=True)
@@ -169,19 +180,6 @@ def _is_ours(folder: Path) -> bool:
         return False
 
 
-# Every file of ours begins with it.
-MARK = "# Written by `yolo-assigner export triton`."
-DYNAMIC = -1
-TYPES = {
-    "float32": "TYPE_FP32",
-    "float16": "TYPE_FP16",
-    "bfloat16": "TYPE_BF16",
-    "int64": "TYPE_INT64",
-    "int32": "TYPE_INT32",
-    "bool": "TYPE_BOOL",
-}
-
-
 def render_config(
     name: str,
     backend: str,
@@ -191,20 +189,20 @@ def render_config(
     profiles: int = 1,
     parameters: Mapping[str, str],
 ) -> str:
-    """The text of a configuration.
+    """Write a model's configuration as text.
 
-    ``max_batch_size`` is 0: Triton hands requests over as they come, and shapes are written in full. With any other
-    number it would merge requests, for which every tensor needs B as its first axis; ``anc_points`` has none, and
-    merged losses would be one loss of all. With inputs and outputs given Triton completes nothing by itself, which
-    would take A for a batch axis.
+    ``max_batch_size`` is 0: Triton does not batch requests, and shapes are written in full. Any other number would
+    enable dynamic batching, for which every tensor needs B as its first axis; ``anc_points`` has no such axis, and the
+    loss of a merged batch is a single scalar for all its requests. Inputs and outputs are given because Triton's
+    auto-completion would take A for a batch axis.
 
     Args:
-        name: Of the model and of its folder.
+        name: Name of the model and of its folder.
         backend: ``onnxruntime`` or ``tensorrt``.
-        inputs: In the file's types.
-        outputs: In the file's types.
-        profiles: Of the engine; Triton chooses among those it is told of.
-        parameters: Strings for people and tools, which Triton passes on.
+        inputs: Inputs, with the types that the file has.
+        outputs: Outputs, with the types that the file has.
+        profiles: Number of the engine's optimisation profiles; Triton uses only those that are listed.
+        parameters: Strings for people and tools, which Triton returns with the configuration.
     """
     lines = [MARK, f"name: {quote(name)}", f"backend: {quote(backend)}", "max_batch_size: 0"]
     lines += [line for spec in inputs for line in _tensor("input", spec)]
@@ -219,8 +217,8 @@ def render_config(
 
 
 def _tensor(kind: str, spec: TensorSpec) -> list[str]:
-    # Triton knows no shape without axes. Its ONNX Runtime backend takes [1] for a scalar; an empty reshape, the way
-    # where requests are merged, is refused where they are not.
+    # Triton requires a shape of at least one axis. Its ONNX Runtime backend takes [1] for a scalar; an empty reshape,
+    # the documented way, is accepted only with dynamic batching.
     axes = spec.axes or (1,)
     dims = ", ".join(str(axis if isinstance(axis, int) else DYNAMIC) for axis in axes)
     return [
@@ -233,6 +231,6 @@ def _tensor(kind: str, spec: TensorSpec) -> list[str]:
 
 
 def quote(text: str) -> str:
-    """A string of protobuf's text format."""
+    """Quote a string for protobuf's text format."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{escaped}"'

@@ -6,23 +6,36 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from yolo_assigner.export.contract import Contract
-from yolo_assigner.export.verification.comparison import Difference
+
+if TYPE_CHECKING:  # it loads torch, which `--help` does without
+    from yolo_assigner.export.verification.comparison import Difference
 
 SUMMARY = "compare exported models with torch float64"
+EXAMPLES = "  yolo-assigner export verify artifacts"
+# Outputs that are equal or wrong: indices and masks.
+DECISIONS = ("target_labels", "fg_mask", "target_gt_idx")
+# Columns of the summary, each with the beginnings of the names of its outputs.
+COLUMNS = {
+    "targets": ("target_scores", "target_weights", "target_bboxes"),
+    "losses": ("loss", "loss_items", "image_sums"),
+    "gradients": ("grad_",),
+    "maps": ("map_",),
+    "predictions": ("predictions",),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Its options."""
+    """Add the command's options to a parser."""
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder with the exported models")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Verify every model of a folder; 1 when a difference is past its tolerance, or a model cannot be run here."""
+    """Verify every model in a folder; 1 when a difference exceeds its tolerance, or a model cannot be run here."""
     from yolo_assigner.export.contract import find_contracts
-    from yolo_assigner.export.verification.command import report, summary
     from yolo_assigner.export.verification.runnable import CannotRunError
     from yolo_assigner.export.verification.verify import verify_model
 
@@ -45,22 +58,11 @@ def run(options: argparse.Namespace) -> int:
     return 1 if failed or unverified else 0
 
 
-DECISIONS = ("target_labels", "fg_mask", "target_gt_idx")
-# Columns of the summary, by what the names of their outputs begin with.
-COLUMNS = {
-    "targets": ("target_scores", "target_weights", "target_bboxes"),
-    "losses": ("loss", "loss_items", "image_sums"),
-    "gradients": ("grad_",),
-    "maps": ("map_",),
-    "predictions": ("predictions",),
-}
-
-
 def report(contract: Contract, differences: Sequence[Difference]) -> str:
-    """The largest difference of each output over all cases, as a Markdown table.
+    """Write the largest difference of each output over all cases as a Markdown table.
 
     Args:
-        contract: Of the model that was verified.
+        contract: Contract of the verified model.
         differences: One per case and output.
     """
     cases = dict.fromkeys(difference.case for difference in differences)
@@ -82,10 +84,10 @@ def report(contract: Contract, differences: Sequence[Difference]) -> str:
 
 
 def summary(verified: Sequence[tuple[Contract, Sequence[Difference]]]) -> str:
-    """One row for each model: its largest differences over all inputs, as a Markdown table.
+    """Write a Markdown table with a row per model: its largest differences over all inputs.
 
     Args:
-        verified: Each model with what ``verify_model`` found.
+        verified: Contract and differences of each model, as ``verify_model`` returns them.
     """
     heads = ["model", "formulation", "precision", "decisions that differ", *COLUMNS, ""]
     lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]

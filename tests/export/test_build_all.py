@@ -1,4 +1,4 @@
-"""`yolo-assigner export all`: a repository that is there, is kept, and survives what goes wrong."""
+"""`yolo-assigner export all`: what it builds, what it keeps, and what happens when a build fails or is killed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import CancelledError
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,8 +20,8 @@ from yolo_assigner.export.contract import find_contracts
 from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.repository.config import load_config
 from yolo_assigner.export.repository.plan import OnnxTarget, plan_targets
-from yolo_assigner.export.repository.state import STATE_FOLDER, open_repository
-from yolo_assigner.export.repository.worker import Worker
+from yolo_assigner.export.repository.processes import Processes
+from yolo_assigner.export.repository.state import PACKAGES, SOURCES, STATE_FOLDER, open_repository, source_hash
 from yolo_assigner.serve.inference.loading import open_artifacts
 from yolo_assigner.serve.inference.runners.choice import RunnerOptions
 
@@ -55,14 +54,14 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def repository(built: Path, tmp_path: Path) -> Path:
-    """A copy to spoil, its file beside it."""
+    """A copy that a test may change, with its configuration file beside it."""
     (tmp_path / "build.toml").write_text(f'out = "repository"\n{CONFIG}', encoding="utf-8")
     return Path(shutil.copytree(built, tmp_path / "repository"))
 
 
 @pytest.fixture
 def rebuild(repository: Path, capsys: pytest.CaptureFixture[str]) -> Built:
-    """Run the command on the copy; gives its exit code and the state of each artefact by the table at its end."""
+    """Run the command on the copy; returns its exit code and the state of each artefact, read from its table."""
 
     def run(*words: str, config: str = CONFIG) -> tuple[int, dict[str, str]]:
         path = repository.with_name("build.toml")
@@ -81,7 +80,7 @@ def times(repository: Path) -> dict[str, int]:
 def test_the_repository_can_be_verified_and_served(built: Path) -> None:
     assert {contract.name for _, contract in find_contracts(built)} == {"assigner-c2", "assigner-c2-dense"}
     assert cli.main(["verify", str(built)]) == 0
-    # The service offers the engine for the model that it was built from, and ONNX Runtime where no GPU is.
+    # The service takes the engine for the model that it was built from, and ONNX Runtime without a GPU.
     models = open_artifacts(built, RunnerOptions("auto")).models
     assert {name: ENGINE in model.runner.description for name, model in models.items()} == {
         "assigner-c2": False,
@@ -123,7 +122,7 @@ def test_only_what_a_change_touches_is_out_of_date(
         stale = {
             target.label for target in plan_targets(load_config(path)) if not state.has(target, state.recipe(target))
         }
-    # An engine is decided about when its model is there: it is built anew where the model comes out otherwise.
+    # Only the change itself counts here: an engine is examined once its model is built, and follows its hash.
     assert stale == changed
 
 
@@ -134,9 +133,24 @@ def test_a_change_of_code_or_libraries_puts_all_out_of_date(
     monkeypatch.setattr("yolo_assigner.export.repository.state.version", lambda _: "2.0")
     with open_repository(repository) as state:
         assert [target.label for target in targets if state.has(target, state.recipe(target))] == [ENGINE]
-    monkeypatch.setattr("yolo_assigner.export.repository.state._source_hash", lambda: "other code")
+    monkeypatch.setattr("yolo_assigner.export.repository.state.source_hash", lambda _: "other code")
     with open_repository(repository) as state:
         assert [target.label for target in targets if state.has(target, state.recipe(target))] == []
+
+
+def test_a_change_in_any_package_changes_the_hash_of_the_code(tmp_path: Path) -> None:
+    assert source_hash(SOURCES) == source_hash(SOURCES)
+    files = [tmp_path / package / "part" / "module.py" for package in PACKAGES]
+    for path in files:
+        with pytest.raises(ValueError, match="holds no source files to hash"):
+            source_hash(tmp_path)
+        path.parent.mkdir(parents=True)
+        path.write_text("x = 1\n", encoding="utf-8")
+    seen = {source_hash(tmp_path)}
+    for path in files:
+        path.write_text("x = 2\n", encoding="utf-8")
+        seen.add(source_hash(tmp_path))
+    assert len(seen) == 1 + len(files)
 
 
 def test_a_changed_hyperparameter_rebuilds_its_model_alone(repository: Path, rebuild: Built) -> None:
@@ -148,7 +162,7 @@ def test_a_changed_hyperparameter_rebuilds_its_model_alone(repository: Path, reb
     assert {Path(path).name for path in changed} == {SPARSE, "assigner-c2.json", "artefacts.json"}
 
 
-def test_what_fails_is_told_and_the_rest_is_built(rebuild: Built) -> None:
+def test_failures_are_reported_and_the_rest_is_built(rebuild: Built) -> None:
     old = CONFIG.replace("targets", 'compute_capabilities = ["4.2"]\ntargets')
     config = f"""{old}
         [[models]]
@@ -170,7 +184,7 @@ def test_what_fails_is_told_and_the_rest_is_built(rebuild: Built) -> None:
     assert rebuild() == (0, dict.fromkeys((SPARSE, DENSE, ENGINE), "up to date"))
 
 
-def test_what_is_no_longer_named_is_told_and_deleted_only_on_demand(
+def test_artefacts_no_longer_named_are_reported_and_deleted_only_on_demand(
     repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     foreign = [repository / "notes.txt", repository / "engines" / "mine.engine"]
@@ -210,11 +224,11 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path, capsys: pytest.
     assert "cannot hold a repository" in capsys.readouterr().err
 
 
-# Processes of Linux: who was started by whom, and what it runs.
+# Child processes and their command lines, as Linux lists them in /proc.
 
 
 def workers_of(pid: int) -> list[int]:
-    """Processes that build for a run."""
+    """Process ids of the builds of a run."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
     return [int(child) for child in children if b"spawn_main" in command_of(child)]
 
@@ -242,7 +256,7 @@ def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
 
 @pytest.fixture
 def started(repository: Path) -> Iterator[subprocess.Popen[str]]:
-    """A run of its own process over a repository whose sparse model and engine are missing, one build at a time."""
+    """A run in a process of its own, one build at a time; the sparse model and the engine are missing."""
     (repository / SPARSE).unlink()
     (repository / "engines" / ENGINE).unlink()
     (repository / f"{SPARSE}.tmp").write_bytes(b"left by a run that was killed")
@@ -281,28 +295,33 @@ def test_a_killed_worker_spoils_only_its_own_build(started: subprocess.Popen[str
 
 
 @linux
-def test_a_worker_that_dies_at_once_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before anybody has looked which processes were started."""
-    submit = ProcessPoolExecutor.submit
+def test_a_worker_that_dies_at_once_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its parent waits for it."""
+    start = SpawnProcess.start
 
-    def submit_and_kill(*arguments: Any) -> Future[Any]:
-        future = submit(*arguments)
-        (process,) = workers_of(os.getpid())
-        os.kill(process, signal.SIGKILL)
-        wait_until(lambda: not is_running(process))
-        return future
+    def start_and_kill(process: SpawnProcess) -> None:
+        start(process)
+        pid = process.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not is_running(pid))
 
-    monkeypatch.setattr(ProcessPoolExecutor, "submit", submit_and_kill)
-    worker = Worker()
-    future = worker.submit(
-        OnnxTarget("assigner", "assigner", Hyperparameters(), "sparse", "fp32", None), tmp_path, tmp_path
-    )
-    assert isinstance(future.exception(timeout=60), BrokenProcessPool)
-    assert worker.close() == "SIGKILL"
+    monkeypatch.setattr(SpawnProcess, "start", start_and_kill)
+    target = OnnxTarget("assigner", "assigner", Hyperparameters(), "sparse", "fp32", None)
+    assert "its process died (SIGKILL)" in Processes().build(target, tmp_path).failure
+
+
+def test_nothing_is_built_after_a_stop(tmp_path: Path) -> None:
+    processes = Processes()
+    processes.stop()
+    target = OnnxTarget("assigner", "assigner", Hyperparameters(), "sparse", "fp32", None)
+    with pytest.raises(CancelledError):
+        processes.build(target, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @linux
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize("busy", [False, True])
 def test_no_worker_outlives_its_run(
     started: subprocess.Popen[str], repository: Path, how: signal.Signals, busy: bool
@@ -315,6 +334,7 @@ def test_no_worker_outlives_its_run(
     assert started.returncode == {signal.SIGINT: 130}.get(how, -how), errors
     wait_until(lambda: not is_running(worker))
     assert not (repository / SPARSE).exists()
+    assert "Traceback" not in errors
     # The lock went with the process.
     with open_repository(repository) as state:
         assert set(state.unnamed([])) == {DENSE, SPARSE, ENGINE}

@@ -1,4 +1,4 @@
-"""The file of `all`: what it may say, and what each mistake is told."""
+"""The file of `yolo-assigner export all`: what it may contain, and the error for each mistake."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_engines_come_after_a_dense_model_of_their_precision(load: Load) -> None
     ]
     models = [target for target in targets if isinstance(target, OnnxTarget)]
     engines = [target for target in targets if isinstance(target, EngineTarget)]
-    assert [model.formulation for model in models] == ["sparse", "dense"]
+    assert [model.implementation for model in models] == ["sparse", "dense"]
     assert all(engine.model == models[1] for engine in engines)
     # The other runtime builds for the GPU that it finds.
     assert [engine.compute_capabilities for engine in engines] == [(), ("8.9",)]
@@ -106,7 +106,7 @@ def test_hyperparameters_of_a_table_stand_over_those_of_the_file(load: Load) -> 
     (target,) = plan_targets(load(text))
     assert isinstance(target, OnnxTarget)
     # Whole numbers are numbers; the file cannot know that a field is a float.
-    assert target.numbers == Hyperparameters(num_classes=5, topk=13, beta=4.0, gains=(1.0, 2.0, 3.0))
+    assert target.hyperparameters == Hyperparameters(num_classes=5, topk=13, beta=4.0, gains=(1.0, 2.0, 3.0))
 
 
 def test_a_detector_is_named_by_its_scale_and_found_beside_the_file(load: Load, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_a_detector_is_named_by_its_scale_and_found_beside_the_file(load: Load, 
     assert isinstance(detector, OnnxTarget)
     assert isinstance(loss, OnnxTarget)
     assert (detector.name, detector.weights) == ("trees-detector_loss-n-c1", tmp_path / "runs" / "trees.safetensors")
-    assert (loss.name, loss.weights, loss.numbers.scale) == ("trees-loss-c1", None, None)
+    assert (loss.name, loss.weights, loss.hyperparameters.scale) == ("trees-loss-c1", None, None)
 
 
 def test_equal_artefacts_of_two_tables_are_one(load: Load) -> None:

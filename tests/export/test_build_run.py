@@ -1,33 +1,49 @@
-"""Which builds run beside each other."""
+"""The order of builds, and which of them run at the same time."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import Counter
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.repository.plan import EngineTarget, OnnxTarget, Target
+from yolo_assigner.export.repository.processes import Processes, Result
 from yolo_assigner.export.repository.run import BUILT, FAILED, SKIPPED, Outcome, Run
-from yolo_assigner.export.repository.worker import Result
 
 
-class _Watched:
-    """Stands for processes and repository: engines of TensorRT need a GPU to be built, and the schedule does not."""
-
-    folder = state = Path()
+class _Watched(Processes):
+    """Stands for processes: engines of TensorRT need a GPU to be built, and the schedule does not."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.failing: set[str] = set()
         self.begun: list[str] = []
         self.most: Counter[str] = Counter()
         self._now: Counter[str] = Counter()
-        self._lock = threading.Lock()
-        self._threads = ThreadPoolExecutor(8)
+        self._counting = threading.Lock()
+
+    def build(self, target: Target, folder: Path) -> Result:
+        assert folder == Path()
+        runtime = target.runtime if isinstance(target, EngineTarget) else "onnx"
+        self.begun.append(target.label)
+        with self._counting:
+            for what in (runtime, "all"):
+                self._now[what] += 1
+                self.most[what] = max(self.most[what], self._now[what])
+        time.sleep(0.03)
+        with self._counting:
+            self._now.subtract((runtime, "all"))
+        return Result(0.03, "it does not like it" if target.label in self.failing else "")
+
+
+class _Empty:
+    """Stands for a repository in which nothing is built yet."""
+
+    folder = Path()
 
     def recipe(self, target: Target) -> str:
         return target.label
@@ -39,31 +55,11 @@ class _Watched:
 
     def sweep(self, _target: Target) -> None: ...
 
-    def submit(self, target: Target, _folder: Path, _state: Path) -> Future[Result]:
-        return self._threads.submit(self._work, target)
-
-    def close(self, *, at_once: bool = False) -> str:
-        return "at once" if at_once else ""
-
-    def _work(self, target: Target) -> Result:
-        runtime = target.runtime if isinstance(target, EngineTarget) else "onnx"
-        self.begun.append(target.label)
-        with self._lock:
-            for what in (runtime, "all"):
-                self._now[what] += 1
-                self.most[what] = max(self.most[what], self._now[what])
-        time.sleep(0.03)
-        with self._lock:
-            self._now.subtract((runtime, "all"))
-        return Result(0.03, "it does not like it" if target.label in self.failing else "")
-
 
 @pytest.fixture
-def watched(monkeypatch: pytest.MonkeyPatch) -> _Watched:
-    """In place of the workers."""
-    stand_in = _Watched()
-    monkeypatch.setattr("yolo_assigner.export.repository.run.Worker", lambda: stand_in)
-    return stand_in
+def watched() -> _Watched:
+    """In place of the processes."""
+    return _Watched()
 
 
 def plan(models: int) -> list[Target]:
@@ -75,7 +71,7 @@ def plan(models: int) -> list[Target]:
 
 
 def run(watched: _Watched, targets: list[Target], jobs: int) -> list[Outcome]:
-    return Run(targets, watched, jobs, lambda _: None).build()  # type: ignore[arg-type]
+    return Run(targets, _Empty(), jobs, lambda _: None, watched).build()  # type: ignore[arg-type]
 
 
 def test_one_build_at_a_time_times_kernels_and_others_go_on_beside_it(watched: _Watched) -> None:

@@ -1,4 +1,4 @@
-"""`yolo-assigner export triton`: what Triton is told, checked as Triton checks it."""
+"""`yolo-assigner export triton`: the configurations, checked by the rules that Triton applies."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def folder(artifacts_dir: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """Where to lay out."""
+    """Triton's model repository, not there yet."""
     return tmp_path / "models"
 
 

@@ -14,8 +14,8 @@ import torch
 
 from tests.serve.conftest import Live, binary_rows, loss_inputs
 from tests.serve.test_client import BATCH, maps
-from yolo_assigner.serve import client as client_module
 from yolo_assigner.serve.client import AssignerClient, ServerError
+from yolo_assigner.serve.client import client as client_module
 from yolo_assigner.serve.versions import CLIENT_HEADER, OURS, PROTOCOL, SERVER_HEADER
 from yolo_loss import __version__
 

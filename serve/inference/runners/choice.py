@@ -166,7 +166,7 @@ def _engines(runtime: str, path: Path, contract: Contract) -> list[tuple[Path, E
     folders = (path.parent, path.parent / ENGINE_FOLDER)
     found = [pair for folder in folders for pair in find_engines(folder, contract) if pair[1].runtime == runtime]
     if not found:
-        before = "" if contract.formulation == "dense" else "export the model with --formulation dense, then "
+        before = "" if contract.formulation == "dense" else "export the model with --for tensorrt, then "
         raise ContractError(
             f"no engine of model {contract.name!r} for {runtime} in {folders[0]} or {folders[1]}; "
             f"{before}build one with `yolo-assigner export tensorrt {path} --runtime {runtime}`"

@@ -80,7 +80,7 @@ def test_a_requested_engine_is_not_replaced(with_engine: Path, artifacts_dir: Pa
         choice(with_engine, "tensorrt")
     with pytest.raises(ContractError, match="no engine of model 'loss' for tensorrt-rtx"):
         choice(with_engine, "tensorrt-rtx", name="loss")
-    with pytest.raises(ContractError, match="export the model with --formulation dense, then build one with"):
+    with pytest.raises(ContractError, match="export the model with --for tensorrt, then build one with"):
         choice(artifacts_dir, "tensorrt")
     with pytest.raises(ValueError, match="engine tensorrt-rtx does not run on device cpu; choose --device cuda"):
         choice(with_engine, "tensorrt-rtx", HOST)
