@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Generator, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.exports import NUM_CLASSES, exported
-from tests.processes import children, start_guard
+from tests.processes import start_guard
 
 __all__ = ["KINDS", "NUM_CLASSES", "export_detector", "export_kinds"]
 
@@ -27,34 +23,6 @@ def guard() -> Iterator[subprocess.Popen[bytes]]:
     """Ends what the tests have started when the run ends, also when it is killed."""
     with start_guard() as process:
         yield process
-
-
-SHARED_PROCESSES = pytest.StashKey[set[int]]()
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_fixture_setup(
-    fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
-) -> Generator[None, object, object]:
-    """Note the processes of fixtures that several tests share."""
-    before = children()
-    result = yield
-    if fixturedef.scope != "function":
-        request.config.stash.setdefault(SHARED_PROCESSES, set()).update(children().keys() - before.keys())
-    return result
-
-
-@pytest.fixture(autouse=sys.platform == "linux")
-def nothing_is_left(guard: subprocess.Popen[bytes], pytestconfig: pytest.Config) -> Iterator[None]:
-    """End the processes that a test has left behind, and fail it."""
-    before = {*children(), guard.pid}
-    yield
-    shared = pytestconfig.stash.get(SHARED_PROCESSES, set())
-    left = {pid: command for pid, command in children().items() if pid not in before | shared}
-    for pid in left:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    assert not left, f"processes left behind: {left}"
 
 
 @pytest.fixture(scope="session")

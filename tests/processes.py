@@ -12,20 +12,6 @@ from pathlib import Path
 
 MARK = "TEST_RUN_OF_THIS_PROCESS"
 PROCESSES = Path("/proc")
-# Helpers of Python's own, which serve the whole run.
-SHARED = b"multiprocessing"
-
-
-def children() -> dict[int, str]:
-    """Process identifiers and commands of this process's children that run."""
-    found = {}
-    for task in PROCESSES.glob("self/task/*/children"):
-        for word in task.read_text().split():
-            with suppress(OSError):  # it has ended meanwhile
-                command = (PROCESSES / word / "cmdline").read_bytes()
-                if command and SHARED not in command:
-                    found[int(word)] = command.replace(b"\0", b" ").decode(errors="replace").strip()
-    return found
 
 
 def start_guard() -> subprocess.Popen[bytes]:

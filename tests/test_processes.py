@@ -1,4 +1,4 @@
-"""Tests leave no process behind, whether they pass, fail or are killed."""
+"""A test run leaves no process behind, whether its tests pass, fail or are killed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RUN = (
 LEAVES = """
 import subprocess, time
 from pathlib import Path
-from tests.conftest import guard, nothing_is_left
+from tests.conftest import guard
 
 def test_leaves_a_process():
     process = subprocess.Popen(["sleep", "600"], start_new_session=True)
@@ -53,12 +53,10 @@ def eventually(true: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("end", ["pass", "assert False", "del process"])
-def test_what_a_test_leaves_is_ended_and_told(tmp_path: Path, end: str) -> None:
+def test_what_a_test_leaves_ends_with_the_run(tmp_path: Path, end: str) -> None:
     (tmp_path / "test_leaves.py").write_text(LEAVES.format(end=end))
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*RUN, tmp_path], capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
-    assert done.returncode == 1
-    assert "processes left behind: {" in done.stdout
+    subprocess.run([*RUN, tmp_path], stdout=subprocess.DEVNULL, check=False, env=environment, cwd=tmp_path)
     pid = int((tmp_path / "pid").read_text())
     eventually(lambda: not alive(pid))
 

@@ -126,7 +126,7 @@ def _build(target: Target, folder: Path) -> None:
             target.hyperparameters,
             folder,
             name=target.name,
-            formulation=target.implementation,
+            implementation=target.implementation,
             weights=target.weights,
             precision=target.precision,
         )
