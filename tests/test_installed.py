@@ -126,7 +126,7 @@ def test_the_command_exports_beside_another_project(environment: Environment, tm
 
 
 def wait_until_ready(address: str) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while True:
         with suppress(HTTPError), urlopen(f"http://{address}/v2/health/ready"):
             return

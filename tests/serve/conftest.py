@@ -104,7 +104,7 @@ def start(*arguments: str | Path, through: Sequence[str] = ()) -> Live:
     assert line.startswith("serving on http://"), line
     host, port = line.removeprefix("serving on http://").strip().rsplit(":", 1)
     live = Live(host, int(port), process)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while live.send("GET", "/v2/health/ready").status != 200:
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -101,7 +101,7 @@ class Supervised(NamedTuple):
 
 def wait_until_gone(pid: int) -> None:
     """Wait for the end of a worker whose server has gone."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while Path(f"/proc/{pid}").exists() and "(zombie)" not in Path(f"/proc/{pid}/status").read_text():
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -25,7 +25,7 @@ from yolo_assigner.serve.process.child import start as start_engines
 
 PIPE_BYTES = 4096
 DROPPED = ("yolo_assigner_log_records_dropped_total", ())
-PATIENCE = 10.0  # seconds for what takes milliseconds
+PATIENCE = 60.0  # seconds for what takes milliseconds
 
 
 @pytest.fixture
