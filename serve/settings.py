@@ -35,7 +35,7 @@ MIB = 2**20
 # Where memory is short, these defaults are 1/16, 1/64, ... of it. A request needs at most 8 times its body, or 50 times
 # its JSON, and what the engine needs. The process that answers holds bodies and replies alone, less than half of the
 # memory.
-PARTS = {"max_request_bytes": 16, "max_json_bytes": 64, "max_work_bytes": 4, "max_total_bytes": 8}
+PARTS = {"max_request_bytes": 16, "max_json_bytes": 64, "max_work_bytes": 4, "max_total_bytes": 10}
 LEAST_MEMORY = 256 * MIB  # with less memory than this, the defaults are those for this
 UNIX = "unix"  # in place of an address: callers of the Unix socket have none
 HOST_NAME = re.compile(r"[\w*.-]+", re.ASCII)
