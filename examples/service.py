@@ -53,11 +53,12 @@ def _up_to_date(folder: Path, num_classes: int, model: str) -> bool:
 
 
 @contextmanager
-def running_service(artifacts: Path) -> Iterator[str]:
+def running_service(artifacts: Path, *options: str) -> Iterator[str]:
     """Start ``yolo-assigner serve`` on a free port, wait until it is ready, and stop it in the end.
 
     Args:
         artifacts: Folder with the exported models.
+        options: Further words for ``yolo-assigner serve``.
 
     Yields:
         Its URL.
@@ -66,7 +67,7 @@ def running_service(artifacts: Path) -> Iterator[str]:
         RuntimeError: It did not start; its reason is on standard error.
     """
     words = ("-m", "yolo_assigner", "serve", "--artifacts", str(artifacts), "--port", "0", "--log-level", "warning")
-    with subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([sys.executable, *words, *options], stdout=subprocess.PIPE, text=True) as process:
         try:
             first_line = process.stdout.readline() if process.stdout else ""
             url = first_line.rpartition(" ")[2].strip()

@@ -83,6 +83,8 @@ def _run(configuration: Configuration, dropped_lines: Callable[[], int]) -> int:
     parts.metrics.watch("memory_limit_bytes", "What all processes may have.", lambda: configuration.memory.nbytes)
     with closing(listen(settings)) as listener:
         logger.info("limits: %s", configuration.limits)
+        if configuration.warning is not None:
+            logger.warning("%s", configuration.warning)
         config = _config(create_app(service, settings, parts), settings, Refusals(parts.metrics))
         reloader = Reloader(service, _reloaders(parts, settings, config))
         server = Server(

@@ -253,6 +253,17 @@ class Configuration(NamedTuple):
         """The settings whose defaults depend on the memory, with their sources."""
         return "; ".join(f"{name} = {getattr(self.settings, name)} ({self.source(name)})" for name in PARTS)
 
+    @property
+    def warning(self) -> str | None:
+        """What to say about bodies that the memory has no room for; None: it has."""
+        most = self.memory.nbytes // 2
+        if self.settings.max_total_bytes <= most:
+            return None
+        return (
+            f"max_total_bytes = {self.settings.max_total_bytes} ({self.source('max_total_bytes')}) is more than half "
+            f"of {self.memory}; the system may kill the server, which holds the bodies: set it to {most} or less"
+        )
+
 
 def read_settings(
     arguments: Sequence[str] | None, environment: Mapping[str, str], memory: Memory | None = None

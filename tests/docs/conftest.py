@@ -23,10 +23,8 @@ SIDE = 160
 @pytest.fixture(scope="session")
 def service(artifacts_dir: Path) -> Iterator[str]:
     """A service with a model of each kind (3 classes) and shared memory; its URL."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("YOLO_ASSIGNER_SHARED_MEMORY", "yolo-assigner-")
-        with running_service(artifacts_dir) as url:
-            yield url
+    with running_service(artifacts_dir, "--shared-memory", "yolo-assigner-") as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

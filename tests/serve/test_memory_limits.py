@@ -108,6 +108,16 @@ def test_what_is_given_wins_and_everything_says_where_it_comes_from(tmp_path: Pa
     assert f"max_work_bytes = {150 * MIB} (default for 600 MiB" in configuration.limits
 
 
+@pytest.mark.parametrize(("total", "warned"), [(300 * MIB, False), (300 * MIB + 1, True)])
+def test_bodies_that_would_fill_the_memory_are_warned_of(total: int, warned: bool) -> None:
+    words = ["--artifacts", "a", "--max-total-bytes", str(total)]
+    configuration = read_settings(words, {}, Memory(600 * MIB, "/sys/fs/cgroup/memory.max"))
+    assert (configuration.warning is not None) == warned
+    if configuration.warning is not None:
+        assert f"max_total_bytes = {total} (--max-total-bytes) is more than half of 600 MiB" in configuration.warning
+        assert f"set it to {300 * MIB} or less" in configuration.warning
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux ends a process where memory is short, by its score")
 def test_the_engines_end_first(live: Live) -> None:
     scores = [int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for pid in (live.process.pid, worker_of(live))]
@@ -165,12 +175,15 @@ def call_together(live: Live, callers: int, images: int) -> list[Reply]:
         return [reply.result() for reply in replies]
 
 
-def test_too_little_memory_ends_the_engines_and_not_the_server(group: Path, artifacts_dir: Path) -> None:
+def test_too_little_memory_ends_the_engines_and_not_the_server(
+    group: Path, artifacts_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """With limits as for a machine that has enough, and so many bodies that the server has more than an engine."""
     words = [f"--{name.replace('_', '-')}={value}" for name, value in TODAY.items()]
     with serving("--artifacts", artifacts_dir, *words, through=inside(group)) as live:
         rows, blob = binary_rows(loss_inputs())
         before, worker = live.infer("loss", {"inputs": rows}, blob).body, worker_of(live)
+        assert "is more than half of 600 MiB" in capfd.readouterr().err
         replies = call_together(live, 5, BODY_IMAGES)
         assert {reply.status for reply in replies} <= {200, 500, 503}
         assert 500 in {reply.status for reply in replies}
