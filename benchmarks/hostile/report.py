@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from benchmarks.common.report import table, versions
 from tests.serve.hostile.slow_callers import Slow
 from tests.served import Served
 
-GROWTH = 1.1  # most that the peak of memory may grow from the second third of the samples to the last
+GROWTH = 1.1  # most that the median of memory may grow from the second third of the samples to the last
 PACKAGES = ("uvicorn", "httptools", "uvloop", "fastapi", "orjson", "onnxruntime", "numpy", "schemathesis")
 
 
@@ -134,13 +135,13 @@ class Report:
 
 
 def growth(samples: Sequence[float]) -> float:
-    """Compute the peak of the last third of the samples over that of the second.
+    """Compute the median of the last third of the samples over that of the second.
 
-    Peaks, because single samples rise and fall by a tenth with the requests of the moment; not of the first third, in
+    Medians, because single samples rise and fall by a tenth with the requests of the moment; not of the first third, in
     which a server meets its largest tasks.
 
     Args:
         samples: MiB; of fewer than three the result is 1.
     """
     third = len(samples) // 3
-    return round(max(samples[-third:]) / max(samples[third:-third]), 3) if third else 1.0
+    return round(median(samples[-third:]) / median(samples[third:-third]), 3) if third else 1.0
