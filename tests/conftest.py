@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.exports import NUM_CLASSES, exported
+from tests.exports import NUM_CLASSES, exported, exported_kinds
 from tests.processes import start_guard
 
 __all__ = ["KINDS", "NUM_CLASSES", "export_detector", "export_kinds"]
@@ -56,6 +56,6 @@ def export_detector(folder: Path, implementation: str) -> Path:
 
 def export_kinds(folder: Path, implementation: str) -> Path:
     """Export one model of each kind."""
-    for kind in KINDS:
-        shutil.copytree(exported(kind, implementation), folder, dirs_exist_ok=True)
+    for made in exported_kinds(KINDS, implementation):
+        shutil.copytree(made, folder, dirs_exist_ok=True)
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -10,18 +11,28 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
+from importlib.metadata import version
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pytest
 
+from tests.exports import made_once
 from yolo_assigner.export import cli
 from yolo_assigner.export.contract import find_contracts
 from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.repository.config import load_config
 from yolo_assigner.export.repository.plan import OnnxTarget, plan_targets
 from yolo_assigner.export.repository.processes import Processes
-from yolo_assigner.export.repository.state import PACKAGES, SOURCES, STATE_FOLDER, open_repository, source_hash
+from yolo_assigner.export.repository.state import (
+    LIBRARIES,
+    PACKAGES,
+    SOURCES,
+    STATE_FOLDER,
+    open_repository,
+    source_hash,
+)
+from yolo_assigner.export.to_tensorrt.library import load_library
 from yolo_assigner.serve.inference.loading import open_artifacts
 from yolo_assigner.serve.inference.runners.choice import RunnerOptions
 
@@ -44,12 +55,16 @@ Built = Callable[..., tuple[int, dict[str, str]]]
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with a sparse model, a dense one and its engine, built once."""
-    folder = tmp_path_factory.mktemp("built")
-    (folder / "build.toml").write_text(CONFIG, encoding="utf-8")
-    assert cli.main(["all", "--config", str(folder / "build.toml"), "--out", str(folder / "repository")]) == 0
-    return folder / "repository"
+def built() -> Path:
+    """A repository with a sparse model, a dense one and its engine, built once for each state of code and libraries."""
+
+    def build(folder: Path) -> None:
+        (folder / "build.toml").write_text(CONFIG, encoding="utf-8")
+        assert cli.main(["all", "--config", str(folder / "build.toml"), "--out", str(folder / "repository")]) == 0
+
+    versions = [*map(version, LIBRARIES), load_library("tensorrt-rtx").__version__]
+    words = [CONFIG, source_hash(SOURCES), *versions]
+    return made_once(f"built-{hashlib.sha256(repr(words).encode()).hexdigest()[:16]}", build) / "repository"
 
 
 @pytest.fixture

@@ -14,9 +14,7 @@ from torch import Tensor
 
 from tests import oracle
 from tests.exports import exported
-from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.samples import Case, pyramid, sample_assigner_inputs
-from yolo_assigner.export.to_onnx.exporter import export_onnx
 from yolo_loss import TaskAlignedAssigner
 from yolo_loss.assigner import IMPLEMENTATIONS
 
@@ -133,11 +131,9 @@ def test_hyperparameters(options: dict[str, Any], implementation: str) -> None:
     )
 
 
-def test_options_are_exported(tmp_path: Path, implementation: str) -> None:
+def test_options_are_exported(implementation: str) -> None:
     options: dict[str, Any] = {"min_box_side": 16.0, "topk2": 2}
-    path, _ = export_onnx(
-        "assigner", Hyperparameters(num_classes=3, **options), tmp_path, implementation=implementation
-    )
+    path = exported("assigner", implementation, **options) / "assigner.onnx"
     inputs = sample_assigner_inputs(CASES["crowded"], STRIDES, 6)
     plain = expected(inputs, np.float32)
     want = expected(inputs, np.float32, **options)
