@@ -50,11 +50,11 @@ def onnx_run(path: Path) -> Run:
 @pytest.fixture(
     params=[(how, form) for how in ("float32", "float64", "onnx") for form in IMPLEMENTATIONS], ids=" ".join
 )
-def runner(request: pytest.FixtureRequest, assigners: dict[str, Path]) -> tuple[Run, type]:
+def runner(request: pytest.FixtureRequest, assigners: dict[str, Run]) -> tuple[Run, type]:
     """Each way to compute the assignment, with the number type for the oracle."""
     how, implementation = request.param
     if how == "onnx":
-        return onnx_run(assigners[implementation]), np.float32
+        return assigners[implementation], np.float32
     return torch_run(getattr(torch, how), implementation=implementation), getattr(np, how)
 
 
@@ -65,11 +65,9 @@ def implementation(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def assigners() -> dict[str, Path]:
+def assigners() -> dict[str, Run]:
     """The exported assigner of each implementation."""
-    return {
-        implementation: exported("assigner", implementation) / "assigner.onnx" for implementation in IMPLEMENTATIONS
-    }
+    return {form: onnx_run(exported("assigner", form) / "assigner.onnx") for form in IMPLEMENTATIONS}
 
 
 def expected(inputs: tuple[Tensor, ...], real: type, **options: Any) -> oracle.Targets:
