@@ -168,13 +168,13 @@ def test_a_change_in_any_package_changes_the_hash_of_the_code(tmp_path: Path) ->
     assert len(seen) == 1 + len(files)
 
 
-def test_a_changed_hyperparameter_rebuilds_its_model_alone(repository: Path, rebuild: Built) -> None:
-    before, content = times(repository), (repository / SPARSE).read_bytes()
-    config = CONFIG.replace("topk = 9", "topk = 8")
-    assert rebuild(config=config) == (0, {SPARSE: "built", DENSE: "up to date", ENGINE: "up to date"})
-    assert (repository / SPARSE).read_bytes() != content
-    changed = {path for path, then in times(repository).items() if before[path] != then}
-    assert {Path(path).name for path in changed} == {SPARSE, "assigner-c2.json", "artefacts.json"}
+def test_a_changed_hyperparameter_rebuilds_its_model_and_engine_alone(repository: Path, rebuild: Built) -> None:
+    before, content = times(repository), (repository / DENSE).read_bytes()
+    config = CONFIG.replace("targets", "hyperparameters = { topk = 8 }\ntargets")
+    assert rebuild(config=config) == (0, {SPARSE: "up to date", DENSE: "built", ENGINE: "built"})
+    assert (repository / DENSE).read_bytes() != content
+    changed = {Path(path).name for path, then in times(repository).items() if before[path] != then}
+    assert changed == {DENSE, "assigner-c2-dense.json", ENGINE, f"{ENGINE}.json", "artefacts.json"}
 
 
 def test_failures_are_reported_and_the_rest_is_built(rebuild: Built) -> None:
