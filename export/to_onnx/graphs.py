@@ -81,7 +81,7 @@ class RecordedDerivatives(nn.Module):
 
         generator = torch.Generator().manual_seed(0)
         widths = ((4 * criterion.reg_max,), (), (), (4,), (2,), *([(2,)] if criterion.reg_max == 1 else []))
-        example = Rows(*(torch.rand((RECORDED_ROWS, *width), generator=generator) for width in widths))
+        example = [torch.rand((RECORDED_ROWS, *width), generator=generator) for width in widths]
         # The exporter does not translate operations of a backward pass, so they are decomposed to forward ones.
         decompositions: dict[Any, Any] = torch.export.default_decompositions().materialize()
         # `operators.softplus` translates it; decomposed, it takes logarithms outside the range of `operators.log1p`.
