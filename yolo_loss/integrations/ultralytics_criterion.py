@@ -1,0 +1,274 @@
+"""Criteria with the interface of Ultralytics' trainer around ``DetectionLoss``.
+
+An Ultralytics criterion is a plain object: called with predictions and batch it answers the terms and, detached, what
+the trainer prints. In which form differs between releases, and is read from the installed one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from yolo_loss.criterion import DetectionLoss, v8DetectionLoss
+from yolo_loss.losses import loss_from_sums
+from yolo_loss.option_checks import gain_values, stride_list
+from yolo_loss.predictions import RawOutput
+from yolo_loss.structures import Gains
+
+LOSSES = "ultralytics.utils.loss"
+KEEP_THEIRS = "use(assigner_only=True) keeps Ultralytics' own criterion and replaces the assigner in it"
+WITHOUT = "its assigner looks at more than boxes and scores: train it without use()"
+# What heads that extend the detection head have beside it, and the remedy.
+OTHER_HEADS = MappingProxyType(
+    {
+        "Segment26": f"masks; {WITHOUT}",
+        "Pose26": f"keypoints; {WITHOUT}",
+        "OBB": f"rotated boxes; {WITHOUT}",
+        "Segment": f"masks; {KEEP_THEIRS}",
+        "Pose": f"keypoints; {KEEP_THEIRS}",
+        "WorldDetect": f"texts in the place of classes; {KEEP_THEIRS}",
+        "YOLOEDetect": f"prompts in the place of classes; {KEEP_THEIRS}",
+    }
+)
+Options = Mapping[str, Any]
+
+
+class AnswerForm(NamedTuple):
+    """What the installed release expects from a criterion.
+
+    Attributes:
+        vector: The terms (3,) times B; otherwise their sum.
+        named: The detached terms by name; otherwise (3,).
+        preset: Candidate areas of its assigner.
+    """
+
+    vector: bool
+    named: bool
+    preset: str
+
+
+class Unpickled:
+    """Copied as it is within a process; another process reads ``None`` in its place.
+
+    So a checkpoint that holds a model with its criterion loads where this project is not installed. The model makes its
+    criterion anew on the first use.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        made = object.__new__(type(self))
+        memo[id(self)] = made
+        made.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return made
+
+    def __reduce_ex__(self, _protocol: Any) -> tuple[Any, ...]:
+        return type(None), ()
+
+
+class DetectionCriterion(Unpickled):
+    """``DetectionLoss`` for a head with one assignment, under the signature of Ultralytics' ``v8DetectionLoss``."""
+
+    options: ClassVar[Options] = MappingProxyType({})
+
+    def __init__(self, model: Any, tal_topk: int = 10, tal_topk2: int | None = None, **options: Any) -> None:
+        """Read the hyper-parameters from the model.
+
+        Args:
+            model: The detector, with ``args``.
+            tal_topk: Candidates per ground truth.
+            tal_topk2: Anchors each ground truth keeps in the end; None: all it won.
+            **options: Passed to ``DetectionLoss``.
+
+        Raises:
+            ValueError: The head has losses that cannot be computed here, or the installed release is not known.
+        """
+        self.model = getattr(model, "module", model)
+        refuse_other_heads(self.model)
+        self.form = answer_form(self.model)
+        options = {"preset": self.form.preset, **self.options, **options}
+        self.detection_loss = v8DetectionLoss(self.model, tal_topk, tal_topk2, **options)
+
+    def __call__(self, preds: RawOutput, batch: Mapping[str, Any]) -> tuple[Tensor, Any]:
+        """Compute the loss of a training batch; gains and class weights are read from the model in each call.
+
+        Args:
+            preds: What the head gives in training, or in evaluation.
+            batch: A batch of Ultralytics' loader: ``batch_idx`` (T,), ``cls`` (T, 1), ``bboxes`` (T, 4).
+
+        Returns:
+            The terms (3,) times B, to call ``sum().backward()`` on; and by name the detached terms. Releases that
+            expect their sum, or (3,) without names, get that.
+        """
+        terms = self.terms(preds, batch)
+        return answer(self.form, terms * image_count(preds), terms, loss_names(self.detection_loss))
+
+    def terms(self, preds: RawOutput, batch: Mapping[str, Any]) -> Tensor:
+        """The three terms (3,) with gains, with gradients."""
+        self.detection_loss.gains = gains_of(self.model)
+        result = self.detection_loss.evaluate(preds, with_class_weights(self.model, batch))
+        _, items = loss_from_sums(result.image_sums, self.detection_loss.gains)
+        return items
+
+
+def answer(form: AnswerForm, scaled: Tensor, shown: Tensor, names: Sequence[str]) -> tuple[Tensor, Any]:
+    """Terms (3,) times B, and the terms (3,) to show, as the release expects them."""
+    shown = shown.detach()
+    items = dict(zip(names, shown.unbind(), strict=True)) if form.named else shown
+    return scaled if form.vector else scaled.sum(), items
+
+
+def image_count(preds: Any) -> int:
+    """B, from any form of predictions."""
+    while isinstance(preds, Mapping | list | tuple):
+        preds = preds["scores"] if isinstance(preds, Mapping) else preds[-1]
+    return int(preds.shape[0])
+
+
+def loss_names(loss: DetectionLoss) -> tuple[str, ...]:
+    """Names of the terms as the trainer prints them."""
+    return ("box_loss", "cls_loss", "l1_loss" if loss.reg_max == 1 else "dfl_loss")
+
+
+def gains_of(model: Any) -> Gains:
+    """The gains in ``model.args``, which trainers exchange and change."""
+    args = model.args
+    return Gains(
+        *gain_values([args[name] if isinstance(args, Mapping) else getattr(args, name) for name in Gains._fields])
+    )
+
+
+def with_class_weights(model: Any, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The batch with the model's ``class_weights`` (C,), where it has some and the batch has none."""
+    weights = getattr(model, "class_weights", None)
+    return batch if weights is None else {"class_weights": weights, **batch}
+
+
+def refuse_other_heads(model: Any) -> None:
+    """Refuse heads with losses beside the three.
+
+    Raises:
+        ValueError: The head is one of these; the text has the remedy.
+    """
+    head = type(model.model[-1])
+    for base in head.__mro__:
+        if base.__name__ in OTHER_HEADS:
+            raise ValueError(f"{head.__name__} is a head with {OTHER_HEADS[base.__name__]}")
+
+
+def original(module: str, name: str) -> Any:
+    """The installed package's own object, whether or not it is replaced.
+
+    Raises:
+        ImportError: The package is missing, or its release has no such object.
+    """
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ImportError(
+            f"{module}.{name} cannot be imported: {error}; this needs your own installation of ultralytics (AGPL-3.0), "
+            "release 8.1 to 8.4"
+        ) from error
+    while hasattr(found, "replaced"):
+        found = found.replaced
+    return found
+
+
+@torch.no_grad()
+def answer_form(model: Any) -> AnswerForm:
+    """Ask the installed release's own criterion about an image without objects, and see what it answers.
+
+    Raises:
+        ImportError: The package is missing.
+        ValueError: The criterion does not work as in any known release.
+    """
+    try:
+        criterion = original(LOSSES, "v8DetectionLoss")(model)
+        value, items = criterion(*empty_batch(model, joined=hasattr(criterion, "parse_output")))
+        if value.shape not in ((), (3,)) or len(items) != len(Gains._fields):
+            raise ValueError(f"it answers {tuple(value.shape)} and {len(items)} terms")
+    except ImportError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"the installed ultralytics is none of the known releases, 8.1 to 8.4: its v8DetectionLoss answers "
+            f"{type(error).__name__}: {error}; install a known one, or use DetectionLoss in a loop of your own"
+        ) from error
+    preset = "ultralytics-8.4" if hasattr(criterion.assigner, "stride") else "yolov8"
+    return AnswerForm(value.ndim == 1, isinstance(items, Mapping), preset)
+
+
+def empty_batch(model: Any, *, joined: bool) -> tuple[Any, dict[str, Tensor]]:
+    """Predictions of zeros for one image without objects, and the batch."""
+    head = model.model[-1]
+    device = next(model.parameters()).device
+    strides = stride_list("stride", head.stride)
+    sides = [int(max(strides) / stride) for stride in strides]
+    maps = [torch.zeros(1, 4 * head.reg_max + head.nc, side, side, device=device) for side in sides]
+    batch = {
+        "batch_idx": torch.zeros(0, device=device),
+        "cls": torch.zeros(0, 1, device=device),
+        "bboxes": torch.zeros(0, 4, device=device),
+    }
+    if not joined:
+        return maps, batch
+    flat = torch.cat([level.flatten(2) for level in maps], dim=2)
+    return {"boxes": flat[:, : 4 * head.reg_max], "scores": flat[:, 4 * head.reg_max :], "feats": maps}, batch
+
+
+class EndToEndCriterion(Unpickled):
+    """One-to-many and one-to-one losses of YOLOv10's and YOLO26's heads, under the signature of ``E2ELoss``."""
+
+    options: ClassVar[Options] = MappingProxyType({})
+
+    def __init__(self, model: Any, loss_fn: Any = None, **options: Any) -> None:
+        """Make the two criteria.
+
+        Args:
+            model: The detector, with ``args``.
+            loss_fn: The class of the two parts; only ``DetectionCriterion`` can be computed here.
+            **options: Passed to both ``DetectionLoss``.
+
+        Raises:
+            ValueError: As ``DetectionCriterion``, or the parts have losses of another class.
+        """
+        model = getattr(model, "module", model)
+        refuse_other_heads(model)
+        if loss_fn is not None and not issubclass(loss_fn, DetectionCriterion):
+            raise ValueError(f"E2ELoss is to compute {loss_fn.__name__}, which is not replaced; {KEEP_THEIRS}")
+        options = {**self.options, **options}
+        self.one2many = DetectionCriterion(model, 10, **options)
+        self.one2one = DetectionCriterion(model, 7, 1, **options)
+        self.updates = 0
+
+    def update(self) -> None:
+        """Count an epoch; the weight moves from one-to-many to one-to-one."""
+        self.updates += 1
+
+    @property
+    def weight(self) -> float:
+        """Weight of the one-to-many loss in this epoch."""
+        args = self.one2one.model.args
+        epochs = args["epochs"] if isinstance(args, Mapping) else args.epochs
+        return max(1 - self.updates / max(epochs - 1, 1), 0) * (0.8 - 0.1) + 0.1
+
+    def __call__(self, preds: Any, batch: Mapping[str, Any]) -> tuple[Tensor, Any]:
+        """Compute the loss of a training batch.
+
+        Args:
+            preds: A dict of ``one2many`` and ``one2one``, or a tuple with that second.
+            batch: As for ``DetectionCriterion``.
+
+        Returns:
+            The weighted terms (3,) times B; and by name the detached terms of the one-to-one part.
+        """
+        parts = preds if isinstance(preds, Mapping) else preds[-1]
+        many = self.one2many.terms(parts["one2many"], batch)
+        one = self.one2one.terms(parts["one2one"], batch)
+        terms = many * self.weight + one * (1 - self.weight)
+        names = loss_names(self.one2one.detection_loss)
+        return answer(self.one2one.form, terms * image_count(parts["one2one"]), one, names)
