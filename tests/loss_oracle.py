@@ -82,7 +82,11 @@ def loss(
             weight = targets.target_scores[b, a].sum()
             target = targets.target_bboxes[b, a] / scales[a]
             sums[b, 0] += (1 - oracle.ciou(boxes[b, a], target)) * weight
-            sums[b, 2] += distribution(raw[b, a], target, points[a], reg_max) * weight
+            if reg_max == 1:
+                image = (maps[0].shape[3] * strides[0], maps[0].shape[2] * strides[0])
+                sums[b, 2] += distances_apart(boxes[b, a], target, float(scales[a]), image) * weight
+            else:
+                sums[b, 2] += distribution(raw[b, a], target, points[a], reg_max) * weight
             sums[b, 3] += weight
     normaliser = max(sums[:, 3].sum(), 1)
     items = [float(gain * sums[:, i].sum() / normaliser) for i, gain in enumerate(gains)]
@@ -98,10 +102,15 @@ def class_element(logit: float, target: float, positive: bool, kind: str) -> flo
     return cross_entropy
 
 
+def distances_apart(box: Array, target: Array, stride: float, image: tuple[float, float]) -> float:
+    """One anchor's L1 term: how far the four sides lie apart, as fractions of the image's width and height."""
+    width, height = image
+    x1, y1, x2, y2 = (abs(float(one - other)) * stride for one, other in zip(box, target, strict=True))
+    return (x1 / width + y1 / height + x2 / width + y2 / height) / 4
+
+
 def distribution(raw: Array, target: Array, point: Array, reg_max: int) -> float:
     """One anchor's distribution focal loss."""
-    if reg_max == 1:
-        return 0.0
     distances = (point[0] - target[0], point[1] - target[1], target[2] - point[0], target[3] - point[1])
     total = 0.0
     for side, distance in enumerate(distances):

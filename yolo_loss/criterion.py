@@ -57,7 +57,7 @@ class DetectionLoss(nn.Module):
         Args:
             num_classes: C.
             strides: Pixels per cell of each level; a sequence, an array or a tensor.
-            reg_max: R, bins per side; 1 means plain distances and no distribution loss.
+            reg_max: R, bins per side; 1 means plain distances, and the loss l1 in the place of dfl.
             topk: Candidates per ground truth.
             alpha: Exponent of the class score in the assignment.
             beta: Exponent of the IoU in the assignment.
@@ -91,6 +91,11 @@ class DetectionLoss(nn.Module):
             topk, num_classes, alpha, beta, eps, implementation=implementation, **options
         )
 
+    @property
+    def loss_names(self) -> tuple[str, str, str]:
+        """Names of the three losses, in the order of ``loss_items`` and ``image_sums``."""
+        return "box", "cls", "l1" if self.reg_max == 1 else "dfl"
+
     @uncompiled
     def forward(self, preds: RawOutput, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Compute the loss of a training batch.
@@ -102,7 +107,8 @@ class DetectionLoss(nn.Module):
                 tensors, arrays or lists.
 
         Returns:
-            The loss () to call ``backward`` on, the sum of the three losses times B; and box, cls, dfl (3,), detached.
+            The loss () to call ``backward`` on, the sum of the three losses times B; and the three (3,), detached, in
+            the order of ``loss_names``.
 
         Raises:
             ValueError: Shapes, dtypes, labels or image indices do not belong together, or an image has more boxes than

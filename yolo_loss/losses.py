@@ -63,7 +63,7 @@ def dfl_loss(distri: Tensor, target_bboxes: Tensor, anchor_points: Tensor) -> Te
     The target is a two-hot vector, 1 - |d - r| at the two bins r beside d, so that its gradient needs no scatter.
 
     Args:
-        distri: (..., 4, R) logits; with R = 1 there is no distribution and the loss is 0.
+        distri: (..., 4, R) logits, R > 1.
         target_bboxes: (..., 4) xyxy, grid units.
         anchor_points: (..., 2) grid units, broadcast.
 
@@ -71,14 +71,28 @@ def dfl_loss(distri: Tensor, target_bboxes: Tensor, anchor_points: Tensor) -> Te
         (...).
     """
     reg_max = distri.shape[-1]
-    if reg_max == 1:
-        return torch.zeros_like(distri[..., 0, 0])
     distance = bbox2dist(anchor_points, target_bboxes, reg_max).unsqueeze(-1)  # (..., 4, 1)
     bins = torch.arange(reg_max, dtype=distri.dtype, device=distri.device)
     two_hot = (1.0 - (distance - bins).abs()).clamp(min=0.0)  # (..., 4, R)
     # Selected, not multiplied by 0: the logarithm of a bin beside the target may be infinite.
     log_probabilities = torch.where(two_hot > 0, distri.log_softmax(dim=-1), 0.0)
     return -(two_hot * log_probabilities).sum(dim=-1).mean(dim=-1)
+
+
+def l1_loss(distance: Tensor, target_bboxes: Tensor, anchor_points: Tensor, side_scale: Tensor) -> Tensor:
+    """Error of the four sides as a fraction of the image, their mean; it takes the place of ``dfl_loss`` where R = 1.
+
+    Args:
+        distance: (..., 4) predicted left, top, right, bottom, grid units.
+        target_bboxes: (..., 4) xyxy, grid units.
+        anchor_points: (..., 2) grid units, broadcast.
+        side_scale: (..., 2) a grid unit as a fraction of the image's width and height, broadcast.
+
+    Returns:
+        (...).
+    """
+    error = (distance - bbox2dist(anchor_points, target_bboxes)).abs()  # (..., 4)
+    return (error * torch.cat((side_scale, side_scale), dim=-1)).mean(dim=-1)
 
 
 def background_class_loss(logits: Channels, class_loss: str) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from yolo_loss.execution.channels import Channels
@@ -55,6 +56,13 @@ class Predictions(NamedTuple):
     num_classes: int
 
     @property
+    def side_scale(self) -> Tensor:
+        """A grid unit of each anchor as a fraction of the image's width and height, (A, 2)."""
+        height, width = self.grid_size
+        first = self.strides[:1]
+        return torch.cat((self.strides / (first * width), self.strides / (first * height)), dim=1)
+
+    @property
     def pred_distri(self) -> list[Channels]:
         """Logits of the box distributions, 4R channels per level."""
         return [Channels(level.distri_source, 0, 4 * self.reg_max) for level in self.levels]
@@ -99,7 +107,7 @@ class AssignmentResult(NamedTuple):
 
 
 class Gains(NamedTuple):
-    """Weights of the three losses; the defaults are YOLOv8's."""
+    """Weights of the three losses; the defaults are YOLOv8's. With R = 1 ``dfl`` is the weight of l1."""
 
     box: float = 7.5
     cls: float = 0.5
@@ -111,8 +119,8 @@ class LossResult(NamedTuple):
 
     Attributes:
         loss: () sum of the three losses times B.
-        loss_items: (3,) box, cls, dfl with their gains, before times B; detached.
-        image_sums: (B, 4) per image, without gains, not normalised: box, cls, dfl and target-score sums.
+        loss_items: (3,) box, cls, dfl with their gains, before times B; detached. With R = 1 the third is l1.
+        image_sums: (B, 4) per image, without gains, not normalised: box, cls, dfl or l1, and target-score sums.
         assignment: The targets in compact form.
     """
 

@@ -80,7 +80,7 @@ class RecordedDerivatives(nn.Module):
             return criterion.row_gradients(Rows(*rows))
 
         generator = torch.Generator().manual_seed(0)
-        widths = ((4 * criterion.reg_max,), (), (), (4,), (2,))
+        widths = ((4 * criterion.reg_max,), (), (), (4,), (2,), *([(2,)] if criterion.reg_max == 1 else []))
         example = Rows(*(torch.rand((RECORDED_ROWS, *width), generator=generator) for width in widths))
         # The exporter does not translate operations of a backward pass, so they are decomposed to forward ones.
         decompositions: dict[Any, Any] = torch.export.default_decompositions().materialize()
@@ -91,7 +91,7 @@ class RecordedDerivatives(nn.Module):
 
     def forward(self, rows: Rows) -> RowGradients:
         """Run the recorded operations."""
-        return RowGradients(*self.operations(*rows))
+        return RowGradients(*self.operations(*(field for field in rows if field is not None)))
 
 
 class LossGradGraph(LossGraph):

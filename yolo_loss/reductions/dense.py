@@ -10,7 +10,7 @@ from torch import Tensor
 from yolo_loss.anchors import decode
 from yolo_loss.assignment.targets import labels_and_boxes
 from yolo_loss.execution.channels import Channels
-from yolo_loss.losses import assigned_class_loss, background_class_loss, box_loss, dfl_loss
+from yolo_loss.losses import assigned_class_loss, background_class_loss, box_loss, dfl_loss, l1_loss
 from yolo_loss.structures import Assignment, GroundTruth, Predictions
 
 
@@ -24,7 +24,7 @@ def dense_sums(predictions: Predictions, ground_truth: GroundTruth, assignment: 
         class_loss: ``bce`` or ``varifocal``.
 
     Returns:
-        (B, 4): box, cls, dfl and target-score sums.
+        (B, 4): box, cls, dfl or l1, and target-score sums.
     """
     reg_max = predictions.reg_max
     distri, logits = join_levels(predictions)
@@ -38,7 +38,10 @@ def dense_sums(predictions: Predictions, ground_truth: GroundTruth, assignment: 
     distri = torch.where(fg_mask.unsqueeze(1), distri, 0.0)
     pred_bboxes = decode(distri, predictions.anchor_points, reg_max)  # (B, A, 4)
     box_sum = (box_loss(pred_bboxes, target_grid) * weights).sum(dim=1)
-    dfl = dfl_loss(distri.unflatten(1, (4, reg_max)).movedim(3, 1), target_grid, predictions.anchor_points)
+    if reg_max == 1:
+        dfl = l1_loss(distri.transpose(1, 2), target_grid, predictions.anchor_points, predictions.side_scale)
+    else:
+        dfl = dfl_loss(distri.unflatten(1, (4, reg_max)).movedim(3, 1), target_grid, predictions.anchor_points)
     dfl_sum = (dfl * weights).sum(dim=1)
     return torch.stack((box_sum, class_sum, dfl_sum, weights.sum(dim=1)), dim=1)
 

@@ -102,9 +102,10 @@ def dense_gradients(
     labels, target_bboxes = labels_and_boxes(assignment, ground_truth)
     distri, logits = join_levels(predictions)
     assigned_logits = logits.gather(1, labels.unsqueeze(1)).squeeze(1)  # (B, A)
-    points = predictions.anchor_points.expand(target_bboxes.shape[0], -1, -1)
-    all_anchors = Rows(distri.transpose(1, 2), assigned_logits, weights, target_bboxes / predictions.strides, points)
-    row_gradients = compute_row_gradients(Rows(*(field.flatten(0, 1) for field in all_anchors)))
+    all_anchors = [distri.transpose(1, 2), assigned_logits, weights, target_bboxes / predictions.strides]
+    of_anchors = [predictions.anchor_points, *([predictions.side_scale] if predictions.reg_max == 1 else [])]
+    all_anchors += [values.expand(target_bboxes.shape[0], -1, -1) for values in of_anchors]
+    row_gradients = compute_row_gradients(Rows(*(values.flatten(0, 1) for values in all_anchors)))
     # The losses come with their gradients: computed separately they would repeat every pass over the maps.
     losses = (torch.where(foreground, loss.view(weights.shape), 0.0).sum(dim=1) for loss in row_gradients.losses)
     box, assigned_class, dfl = losses
