@@ -7,6 +7,7 @@ the trainer prints. In which form differs between releases, and is read from the
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from types import MappingProxyType
@@ -45,12 +46,10 @@ class AnswerForm(NamedTuple):
     Attributes:
         vector: The terms (3,) times B; otherwise their sum.
         named: The detached terms by name; otherwise (3,).
-        preset: Candidate areas of its assigner.
     """
 
     vector: bool
     named: bool
-    preset: str
 
 
 class Unpickled:
@@ -89,9 +88,9 @@ class DetectionCriterion(Unpickled):
         """
         self.model = getattr(model, "module", model)
         refuse_other_heads(self.model)
-        self.form = answer_form(self.model)
-        options = {"preset": self.form.preset, **self.options, **options}
+        options = {"preset": release_preset(), **self.options, **options}
         self.detection_loss = v8DetectionLoss(self.model, tal_topk, tal_topk2, **options)
+        self.form = answer_form(self.model)
 
     def __call__(self, preds: RawOutput, batch: Mapping[str, Any]) -> tuple[Tensor, Any]:
         """Compute the loss of a training batch; gains and class weights are read from the model in each call.
@@ -129,9 +128,9 @@ def image_count(preds: Any) -> int:
     return int(preds.shape[0])
 
 
-def loss_names(loss: DetectionLoss) -> tuple[str, ...]:
+def loss_names(loss: DetectionLoss) -> list[str]:
     """Names of the terms as the trainer prints them."""
-    return ("box_loss", "cls_loss", "l1_loss" if loss.reg_max == 1 else "dfl_loss")
+    return [f"{name}_loss" for name in loss.loss_names]
 
 
 def gains_of(model: Any) -> Gains:
@@ -178,6 +177,12 @@ def original(module: str, name: str) -> Any:
     return found
 
 
+def release_preset() -> str:
+    """The preset of the installed release: from 8.4 on its assigner is given the strides."""
+    given = inspect.signature(original(LOSSES, "TaskAlignedAssigner")).parameters
+    return "ultralytics-8.4" if "stride" in given else "yolov8"
+
+
 @torch.no_grad()
 def answer_form(model: Any) -> AnswerForm:
     """Ask the installed release's own criterion about an image without objects, and see what it answers.
@@ -198,8 +203,7 @@ def answer_form(model: Any) -> AnswerForm:
             f"the installed ultralytics is none of the known releases, 8.1 to 8.4: its v8DetectionLoss answers "
             f"{type(error).__name__}: {error}; install a known one, or use DetectionLoss in a loop of your own"
         ) from error
-    preset = "ultralytics-8.4" if hasattr(criterion.assigner, "stride") else "yolov8"
-    return AnswerForm(value.ndim == 1, isinstance(items, Mapping), preset)
+    return AnswerForm(value.ndim == 1, isinstance(items, Mapping))
 
 
 def empty_batch(model: Any, *, joined: bool) -> tuple[Any, dict[str, Tensor]]:
