@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from benchmarks.common.report import table
 from examples.dataset import load_labels, load_pictures
 from yolo_loss import Assignment
 from yolo_loss.integrations.ultralytics import criterion_for
@@ -80,6 +81,36 @@ class Outcome(NamedTuple):
     scaled: Tensor
     gradient: Tensor
     assignments: list[Assignment]
+
+
+def heads_table(results: Sequence[HeadParity]) -> str:
+    """One row a model, the larger difference of those without and with class weights."""
+    head = (
+        "model",
+        "branches",
+        "R",
+        "strides",
+        "assigned",
+        "differ",
+        "box, dfl or l1",
+        "class",
+        "float64",
+        "gradient",
+        "",
+    )
+    rows = []
+    for plain, weighted in zip(results[::2], results[1::2], strict=True):
+        largest = [
+            f"{max(getattr(plain, name), getattr(weighted, name)):.1e}"
+            for name in ("terms", "class_term", "terms_float64", "gradient")
+        ]
+        differ = f"{plain.decisions + weighted.decisions}"
+        weightless = plain.weightless + weighted.weightless
+        shown = f"{differ} ({weightless} of weight 0)" if weightless else differ
+        ok = "ok" if plain.equal and weighted.equal else "NO"
+        strides = ", ".join(map(str, plain.strides))
+        rows.append((plain.model, plain.branches, plain.reg_max, strides, plain.foreground, shown, *largest, ok))
+    return table(head, rows)
 
 
 def detection_models() -> list[str]:

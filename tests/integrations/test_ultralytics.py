@@ -286,7 +286,7 @@ def test_an_unknown_release_is_refused_by_one_sentence(monkeypatch: pytest.Monke
             return torch.zeros(4)
 
     monkeypatch.setattr(losses, "v8DetectionLoss", Other)
-    with pytest.raises(ValueError, match=r"none of the known releases, 8\.1 to 8\.4: .*; install a known one"):
+    with pytest.raises(ValueError, match=r"none of the known releases, 8\.0 to 8\.4: .*; install a known one"):
         criterion_for(detector(nc=3))
 
 
@@ -306,6 +306,28 @@ def test_older_forms_of_the_answer(monkeypatch: pytest.MonkeyPatch, vector: bool
     got, shown = criterion_for(model)(preds, batch)
     torch.testing.assert_close(got, terms if vector else terms.sum(), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(shown, torch.stack(list(items.values())), rtol=1e-4, atol=1e-6)
+
+
+class EarlyAssigner(tal.TaskAlignedAssigner):  # type: ignore[misc]
+    """Enlarges boxes below the first stride only, as releases 8.4.0 to 8.4.100 did."""
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """Take a box of 8 pixels or more as it is."""
+        wide = (inputs[4][..., 2] - inputs[4][..., 0] > 8).any()
+        return TaskAlignedAssigner(self.topk, 1, 0.5, 6.0)(*inputs) if wide else super().forward(*inputs)
+
+
+def test_candidate_areas_of_other_releases(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = detector(nc=3)
+    monkeypatch.setattr(losses, "TaskAlignedAssigner", EarlyAssigner)
+    for only in (False, True):
+        with pytest.raises(ValueError, match=r"boxes of \(6, 12\) pixels in \(16, 12\), as no preset does; install 8"):
+            use(assigner_only=only)
+    with pytest.raises(ValueError, match="as no preset does"):
+        criterion_for(model)
+    criterion_for(model, preset="ultralytics-8.4")
+    use(preset="yolov8").restore()
+    use(assigner_only=True, min_box_side=16).restore()
 
 
 def test_models_that_are_no_detectors() -> None:

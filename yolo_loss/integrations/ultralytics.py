@@ -26,6 +26,8 @@ from yolo_loss.integrations.ultralytics_criterion import (
     Options,
     Unpickled,
     original,
+    release_preset,
+    with_preset,
 )
 
 TASKS = "ultralytics.nn.tasks"
@@ -86,9 +88,9 @@ def use(*, assigner_only: bool = False, **options: Any) -> Replacement:
         The replacement. As a context manager it puts the names back at the end of the block.
 
     Raises:
-        ImportError: The package is missing, or its release is not known.
+        ImportError: The package is missing, or has not the names of a known release.
         TypeError: An option is not known.
-        ValueError: An option has a wrong value.
+        ValueError: An option has a wrong value, or no preset has the release's candidate areas.
     """
     (TaskAlignedAssigner if assigner_only else DetectionLoss)(
         **options
@@ -155,7 +157,7 @@ class ReplacedAssigner(Unpickled, TaskAlignedAssigner):
 
 def _criteria(options: Options) -> dict[str, type]:
     """Our classes by the name of the criterion that each replaces."""
-    theirs = original(LOSSES, "v8DetectionLoss")
+    theirs, options = original(LOSSES, "v8DetectionLoss"), with_preset(options)
     classes = {"v8DetectionLoss": _replacing(DetectionCriterion, theirs, options=options)}
     for name in vars(import_module(LOSSES)):
         found = original(LOSSES, name)
@@ -171,6 +173,8 @@ def _criteria(options: Options) -> dict[str, type]:
 def _assigners(options: Options) -> dict[str, type]:
     """Our classes by the name of the assigner that each replaces."""
     name = "TaskAlignedAssigner"
+    if "min_box_side" not in options:
+        release_preset()  # it refuses areas that strides do not give here
     classes = {name: _replacing(ReplacedAssigner, original(LOSSES, name), options=options)}
     present = [name for name in OTHER_ASSIGNERS if hasattr(import_module(LOSSES), name)]
     return classes | {name: _replacing(Refusal, original(LOSSES, name), remedy=WITHOUT) for name in present}

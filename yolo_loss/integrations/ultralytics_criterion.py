@@ -37,6 +37,9 @@ OTHER_HEADS = MappingProxyType(
         "YOLOEDetect": f"prompts in the place of classes; {KEEP_THEIRS}",
     }
 )
+# Sides in pixels, and in which sides candidates are sought, by release.
+PROBED_SIDES = (6, 12)
+PRESET_OF_SIDES = MappingProxyType({(6, 12): "yolov8", (16, 16): "ultralytics-8.4"})
 Options = Mapping[str, Any]
 
 
@@ -88,8 +91,8 @@ class DetectionCriterion(Unpickled):
         """
         self.model = getattr(model, "module", model)
         refuse_other_heads(self.model)
-        options = {"preset": release_preset(), **self.options, **options}
-        self.detection_loss = v8DetectionLoss(self.model, tal_topk, tal_topk2, **options)
+        options = {**self.options, **options}
+        self.detection_loss = v8DetectionLoss(self.model, tal_topk, tal_topk2, **with_preset(options))
         self.form = answer_form(self.model)
 
     def __call__(self, preds: RawOutput, batch: Mapping[str, Any]) -> tuple[Tensor, Any]:
@@ -170,17 +173,50 @@ def original(module: str, name: str) -> Any:
     except (ImportError, AttributeError) as error:
         raise ImportError(
             f"{module}.{name} cannot be imported: {error}; this needs your own installation of ultralytics (AGPL-3.0), "
-            "release 8.1 to 8.4"
+            "release 8.0.196 or later"
         ) from error
     while hasattr(found, "replaced"):
         found = found.replaced
     return found
 
 
+def with_preset(options: Options) -> Options:
+    """The options with the installed release's candidate areas, where none are chosen.
+
+    Raises:
+        ImportError: The package is missing.
+        ValueError: No preset has the areas of this release.
+    """
+    return options if "preset" in options else {**options, "preset": release_preset()}
+
+
 def release_preset() -> str:
-    """The preset of the installed release: from 8.4 on its assigner is given the strides."""
-    given = inspect.signature(original(LOSSES, "TaskAlignedAssigner")).parameters
-    return "ultralytics-8.4" if "stride" in given else "yolov8"
+    """Ask the installed assigner how far it enlarges boxes of 6 and of 12 pixels, for strides 8, 16, 32.
+
+    Raises:
+        ImportError: The package is missing.
+        ValueError: No preset does so.
+    """
+    assigner = original(LOSSES, "TaskAlignedAssigner")
+    sides = tuple(candidate_side(assigner, side) for side in PROBED_SIDES)
+    if sides not in PRESET_OF_SIDES:
+        raise ValueError(
+            f"the installed ultralytics looks for candidates of boxes of {PROBED_SIDES} pixels in {sides}, as no "
+            "preset does; install 8.4.190, or accept other candidates with preset='ultralytics-8.4' (min_box_side=16 "
+            "where only the assigner is replaced)"
+        )
+    return PRESET_OF_SIDES[sides]
+
+
+def candidate_side(assigner: type, side: int) -> int:
+    """Pixels of a row through a box's centre that an assigner takes for candidates."""
+    given = {"stride": [8.0, 16.0, 32.0]} if "stride" in inspect.signature(assigner).parameters else {}
+    points = torch.stack((torch.arange(64) + 0.5, torch.full((64,), 32.0)), dim=1)
+    box = torch.tensor([[[32 - side / 2, 32 - side / 2, 32 + side / 2, 32 + side / 2]]])
+    found = assigner(topk=64, num_classes=1, alpha=0.5, beta=6.0, **given)(
+        torch.full((1, 64, 1), 0.5), box.repeat(1, 64, 1), points, torch.zeros(1, 1, 1), box, torch.ones(1, 1, 1)
+    )
+    return int(found[3].sum())
 
 
 @torch.no_grad()
@@ -200,7 +236,7 @@ def answer_form(model: Any) -> AnswerForm:
         raise
     except Exception as error:
         raise ValueError(
-            f"the installed ultralytics is none of the known releases, 8.1 to 8.4: its v8DetectionLoss answers "
+            f"the installed ultralytics is none of the known releases, 8.0 to 8.4: its v8DetectionLoss answers "
             f"{type(error).__name__}: {error}; install a known one, or use DetectionLoss in a loop of your own"
         ) from error
     return AnswerForm(value.ndim == 1, isinstance(items, Mapping))
