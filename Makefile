@@ -61,7 +61,7 @@ $(REFERENCE)/.ready: benchmarks/requirements-reference.txt pyproject.toml constr
 	@touch $@
 
 parity: $(REFERENCE)/.ready  ## differences from the reference
-	$(REFERENCE)/bin/python -m pytest -W default tests/integrations
+	YOLO_OFFLINE=true YOLO_AUTOINSTALL=false $(REFERENCE)/bin/python -m pytest -W default tests/integrations
 	$(REFERENCE)/bin/python -W ignore -m benchmarks.parity
 
 bench: $(REFERENCE)/.ready  ## time and memory beside the reference

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from benchmarks.common.report import table
 from examples.dataset import load_labels, load_pictures
-from yolo_loss import Assignment
+from yolo_loss import Assignment, DetectionLoss
 from yolo_loss.integrations.ultralytics import criterion_for
 
 SIZE, CLASSES = 320, 80
@@ -209,7 +209,9 @@ def run(criterion: Any, branches: Sequence[dict[str, Any]], batch: dict[str, Ten
     ]
     preds = [{**branch, **leaf} for branch, leaf in zip(branches, leaves, strict=True)]
     batch = {key: value.to(dtype) for key, value in batch.items()}
-    parts = [criterion.one2many, criterion.one2one] if len(branches) == 2 else [criterion]
+    ours = getattr(criterion, "detection_loss", None)
+    whole = criterion if ours is None else ours
+    parts = [whole.one2many, whole.one2one] if len(branches) == 2 else [whole]
     with default_dtype(dtype):  # of what the reference allocates
         scaled, items = criterion(preds[0] if len(preds) == 1 else {"one2many": preds[0], "one2one": preds[1]}, batch)
         assignments = [assignment(part, pred, batch) for part, pred in zip(parts, preds, strict=True)]
@@ -232,9 +234,8 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 def assignment(criterion: Any, preds: dict[str, Any], batch: dict[str, Tensor]) -> Assignment:
     """What a criterion of one branch assigns."""
-    if hasattr(criterion, "detection_loss"):
-        found: Assignment = criterion.detection_loss.evaluate(preds, batch).assignment
-        return found
+    if isinstance(criterion, DetectionLoss):
+        return criterion.evaluate(preds, batch).assignment
     results: list[Any] = []
     hook = criterion.assigner.register_forward_hook(lambda *call: results.append(call[-1]))
     criterion({key: values.detach() if key != "feats" else values for key, values in preds.items()}, batch)

@@ -137,6 +137,11 @@ def prepare(folder: Path) -> None:
     }.items():
         os.environ[name] = value
     torch.set_num_threads(1)  # the same sums in every run
+    complete_torchvision()
+
+
+def complete_torchvision() -> None:
+    """Define what validation needs of torchvision where its compiled build does not fit torch's."""
     try:
         import torchvision  # noqa: F401
     except RuntimeError:
@@ -144,7 +149,7 @@ def prepare(folder: Path) -> None:
 
 
 def define_nms() -> None:
-    """Define torchvision's suppression of overlapping boxes where its compiled build does not fit torch's."""
+    """Define torchvision's suppression of overlapping boxes."""
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

@@ -22,6 +22,7 @@ from yolo_loss.integrations.ultralytics_criterion import DetectionCriterion, End
 
 pytest.importorskip("ultralytics", reason="ultralytics is not installed; `make parity` runs these tests beside it")
 
+from ultralytics import YOLO
 from ultralytics.nn import tasks
 from ultralytics.utils import loss as losses
 from ultralytics.utils import tal
@@ -321,9 +322,11 @@ def test_candidate_areas_of_other_releases(monkeypatch: pytest.MonkeyPatch) -> N
     model = detector(nc=3)
     monkeypatch.setattr(losses, "TaskAlignedAssigner", EarlyAssigner)
     for only in (False, True):
-        with pytest.raises(ValueError, match=r"boxes of \(6, 12\) pixels in \(16, 12\), as no preset does; install 8"):
+        with pytest.raises(
+            ValueError, match=r"boxes of \(6, 12\) pixels as of \(16, 12\), which no preset does; install 8"
+        ):
             use(assigner_only=only)
-    with pytest.raises(ValueError, match="as no preset does"):
+    with pytest.raises(ValueError, match="which no preset does"):
         criterion_for(model)
     criterion_for(model, preset="ultralytics-8.4")
     use(preset="yolov8").restore()
@@ -333,6 +336,8 @@ def test_candidate_areas_of_other_releases(monkeypatch: pytest.MonkeyPatch) -> N
 def test_models_that_are_no_detectors() -> None:
     with pytest.raises(ValueError, match="must be a Detect head"):
         criterion_for(detector("yolov8n-cls.yaml", "ClassificationModel"))
+    with pytest.raises(ValueError, match=r"YOLO has no model\[-1\]; pass the detector, which .* is its \.model"):
+        criterion_for(YOLO("yolov8n.yaml", verbose=False))
 
 
 def test_the_plain_criterion_reads_the_same_model() -> None:

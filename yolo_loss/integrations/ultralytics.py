@@ -25,6 +25,7 @@ from yolo_loss.integrations.ultralytics_criterion import (
     EndToEndCriterion,
     Options,
     Unpickled,
+    head_of,
     original,
     release_preset,
     with_preset,
@@ -120,7 +121,7 @@ def criterion_for(model: Any, **options: Any) -> DetectionCriterion | EndToEndCr
         ValueError: The head has losses that cannot be computed here, or the installed release is not known.
     """
     model = getattr(model, "module", model)
-    two_branches = getattr(model.model[-1], "one2one_cv2", None) is not None
+    two_branches = getattr(head_of(model), "one2one_cv2", None) is not None
     return EndToEndCriterion(model, **options) if two_branches else DetectionCriterion(model, **options)
 
 

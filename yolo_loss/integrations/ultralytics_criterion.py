@@ -16,7 +16,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from yolo_loss.criterion import DetectionLoss, v8DetectionLoss
+from yolo_loss.criterion import v8DetectionLoss
+from yolo_loss.end_to_end import EndToEndLoss
 from yolo_loss.losses import loss_from_sums
 from yolo_loss.option_checks import gain_values, stride_list
 from yolo_loss.predictions import RawOutput
@@ -106,42 +107,28 @@ class DetectionCriterion(Unpickled):
             The terms (3,) times B, to call ``sum().backward()`` on; and by name the detached terms. Releases that
             expect their sum, or (3,) without names, get that.
         """
-        terms = self.terms(preds, batch)
-        return answer(self.form, terms * image_count(preds), terms, loss_names(self.detection_loss))
-
-    def terms(self, preds: RawOutput, batch: Mapping[str, Any]) -> Tensor:
-        """The three terms (3,) with gains, with gradients."""
         self.detection_loss.gains = gains_of(self.model)
         result = self.detection_loss.evaluate(preds, with_class_weights(self.model, batch))
-        _, items = loss_from_sums(result.image_sums, self.detection_loss.gains)
-        return items
+        _, terms = loss_from_sums(result.image_sums, self.detection_loss.gains)
+        return answer(self.form, terms * result.image_sums.shape[0], terms, self.detection_loss.loss_names)
 
 
 def answer(form: AnswerForm, scaled: Tensor, shown: Tensor, names: Sequence[str]) -> tuple[Tensor, Any]:
     """Terms (3,) times B, and the terms (3,) to show, as the release expects them."""
     shown = shown.detach()
-    items = dict(zip(names, shown.unbind(), strict=True)) if form.named else shown
+    items = {f"{name}_loss": term for name, term in zip(names, shown.unbind(), strict=True)} if form.named else shown
     return scaled if form.vector else scaled.sum(), items
 
 
-def image_count(preds: Any) -> int:
-    """B, from any form of predictions."""
-    while isinstance(preds, Mapping | list | tuple):
-        preds = preds["scores"] if isinstance(preds, Mapping) else preds[-1]
-    return int(preds.shape[0])
-
-
-def loss_names(loss: DetectionLoss) -> list[str]:
-    """Names of the terms as the trainer prints them."""
-    return [f"{name}_loss" for name in loss.loss_names]
+def args_of(model: Any) -> Mapping[str, Any]:
+    """``model.args``, which is an object in training, and a dict in a checkpoint."""
+    return model.args if isinstance(model.args, Mapping) else vars(model.args)
 
 
 def gains_of(model: Any) -> Gains:
     """The gains in ``model.args``, which trainers exchange and change."""
-    args = model.args
-    return Gains(
-        *gain_values([args[name] if isinstance(args, Mapping) else getattr(args, name) for name in Gains._fields])
-    )
+    args = args_of(model)
+    return Gains(*gain_values([args[name] for name in Gains._fields]))
 
 
 def with_class_weights(model: Any, batch: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -150,13 +137,27 @@ def with_class_weights(model: Any, batch: Mapping[str, Any]) -> Mapping[str, Any
     return batch if weights is None else {"class_weights": weights, **batch}
 
 
+def head_of(model: Any) -> Any:
+    """The last module of a detector.
+
+    Raises:
+        ValueError: The model is no detector of Ultralytics.
+    """
+    try:
+        return model.model[-1]
+    except (AttributeError, TypeError) as error:
+        raise ValueError(
+            f"{type(model).__name__} has no model[-1]; pass the detector, which of a YOLO object is its .model"
+        ) from error
+
+
 def refuse_other_heads(model: Any) -> None:
     """Refuse heads with losses beside the three.
 
     Raises:
         ValueError: The head is one of these; the text has the remedy.
     """
-    head = type(model.model[-1])
+    head = type(head_of(model))
     for base in head.__mro__:
         if base.__name__ in OTHER_HEADS:
             raise ValueError(f"{head.__name__} is a head with {OTHER_HEADS[base.__name__]}")
@@ -201,9 +202,9 @@ def release_preset() -> str:
     sides = tuple(candidate_side(assigner, side) for side in PROBED_SIDES)
     if sides not in PRESET_OF_SIDES:
         raise ValueError(
-            f"the installed ultralytics looks for candidates of boxes of {PROBED_SIDES} pixels in {sides}, as no "
-            "preset does; install 8.4.190, or accept other candidates with preset='ultralytics-8.4' (min_box_side=16 "
-            "where only the assigner is replaced)"
+            f"to find candidates, the installed ultralytics takes boxes of {PROBED_SIDES} pixels as of {sides}, which "
+            "no preset does; install 8.4.190, or accept other candidates with preset='ultralytics-8.4' "
+            "(min_box_side=16 where only the assigner is replaced)"
         )
     return PRESET_OF_SIDES[sides]
 
@@ -261,54 +262,64 @@ def empty_batch(model: Any, *, joined: bool) -> tuple[Any, dict[str, Tensor]]:
 
 
 class EndToEndCriterion(Unpickled):
-    """One-to-many and one-to-one losses of YOLOv10's and YOLO26's heads, under the signature of ``E2ELoss``."""
+    """``EndToEndLoss`` for the heads of YOLOv10 and YOLO26, under the signature of Ultralytics' ``E2ELoss``."""
 
     options: ClassVar[Options] = MappingProxyType({})
 
     def __init__(self, model: Any, loss_fn: Any = None, **options: Any) -> None:
-        """Make the two criteria.
+        """Read the hyper-parameters from the model.
 
         Args:
-            model: The detector, with ``args``.
+            model: The detector, with ``args``, which hold ``epochs`` too.
             loss_fn: The class of the two parts; only ``DetectionCriterion`` can be computed here.
             **options: Passed to both ``DetectionLoss``.
 
         Raises:
             ValueError: As ``DetectionCriterion``, or the parts have losses of another class.
         """
-        model = getattr(model, "module", model)
-        refuse_other_heads(model)
+        self.model = getattr(model, "module", model)
+        refuse_other_heads(self.model)
         if loss_fn is not None and not issubclass(loss_fn, DetectionCriterion):
             raise ValueError(f"E2ELoss is to compute {loss_fn.__name__}, which is not replaced; {KEEP_THEIRS}")
-        options = {**self.options, **options}
-        self.one2many = DetectionCriterion(model, 10, **options)
-        self.one2one = DetectionCriterion(model, 7, 1, **options)
-        self.updates = 0
+        options = dict(with_preset({**self.options, **options}))
+        plain = v8DetectionLoss(self.model, **options)
+        self.detection_loss = EndToEndLoss(
+            plain.num_classes,
+            plain.strides,
+            plain.reg_max,
+            epochs=args_of(self.model)["epochs"],
+            gains=plain.gains,
+            **options,
+        )
+        self.form = answer_form(self.model)
 
     def update(self) -> None:
-        """Count an epoch; the weight moves from one-to-many to one-to-one."""
-        self.updates += 1
+        """Count an epoch; the weight moves from the one-to-many to the one-to-one loss."""
+        self.detection_loss.update()
 
     @property
-    def weight(self) -> float:
-        """Weight of the one-to-many loss in this epoch."""
-        args = self.one2one.model.args
-        epochs = args["epochs"] if isinstance(args, Mapping) else args.epochs
-        return max(1 - self.updates / max(epochs - 1, 1), 0) * (0.8 - 0.1) + 0.1
+    def updates(self) -> int:
+        """Epochs that are over; the trainer sets it where it resumes."""
+        return self.detection_loss.updates
+
+    @updates.setter
+    def updates(self, value: int) -> None:
+        self.detection_loss.updates = value
 
     def __call__(self, preds: Any, batch: Mapping[str, Any]) -> tuple[Tensor, Any]:
         """Compute the loss of a training batch.
 
         Args:
-            preds: A dict of ``one2many`` and ``one2one``, or a tuple with that second.
+            preds: A dict of ``one2many`` and ``one2one``, or a tuple with that last.
             batch: As for ``DetectionCriterion``.
 
         Returns:
             The weighted terms (3,) times B; and by name the detached terms of the one-to-one part.
         """
-        parts = preds if isinstance(preds, Mapping) else preds[-1]
-        many = self.one2many.terms(parts["one2many"], batch)
-        one = self.one2one.terms(parts["one2one"], batch)
-        terms = many * self.weight + one * (1 - self.weight)
-        names = loss_names(self.one2one.detection_loss)
-        return answer(self.one2one.form, terms * image_count(parts["one2one"]), one, names)
+        loss, gains = self.detection_loss, gains_of(self.model)
+        loss.one2many.gains = loss.one2one.gains = gains
+        result = loss.evaluate(preds, with_class_weights(self.model, batch))
+        _, many = loss_from_sums(result.one2many.image_sums, gains)
+        _, one = loss_from_sums(result.one2one.image_sums, gains)
+        terms = many * loss.one2many_share + one * (1 - loss.one2many_share)
+        return answer(self.form, terms * result.one2one.image_sums.shape[0], one, loss.loss_names)
