@@ -59,9 +59,15 @@ def loss(
     reg_max: int = 16,
     gains: tuple[float, ...] = (7.5, 0.5, 1.5),
     class_loss: str = "bce",
+    class_weights: Array | None = None,
+    ignore_bboxes: Array | None = None,
+    mask_ignore: Array | None = None,
     **assigner: Any,
 ) -> tuple[float, list[float], Array]:
-    """Loss, the three items, and the sums of each image (B, 4)."""
+    """Loss, the three items, and the sums of each image (B, 4).
+
+    ``class_weights`` are (B, C), ``ignore_bboxes`` (B, I, 4) pixels with ``mask_ignore`` (B, I, 1).
+    """
     raw = joined(maps).astype(np.float64)
     points, scales = grid(maps, strides)
     boxes = np.array([[decode(row, p, reg_max) for row, p in zip(image, points, strict=True)] for image in raw])
@@ -72,9 +78,15 @@ def loss(
     sums = np.zeros((len(raw), 4))
     for b in range(len(raw)):
         for a in range(len(points)):
+            ignored = not targets.fg_mask[b, a] and lies_in_a_region(
+                points[a] * scales[a], b, ignore_bboxes, mask_ignore, assigner.get("eps", 1e-9)
+            )
             for c in range(num_classes):
+                factor = 1.0 if class_weights is None else float(class_weights[b, c])
+                if ignored or factor == 0:
+                    continue
                 positive = bool(targets.fg_mask[b, a]) and targets.target_labels[b, a] == c
-                sums[b, 1] += class_element(
+                sums[b, 1] += factor * class_element(
                     raw[b, a, 4 * reg_max + c], targets.target_scores[b, a, c], positive, class_loss
                 )
             if not targets.fg_mask[b, a]:
@@ -91,6 +103,15 @@ def loss(
     normaliser = max(sums[:, 3].sum(), 1)
     items = [float(gain * sums[:, i].sum() / normaliser) for i, gain in enumerate(gains)]
     return sum(items) * len(raw), items, sums
+
+
+def lies_in_a_region(point: Array, image: int, boxes: Array | None, mask: Array | None, eps: float) -> bool:
+    """Whether a point in pixels lies inside one of the image's regions to ignore."""
+    if boxes is None or mask is None:
+        return False
+    return any(
+        bool(valid[0]) and oracle.inside(point, box, eps) for box, valid in zip(boxes[image], mask[image], strict=True)
+    )
 
 
 def class_element(logit: float, target: float, positive: bool, kind: str) -> float:

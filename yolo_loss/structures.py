@@ -24,6 +24,22 @@ class GroundTruth(NamedTuple):
     mask_gt: Tensor
 
 
+class ClassInputs(NamedTuple):
+    """What changes the class loss of a batch, and nothing else: not the assignment, nor the sum of target scores.
+
+    Attributes:
+        class_weights: (B, C), not negative: factors of every element of its class. 0 where a class is not annotated in
+            an image: it adds nothing there and gets no gradient, whatever its logits are. None: all 1.
+        ignore_bboxes: (B, I, 4) pixel xyxy: a background anchor whose centre lies inside has no class loss. None: no
+            regions.
+        mask_ignore: (B, I, 1) bool, False on padding; None together with ``ignore_bboxes``.
+    """
+
+    class_weights: Tensor | None = None
+    ignore_bboxes: Tensor | None = None
+    mask_ignore: Tensor | None = None
+
+
 class Level(NamedTuple):
     """One level of a head's output. Both fields may be the same tensor, a raw map (B, 4R + C, A_i).
 
@@ -114,6 +130,18 @@ class Gains(NamedTuple):
     dfl: float = 1.5
 
 
+class ClippedSides(NamedTuple):
+    """Sides of assigned boxes whose distance from the anchor is beyond the last of R bins, R - 1 - 0.01.
+
+    Attributes:
+        count: () int64. Some are ordinary early in a training, where large objects have anchors of fine levels, too.
+        longest: () the longest such distance in pixels; 0 without any.
+    """
+
+    count: Tensor
+    longest: Tensor
+
+
 class LossResult(NamedTuple):
     """The loss, the sums it was computed from, and the assignment.
 
@@ -122,9 +150,12 @@ class LossResult(NamedTuple):
         loss_items: (3,) box, cls, dfl with their gains, before times B; detached. With R = 1 the third is l1.
         image_sums: (B, 4) per image, without gains, not normalised: box, cls, dfl or l1, and target-score sums.
         assignment: The targets in compact form.
+        clipped: Sides of assigned boxes that are beyond the last bin; None with R = 1, in graphs, and under
+            ``torch.func``.
     """
 
     loss: Tensor
     loss_items: Tensor
     image_sums: Tensor
     assignment: Assignment
+    clipped: ClippedSides | None = None

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from yolo_loss.anchors import decode_rows
 from yolo_loss.assignment.segment_ops import keep_dummy, true_indices
+from yolo_loss.class_factors import ClassFactors
 from yolo_loss.losses import (
     assigned_class_correction,
     assigned_class_gradient,
@@ -87,6 +88,7 @@ class Foreground(NamedTuple):
         target_grid: (N, 4) target box, xyxy, grid units.
         point: (N, 2) anchor point, grid units.
         side_scale: (N, 2) as in ``Rows``.
+        class_factor: Factor of the class loss's element of the label; None: 1.
         valid: bool; False where the list is padded with background, of weight 0. None: it has no padding.
     """
 
@@ -97,6 +99,7 @@ class Foreground(NamedTuple):
     target_grid: Tensor
     point: Tensor
     side_scale: Tensor | None
+    class_factor: Tensor | None
     valid: Tensor | None
 
     def per_level(self, values: Tensor) -> list[Tensor]:
@@ -113,6 +116,8 @@ class Foreground(NamedTuple):
     def class_gradients(self, assigned_logits: Tensor, class_loss: str) -> Tensor:
         """Derivative of the class loss by each anchor's logit of its label; on padding that of background.
 
+        It has the factor of the label.
+
         Args:
             assigned_logits: (N,) those logits.
             class_loss: ``bce`` or ``varifocal``.
@@ -121,9 +126,13 @@ class Foreground(NamedTuple):
             (N,).
         """
         assigned = assigned_class_gradient(assigned_logits, self.weight, class_loss)
-        if self.valid is None:
-            return assigned
-        return torch.where(self.valid, assigned, background_class_gradient(assigned_logits, class_loss))
+        if self.valid is not None:
+            assigned = torch.where(self.valid, assigned, background_class_gradient(assigned_logits, class_loss))
+        return self.weigh(assigned)
+
+    def weigh(self, values: Tensor) -> Tensor:
+        """Multiply finite values (N,) of the class loss by their factors."""
+        return values if self.class_factor is None else values * self.class_factor
 
 
 def split_levels(values: Tensor, sizes: Iterable[int], dim: int) -> list[Tensor]:
@@ -136,7 +145,11 @@ def split_levels(values: Tensor, sizes: Iterable[int], dim: int) -> list[Tensor]
 
 
 def find_foreground(
-    predictions: Predictions, ground_truth: GroundTruth, assignment: Assignment, max_foreground: int | None = None
+    predictions: Predictions,
+    ground_truth: GroundTruth,
+    assignment: Assignment,
+    max_foreground: int | None = None,
+    factors: ClassFactors | None = None,
 ) -> Foreground:
     """List the foreground anchors with their targets.
 
@@ -146,6 +159,7 @@ def find_foreground(
         assignment: Its targets.
         max_foreground: Upper bound of the foreground anchors. Each level's list is padded to it with background, so
             that no GPU is asked for its length. None: lists are as long as the foreground.
+        factors: Factors of the class loss's elements; None: all 1.
     """
     level_indices, anchors, offset = [], [], 0
     for level in predictions.levels:
@@ -170,9 +184,10 @@ def find_foreground(
     weight = assignment.target_weights.flatten().index_select(0, index)
     point = predictions.anchor_points.index_select(0, anchor)
     side_scale = predictions.side_scale.index_select(0, anchor) if predictions.reg_max == 1 else None
+    class_factor = None if factors is None else factors.of_rows(image, label, index)
     padded = max_foreground is not None or torch.compiler.is_exporting()
     valid = assignment.fg_mask.flatten().index_select(0, index) if padded else None
-    return Foreground(level_indices, image, label, weight, target_grid, point, side_scale, valid)
+    return Foreground(level_indices, image, label, weight, target_grid, point, side_scale, class_factor, valid)
 
 
 def indices_true_first(flags: Tensor) -> Tensor:
@@ -200,8 +215,18 @@ def foreground_rows(predictions: Predictions, foreground: Foreground) -> Rows:
         rows.append(distri.pick(image[:, None], channels, anchor[:, None]))
         assigned_logits.append(scores.pick(image, label, anchor))
     dtype = foreground.weight.dtype
-    logits = torch.cat(rows).to(dtype), torch.cat(assigned_logits).to(dtype)
-    return Rows(*logits, foreground.weight, foreground.target_grid, foreground.point, foreground.side_scale)
+    logits = torch.cat(assigned_logits).to(dtype)
+    if foreground.class_factor is not None:
+        # A logit that does not count may be anything.
+        logits = torch.where(foreground.class_factor > 0, logits, 0.0)
+    return Rows(
+        torch.cat(rows).to(dtype),
+        logits,
+        foreground.weight,
+        foreground.target_grid,
+        foreground.point,
+        foreground.side_scale,
+    )
 
 
 def row_losses(rows: Rows, reg_max: int, class_loss: str) -> RowLosses:
