@@ -57,10 +57,11 @@ $(REFERENCE)/.ready: benchmarks/requirements-reference.txt pyproject.toml constr
 	@echo "== setting up $(REFERENCE) (the AGPL-3.0 reference, to measure against)"
 	$(PYTHON) -m venv $(REFERENCE)
 	$(REFERENCE)/bin/python -m pip install --progress-bar on $(PIP_FLAGS) -c constraints.txt \
-		-r benchmarks/requirements-reference.txt -e ".[cpu,export]" matplotlib tqdm
+		-r benchmarks/requirements-reference.txt -e ".[cpu,export]" matplotlib tqdm pytest pytest-timeout
 	@touch $@
 
 parity: $(REFERENCE)/.ready  ## differences from the reference
+	YOLO_OFFLINE=true YOLO_AUTOINSTALL=false $(REFERENCE)/bin/python -m pytest -W default tests/integrations
 	$(REFERENCE)/bin/python -W ignore -m benchmarks.parity
 
 bench: $(REFERENCE)/.ready  ## time and memory beside the reference

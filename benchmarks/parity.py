@@ -1,22 +1,25 @@
-"""Differences from an installed ``ultralytics``: assignment, losses, gradients, and the detector's outputs.
+"""Differences from an installed ``ultralytics``: assignment, losses, gradients, the detector's outputs, and every head.
 
 ``make parity`` sets up an environment that has it.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.common.report import row, table
+from benchmarks.common.report import RESULTS, row, table, versions, write_json
+from benchmarks.parity_heads import compare_heads, detection_models, heads_table
 from examples.dataset import load_sample
 from yolo_assigner.export.samples import Case, pyramid, ragged_batch, sample_assigner_inputs, sample_loss_inputs
 from yolo_assigner.models import SCALES, DetectionModel, DetectorConfig
@@ -28,7 +31,10 @@ Comparison = tuple[str, str]  # what was compared on which input, and the differ
 
 
 def main() -> int:
-    """Print the table; the exit code is 0 also where the reference is not installed."""
+    """Print the tables; the exit code is 1 where a head differs, and 0 where the reference is not installed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.parity", description=__doc__)
+    parser.add_argument("--out", type=Path, default=RESULTS / "parity.json", help="file of the heads' results")
+    out: Path = parser.parse_args().out
     if importlib.util.find_spec("ultralytics") is None:
         print("skipped: ultralytics is not installed; `make parity` sets up an environment that has it")
         return 0
@@ -39,7 +45,14 @@ def main() -> int:
     for part in (compare_assigners, compare_losses, compare_detectors):
         for comparison in part():
             print(row(comparison), flush=True)
-    return 0
+    print()
+    heads = []
+    for result in compare_heads(detection_models()):
+        heads.append(result)
+        print(f"{len(heads)}: {result.model}{', class weights' if result.class_weights else ''}", file=sys.stderr)
+    print(heads_table(heads))
+    write_json(out, {"versions": versions(("torch", "ultralytics")), "heads": [head._asdict() for head in heads]})
+    return 0 if all(head.equal for head in heads) else 1
 
 
 def compare_assigners() -> Iterator[Comparison]:
