@@ -40,7 +40,8 @@ def load_checkpoint(module: nn.Module, path: Path) -> None:
     ]
     if complaints:
         raise ValueError(
-            f"{path} does not fit the model; check its scale, nc and reg_max:\n  " + "\n  ".join(complaints)
+            f"{path} does not fit the model; check its scale, nc and reg_max, pyramid and end_to_end:\n  "
+            + "\n  ".join(complaints)
         )
     module.load_state_dict(state)
 

@@ -37,6 +37,17 @@ def test_loads_a_whole_detector_from_safetensors(tmp_path: Path) -> None:
     assert torch.equal(source(images).predictions, target(images).predictions)
 
 
+def test_loads_a_detector_with_other_heads(tmp_path: Path) -> None:
+    config = DetectorConfig("n", 1, 1, "p2", end_to_end=True)
+    source, target = (DetectionModel(config).eval() for _ in range(2))
+    safetensors.torch.save_file(source.state_dict(), tmp_path / "n.safetensors")
+    load_checkpoint(target, tmp_path / "n.safetensors")
+    images = torch.rand(1, 3, 32, 32)
+    assert torch.equal(source(images).predictions, target(images).predictions)
+    with pytest.raises(ValueError, match=r"pyramid and end_to_end:\n  unexpected: model\.28\.one2one_cv2"):
+        load_checkpoint(DetectionModel(DetectorConfig("n", 1, 1, "p2")), tmp_path / "n.safetensors")
+
+
 @pytest.mark.parametrize("wrapper", [None, "model", "state_dict"])
 def test_loads_a_torch_file_bare_or_wrapped(tmp_path: Path, wrapper: str | None) -> None:
     state: dict[str, Tensor] = make_layer(0.5).state_dict()

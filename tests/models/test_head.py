@@ -2,17 +2,31 @@
 
 import pytest
 import torch
+from torch import Tensor
 
-from yolo_assigner.models.head import Detect, Detections
+from yolo_assigner.models.head import Detect, Detections, EndToEndDetections
 
 
 def make_head(nc: int, reg_max: int) -> Detect:
     return Detect((8, 8, 8), nc, reg_max).eval()
 
 
-def make_maps(head: Detect) -> list[torch.Tensor]:
+def make_maps(head: Detect) -> list[Tensor]:
     """Return maps of zeros for an image 64 wide and 32 high."""
     return [torch.zeros(1, head.no, 32 // stride, 64 // stride) for stride in (8, 16, 32)]
+
+
+def make_two_branches() -> Detect:
+    """Return a head of two levels and two branches, the second with other weights than the first."""
+    torch.manual_seed(0)
+    head = Detect((8, 8), 2, 1, (4, 16), end_to_end=True)
+    for parameter in (*head.one2one_cv2.parameters(), *head.one2one_cv3.parameters()):
+        torch.nn.init.normal_(parameter)
+    return head
+
+
+def make_features() -> list[Tensor]:
+    return [torch.rand(2, 8, 8, 4, requires_grad=True), torch.rand(2, 8, 2, 1, requires_grad=True)]
 
 
 def test_strides_follow_the_module_but_stay_out_of_the_state_dict() -> None:
@@ -67,3 +81,59 @@ def test_half_precision_maps_are_decoded_in_float32() -> None:
     head = make_head(nc=1, reg_max=1)
     maps = [level.half() for level in make_maps(head)]
     assert head.decode(maps).dtype == torch.float32
+
+
+def test_decodes_with_its_own_strides() -> None:
+    head = Detect((8, 8), 1, 1, (4, 64))
+    assert head.stride.tolist() == [4, 64]
+    maps = [torch.ones(1, 5, 16, 16), torch.ones(1, 5, 1, 1)]
+    # Distances of 1 cell on all sides: 8 and 128 pixels about the centres 2 and 32.
+    predictions = head.decode(maps)
+    assert predictions[0, :4, 0].tolist() == [2, 2, 8, 8]
+    assert predictions[0, :4, -1].tolist() == [32, 32, 128, 128]
+
+
+def test_plain_distances_have_no_limit_and_keep_their_sign() -> None:
+    head = make_head(nc=1, reg_max=1)
+    maps = make_maps(head)
+    maps[2][0, :4, 0, 0] = torch.tensor([-0.25, 0.0, 30.0, 2.0])
+    # The point is (0.5, 0.5) at stride 32: x from 0.75 to 30.5, y from 0.5 to 2.5.
+    assert head.decode(maps)[0, :4, -2].tolist() == [500, 48, 952, 64]
+
+
+def test_two_branches_begin_equal_and_share_no_weight() -> None:
+    head = Detect((8, 8, 8), 2, 4, end_to_end=True)
+    own, other = ([*getattr(head, f"{prefix}cv2").parameters()] for prefix in ("", "one2one_"))
+    assert all(torch.equal(a, b) and a is not b for a, b in zip(own, other, strict=True))
+    # The second branch draws no random numbers, so a head with one branch begins with the same weights.
+    single = Detect((8, 8, 8), 2, 4).state_dict()
+    assert {name for name in head.state_dict() if not name.startswith("one2one_")} == set(single)
+
+
+def test_train_mode_gives_the_maps_of_both_branches() -> None:
+    head = make_two_branches()
+    both = head(make_features())
+    assert list(both) == ["one2many", "one2one"]
+    for maps in both.values():
+        assert [tuple(level.shape) for level in maps] == [(2, 6, 8, 4), (2, 6, 2, 1)]
+    assert not torch.equal(both["one2many"][0], both["one2one"][0])
+
+
+def test_the_gradient_of_the_one_to_one_branch_stops_at_the_features() -> None:
+    head, features = make_two_branches(), make_features()
+    both = head(features)
+    torch.stack([level.square().sum() for level in both["one2one"]]).sum().backward()
+    assert [x.grad for x in features] == [None, None]
+    assert all(parameter.grad is not None for parameter in head.one2one_cv3.parameters())
+    assert all(parameter.grad is None for parameter in head.cv3.parameters())
+    torch.stack([level.square().sum() for level in both["one2many"]]).sum().backward()
+    assert all(x.grad is not None and x.grad.any() for x in features)
+
+
+def test_eval_mode_decodes_the_one_to_one_branch() -> None:
+    head, features = make_two_branches().eval(), make_features()
+    result = head(features)
+    assert isinstance(result, EndToEndDetections)
+    assert result.predictions.shape == (2, 6, 34)
+    assert torch.equal(result.predictions, head.decode(result.maps["one2one"]))
+    assert not torch.equal(result.predictions, head.decode(result.maps["one2many"]))

@@ -7,10 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from yolo_assigner.models import DetectionModel, Detections, DetectorConfig
+from yolo_assigner.models import DetectionModel, Detections, DetectorConfig, EndToEndDetections
+from yolo_loss import v8DetectionLoss
 
 # Public model summaries of the five detectors with 80 classes.
 PARAMETERS = {"n": 3_157_200, "s": 11_166_560, "m": 25_902_640, "l": 43_691_520, "x": 68_229_648}
+# Of public summaries of the pyramid with stride 4.
+P2_PARAMETERS = {"n": 3_354_144, "s": 10_884_336}
 # Shapes of public n weights with 80 classes, one or more of each kind of layer.
 N_SHAPES = {
     "model.0.conv.weight": (16, 3, 3, 3),
@@ -32,6 +35,19 @@ N_SHAPES = {
 }
 
 
+# The same for the pyramid with stride 4.
+P2_SHAPES = {
+    "model.9.cv2.conv.weight": (256, 512, 1, 1),
+    "model.18.cv1.conv.weight": (32, 96, 1, 1),
+    "model.21.cv1.conv.weight": (64, 96, 1, 1),
+    "model.27.cv1.conv.weight": (256, 384, 1, 1),
+    "model.28.cv2.0.0.conv.weight": (64, 32, 3, 3),
+    "model.28.cv3.0.0.conv.weight": (80, 32, 3, 3),
+    "model.28.cv3.3.0.conv.weight": (80, 256, 3, 3),
+    "model.28.dfl.conv.weight": (1, 16, 1, 1),
+}
+
+
 @pytest.fixture(scope="module")
 def tiny() -> DetectionModel:
     torch.manual_seed(0)
@@ -44,6 +60,14 @@ def empty(config: DetectorConfig) -> DetectionModel:
         return DetectionModel(config)
 
 
+def count(config: DetectorConfig) -> int:
+    return sum(parameter.numel() for parameter in empty(config).parameters())
+
+
+def shapes_of(config: DetectorConfig) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in empty(config).state_dict().items()}
+
+
 @pytest.mark.parametrize("scale", PARAMETERS)
 def test_parameter_counts_are_the_public_ones(scale: str) -> None:
     parameters = list(empty(DetectorConfig(scale)).parameters())
@@ -53,11 +77,49 @@ def test_parameter_counts_are_the_public_ones(scale: str) -> None:
 
 
 def test_names_and_shapes_are_those_of_public_state_dicts() -> None:
-    shapes = {name: tuple(tensor.shape) for name, tensor in empty(DetectorConfig("n")).state_dict().items()}
+    shapes = shapes_of(DetectorConfig("n"))
     assert len(shapes) == 355
     assert {name: shapes.get(name) for name in N_SHAPES} == N_SHAPES
     layers = {int(name.split(".")[1]) for name in shapes}
     assert layers == set(range(23)) - {10, 11, 13, 14, 17, 20}
+
+
+@pytest.mark.parametrize("scale", P2_PARAMETERS)
+def test_the_pyramid_with_stride_4_has_the_public_parameter_count(scale: str) -> None:
+    assert count(DetectorConfig(scale, pyramid="p2")) == P2_PARAMETERS[scale]
+
+
+def test_the_pyramid_with_stride_4_has_public_names_and_shapes() -> None:
+    shapes = shapes_of(DetectorConfig("n", pyramid="p2"))
+    assert len(shapes) == 437
+    assert {name: shapes.get(name) for name in P2_SHAPES} == P2_SHAPES
+
+
+def test_the_pyramid_with_stride_64_has_a_stage_of_768_channels_before_that_of_1024() -> None:
+    shapes = shapes_of(DetectorConfig("n", pyramid="p6"))
+    # A quarter of 768 and of 1024; the head's last level is the coarsest.
+    assert shapes["model.7.conv.weight"] == (192, 128, 3, 3)
+    assert shapes["model.9.conv.weight"] == (256, 192, 3, 3)
+    assert shapes["model.11.cv2.conv.weight"] == (256, 512, 1, 1)
+    assert shapes["model.30.cv2.3.0.conv.weight"] == (64, 256, 3, 3)
+    # Two stages more in the neck and one in the backbone, most of it at coarse levels with many channels.
+    assert 1.4 < count(DetectorConfig("n", pyramid="p6")) / PARAMETERS["n"] < 1.8
+
+
+def test_plain_distances_need_fewer_parameters() -> None:
+    # 64 channels of box logits become 4: in the last convolution of each of the three levels, 60 x (64 + 1) fewer. No
+    # bins are left, and as many hidden channels as for the class of features: max(16, 64 / 4, 4) = 16 in place of 64.
+    def level(c_in: int, hidden: int, out: int) -> int:
+        return 9 * c_in * hidden + 9 * hidden * hidden + 2 * 2 * hidden + (hidden + 1) * out
+
+    fewer = sum(level(c, 64, 64) - level(c, 16, 4) for c in (64, 128, 256)) + 16
+    assert count(DetectorConfig("n", reg_max=1)) == PARAMETERS["n"] - fewer
+
+
+def test_a_second_branch_adds_the_head_once_more() -> None:
+    single = empty(DetectorConfig("n")).head
+    head = sum(parameter.numel() for parameter in single.parameters()) - 16  # the bins are shared
+    assert count(DetectorConfig("n", end_to_end=True)) == PARAMETERS["n"] + head
 
 
 def test_has_the_attributes_that_a_criterion_reads(tiny: DetectionModel) -> None:
@@ -77,6 +139,40 @@ def test_eval_mode_gives_predictions_too(tiny: DetectionModel) -> None:
     assert isinstance(result, Detections)
     assert result.predictions.shape == (1, 6, 96 + 24 + 6)
     assert [tuple(level.shape[2:]) for level in result.maps] == [(8, 12), (4, 6), (2, 3)]
+
+
+@pytest.mark.parametrize(("pyramid", "strides"), [("p5", (8, 16, 32)), ("p2", (4, 8, 16, 32)), ("p6", (8, 16, 32, 64))])
+@pytest.mark.parametrize("reg_max", [16, 1])
+@pytest.mark.parametrize("end_to_end", [False, True])
+def test_every_head_on_every_pyramid(pyramid: str, strides: tuple[int, ...], reg_max: int, end_to_end: bool) -> None:
+    model = DetectionModel(DetectorConfig("n", 2, reg_max, pyramid, end_to_end))
+    assert model.stride.tolist() == list(strides)
+    images = torch.rand(2, 3, 64, 128)
+    shapes = [(2, 4 * reg_max + 2, 64 // stride, 128 // stride) for stride in strides]
+    maps = model(images)
+    for branch in maps.values() if end_to_end else (maps,):
+        assert [tuple(level.shape) for level in branch] == shapes
+    result = model.eval()(images)
+    assert isinstance(result, EndToEndDetections if end_to_end else Detections)
+    assert result.predictions.shape == (2, 6, sum(64 * 128 // stride**2 for stride in strides))
+
+
+@pytest.mark.parametrize("config", [DetectorConfig("n", 2, 1), DetectorConfig("n", 2, pyramid="p2")])
+def test_the_loss_of_every_head_falls(config: DetectorConfig) -> None:
+    torch.manual_seed(0)
+    model = DetectionModel(config)
+    criterion = v8DetectionLoss(model)
+    images = torch.rand(2, 3, 64, 64)
+    batch = {"batch_idx": [0, 1], "cls": [0, 1], "bboxes": [[0.5, 0.5, 0.4, 0.3], [0.3, 0.6, 0.5, 0.5]]}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    losses = []
+    for _ in range(6):
+        loss, _items = criterion(model(images), batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
 
 
 @pytest.mark.parametrize(
@@ -103,9 +199,11 @@ def test_layers_of_the_neck_concatenate_their_two_sources_in_order(
     assert torch.equal(inputs[layer], torch.cat((upper, outputs[second]), dim=1))
 
 
-def test_the_gradient_reaches_all_weights() -> None:
-    model = DetectionModel(DetectorConfig("n", nc=2))
-    maps: list[Tensor] = model(torch.rand(2, 3, 64, 64))
+@pytest.mark.parametrize("config", [DetectorConfig("n", 2), DetectorConfig("n", 2, 1, "p6", end_to_end=True)])
+def test_the_gradient_reaches_all_weights(config: DetectorConfig) -> None:
+    model = DetectionModel(config)
+    output: list[Tensor] | dict[str, list[Tensor]] = model(torch.rand(2, 3, 64, 64))
+    maps = [level for branch in output.values() for level in branch] if isinstance(output, dict) else output
     torch.stack([level.square().mean() for level in maps]).sum().backward()
     without = [name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     assert without == []
@@ -120,13 +218,28 @@ def test_exports_with_dynamic_batch_and_image_size(tiny: DetectionModel) -> None
     torch.testing.assert_close(program.module()(images).predictions, tiny(images).predictions)
 
 
+def test_exports_plain_distances_of_the_other_pyramids() -> None:
+    model = DetectionModel(DetectorConfig("n", 2, 1, "p6", end_to_end=True)).eval()
+    batch, rows = (torch.export.Dim(name, min=2, max=40) for name in ("batch", "rows"))
+    program = torch.export.export(
+        model, (torch.rand(2, 3, 128, 64),), dynamic_shapes={"images": {0: batch, 2: 64 * rows}}
+    )
+    images = torch.rand(3, 3, 192, 64)
+    torch.testing.assert_close(program.module()(images).predictions, model(images).predictions)
+
+
+def test_the_pyramid_with_stride_64_needs_multiples_of_64() -> None:
+    with pytest.raises(ValueError, match="96 x 64; resize or pad both sides to multiples of 64"):
+        empty(DetectorConfig("n", pyramid="p6"))(torch.rand(1, 3, 96, 64, device="meta"))
+
+
 @pytest.mark.parametrize("size", [(64, 65), (48, 64)])
 def test_refuses_sizes_that_the_strides_do_not_divide(tiny: DetectionModel, size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=f"{size[0]} x {size[1]}; resize or pad both sides to multiples of 32"):
         tiny(torch.rand(1, 3, *size))
 
 
-@pytest.mark.parametrize("wrong", [{"scale": "xl"}, {"nc": 0}, {"reg_max": 0}])
+@pytest.mark.parametrize("wrong", [{"scale": "xl"}, {"nc": 0}, {"reg_max": 0}, {"pyramid": "p7"}])
 def test_config_refuses_invalid_values(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
         DetectorConfig(**wrong)
