@@ -19,12 +19,14 @@ RUN = (
     "pytest",
     "-p",
     "no:cacheprovider",
+    "-p",
+    "timeout",  # whose settings are in the file below; the other plugins take seconds to load
     "--rootdir",
     str(ROOT),
     "-c",
     str(ROOT / "pyproject.toml"),
 )
-VARIABLES = {"PYTHONPATH": str(ROOT)}
+VARIABLES = {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 LEAVES = """
 import subprocess, time
 from pathlib import Path

@@ -49,6 +49,7 @@ def test_progress_grows_from_nothing_to_nearly_all(dense_dir: Path, tmp_path: Pa
     assert max(len(phases) for phases, _ in progress.shown) > 2
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("runtime", INSTALLED)
 @pytest.mark.parametrize("before", [True, False], ids=["over an engine", "into nothing"])
 def test_an_interrupted_build_leaves_all_as_it_was(dense_dir: Path, tmp_path: Path, runtime: str, before: bool) -> None:

@@ -19,6 +19,7 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
+from tests.exports import exported
 from tests.serve.conftest import ROOT, Live, start, stop
 from tests.serve.hostile.requests import Request, good_requests
 from tests.serve.hostile.wire import NoReplyError, Wire
@@ -36,10 +37,10 @@ MIB = 2**20
 
 
 @pytest.fixture(scope="module")
-def few(artifacts_dir: Path) -> Iterator[Live]:
+def few() -> Iterator[Live]:
     """A server for few connections that has little patience."""
     limits = ("--max-connections", str(MOST), "--client-timeout", str(PATIENCE))
-    server = start("--artifacts", artifacts_dir, "--no-engine-process", *limits)
+    server = start("--artifacts", exported("loss", "sparse"), "--no-engine-process", *limits)
     yield server
     assert stop(server) == 0
 
@@ -313,7 +314,7 @@ def test_many_refusals_are_counted_and_few_of_them_logged(logged: list[tuple[str
     assert said
 
 
-def test_no_more_connections_than_half_of_the_descriptors(artifacts_dir: Path) -> None:
+def test_no_more_connections_than_half_of_the_descriptors(assigner_dir: Path) -> None:
     command = [
         sys.executable,
         "-m",
@@ -323,7 +324,7 @@ def test_no_more_connections_than_half_of_the_descriptors(artifacts_dir: Path) -
         "0",
         "--no-engine-process",
         "--artifacts",
-        str(artifacts_dir),
+        str(assigner_dir),
     ]
     limited = ["sh", "-c", 'ulimit -n 128; exec "$@"', "sh", *command]
     with ExitStack() as stack:

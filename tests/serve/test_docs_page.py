@@ -24,10 +24,10 @@ LINKS = ("src", "href", "action", "data-source")
 
 
 @pytest.fixture(scope="module")
-def keyed(artifacts_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def keyed(assigner_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     keys = tmp_path_factory.mktemp("keys") / "keys"
     keys.write_text(f"browser: {KEY}\n")
-    server = start("--artifacts", artifacts_dir, "--api-key-file", keys)
+    server = start("--artifacts", assigner_dir, "--api-key-file", keys)
     yield server
     assert stop(server) == 0
 

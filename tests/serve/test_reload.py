@@ -7,6 +7,7 @@ import shutil
 import signal
 import ssl
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ import pytest
 import trustme
 
 from tests.exports import exported
-from tests.serve.conftest import ROOT, Live, binary_rows, loss_inputs, start, stop, worker_of
+from tests.serve.conftest import ROOT, Live, assigner_inputs, binary_rows, copy_as, start, stop, worker_of
 from tests.serve.test_failed_models import edit, index, no_graph
 from tests.serve.test_tls import command
 from yolo_assigner.export import contract
@@ -27,20 +28,24 @@ from yolo_assigner.serve.errors import NotFoundError
 from yolo_assigner.serve.inference.loading import find_model, names_in
 
 LOAD = "/v2/repository/models/{}/load"
-OUTPUTS = {"outputs": [{"name": "loss"}]}
-CALLERS, EXCHANGES = 3, 6
-MODEL = "loss_grad"
+OUTPUTS = {"outputs": [{"name": "target_weights"}]}
+CALLERS, EXCHANGES = 3, 3
+MODEL, OTHER = "model-b", "model-a"
+# Of the assigner, which loads soonest, with results of their own.
+VERSIONS: dict[str, dict[str, Any]] = {"first": {}, "second": {"min_box_side": 16.0, "topk2": 2}}
 
 
-def put(folder: Path, class_loss: str, kind: str = MODEL) -> None:
-    """Replace the files of a model. Each class loss gives other results."""
-    for file in exported(kind, "sparse", class_loss).glob(f"{kind}.*"):
-        shutil.copy(file, folder / f"{file.name}.new")
-        (folder / f"{file.name}.new").replace(folder / file.name)
+def put(folder: Path, version: str, name: str = MODEL) -> None:
+    """Replace the files of a model."""
+    with tempfile.TemporaryDirectory() as new:
+        copy_as(exported("assigner", "sparse", **VERSIONS[version]), Path(new), name)
+        for file in Path(new).iterdir():
+            shutil.copy(file, folder / f"{file.name}.new")
+            (folder / f"{file.name}.new").replace(folder / file.name)
 
 
-def loss_of(live: Live) -> float:
-    rows, blob = binary_rows(loss_inputs())
+def result_of(live: Live) -> float:
+    rows, blob = binary_rows(assigner_inputs())
     reply = live.infer(MODEL, {"inputs": rows, **OUTPUTS}, blob)
     assert reply.status == 200, reply.error
     return float(np.array(reply.json["outputs"][0]["data"]).sum())
@@ -48,8 +53,8 @@ def loss_of(live: Live) -> float:
 
 @pytest.fixture(params=["--engine-process", "--no-engine-process"])
 def live(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Live]:
-    """A server of its own folder with one model, ``loss_grad``."""
-    put(tmp_path, "bce")
+    """A server of its own folder with one model."""
+    put(tmp_path, "first")
     server = start("--artifacts", tmp_path, request.param)
     yield server
     assert stop(server) == 0
@@ -64,15 +69,15 @@ def eventually(condition: Callable[[], Any], seconds: float = 60.0) -> None:
 
 @pytest.fixture(scope="module")
 def versions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
-    """The loss that each version gives, from a server that never had another."""
+    """The result that each version gives, from a server that never had another."""
     values = {}
-    for class_loss in ("bce", "varifocal"):
-        folder = tmp_path_factory.mktemp(class_loss)
-        put(folder, class_loss)
+    for version in VERSIONS:
+        folder = tmp_path_factory.mktemp(version)
+        put(folder, version)
         server = start("--artifacts", folder)
-        values[class_loss] = loss_of(server)
+        values[version] = result_of(server)
         assert stop(server) == 0
-    assert abs(values["bce"] - values["varifocal"]) > 1
+    assert abs(values["first"] - values["second"]) > 0.1
     return values
 
 
@@ -82,46 +87,47 @@ def test_every_request_is_answered_by_one_version(live: Live, tmp_path: Path, ve
 
     def call() -> None:
         while not over.is_set():
-            answers.append(loss_of(live))
+            answers.append(result_of(live))
 
     callers = [threading.Thread(target=call) for _ in range(CALLERS)]
     for caller in callers:
         caller.start()
     try:
         for number in range(EXCHANGES):
-            class_loss = ("varifocal", "bce")[number % 2]
-            put(tmp_path, class_loss)
+            version = ("second", "first")[number % 2]
+            put(tmp_path, version)
             reply = live.send("POST", LOAD.format(MODEL))
             assert (reply.status, reply.json["state"]) == (200, "READY")
-            assert loss_of(live) == versions[class_loss]
+            assert result_of(live) == versions[version]
     finally:
         over.set()
         for caller in callers:
             caller.join()
     assert set(answers) == set(versions.values())
-    assert live.send("GET", "/v2/models/loss_grad/stats").json["model_stats"][0]["inference_count"] >= len(answers)
+    assert live.send("GET", f"/v2/models/{MODEL}/stats").json["model_stats"][0]["inference_count"] >= len(answers)
 
 
-@pytest.mark.parametrize("damage", ["contract", "hash", "graph", "gone"])
-def test_damaged_files_change_nothing(live: Live, tmp_path: Path, damage: str, versions: dict[str, float]) -> None:
-    match damage:
-        case "contract":
-            (tmp_path / "loss_grad.json").write_text("{")
-        case "hash":
-            (tmp_path / "loss_grad.onnx").write_bytes(b"half of it")
-        case "graph":
-            no_graph(tmp_path)
-        case "gone":
-            (tmp_path / "loss_grad.onnx").unlink()
-    reply = live.send("POST", LOAD.format(MODEL), {})
-    assert reply.status == 400
-    assert "model 'loss_grad' cannot be loaded: " in reply.error
-    assert "the one that was loaded before stays in use" in reply.error
-    assert index(live) == {MODEL: ("READY", "")}
-    assert loss_of(live) == versions["bce"]
-    put(tmp_path, "varifocal")
-    assert live.send("POST", LOAD.format(MODEL)).status == 200
-    assert loss_of(live) == versions["varifocal"]
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "contract": lambda folder: (folder / f"{MODEL}.json").write_text("{"),
+    "hash": lambda folder: (folder / f"{MODEL}.onnx").write_bytes(b"half of it"),
+    "graph": lambda folder: no_graph(folder, MODEL),
+    "gone": lambda folder: (folder / f"{MODEL}.onnx").unlink(),
+}
+
+
+def test_damaged_files_change_nothing(live: Live, tmp_path: Path, versions: dict[str, float]) -> None:
+    for number, damage in enumerate(DAMAGES):
+        loaded, following = [("first", "second"), ("second", "first")][number % 2]
+        DAMAGES[damage](tmp_path)
+        reply = live.send("POST", LOAD.format(MODEL), {})
+        assert reply.status == 400, damage
+        assert f"model '{MODEL}' cannot be loaded: " in reply.error
+        assert "the one that was loaded before stays in use" in reply.error
+        assert index(live) == {MODEL: ("READY", "")}, damage
+        assert result_of(live) == versions[loaded], damage
+        put(tmp_path, following)
+        assert live.send("POST", LOAD.format(MODEL)).status == 200, damage
+        assert result_of(live) == versions[following], damage
 
 
 def test_unknown_names_and_files_in_requests_are_refused(live: Live, tmp_path: Path) -> None:
@@ -131,30 +137,30 @@ def test_unknown_names_and_files_in_requests_are_refused(live: Live, tmp_path: P
     assert (reply.status, "put them into --artifacts" in reply.error) == (501, True)
     assert live.send("POST", LOAD.format(MODEL), {"parameters": {}}).status == 200
     # A model that was not there before.
-    put(tmp_path, "bce", "assigner")
-    assert live.send("GET", "/v2/models/assigner/ready").status == 404
-    assert live.send("POST", LOAD.format("assigner")).json["state"] == "READY"
-    assert live.send("GET", "/v2/models/assigner/ready").status == 200
-    assert list(index(live)) == ["assigner", MODEL]
-    assert "assigner" in str(live.send("GET", "/openapi.json").json["paths"]["/v2/models/{name}/infer"])
+    put(tmp_path, "first", OTHER)
+    assert live.send("GET", f"/v2/models/{OTHER}/ready").status == 404
+    assert live.send("POST", LOAD.format(OTHER)).json["state"] == "READY"
+    assert live.send("GET", f"/v2/models/{OTHER}/ready").status == 200
+    assert list(index(live)) == [OTHER, MODEL]
+    assert OTHER in str(live.send("GET", "/openapi.json").json["paths"]["/v2/models/{name}/infer"])
 
 
 def test_sighup_reloads_all_models(live: Live, tmp_path: Path, versions: dict[str, float]) -> None:
-    put(tmp_path, "varifocal")
-    (tmp_path / "assigner.json").write_text("{")  # it comes first
+    put(tmp_path, "second")
+    (tmp_path / f"{OTHER}.json").write_text("{")  # it comes first
     live.process.send_signal(signal.SIGHUP)
-    eventually(lambda: loss_of(live) == versions["varifocal"])
+    eventually(lambda: result_of(live) == versions["second"])
     assert list(index(live)) == [MODEL]
-    put(tmp_path, "bce", "assigner")
+    put(tmp_path, "first", OTHER)
     live.process.send_signal(signal.SIGHUP)
-    eventually(lambda: live.send("GET", "/v2/models/assigner/ready").status == 200)
+    eventually(lambda: live.send("GET", f"/v2/models/{OTHER}/ready").status == 200)
 
 
 def test_models_that_are_not_reloaded_are_logged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    put(tmp_path, "bce")
+    put(tmp_path, "first")
     live = start("--artifacts", tmp_path)
     try:
-        (tmp_path / "assigner.json").write_text("{")
+        (tmp_path / f"{OTHER}.json").write_text("{")
         live.process.send_signal(signal.SIGHUP)
         log = ""
 
@@ -164,32 +170,32 @@ def test_models_that_are_not_reloaded_are_logged(tmp_path: Path, capfd: pytest.C
             return "reloading is done" in log
 
         eventually(is_done)
-        assert "model assigner not reloaded: model 'assigner' cannot be loaded" in log
-        assert "model loss_grad is reloaded" in log
+        assert f"model {OTHER} not reloaded: model '{OTHER}' cannot be loaded" in log
+        assert f"model {MODEL} is reloaded" in log
     finally:
         assert stop(live) == 0
 
 
 def test_artifacts_exchanged_under_engines_that_die(tmp_path: Path, versions: dict[str, float]) -> None:
     """The next process loads the current files, and recovers once half-copied ones are complete."""
-    put(tmp_path, "bce")
-    put(tmp_path, "bce", "assigner")
+    put(tmp_path, "first")
+    put(tmp_path, "first", OTHER)
     live = start("--artifacts", tmp_path)
     try:
-        put(tmp_path, "varifocal")
-        edit(tmp_path / "assigner.json", sha256="")
+        put(tmp_path, "second")
+        edit(tmp_path / f"{OTHER}.json", sha256="")
         os.kill(worker_of(live), signal.SIGKILL)
-        eventually(lambda: live.send("GET", "/v2/models/loss_grad/ready").status == 200)
-        assert loss_of(live) == versions["varifocal"]
-        assert index(live)["assigner"][0] == "UNAVAILABLE"
-        for name in (MODEL, "assigner"):
+        eventually(lambda: live.send("GET", f"/v2/models/{MODEL}/ready").status == 200)
+        assert result_of(live) == versions["second"]
+        assert index(live)[OTHER][0] == "UNAVAILABLE"
+        for name in (MODEL, OTHER):
             edit(tmp_path / f"{name}.json", sha256="")
         os.kill(worker_of(live), signal.SIGKILL)
         eventually(lambda: live.send("GET", "/v2/health/ready").status == 503)
-        put(tmp_path, "bce")
-        put(tmp_path, "bce", "assigner")
+        put(tmp_path, "first")
+        put(tmp_path, "first", OTHER)
         eventually(lambda: live.send("GET", "/v2/health/ready").status == 200)
-        assert loss_of(live) == versions["bce"]
+        assert result_of(live) == versions["first"]
     finally:
         assert stop(live) == 0
 
@@ -213,7 +219,7 @@ def test_one_model_is_opened_without_reading_the_others(artifacts_dir: Path, mon
             find_model(artifacts_dir, name)
 
 
-def test_sighup_reloads_the_certificate(tmp_path: Path, artifacts_dir: Path) -> None:
+def test_sighup_reloads_the_certificate(tmp_path: Path, assigner_dir: Path) -> None:
     authority = trustme.CA()
     trusted = ssl.create_default_context()
     authority.configure_trust(trusted)
@@ -231,7 +237,7 @@ def test_sighup_reloads_the_certificate(tmp_path: Path, artifacts_dir: Path) -> 
         return {value for kind, value in found["subjectAltName"] if kind == "DNS"}
 
     write("one.example")
-    secure = start_secure(artifacts_dir, tmp_path)
+    secure = start_secure(assigner_dir, tmp_path)
     try:
         assert names() == {"one.example"}
         write("two.example")
@@ -255,10 +261,10 @@ def start_secure(artifacts: Path, folder: Path) -> Live:
     return Live(host, int(port), process)
 
 
-def test_sighup_reloads_keys(tmp_path: Path, artifacts_dir: Path) -> None:
+def test_sighup_reloads_keys(tmp_path: Path, assigner_dir: Path) -> None:
     keys = tmp_path / "keys.txt"
     keys.write_text("first-key-of-a-test\n")
-    live = start("--artifacts", artifacts_dir, "--api-key-file", keys)
+    live = start("--artifacts", assigner_dir, "--api-key-file", keys)
 
     def status(key: str) -> int:
         return live.send("GET", "/v2", headers={"Authorization": f"Bearer {key}"}).status

@@ -7,17 +7,18 @@ import sys
 import pytest
 
 from benchmarks.load import cases
-from benchmarks.load.cases import SMALL, TINY, Case
+from benchmarks.load.cases import SMALL, Case
 from benchmarks.rolling_reload import Exchange, Seen, exchange_under_load, untimely
 from tests.exports import NUM_CLASSES, exported
+from tests.serve.test_reload import VERSIONS
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="its clients are forked")
 def test_every_answer_is_from_one_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cases, "NUM_CLASSES", NUM_CLASSES)  # requests for the small models of the tests
-    folders = [exported("loss_grad", "sparse", class_loss) for class_loss in ("bce", "varifocal")]
-    asked = [Case("loss_grad", TINY, "binary"), Case("loss_grad", SMALL, "fp16")]
-    results = exchange_under_load(folders, "loss_grad", asked, exchanges=3, connections=2)
+    folders = [exported("assigner", "sparse", **options) for options in VERSIONS.values()]
+    asked = [Case("assigner", SMALL, "binary"), Case("assigner", SMALL, "fp16")]
+    results = exchange_under_load(folders, "assigner", asked, exchanges=3, connections=2)
     assert results["failed"] == []
     assert (results["exchanges"], results["neither"], results["untimely"]) == (3, 0, 0)
     assert results["A"] > 20

@@ -13,11 +13,12 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from tests.exports import exported, made_once
 from tests.serve.conftest import loss_inputs
 from tests.serve.runners.fake_gpu import Context, HostMemory, Library
 from yolo_assigner.export.contract import Contract, ContractError, load_contract
 from yolo_assigner.export.to_tensorrt.build import build_engine
-from yolo_assigner.export.to_tensorrt.contract import EngineContract
+from yolo_assigner.export.to_tensorrt.contract import EngineContract, load_engine_contract
 from yolo_assigner.export.to_tensorrt.library import load_library
 from yolo_assigner.export.to_tensorrt.profiles import parse_profile
 from yolo_assigner.serve.inference.runners import tensorrt as tensorrt_engine
@@ -28,7 +29,7 @@ from yolo_assigner.serve.inference.runners.warm_up import warm_up
 
 GPU = Device("cuda")
 TENSORRT = load_library("tensorrt-rtx")
-SMALL = parse_profile(["B=1,2,4", "M=1,3,8", "imgsz=64,64,128"])
+SIZES = ("B=1,2,4", "M=1,3,8", "imgsz=64,64,128")
 
 
 def has_gpu() -> bool:
@@ -48,14 +49,17 @@ def contract(dense_dir: Path) -> Contract:
 
 
 @pytest.fixture(scope="module", params=["fp32", "fp16", "bf16"])
-def built(
-    request: pytest.FixtureRequest, dense_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, EngineContract]:
-    """A real engine of the loss."""
-    folder = tmp_path_factory.mktemp("engines")
-    return build_engine(
-        dense_dir / "loss.onnx", folder, runtime="tensorrt-rtx", precision=request.param, profiles=[SMALL]
-    )
+def built(request: pytest.FixtureRequest) -> tuple[Path, EngineContract]:
+    """A real engine of the loss, built once per state of the sources and release of TensorRT."""
+
+    def build(folder: Path) -> None:
+        model = exported("loss", "dense") / "loss.onnx"
+        profiles = [parse_profile(SIZES)]
+        build_engine(model, folder, runtime="tensorrt-rtx", precision=request.param, profiles=profiles)
+
+    folder = made_once("-".join(("engine", request.param, TENSORRT.__version__, *SIZES)), build)
+    (path,) = folder.glob("*.engine")
+    return path, load_engine_contract(path.with_name(f"{path.name}.json"))
 
 
 @pytest.fixture
