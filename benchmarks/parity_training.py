@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.common.report import RESULTS, machine, processor, table, versions, write_json
+from benchmarks.common.report import RESULTS, processor, table, versions, write_json
 from examples.dataset import FOLDER, NAMES, load_labels
 from yolo_loss.integrations.ultralytics import use
 
@@ -318,6 +318,11 @@ def do_all(model: str, folder: Path) -> Trained:
     return Trained(model, runs, resumed, updates, alone, float(scores.box.map50), export_difference(checkpoint))
 
 
+def as_json(trained: Trained) -> dict[str, Any]:
+    """With names for all fields."""
+    return {**trained._asdict(), "runs": {name: run._asdict() for name, run in trained.runs.items()}}
+
+
 def summary(results: Sequence[Trained]) -> str:
     """The table of the page."""
     head = (
@@ -375,14 +380,14 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=RESULTS / "parity_training.json", help="file of the results")
     parser.add_argument("--picture", type=Path, help="file of the picture")
     parsed = parser.parse_args()
-    results = []
+    results: list[Trained] = []
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder))
+        conditions = {"machine": processor(), **versions(("torch", "ultralytics"))}
         for model in parsed.models:
             results.append(do_all(model, Path(folder) / model))
-            print(summary(results[-1:]), flush=True)
-    made = {"machine": processor(), **machine(), **versions(("torch", "ultralytics"))}
-    write_json(parsed.out, {"conditions": made, "results": [trained._asdict() for trained in results]})
+            write_json(parsed.out, {"conditions": conditions, "results": [as_json(trained) for trained in results]})
+            print(model, "done", file=sys.stderr)
     if parsed.picture:
         draw(results, parsed.picture)
     print(summary(results))
