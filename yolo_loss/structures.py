@@ -134,11 +134,12 @@ class ClippedSides(NamedTuple):
     """Sides of assigned boxes whose distance from the anchor is beyond the last of R bins, R - 1 - 0.01.
 
     Attributes:
-        count: () int64. Some are ordinary early in a training, where large objects have anchors of fine levels, too.
+        sides: () int64, how many. Some are ordinary early in a training, where large objects have anchors of fine
+            levels, too.
         longest: () the longest such distance in pixels; 0 without any.
     """
 
-    count: Tensor
+    sides: Tensor
     longest: Tensor
 
 

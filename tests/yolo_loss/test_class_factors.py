@@ -59,10 +59,14 @@ def test_agrees_with_the_oracle(implementation: str, class_loss: str, which: str
     feats, truth = sample(reg_max)
     criterion = DetectionLoss(4, STRIDES, reg_max, implementation=implementation, class_loss=class_loss)
     result = evaluate(criterion, feats, truth, INPUTS[which])
-    arrays = {name: field.numpy() for name, field in INPUTS[which]._asdict().items() if field is not None}
+    arrays: dict[str, Any] = {
+        name: field.numpy() for name, field in INPUTS[which]._asdict().items() if field is not None
+    }
     loss, items, sums = loss_oracle.loss(
         [feat.numpy() for feat in feats],
-        *(tensor.numpy() for tensor in truth),
+        truth.gt_labels.numpy(),
+        truth.gt_bboxes.numpy(),
+        truth.mask_gt.numpy(),
         strides=STRIDES,
         num_classes=4,
         reg_max=reg_max,
@@ -89,7 +93,7 @@ def test_gradcheck(implementation: str, class_loss: str) -> None:
     assert (result.image_sums[:, 1] != evaluate(criterion, feats, truth, ClassInputs()).image_sums[:, 1]).all()
     assignment = result.assignment
     assert assignment.fg_mask.any()
-    criterion.assigner.assign = lambda *_: assignment  # type: ignore[method-assign, assignment]
+    criterion.assigner.assign = lambda *_: assignment  # type: ignore[method-assign]
     boxes = [feat[:, :16] for feat in feats]
 
     def loss(*logits: Tensor) -> Tensor:
@@ -173,7 +177,7 @@ def test_an_assigned_class_of_weight_0(implementation: str, class_loss: str, val
     criterion = DetectionLoss(4, STRIDES, 4, implementation=implementation, class_loss=class_loss)
     want = evaluate(criterion, feats, truth, inputs)
     b, a = want.assignment.fg_mask[:, :96].nonzero()[0].tolist()
-    criterion.assigner.assign = lambda *_: want.assignment  # type: ignore[method-assign, assignment]
+    criterion.assigner.assign = lambda *_: want.assignment  # type: ignore[method-assign]
     feats[0][b, 18].view(-1)[a] = value
     got = evaluate(criterion, feats, truth, inputs)
     assert torch.equal(got.image_sums, want.image_sums)
@@ -267,7 +271,8 @@ def test_vmap(implementation: str) -> None:
     criterion = DetectionLoss(4, STRIDES, 4, implementation=implementation)
 
     def loss(*maps: Tensor) -> Tensor:
-        return criterion(list(maps), batch)[0]
+        total: Tensor = criterion(list(maps), batch)[0]
+        return total
 
     several = tuple(torch.stack((feat, feat * 0.5)) for feat in feats)
     got = torch.func.vmap(torch.func.grad(loss, argnums=(0, 1, 2)))(*several)

@@ -31,7 +31,7 @@ def evaluate(criterion: DetectionLoss, width: float, height: float) -> LossResul
 
 def sides(result: LossResult) -> tuple[int, float]:
     assert result.clipped is not None
-    return int(result.clipped.count), float(result.clipped.longest)
+    return int(result.clipped.sides), float(result.clipped.longest)
 
 
 @pytest.mark.parametrize("implementation", ["sparse", "dense"])
