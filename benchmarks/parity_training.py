@@ -22,13 +22,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.common.report import RESULTS, machine, processor, table, versions, write_json
+from benchmarks.common.report import RESULTS, processor, table, versions, write_json
+from benchmarks.common.torchvision_nms import complete_torchvision
 from examples.dataset import FOLDER, NAMES, load_labels
 from yolo_loss.integrations.ultralytics import use
 
 MODELS = ("yolov8n", "yolo11n", "yolo26n", "yolov8n-seg")
 RUNS = ("reference", "reference, weights 1e-7 off", "ours")
-IMAGE, BATCH, EPOCHS, SEED = 160, 6, 3, 0
+IMAGE, BATCH, EPOCHS, SEED = 160, 3, 3, 0
 PIECE, STEP = 200, 100  # pixels of the pictures' 400
 
 
@@ -140,45 +141,6 @@ def prepare(folder: Path) -> None:
     complete_torchvision()
 
 
-def complete_torchvision() -> None:
-    """Define what validation needs of torchvision where its compiled build does not fit torch's."""
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError:
-        define_nms()
-
-
-def define_nms() -> None:
-    """Define torchvision's suppression of overlapping boxes."""
-    library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    import torchvision
-
-    torchvision.ops.nms = nms
-
-
-def nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """Indices of the boxes to keep, (N,), the best first: each removes those after it that overlap it.
-
-    Args:
-        boxes: (N, 4) xyxy.
-        scores: (N,).
-        threshold: Largest IoU of two boxes that are kept.
-    """
-    order = scores.argsort(descending=True, stable=True)
-    boxes = boxes[order]
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    kept = torch.ones(len(boxes), dtype=torch.bool)
-    for index in range(len(boxes)):
-        if kept[index]:
-            rest = boxes[index + 1 :]
-            sides = torch.minimum(boxes[index, 2:], rest[:, 2:]) - torch.maximum(boxes[index, :2], rest[:, :2])
-            inter = sides.clamp(min=0).prod(1)
-            kept[index + 1 :] &= inter / (areas[index] + areas[index + 1 :] - inter) <= threshold
-    return order[kept]
-
-
 def replacement(model: str) -> Any:
     """Ours for a model, as a context manager."""
     return use(assigner_only=model.endswith("-seg"))
@@ -196,6 +158,8 @@ def start(model: str, data: Path, folder: Path, *callbacks: tuple[str, Callable[
         epochs=EPOCHS,
         imgsz=IMAGE,
         batch=BATCH,
+        nbs=BATCH,  # every batch is a step
+        warmup_epochs=0,
         seed=SEED,
         device="cpu",
         workers=0,
@@ -272,6 +236,8 @@ def resume(model: str, data: Path, folder: Path) -> tuple[list[float], int | Non
 ALONE = """
 import sys
 sys.modules["yolo_loss"] = None
+from benchmarks.common.torchvision_nms import complete_torchvision
+complete_torchvision()
 from ultralytics import YOLO
 print(len(YOLO(sys.argv[1])(sys.argv[2], imgsz=160, verbose=False, device="cpu")))
 """
@@ -279,7 +245,7 @@ print(len(YOLO(sys.argv[1])(sys.argv[2], imgsz=160, verbose=False, device="cpu")
 
 def loads_alone(checkpoint: Path, picture: Path) -> bool:
     """Whether a checkpoint loads and predicts where this project cannot be imported."""
-    words = (sys.executable, "-W", "ignore", "-c", f"{ALONE}", str(checkpoint), str(picture))
+    words = (sys.executable, "-W", "ignore", "-c", ALONE, str(checkpoint), str(picture))
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     return done.returncode == 0 and done.stdout.strip() == "1"
 
@@ -316,6 +282,11 @@ def do_all(model: str, folder: Path) -> Trained:
     scores = YOLO(checkpoint).val(data=str(data), imgsz=IMAGE, device="cpu", workers=0, plots=False, verbose=False)
     alone = loads_alone(checkpoint, folder / "data" / "val" / "images" / f"{NAMES[0]}.png")
     return Trained(model, runs, resumed, updates, alone, float(scores.box.map50), export_difference(checkpoint))
+
+
+def as_json(trained: Trained) -> dict[str, Any]:
+    """With names for all fields."""
+    return {**trained._asdict(), "runs": {name: run._asdict() for name, run in trained.runs.items()}}
 
 
 def summary(results: Sequence[Trained]) -> str:
@@ -375,14 +346,14 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=RESULTS / "parity_training.json", help="file of the results")
     parser.add_argument("--picture", type=Path, help="file of the picture")
     parsed = parser.parse_args()
-    results = []
+    results: list[Trained] = []
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder))
+        conditions = {"machine": processor(), **versions(("torch", "ultralytics"))}
         for model in parsed.models:
             results.append(do_all(model, Path(folder) / model))
-            print(summary(results[-1:]), flush=True)
-    made = {"machine": processor(), **machine(), **versions(("torch", "ultralytics"))}
-    write_json(parsed.out, {"conditions": made, "results": [trained._asdict() for trained in results]})
+            write_json(parsed.out, {"conditions": conditions, "results": [as_json(trained) for trained in results]})
+            print(model, "done", file=sys.stderr)
     if parsed.picture:
         draw(results, parsed.picture)
     print(summary(results))

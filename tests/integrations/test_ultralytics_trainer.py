@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.parity_training import BATCH, IMAGE, complete_torchvision, write_dataset
+from benchmarks.common.torchvision_nms import complete_torchvision
+from benchmarks.parity_training import BATCH, IMAGE, write_dataset
 from yolo_loss import TaskAlignedAssigner
 from yolo_loss.integrations.ultralytics import use
 from yolo_loss.integrations.ultralytics_criterion import DetectionCriterion, EndToEndCriterion
