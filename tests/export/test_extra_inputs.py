@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-import safetensors.torch
 import torch
 
-from tests.detectors import lively_detector
-from yolo_assigner.export.contract import load_contract
+from tests.exports import exported
+from yolo_assigner.export.contract import Contract, load_contract
 from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.samples import Case, pyramid, sample_inputs
 from yolo_assigner.export.specs import input_specs
-from yolo_assigner.export.to_onnx.exporter import export_onnx
 from yolo_assigner.export.to_tensorrt.profiles import parse_profile, resolve_profile
 from yolo_assigner.export.verification.reference import flatten
 from yolo_assigner.export.verification.verify import verify_model
@@ -26,23 +24,18 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "l1": ("loss_grad", "sparse", {"reg_max": 1, "extra_inputs": BOTH, "class_weights": (0.5, 0.0, 2.0)}),
     "dense": ("loss_grad", "dense", {"extra_inputs": BOTH, "class_loss": "varifocal"}),
     "regions": ("loss", "sparse", {"extra_inputs": ("ignore_bboxes",)}),
-    "detector": ("detector_loss", "sparse", {"extra_inputs": ("class_weights",), "scale": "n"}),
+    "detector": ("detector_loss", "sparse", {"extra_inputs": ("class_weights",)}),
 }
 
 
-def export(name: str, folder: Path) -> Path:
+def model(name: str) -> Path:
     kind, implementation, options = MODELS[name]
-    weights = None
-    if kind == "detector_loss":
-        weights = folder / "weights.safetensors"
-        safetensors.torch.save_file(lively_detector(3).state_dict(), weights)
-    numbers = Hyperparameters(num_classes=3, **options)
-    return export_onnx(kind, numbers, folder, name=name, implementation=implementation, weights=weights)[0]
+    return exported(kind, implementation, **options) / f"{kind}.onnx"
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_output_agrees_with_float64(name: str, tmp_path: Path) -> None:
-    path = export(name, tmp_path)
+def test_every_output_agrees_with_float64(name: str) -> None:
+    path = model(name)
     contract = load_contract(path.with_suffix(".json"))
     numbers = Hyperparameters.from_contract(contract.hyperparameters)
     assert contract.inputs == input_specs(contract.kind, numbers)
@@ -107,8 +100,6 @@ def test_engines_have_sizes_for_regions(tmp_path: Path) -> None:
 
 
 def _contract_of(folder: Path, numbers: Hyperparameters) -> Path:
-    from yolo_assigner.export.contract import Contract
-
     contract = Contract("x", "loss", "x.onnx", "", "dense", numbers.as_contract(), input_specs("loss", numbers), (), {})
     contract.save(folder / "x.json")
     return folder / "x.json"

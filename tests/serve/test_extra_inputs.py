@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests.exports import exported
 from tests.serve.conftest import Live, json_rows, loss_inputs, start, stop
 from yolo_assigner.export.contract import Contract, load_contract
-from yolo_assigner.export.hyperparameters import Hyperparameters
-from yolo_assigner.export.to_onnx.exporter import export_onnx
 from yolo_assigner.serve.client import AssignerClient, ServerError
 from yolo_assigner.serve.detection.collate import class_inputs
 from yolo_assigner.serve.detection.validate import check_inputs
@@ -34,11 +33,8 @@ FURTHER: dict[str, Any] = {"class_weights": WEIGHTS, **REGIONS}
 
 
 @pytest.fixture(scope="module")
-def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("extra")
-    numbers = Hyperparameters(num_classes=3, extra_inputs=("class_weights", "ignore_bboxes"))
-    export_onnx("loss", numbers, folder)
-    return folder
+def artifacts() -> Path:
+    return exported("loss", "sparse", extra_inputs=("class_weights", "ignore_bboxes"))
 
 
 @pytest.fixture(scope="module")
