@@ -86,7 +86,7 @@ class Hyperparameters:
 
     Attributes:
         num_classes: C. The assigner's graph takes any C; this one is used for tracing.
-        strides: Pixels per cell of each level.
+        strides: Pixels per cell of each level. A detector's decide which of ``models.PYRAMIDS`` it has.
         reg_max: R, bins per side of a box.
         topk: Candidates per ground truth.
         alpha: Exponent of the class score.
@@ -107,7 +107,12 @@ class Hyperparameters:
 
     num_classes: int = _option(80, int, "the assigner's graph takes any C", metavar="C", check=whole_number)
     strides: tuple[float, ...] = _option(
-        (8.0, 16.0, 32.0), numbers, "one per level", metavar="8,16,32", check=stride_list, to_json=list
+        (8.0, 16.0, 32.0),
+        numbers,
+        "one per level; of a detector those of its pyramid",
+        metavar="8,16,32",
+        check=stride_list,
+        to_json=list,
     )
     reg_max: int = _option(16, int, "bins per box side", metavar="R", check=whole_number, kinds=LOSS_KINDS)
     topk: int = _option(10, int, "candidates per ground truth")

@@ -7,7 +7,6 @@ from torch import nn
 
 from yolo_assigner.export.samples import Case, pyramid, sample_detector_inputs
 from yolo_assigner.models import DetectionModel, DetectorConfig
-from yolo_assigner.models.head import STRIDES
 
 SEED = 0
 SPREAD = 0.3
@@ -16,8 +15,8 @@ BIAS = -1.0
 
 
 @torch.no_grad()
-def lively_detector(num_classes: int) -> DetectionModel:
-    """The n detector with random normalisations, in eval mode.
+def lively_detector(config: DetectorConfig) -> DetectionModel:
+    """A detector with random normalisations, in eval mode.
 
     A new detector says nearly the same of every anchor, for its maps are little but the biases of its head. Here every
     layer passes on differences: normalisations get gains and shifts of their own and measured statistics.
@@ -25,7 +24,7 @@ def lively_detector(num_classes: int) -> DetectionModel:
     generator = torch.Generator().manual_seed(SEED)
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
-        detector = DetectionModel(DetectorConfig("n", num_classes))
+        detector = DetectionModel(config)
     for layer in detector.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.weight.add_(SPREAD * torch.randn(layer.weight.shape, generator=generator))
@@ -33,6 +32,8 @@ def lively_detector(num_classes: int) -> DetectionModel:
     for name, bias in detector.head.cv3.named_parameters():
         if name.endswith(".2.bias"):
             bias.fill_(BIAS)
-    case = Case(2, 0, pyramid(160, 160, STRIDES), num_classes)
-    torch.optim.swa_utils.update_bn([sample_detector_inputs(case, STRIDES, seed)[0] for seed in range(3)], detector)
+    side = 5 * config.strides[-1]
+    case = Case(2, 0, pyramid(side, side, config.strides), config.nc)
+    seen = [sample_detector_inputs(case, config.strides, seed)[0] for seed in range(3)]
+    torch.optim.swa_utils.update_bn(seen, detector)
     return detector.eval()

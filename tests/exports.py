@@ -22,6 +22,7 @@ from examples.service import export_once
 from tests.detectors import lively_detector
 from yolo_assigner.export import cli
 from yolo_assigner.export.hyperparameters import Hyperparameters
+from yolo_assigner.export.to_onnx.detector import detector_config
 from yolo_assigner.export.to_onnx.exporter import export_onnx
 
 ROOT = Path(__file__).parents[1]
@@ -100,13 +101,13 @@ def made_once(name: str, make: Callable[[Path], None], *, wait: bool = True) -> 
 
 def _model(kind: str, implementation: str, options: dict[str, Any], *, wait: bool = True) -> Path:
     def export(folder: Path) -> None:
-        hyperparameters = {"num_classes": NUM_CLASSES, **options}
+        detector = {"scale": "n"} if kind == "detector_loss" else {}
+        hyperparameters = Hyperparameters(**{"num_classes": NUM_CLASSES, **detector, **options})
         weights = None
         if kind == "detector_loss":
             weights = folder / "weights.safetensors"
-            safetensors.torch.save_file(lively_detector(hyperparameters["num_classes"]).state_dict(), weights)
-            hyperparameters["scale"] = "n"
-        export_onnx(kind, Hyperparameters(**hyperparameters), folder, implementation=implementation, weights=weights)
+            safetensors.torch.save_file(lively_detector(detector_config(hyperparameters)).state_dict(), weights)
+        export_onnx(kind, hyperparameters, folder, implementation=implementation, weights=weights)
 
     words = [value if name == "class_loss" else f"{name}={value}" for name, value in options.items()]
     return made_once("-".join((kind, implementation, *words)), export, wait=wait)

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from yolo_assigner.export.contract import ContractError
 from yolo_assigner.export.hyperparameters import Hyperparameters
-from yolo_assigner.models import DetectionModel, DetectorConfig, load_checkpoint
-from yolo_assigner.models.head import STRIDES
+from yolo_assigner.models import PYRAMIDS, DetectionModel, DetectorConfig, load_checkpoint
 
 # Prefix of the detector's state dict among the graph's initializers.
 PREFIX = "detector."
@@ -30,7 +29,7 @@ def check_source(kind: str, hyperparameters: Hyperparameters, weights: Path | No
         weights: The detector's checkpoint.
 
     Raises:
-        ValueError: Weights or scale are missing or superfluous, or the strides differ from the detector's.
+        ValueError: Weights or scale are missing or superfluous, or no detector has these strides.
     """
     if kind != "detector_loss":
         for name, value in (("weights", weights), ("scale", hyperparameters.scale)):
@@ -41,11 +40,23 @@ def check_source(kind: str, hyperparameters: Hyperparameters, weights: Path | No
         raise ValueError("detector_loss holds a detector; give its state dict (--weights FILE) and scale (--scale n)")
     if not weights.is_file():
         raise ValueError(f"weights is {weights}, which is no file; give a state dict that torch or safetensors wrote")
+    detector_config(hyperparameters)
+
+
+def detector_config(hyperparameters: Hyperparameters) -> DetectorConfig:
+    """Return the configuration of a model's detector, whose pyramid is the one with the strides.
+
+    Raises:
+        ValueError: The scale is unknown, or no pyramid has the strides.
+    """
     strides = hyperparameters.strides
-    if strides != STRIDES:
-        raise ValueError(
-            f"strides is {strides}, but the detector's maps have {STRIDES}; leave strides out for detector_loss"
-        )
+    for name, pyramid in PYRAMIDS.items():
+        if pyramid.strides == strides:
+            return DetectorConfig(
+                str(hyperparameters.scale), hyperparameters.num_classes, hyperparameters.reg_max, name
+            )
+    known = " or ".join(str(pyramid.strides) for pyramid in PYRAMIDS.values())
+    raise ValueError(f"strides is {strides}, but the maps of detectors have {known}; give those of the weights")
 
 
 def detector_from_checkpoint(path: Path, hyperparameters: Hyperparameters) -> DetectionModel:
@@ -53,7 +64,7 @@ def detector_from_checkpoint(path: Path, hyperparameters: Hyperparameters) -> De
 
     Args:
         path: A file that ``models.load_checkpoint`` reads.
-        hyperparameters: Supplies scale, number of classes and bins.
+        hyperparameters: Supplies scale, number of classes, bins and, by the strides, the pyramid.
 
     Raises:
         FileNotFoundError: The file does not exist.
@@ -80,8 +91,8 @@ def detector_from_onnx(path: Path, hyperparameters: Hyperparameters) -> Detectio
     if shapes != {name: tuple(tensor.shape) for name, tensor in weights.items()}:
         config = detector.config
         raise ContractError(
-            f"{path} does not hold a detector of scale {config.scale}, {config.nc} classes and reg_max "
-            f"{config.reg_max}; export it again with `yolo-assigner export onnx --model detector_loss`"
+            f"{path} does not hold a detector of scale {config.scale}, {config.nc} classes, reg_max {config.reg_max} "
+            f"and strides {config.strides}; export it again with `yolo-assigner export onnx --model detector_loss`"
         )
     detector.load_state_dict(weights, strict=False)
     return detector
@@ -118,8 +129,7 @@ def check_weights(model: onnx.ModelProto, detector: DetectionModel) -> None:
 
 
 def _build(hyperparameters: Hyperparameters) -> DetectionModel:
-    config = DetectorConfig(str(hyperparameters.scale), hyperparameters.num_classes, hyperparameters.reg_max)
-    return DetectionModel(config).eval().requires_grad_(False)
+    return DetectionModel(detector_config(hyperparameters)).eval().requires_grad_(False)
 
 
 def _weights(detector: DetectionModel) -> Mapping[str, Tensor]:

@@ -22,14 +22,14 @@ from yolo_assigner.export.to_onnx.detector import check_source, check_weights, d
 from yolo_assigner.export.to_onnx.graphs import build_graph
 from yolo_assigner.export.to_onnx.operators import TRANSLATIONS
 from yolo_assigner.export.to_onnx.precision import narrow
-from yolo_assigner.models.head import STRIDES
 from yolo_loss import __version__
 
 OPSET = 20
 # Tracing multiplies it to bounds that must fit 64 bits; the graph itself accepts larger axes.
 LARGEST_AXIS = 2**10
 # Sizes for tracing: every dynamic axis has another one, and none is 0 or 1, which tracing would treat as constants.
-TRACE_IMAGE, TRACE_BATCH, TRACE_SLOTS, TRACE_REGIONS = (160, 224), 2, 3, 4
+TRACE_CELLS, TRACE_BATCH, TRACE_SLOTS, TRACE_REGIONS = (5, 7), 2, 3, 4
+LEAST_COARSEST = 32.0  # pixels per cell in which the image for tracing is measured, if no level is coarser
 
 
 def export_onnx(
@@ -81,7 +81,8 @@ def _build_model(
     graph = build_graph(kind, hyperparameters, implementation, detector)
     # The maps are outputs only while tracing, so that they are named.
     traced_outputs = (*outputs, *map_specs(kind, hyperparameters))
-    program = _trace(graph, _trace_inputs(kind, hyperparameters), inputs, traced_outputs)
+    shapes = _dynamic_axes(inputs, hyperparameters.strides)
+    program = _trace(graph, _trace_inputs(kind, hyperparameters), shapes, inputs, traced_outputs)
     _simplify(program.model)
     del program.model.graph.outputs[len(outputs) :]
     model = program.model_proto
@@ -97,15 +98,21 @@ def _build_model(
 def _trace_inputs(kind: str, hyperparameters: Hyperparameters) -> tuple[Any, ...]:
     # With one class, tracing would treat the assigner's dynamic axis C as a constant.
     classes = max(hyperparameters.num_classes, 2) if kind == "assigner" else hyperparameters.num_classes
-    grids = pyramid(*TRACE_IMAGE, hyperparameters.strides)
+    coarsest = max(LEAST_COARSEST, *hyperparameters.strides)
+    height, width = (int(cells * coarsest) for cells in TRACE_CELLS)
+    grids = pyramid(height, width, hyperparameters.strides)
     case = Case(TRACE_BATCH, TRACE_SLOTS, grids, classes, regions=TRACE_REGIONS)
     return tuple(sample_inputs(kind, hyperparameters, case, seed=0))
 
 
 def _trace(
-    graph: torch.nn.Module, example: tuple[Any, ...], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    graph: torch.nn.Module,
+    example: tuple[Any, ...],
+    axes: Sequence[dict[int, Any]],
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
 ) -> torch.onnx.ONNXProgram:
-    shapes = iter(_dynamic_axes(inputs))
+    shapes = iter(axes)
     of_items = [[next(shapes) for _ in item] if isinstance(item, list) else next(shapes) for item in example]
     # What follows the ground truth is one parameter, `*further`.
     further = len(inputs) - 1 - [spec.name for spec in inputs].index("mask_gt")
@@ -134,16 +141,16 @@ def _trace(
     return program
 
 
-def _dynamic_axes(specs: Sequence[TensorSpec]) -> list[dict[int, Any]]:
+def _dynamic_axes(specs: Sequence[TensorSpec], strides: Sequence[float]) -> list[dict[int, Any]]:
     axes = [{index: axis for index, axis in enumerate(spec.axes) if isinstance(axis, str)} for spec in specs]
-    dims = {letter: _dim(letter) for letters in axes for letter in letters.values()}
+    dims = {letter: _dim(letter, strides) for letters in axes for letter in letters.values()}
     return [{index: dims[letter] for index, letter in letters.items()} for letters in axes]
 
 
-def _dim(letter: str) -> Any:
+def _dim(letter: str, strides: Sequence[float]) -> Any:
     if letter in ("H", "W"):
         # The sides of an image are whole cells of the coarsest map.
-        return STRIDES[-1] * _dim(f"{letter}{len(STRIDES) - 1}")
+        return int(strides[-1]) * _dim(f"{letter}{len(strides) - 1}", strides)
     return torch.export.Dim(letter, max=LARGEST_AXIS)
 
 

@@ -133,7 +133,9 @@ class LossGradGraph(LossGraph):
 
 
 class DetectorLossGraph(nn.Module):
-    """A detector in eval mode with the loss of its maps; B, M (0 included), H and W (multiples of 32) are dynamic.
+    """A detector in eval mode with the loss of its maps.
+
+    B, M (0 included), H and W (multiples of the largest stride) are dynamic.
 
     ``yolo_assigner.export.to_onnx.detector`` finds the weights in the graph by the attribute's name, ``detector``.
     """

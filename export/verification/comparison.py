@@ -72,8 +72,12 @@ def verification_cases(kind: str, hyperparameters: Hyperparameters) -> list[Case
     classes = hyperparameters.num_classes
     if kind == "detector_loss":
         # Few cases of images, since the network is slow; what follows the maps is verified with the cases of `loss`.
-        sizes = [(1, 0, (96, 64)), (1, 1, (32, 32)), (2, 5, (320, 256))]
-        return [Case(batch, slots, pyramid(*image, hyperparameters.strides), classes) for batch, slots, image in sizes]
+        cells = [(1, 0, (3, 2)), (1, 1, (1, 1)), (2, 5, (10, 8))]  # of the coarsest map
+        coarsest, strides = int(hyperparameters.strides[-1]), hyperparameters.strides
+        return [
+            Case(batch, slots, pyramid(rows * coarsest, columns * coarsest, strides), classes)
+            for batch, slots, (rows, columns) in cells
+        ]
     sizes = [
         (1, 0, (96, 64)),
         (1, 1, (32, 32)),  # fewer anchors than candidates, for a large topk

@@ -24,7 +24,6 @@ from yolo_assigner.export.to_onnx.detector import detector_from_onnx
 from yolo_assigner.export.verification.comparison import Difference, compare, verification_cases
 from yolo_assigner.export.verification.reference import Reference, to_float64
 from yolo_assigner.export.verification.runnable import Runnable, in_types
-from yolo_assigner.models.head import STRIDES
 
 # Largest difference of a map from float64, relative to its largest magnitude. Measured: 7e-7, 2e-3 and 7e-3 for a
 # trained n detector; up to 1.4e-5, 3e-2 and 1.6e-1 for random ones of all scales, whose normalizations amplify more.
@@ -91,7 +90,7 @@ def verify_behind_maps(path: Path, contract: Contract) -> list[Difference]:
     for seed, case in enumerate(verification_cases("loss", hyperparameters)):
         maps, *truth = sample_inputs("loss", hyperparameters, case, seed + 1)
         # Only the shape of the images is read.
-        images = torch.zeros((case.batch, 3, *(cells * STRIDES[0] for cells in case.grids[0])))
+        images = torch.zeros((case.batch, 3, *(int(cells * hyperparameters.strides[0]) for cells in case.grids[0])))
         got = model(in_types([images, *truth, maps], specs), [spec.name for spec in contract.outputs])
         want = dict(zip(names, reference([maps, *truth]), strict=True))
         want["predictions"] = head.decode([level.double() for level in maps])

@@ -12,6 +12,7 @@ import torch
 from onnx import TensorProto
 
 from tests.conftest import NUM_CLASSES
+from tests.exports import exported
 from yolo_assigner.export import cli
 from yolo_assigner.export.contract import ContractError, load_contract
 from yolo_assigner.export.hyperparameters import Hyperparameters
@@ -48,6 +49,27 @@ def test_the_dense_half_agrees_with_float64(dense_detector_dir: Path) -> None:
     differences = verify_behind_maps(dense_detector_dir / "detector_loss.onnx", contract)
     assert {spec.name for spec in contract.outputs} - {"predictions"} <= {d.output for d in differences}
     assert [d for d in differences if not d.passed] == []
+
+
+def test_a_detector_of_four_levels_without_distributions() -> None:
+    strides = (8, 16, 32, 64)
+    folder = exported("detector_loss", "sparse", strides=strides, reg_max=1)
+    contract = load_contract(folder / "detector_loss.json")
+    differences = verify_model(folder / "detector_loss.onnx", contract)
+    assert {f"map_{level}" for level in range(len(strides))} <= {d.output for d in differences}
+    assert [d for d in differences if not d.passed] == []
+    images, *boxes = sample_detector_inputs(Case(2, 5, pyramid(128, 192, strides), NUM_CLASSES), strides, seed=7)
+    detector = DetectionModel(DetectorConfig("n", NUM_CLASSES, 1, "p6"))
+    detector.load_state_dict(read_state_dict(folder / "weights.safetensors"))
+    criterion = DetectionLoss(NUM_CLASSES, strides, 1)
+    with torch.no_grad():
+        joined = join_predictions(detector.eval()(images).maps, strides, NUM_CLASSES, 1)
+        want = criterion.from_padded(joined, GroundTruth(*boxes)).loss_items
+    session = ort.InferenceSession(folder / "detector_loss.onnx", providers=["CPUExecutionProvider"])
+    feed = zip(("images", "gt_labels", "gt_bboxes", "mask_gt"), (images, *boxes), strict=True)
+    (items,) = session.run(["loss_items"], {name: tensor.numpy() for name, tensor in feed})
+    np.testing.assert_allclose(items, want, rtol=1e-4)
+    assert (items > 0).all()
 
 
 @pytest.mark.parametrize(("slots", "image"), [(5, (96, 256)), (0, (64, 64))])
@@ -153,7 +175,10 @@ def test_an_eps_lost_behind_the_maps_is_detected(detector_dir: Path, tmp_path: P
         ("--model detector_loss --weights {weights} --scale s --num-classes 3", "wrong shape: model.0.conv.weight"),
         ("--model detector_loss --weights {weights} --scale n", "check its scale, nc and reg_max"),
         ("--model detector_loss --weights nowhere.pt --scale n", "weights is nowhere.pt, which is no file"),
-        ("--model detector_loss --weights {weights} --scale n --strides 8,16", "strides is (8.0, 16.0), but the"),
+        (
+            "--model detector_loss --weights {weights} --scale n --strides 8,16",
+            "but the maps of detectors have (8, 16, 32) or",
+        ),
         ("--model loss --weights {weights}", "but loss has no detector; leave it out"),
         ("--model assigner --scale n", "scale is n, but assigner has no detector"),
     ],
