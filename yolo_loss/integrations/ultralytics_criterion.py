@@ -40,7 +40,7 @@ OTHER_HEADS = MappingProxyType(
 )
 # Sides in pixels, and in which sides candidates are sought, by release.
 PROBED_SIDES = (6, 12)
-PRESET_OF_SIDES = MappingProxyType({(6, 12): "yolov8", (16, 16): "ultralytics-8.4"})
+PRESET_OF_SIDES: Mapping[tuple[int, ...], str] = MappingProxyType({(6, 12): "yolov8", (16, 16): "ultralytics-8.4"})
 Options = Mapping[str, Any]
 
 
