@@ -34,7 +34,7 @@ COPY deploy/export_models.sh /opt/export_models.sh
 FROM export AS models-cpu
 RUN sh /opt/export_models.sh sparse
 
-# TensorRT takes no other formulation. ONNX Runtime runs these where there is no engine.
+# TensorRT takes no other implementation. ONNX Runtime runs these where there is no engine.
 FROM export AS models-gpu
 RUN sh /opt/export_models.sh dense
 

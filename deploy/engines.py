@@ -49,7 +49,7 @@ def build_engines(artifacts: Path, options: Sequence[str]) -> int:
         say(f"error: {error}")
         return UNUSABLE
     if not models:
-        say(f"error: TensorRT needs the formulation dense, of which {artifacts} has no model; the target gpu has them")
+        say(f"error: TensorRT needs dense models, of which {artifacts} has none; the target gpu has them")
         return UNUSABLE
     try:
         machine = _machine()

@@ -26,12 +26,12 @@ NUM_CLASSES = 1
 TARGETS = ("fg_mask", "target_gt_idx", "target_weights", "target_bboxes", "target_labels")
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run the demo; 0 when the service's losses are the criterion's."""
     parser = argparse.ArgumentParser(prog="python -m examples.demo", description=__doc__)
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), help="folder of the exported models")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the picture")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     sample = load_sample()
 
     step(1, "export the assigner and the loss to ONNX")

@@ -74,7 +74,7 @@ def load_tree() -> Tree:
 
 
 def draw_assignment(tree: Tree) -> Figure:
-    """Score, overlap, metric and weight of every candidate of one tree, over the photograph."""
+    """Score, IoU, metric and weight of every candidate of one tree, over the photograph."""
     figure = Figure(figsize=(9, 2.7), layout="constrained")
     size = load_sample().image_size[0]
     photograph = load_pictures(size)[IMAGE].transpose(1, 2, 0)
@@ -82,8 +82,8 @@ def draw_assignment(tree: Tree) -> Figure:
     left, top, right, bottom = x1 - MARGIN, y1 - MARGIN, x2 + MARGIN, y2 + MARGIN
     columns = {
         "score s": tree.score,
-        "overlap u": tree.iou,
-        "t = s^0.5 u^6, over its largest": tree.metric / tree.metric.max(),
+        "IoU u": tree.iou,
+        "t = s^0.5 u^6, scaled": tree.metric / tree.metric.max(),
         "weight of the assigned": tree.weights,
     }
     for axes, (title, values) in zip(figure.subplots(1, 4), columns.items(), strict=True):

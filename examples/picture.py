@@ -16,7 +16,7 @@ from examples.dataset import Sample, load_pictures
 from yolo_assigner.serve.detection.results import LossResult
 
 STRIDES = (8, 16, 32)
-LARGEST_DOT = 60.0  # points squared, at soft score 1
+LARGEST_DOT = 60.0  # points squared, at a normalized alignment score of 1
 
 
 def draw(sample: Sample, result: LossResult, path: Path) -> None:
@@ -101,5 +101,5 @@ def _legend(figure: Figure) -> None:
         figure.axes[0].scatter([], [], s=LARGEST_DOT * score, c="white", edgecolors="black", label=f"{score:g}")
         for score in (0.1, 0.3, 0.6, 0.9)
     ]
-    title = "anchor point, coloured by its ground truth (box), sized by soft score:"
+    title = "anchor point, coloured by its ground truth (box), sized by normalized alignment score:"
     figure.legend(handles=dots, title=title, loc="outside lower center", ncols=4, frameon=False)

@@ -14,10 +14,12 @@ from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 from yolo_assigner.export.contract import KINDS
-from yolo_loss.option_checks import GAINS, gain_values, one_of, stride_list, whole_number
+from yolo_loss.option_checks import GAINS, class_weight_list, gain_values, one_of, stride_list, whole_number
 
 LOSS_KINDS = ("loss", "loss_grad", "detector_loss")
 DETECTOR_KINDS = ("detector_loss",)
+# What a graph with a loss may take beside ground truth; regions come with a mask of the valid ones.
+EXTRA_INPUTS = ("class_weights", "ignore_bboxes")
 
 
 class Option(NamedTuple):
@@ -31,6 +33,7 @@ class Option(NamedTuple):
             ``AssignerParams``, which checks its own, and for those that another module checks.
         to_json: Converts the value to its form in the contract.
         kinds: Model kinds that it concerns; the contract of another kind omits it where it is None.
+        of_graph: Whether it shapes the graph alone, and is no argument of a module.
     """
 
     parse: Callable[[str], Any]
@@ -39,6 +42,7 @@ class Option(NamedTuple):
     check: Callable[[str, Any], Any] | None = None
     to_json: Callable[[Any], Any] = lambda value: value
     kinds: tuple[str, ...] = KINDS
+    of_graph: bool = False
 
 
 def _option(default: Any, parse: Callable[[str], Any], text: str, **more: Any) -> Any:
@@ -48,6 +52,18 @@ def _option(default: Any, parse: Callable[[str], Any], text: str, **more: Any) -
 def numbers(text: str) -> tuple[float, ...]:
     """Parse comma-separated numbers."""
     return tuple(float(word) for word in text.split(","))
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Parse comma-separated words."""
+    return tuple(text.split(","))
+
+
+def _check_extra_inputs(name: str, value: Any) -> tuple[str, ...] | None:
+    """Put the names in their order; none at all is None."""
+    for place, word in enumerate(value or ()):
+        one_of(f"{name}[{place}]", word, EXTRA_INPUTS)
+    return tuple(word for word in EXTRA_INPUTS if word in value) if value else None
 
 
 def _check_preset(name: str, value: Any) -> str:
@@ -81,6 +97,8 @@ class Hyperparameters:
         topk2: Anchors that each ground truth keeps.
         class_loss: ``bce`` or ``varifocal``.
         gains: Weights of the box, class and DFL losses.
+        class_weights: Factors of the class loss by class, the same for every image; None: 1.
+        extra_inputs: Names among ``EXTRA_INPUTS`` that the graph takes beside ground truth; None: no more.
         scale: Scale of the detector, one of ``models.SCALES``; None for kinds without a detector.
 
     Raises:
@@ -109,6 +127,24 @@ class Hyperparameters:
         to_json=lambda value: dict(zip(GAINS, value, strict=True)),
         kinds=LOSS_KINDS,
     )
+    class_weights: tuple[float, ...] | None = _option(
+        None,
+        numbers,
+        "constant factors of the class loss, one per class",
+        metavar="W,W,...",
+        to_json=lambda value: None if value is None else list(value),
+        kinds=LOSS_KINDS,
+    )
+    extra_inputs: tuple[str, ...] | None = _option(
+        None,
+        words,
+        "inputs beside ground truth, comma-separated: class_weights of each image, ignore_bboxes with their mask",
+        metavar="NAMES",
+        check=_check_extra_inputs,
+        to_json=lambda value: None if value is None else list(value),
+        kinds=LOSS_KINDS,
+        of_graph=True,
+    )
     scale: str | None = _option(None, str, "its scale: n, s, m, l or x", kinds=DETECTOR_KINDS)
 
     def __post_init__(self) -> None:
@@ -118,6 +154,8 @@ class Hyperparameters:
         given = {name: getattr(self, name) for name in OPTIONS}
         values = AssignerParams.checked(**{name: given[name] for name in AssignerParams._fields})._asdict()
         values |= {name: option.check(name, given[name]) for name, option in OPTIONS.items() if option.check}
+        if self.class_weights is not None:
+            values["class_weights"] = class_weight_list("class_weights", self.class_weights, values["num_classes"])
         for name, value in values.items():
             object.__setattr__(self, name, value)  # frozen
 
@@ -151,7 +189,8 @@ class Hyperparameters:
 
     def criterion_arguments(self) -> dict[str, Any]:
         """Return the keyword arguments of ``DetectionLoss``."""
-        return {name: value for name, value in self.effective().items() if "loss" in OPTIONS[name].kinds}
+        options = {name for name, option in OPTIONS.items() if "loss" in option.kinds and not option.of_graph}
+        return {name: value for name, value in self.effective().items() if name in options}
 
 
 OPTIONS: Mapping[str, Option] = {entry.name: entry.metadata["option"] for entry in fields(Hyperparameters)}

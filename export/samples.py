@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from yolo_assigner.export.hyperparameters import Hyperparameters
+from yolo_assigner.export.specs import extra_input_specs
 from yolo_loss import GroundTruth, make_anchors, xyxy2xywh
 
 PADDING_SHARE, NO_AREA_SHARE, SHAKEN_SHARE = 0.25, 0.03, 0.5
@@ -25,6 +26,7 @@ class Case(NamedTuple):
         grids: (H_i, W_i) of each level.
         num_classes: C.
         weak: Whether predicted boxes are so small that every IoU is near 0.
+        regions: I, where the model takes regions to ignore.
     """
 
     batch: int
@@ -32,6 +34,7 @@ class Case(NamedTuple):
     grids: tuple[tuple[int, int], ...]
     num_classes: int
     weak: bool = False
+    regions: int = 2
 
 
 def pyramid(height: int, width: int, strides: Sequence[float]) -> tuple[tuple[int, int], ...]:
@@ -118,6 +121,18 @@ def sample_inputs(
     strides = hyperparameters.strides
     if kind == "assigner":
         return sample_assigner_inputs(case, strides, seed)
+    further = sample_extra_inputs(hyperparameters, case, seed)
     if kind == "detector_loss":
-        return sample_detector_inputs(case, strides, seed)
-    return sample_loss_inputs(case, strides, hyperparameters.reg_max, seed)
+        return *sample_detector_inputs(case, strides, seed), *further
+    return *sample_loss_inputs(case, strides, hyperparameters.reg_max, seed), *further
+
+
+def sample_extra_inputs(hyperparameters: Hyperparameters, case: Case, seed: int) -> list[Tensor]:
+    """Sample what follows the ground truth: weights of which a quarter is 0, and regions like ground-truth boxes."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    weights = torch.rand((case.batch, case.num_classes), generator=generator) * 2 - 0.5
+    strides = hyperparameters.strides
+    height, width = case.grids[0][0] * strides[0], case.grids[0][1] * strides[0]
+    _, boxes, mask = sample_ground_truth(case._replace(slots=case.regions), (height, width), generator)
+    values = {"class_weights": weights.clamp(min=0.0), "ignore_bboxes": boxes, "mask_ignore": mask}
+    return [values[spec.name] for spec in extra_input_specs(hyperparameters)]

@@ -22,9 +22,21 @@ def input_specs(kind: str, hyperparameters: Hyperparameters) -> tuple[TensorSpec
             TensorSpec("anc_points", "float32", ("A", 2)),
             *ground_truth,
         )
+    further = extra_input_specs(hyperparameters)
     if kind == "detector_loss":
-        return (TensorSpec("images", "float32", ("B", 3, "H", "W")), *ground_truth)
-    return (*_maps("feat", hyperparameters), *ground_truth)
+        return (TensorSpec("images", "float32", ("B", 3, "H", "W")), *ground_truth, *further)
+    return (*_maps("feat", hyperparameters), *ground_truth, *further)
+
+
+def extra_input_specs(hyperparameters: Hyperparameters) -> tuple[TensorSpec, ...]:
+    """Return the inputs of a graph with a loss that follow the ground truth: fields of ``yolo_loss.ClassInputs``."""
+    wanted = hyperparameters.extra_inputs or ()
+    weights = (TensorSpec("class_weights", "float32", ("B", hyperparameters.num_classes)),)
+    regions = (
+        TensorSpec("ignore_bboxes", "float32", ("B", "I", 4)),
+        TensorSpec("mask_ignore", "bool", ("B", "I", 1)),
+    )
+    return (*(weights if "class_weights" in wanted else ()), *(regions if "ignore_bboxes" in wanted else ()))
 
 
 def output_specs(kind: str, hyperparameters: Hyperparameters) -> tuple[TensorSpec, ...]:

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.exports import NUM_CLASSES, exported
-from tests.processes import start_guard
+from tests.exports import NUM_CLASSES, exported, exported_kinds
+from tests.guard import guard
 
-__all__ = ["KINDS", "NUM_CLASSES", "export_detector", "export_kinds"]
+__all__ = ["KINDS", "NUM_CLASSES", "export_detector", "export_kinds", "guard"]
 
 KINDS = ("assigner", "loss", "loss_grad")
-
-
-@pytest.fixture(scope="session", autouse=sys.platform == "linux")
-def guard() -> Iterator[subprocess.Popen[bytes]]:
-    """Ends what the tests have started when the run ends, also when it is killed."""
-    with start_guard() as process:
-        yield process
 
 
 @pytest.fixture(scope="session")
 def artifacts_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the real exported models of ``KINDS`` (3 classes, sparse), made once per run."""
     return export_kinds(tmp_path_factory.mktemp("artifacts"), "sparse")
+
+
+@pytest.fixture(scope="session")
+def assigner_dir() -> Path:
+    """A read-only folder with the exported assigner alone, for servers of which any model will do: it loads soonest."""
+    return exported("assigner", "sparse")
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +52,6 @@ def export_detector(folder: Path, implementation: str) -> Path:
 
 def export_kinds(folder: Path, implementation: str) -> Path:
     """Export one model of each kind."""
-    for kind in KINDS:
-        shutil.copytree(exported(kind, implementation), folder, dirs_exist_ok=True)
+    for made in exported_kinds(KINDS, implementation):
+        shutil.copytree(made, folder, dirs_exist_ok=True)
     return folder

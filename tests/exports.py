@@ -10,13 +10,17 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
+from examples.service import export_once
 from tests.detectors import lively_detector
+from yolo_assigner.export import cli
 from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.to_onnx.exporter import export_onnx
 
@@ -27,42 +31,93 @@ NUM_CLASSES = 3
 KEPT = 4
 
 
-def exported(kind: str, implementation: str, class_loss: str = "bce") -> Path:
-    """Return the read-only folder of a model with 3 classes, named after its kind; a detector's weights are beside it.
+def exported(kind: str, implementation: str, class_loss: str = "bce", **options: Any) -> Path:
+    """Return the read-only folder of a model, named after its kind; a detector's weights are beside it.
 
     Args:
         kind: One of ``yolo_assigner.export.contract.KINDS``.
         implementation: Implementation of the assignment, ``dense`` or ``sparse``.
         class_loss: ``bce`` or ``varifocal``.
+        options: Further hyper-parameters; the model has 3 classes unless they say otherwise.
     """
-    state = CACHE / "exports" / FINGERPRINT
-    folder = state / f"{kind}-{implementation}-{class_loss}"
-    state.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    return _model(kind, implementation, {"class_loss": class_loss, **options})
+
+
+def exported_kinds(kinds: Iterable[str], implementation: str) -> list[Path]:
+    """Return the folders of several models; those that another process is just making are waited for last."""
+    folders, others = [], []
+    for kind in kinds:
+        try:
+            folders.append(_model(kind, implementation, {"class_loss": "bce"}, wait=False))
+        except Timeout:
+            others.append(kind)
+    return folders + [exported(kind, implementation) for kind in others]
+
+
+def exported_by_command(words: str) -> Path:
+    """Return the read-only folder that ``yolo-assigner export onnx`` writes if given further words."""
+
+    def export(folder: Path) -> None:
+        code = cli.main(["onnx", *words.split(), "--out", str(folder)])
+        if code:
+            raise RuntimeError(f"yolo-assigner export onnx {words} ended with {code}")
+
+    return made_once(f"command-{hashlib.sha256(words.encode()).hexdigest()[:16]}", export)
+
+
+def exported_for_examples() -> Path:
+    """Return the read-only folder of the models that the examples and the tutorial export, of one class."""
+
+    def export(folder: Path) -> None:
+        export_once(folder, 1, ("assigner", "loss", "loss_grad"))
+
+    return made_once("examples", export)
+
+
+def made_once(name: str, make: Callable[[Path], None], *, wait: bool = True) -> Path:
+    """Return a read-only folder that is filled once per state of the sources.
+
+    Args:
+        name: Name among the folders of this state.
+        make: Fills the folder that it is given.
+        wait: Whether to wait while another process makes it.
+
+    Raises:
+        Timeout: Another process is making it, and it was not to be waited for.
+    """
+    folder = CACHE / "exports" / FINGERPRINT / name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock", timeout=-1 if wait else 0):
         if not folder.exists():
-            with tempfile.TemporaryDirectory(dir=state) as made:
-                _export(kind, implementation, class_loss, Path(made))
+            with tempfile.TemporaryDirectory(dir=folder.parent) as made:
+                make(Path(made))
                 shutil.copytree(made, f"{folder}.part", dirs_exist_ok=True)
             Path(f"{folder}.part").rename(folder)  # atomic
-    os.utime(state)
-    _drop_old(state.parent)
+    os.utime(folder.parent)
+    _drop_old(folder.parent.parent)
     return folder
 
 
-def _export(kind: str, implementation: str, class_loss: str, folder: Path) -> None:
-    weights = None
-    if kind == "detector_loss":
-        weights = folder / "weights.safetensors"
-        safetensors.torch.save_file(lively_detector(NUM_CLASSES).state_dict(), weights)
-    hyperparameters = Hyperparameters(num_classes=NUM_CLASSES, scale="n" if weights else None, class_loss=class_loss)
-    export_onnx(kind, hyperparameters, folder, implementation=implementation, weights=weights)
+def _model(kind: str, implementation: str, options: dict[str, Any], *, wait: bool = True) -> Path:
+    def export(folder: Path) -> None:
+        hyperparameters = {"num_classes": NUM_CLASSES, **options}
+        weights = None
+        if kind == "detector_loss":
+            weights = folder / "weights.safetensors"
+            safetensors.torch.save_file(lively_detector(hyperparameters["num_classes"]).state_dict(), weights)
+            hyperparameters["scale"] = "n"
+        export_onnx(kind, Hyperparameters(**hyperparameters), folder, implementation=implementation, weights=weights)
+
+    words = [value if name == "class_loss" else f"{name}={value}" for name, value in options.items()]
+    return made_once("-".join((kind, implementation, *words)), export, wait=wait)
 
 
 def _fingerprint() -> str:
     """Hash everything that an export depends on; comments and docstrings, which change no model, are left out."""
     digest = hashlib.sha256()
     files = [path for package in ("yolo_loss", "models", "export") for path in (ROOT / package).rglob("*.py")]
-    for path in sorted([*files, Path(__file__), ROOT / "tests" / "detectors.py"]):
+    others = (ROOT / name for name in ("tests/exports.py", "tests/detectors.py", "examples/service.py"))
+    for path in sorted([*files, *others]):
         digest.update(_code(path).encode())
     digest.update("".join(f"{name} {version(name)} " for name in ("torch", "onnx", "onnxscript", "numpy")).encode())
     return digest.hexdigest()[:16]

@@ -146,6 +146,11 @@ def _inside(point: Array, box: Array, eps: float, min_box_side: float | None, re
     return bool(min(x - x1, y - y1, x2 - x, y2 - y) > real(eps))
 
 
+def inside(point: Array, box: Array, eps: float) -> bool:
+    """Whether a point lies inside a box that is not enlarged."""
+    return _inside(point, box, eps, None, np.float64)
+
+
 def _best(metric: dict[int, Any], k: int) -> list[int]:
     """Anchors of the k largest metrics above 0; among equal ones the smaller index first."""
     ranked = sorted((a for a in metric if metric[a] > 0), key=lambda a: (-metric[a], a))

@@ -24,16 +24,19 @@ RUN = (
     "-c",
     str(ROOT / "pyproject.toml"),
 )
+VARIABLES = {"PYTHONPATH": str(ROOT)}
 LEAVES = """
 import subprocess, time
 from pathlib import Path
-from tests.conftest import guard
+from tests.guard import guard
 
-def test_leaves_a_process():
+def leave(name):
     process = subprocess.Popen(["sleep", "600"], start_new_session=True)
-    (Path(__file__).parent / "pid.part").write_text(str(process.pid))
-    (Path(__file__).parent / "pid.part").rename(Path(__file__).parent / "pid")
-    {end}
+    path = Path(__file__).with_name(name)
+    path.with_suffix(".part").write_text(str(process.pid))
+    path.with_suffix(".part").rename(path)
+    return process
+
 """
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 
@@ -52,19 +55,18 @@ def eventually(true: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("end", ["pass", "assert False", "del process"])
-def test_what_a_test_leaves_ends_with_the_run(tmp_path: Path, end: str) -> None:
-    (tmp_path / "test_leaves.py").write_text(LEAVES.format(end=end))
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    subprocess.run([*RUN, tmp_path], stdout=subprocess.DEVNULL, check=False, env=environment, cwd=tmp_path)
-    pid = int((tmp_path / "pid").read_text())
-    eventually(lambda: not alive(pid))
+def test_what_tests_leave_ends_with_the_run(tmp_path: Path) -> None:
+    ends = {"passes": "pass", "fails": "assert False", "loses": "del process"}
+    tests = "\n".join(f"def test_{name}():\n    process = leave('{name}')\n    {ends[name]}\n" for name in ends)
+    (tmp_path / "test_leaves.py").write_text(LEAVES + tests)
+    subprocess.run([*RUN, tmp_path], stdout=subprocess.DEVNULL, check=False, env=os.environ | VARIABLES, cwd=tmp_path)
+    pids = [int((tmp_path / name).read_text()) for name in ends]
+    eventually(lambda: not any(map(alive, pids)))
 
 
 def test_a_killed_run_ends_what_it_has_started(tmp_path: Path) -> None:
-    (tmp_path / "test_leaves.py").write_text(LEAVES.format(end="time.sleep(600)"))
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    with subprocess.Popen([*RUN, tmp_path], stdout=subprocess.DEVNULL, env=environment, cwd=tmp_path) as run:
+    (tmp_path / "test_leaves.py").write_text(f"{LEAVES}def test_lasts():\n    leave('pid')\n    time.sleep(600)\n")
+    with subprocess.Popen([*RUN, tmp_path], stdout=subprocess.DEVNULL, env=os.environ | VARIABLES, cwd=tmp_path) as run:
         eventually((tmp_path / "pid").exists)
         pid = int((tmp_path / "pid").read_text())
         assert alive(pid)

@@ -18,14 +18,28 @@ if TYPE_CHECKING:
     from yolo_loss.boxes import bbox2dist, ciou, dist2bbox, xywh2xyxy, xyxy2xywh
     from yolo_loss.collate import pad_ground_truth
     from yolo_loss.criterion import DetectionLoss, v8DetectionLoss
+    from yolo_loss.end_to_end import EndToEndLoss, EndToEndResult
     from yolo_loss.losses import loss_from_sums
-    from yolo_loss.structures import Assignment, AssignmentResult, Gains, GroundTruth, LossResult, Predictions
+    from yolo_loss.structures import (
+        Assignment,
+        AssignmentResult,
+        ClassInputs,
+        ClippedSides,
+        Gains,
+        GroundTruth,
+        LossResult,
+        Predictions,
+    )
 
 __all__ = [
     "PRESETS",
     "Assignment",
     "AssignmentResult",
+    "ClassInputs",
+    "ClippedSides",
     "DetectionLoss",
+    "EndToEndLoss",
+    "EndToEndResult",
     "Gains",
     "GroundTruth",
     "LossResult",
@@ -51,8 +65,9 @@ _NAMES_OF = {
     "boxes": "bbox2dist ciou dist2bbox xywh2xyxy xyxy2xywh",
     "collate": "pad_ground_truth",
     "criterion": "DetectionLoss v8DetectionLoss",
+    "end_to_end": "EndToEndLoss EndToEndResult",
     "losses": "loss_from_sums",
-    "structures": "Assignment AssignmentResult Gains GroundTruth LossResult Predictions",
+    "structures": "Assignment AssignmentResult ClassInputs ClippedSides Gains GroundTruth LossResult Predictions",
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names.split()}
 

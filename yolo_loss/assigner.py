@@ -108,6 +108,8 @@ class TaskAlignedAssigner(nn.Module):
         super().__init__()
         if formulation is not None:
             _warn_of_old_name()
+            if implementation not in ("auto", formulation):
+                raise ValueError(f"implementation is {implementation!r} and formulation {formulation!r}; leave one out")
             implementation = formulation
         one_of("implementation", implementation, (*IMPLEMENTATIONS, "triton", "auto"))
         if implementation == "triton" and not available():

@@ -26,6 +26,7 @@ NUMBERS = FLOATS | {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 
 MAX_FRACTION = 2.0
 MAX_INDEX = 2**31
 MAX_COORDINATE = 2**30  # pixels
+REGION_COLUMNS = ("ignore_idx", "ignore_bboxes")
 
 
 class Shaped(Protocol):
@@ -158,6 +159,83 @@ def check_columns(batch_idx: Shaped, cls: Shaped, bboxes: Shaped) -> None:
         check_floating("bboxes", bboxes)
 
 
+def region_columns(batch: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Extract the two ragged columns of regions to ignore; None where a batch has neither.
+
+    Raises:
+        ValueError: It has one without the other.
+    """
+    found = {name: batch[name] for name in REGION_COLUMNS if name in batch and batch[name] is not None}
+    if len(found) == 1:
+        (name,) = found
+        raise ValueError(f"batch has {name} alone; give ignore_idx (K,) and ignore_bboxes (K, 4), or neither")
+    return found or None
+
+
+def check_regions(ignore_idx: Shaped, ignore_bboxes: Shaped) -> None:
+    """Check shapes and dtypes of ragged regions to ignore: (K,) or (K, 1), and (K, 4).
+
+    Raises:
+        ValueError: Shapes do not belong together, or elements are not numbers.
+    """
+    shape = tuple(ignore_idx.shape)
+    if len(shape) != 1 and (len(shape) != 2 or shape[1] != 1):  # noqa: PLR2004
+        raise ValueError(f"ignore_idx has shape {shape}; give (K,), the image of every region")
+    count, shape = shape[0], tuple(ignore_bboxes.shape)
+    if shape != (count, 4) and (count or 0 not in shape):
+        raise ValueError(
+            f"ignore_bboxes has shape {shape}, ignore_idx has {count} entries; give ({count}, 4): {BOX_FORMAT}"
+        )
+    if count:
+        check_numbers("ignore_idx", ignore_idx)
+        check_floating("ignore_bboxes", ignore_bboxes)
+
+
+def check_region_values(ignore_idx: Array | None, ignore_bboxes: Array | None, images: int) -> None:
+    """Check the values of ragged regions to ignore.
+
+    Args:
+        ignore_idx: (K,) or (K, 1).
+        ignore_bboxes: (K, 4).
+        images: B.
+
+    Raises:
+        ValueError: An image does not exist, or a region is not finite or in pixels.
+    """
+    if ignore_idx is not None:
+        _check_indices("ignore_idx", ignore_idx, images, "images")
+    if ignore_bboxes is not None:
+        _check_boxes("ignore_bboxes", ignore_bboxes)
+
+
+def check_class_weights(weights: Shaped, images: int, classes: int) -> None:
+    """Check shape and dtype of a batch's class weights, (C,) or (B, C).
+
+    Raises:
+        ValueError: The shape is another one, or elements are not numbers.
+    """
+    shape = tuple(weights.shape)
+    if shape not in ((classes,), (images, classes)):
+        raise ValueError(
+            f"class_weights has shape {shape}; give ({classes},), one number for each class, or ({images}, {classes}), "
+            "one for each image and class"
+        )
+    check_numbers("class_weights", weights)
+
+
+def check_class_weight_values(weights: Array) -> None:
+    """Check the values of class weights of any shape.
+
+    Raises:
+        ValueError: One is negative or not finite.
+    """
+    values = _comparable(weights)
+    right = np.isfinite(values) & (values >= 0)
+    if not right.all():
+        place = np.argwhere(~right)[0].tolist()
+        raise ValueError(f"class_weights{place} is {weights[tuple(place)]}; give finite numbers, 0 or more")
+
+
 def check_values(
     batch_idx: Array | None, cls: Array | None, bboxes: Array | None, images: int, classes: int | None
 ) -> None:
@@ -178,7 +256,7 @@ def check_values(
     if cls is not None:
         _check_indices("cls", cls, classes, "classes")
     if bboxes is not None:
-        _check_boxes(bboxes)
+        _check_boxes("bboxes", bboxes)
 
 
 def check_slots(labels: Array, mask: Array, classes: int, *, negative: bool) -> None:
@@ -263,7 +341,7 @@ def check_points(points: Array) -> None:
         )
 
 
-def map_list(feats: Any) -> list[Any]:
+def map_list(feats: Any, name: str = "feats") -> list[Any]:
     """Convert feature maps to a list.
 
     Raises:
@@ -271,7 +349,8 @@ def map_list(feats: Any) -> list[Any]:
     """
     single = isinstance(feats, str | bytes | Mapping) or hasattr(feats, "shape")
     if single or not isinstance(feats, Iterable):
-        raise ValueError(f"feats is {describe(feats)}; give a list of maps {MAP_LAYOUT}, one per stride")
+        layout = f"maps {MAP_LAYOUT}" if name == "feats" else "maps"
+        raise ValueError(f"{name} is {describe(feats)}; give a list of {layout}, one per stride")
     return list(feats)
 
 
@@ -353,7 +432,7 @@ def _index_error(where: str, number: Any, end: int | None, of: str) -> ValueErro
     return ValueError(f"{where} is {shown}, and the number of {of} is {end}; give {remedy}")
 
 
-def _check_boxes(boxes: Array) -> None:
+def _check_boxes(name: str, boxes: Array) -> None:
     if not boxes.size or np.abs(boxes).max() <= MAX_FRACTION:  # false for NaN
         return
     finite = np.isfinite(boxes).all(axis=1)
@@ -363,7 +442,7 @@ def _check_boxes(boxes: Array) -> None:
         place = int(np.argmax((np.abs(boxes) > MAX_FRACTION).any(axis=1)))
         remedy = f"these are pixels, give {BOX_FORMAT}: divide by the image's width and height"
     shown = ", ".join(str(number) for number in boxes[place])
-    raise ValueError(f"bboxes[{place}] is [{shown}]; {remedy}")
+    raise ValueError(f"{name}[{place}] is [{shown}]; {remedy}")
 
 
 def _comparable(values: Array) -> Array:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from yolo_loss.boxes import xywh2xyxy
 from yolo_loss.execution.buffers import constants, to_device
-from yolo_loss.structures import GroundTruth
-from yolo_loss.validate import can_read_values, check_batch
+from yolo_loss.structures import ClassInputs, GroundTruth
+from yolo_loss.validate import can_read_values, check_batch, check_class_weights_of, check_regions_of
 
 
 def pad_ground_truth(
@@ -85,6 +88,32 @@ def pad_to_device(
     image, label = (to_device(column, device) for column in batch[:2])
     padded = _pad(image, label, to_device(batch[2], device, like.dtype), images, image_size, slots)
     return GroundTruth(*(to_device(field, like.device) for field in padded))
+
+
+def class_inputs_of(
+    batch: Mapping[str, Any], like: Tensor, image_size: tuple[int, int], images: int, num_classes: int
+) -> ClassInputs:
+    """Check and pad what a batch says about the class loss, and move it to a device.
+
+    Args:
+        batch: With or without ``class_weights`` (C,) or (B, C), ``ignore_idx`` (K,) and ``ignore_bboxes`` (K, 4),
+            normalised centre x, centre y, width, height.
+        like: Gives device and dtype.
+        image_size: (height, width) in pixels.
+        images: B.
+        num_classes: C.
+
+    Raises:
+        ValueError: Shapes, dtypes or values are wrong.
+    """
+    weights, regions = check_class_weights_of(batch, images, num_classes), check_regions_of(batch, images)
+    if weights is not None:
+        weights = to_device(weights, like.device, like.dtype)
+    if regions is None:
+        return ClassInputs(weights)
+    index, boxes = regions
+    padded = pad_to_device((index, torch.zeros_like(index), boxes), like, image_size, images, None)
+    return ClassInputs(weights, padded.gt_bboxes, padded.mask_gt)
 
 
 def _check_counts(counts: Tensor, slots: int) -> None:

@@ -11,21 +11,24 @@ from torch import Tensor, nn
 from yolo_loss.anchors import decode_levels
 from yolo_loss.assigner import TaskAlignedAssigner, preset_options
 from yolo_loss.checks import Array
-from yolo_loss.collate import add_empty_slot, pad_to_device
+from yolo_loss.class_factors import ClassFactors, class_factors
+from yolo_loss.clipping import count_clipped_sides, warn_of_clipped_sides
+from yolo_loss.collate import add_empty_slot, class_inputs_of, pad_to_device
 from yolo_loss.execution.channels import ClassScores
 from yolo_loss.execution.compilation import kernels_compiled, uncompiled, without_autocast
 from yolo_loss.execution.transforms import detached, transformed, vectorized
 from yolo_loss.losses import loss_from_sums
-from yolo_loss.option_checks import gain_values, one_of, stride_list, whole_number
-from yolo_loss.predictions import RawOutput, join_predictions
+from yolo_loss.option_checks import class_weight_list, gain_values, one_of, stride_list, whole_number
+from yolo_loss.predictions import RawOutput, join_map_lists, join_predictions
 from yolo_loss.reductions.dense import dense_sums
 from yolo_loss.reductions.foreground import RowGradients, Rows, row_gradients
 from yolo_loss.reductions.gradients import RowGradientFunction, dense_gradients, sparse_gradients
 from yolo_loss.reductions.sparse import sparse_sums
-from yolo_loss.structures import Assignment, Gains, GroundTruth, LossResult, Predictions
+from yolo_loss.structures import Assignment, ClassInputs, Gains, GroundTruth, LossResult, Predictions
 from yolo_loss.validate import check_batch
 
 CLASS_LOSSES = ("bce", "varifocal")
+NO_CLASS_INPUTS = ClassInputs()
 
 
 class DetectionLoss(nn.Module):
@@ -46,6 +49,7 @@ class DetectionLoss(nn.Module):
         eps: float = 1e-9,
         gains: Sequence[float] | Mapping[str, float] | Tensor | Array = Gains(),  # noqa: B008  (immutable)
         class_loss: str = "bce",
+        class_weights: Sequence[float] | Tensor | Array | None = None,
         preset: str = "yolov8",
         implementation: str = "auto",
         compile_kernels: bool = False,
@@ -57,13 +61,15 @@ class DetectionLoss(nn.Module):
         Args:
             num_classes: C.
             strides: Pixels per cell of each level; a sequence, an array or a tensor.
-            reg_max: R, bins per side; 1 means plain distances and no distribution loss.
+            reg_max: R, bins per side; 1 means plain distances, and the loss l1 in the place of dfl.
             topk: Candidates per ground truth.
             alpha: Exponent of the class score in the assignment.
             beta: Exponent of the IoU in the assignment.
             eps: Margin inside a box in the assignment, and keeps its scores finite.
             gains: Weights of the three losses, in the order of ``Gains`` or by its names.
             class_loss: ``bce`` or ``varifocal``.
+            class_weights: (C,) not negative: factors of the class loss's elements by class; None: 1. A class of weight
+                0 adds nothing and gets no gradient, whatever its logits are.
             preset: ``yolov8``, or ``ultralytics-8.4`` for that release's larger candidate areas.
             implementation: ``sparse``, over candidate pairs and foreground; ``dense``, without data-dependent shapes;
                 or ``auto``, which on a CPU assigns by size, and elsewhere never waits for a GPU. Also ``triton``: as
@@ -83,13 +89,22 @@ class DetectionLoss(nn.Module):
         self.reg_max = whole_number("reg_max", reg_max)
         self.gains = Gains(*gain_values(gains))
         self.class_loss = class_loss
+        self.class_weights = (
+            None if class_weights is None else class_weight_list("class_weights", class_weights, self.num_classes)
+        )
         self.preset = preset
         self.compile_kernels = compile_kernels
+        self._has_warned = False
         self.max_boxes = None if max_boxes is None else whole_number("max_boxes", max_boxes, 0)
         options = preset_options(preset, self.strides) | assigner_options
         self.assigner = TaskAlignedAssigner(
             topk, num_classes, alpha, beta, eps, implementation=implementation, **options
         )
+
+    @property
+    def loss_names(self) -> tuple[str, str, str]:
+        """Names of the three losses, in the order of ``loss_items`` and ``image_sums``."""
+        return "box", "cls", "l1" if self.reg_max == 1 else "dfl"
 
     @uncompiled
     def forward(self, preds: RawOutput, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -99,10 +114,13 @@ class DetectionLoss(nn.Module):
             preds: The head's output: L maps (B, 4R + C, H_i, W_i), a tuple with such a list second, or a dict of
                 ``boxes``, ``scores`` and ``feats``.
             batch: ``batch_idx`` (T,), ``cls`` (T,), ``bboxes`` (T, 4) normalised centre x, centre y, width, height;
-                tensors, arrays or lists.
+                tensors, arrays or lists. Optional: ``class_weights`` (C,) or (B, C), which multiply those of the
+                constructor, 0 where a class is not annotated in an image; and ``ignore_idx`` (K,), ``ignore_bboxes``
+                (K, 4) in the form of ``bboxes``: regions in which background has no class loss.
 
         Returns:
-            The loss () to call ``backward`` on, the sum of the three losses times B; and box, cls, dfl (3,), detached.
+            The loss () to call ``backward`` on, the sum of the three losses times B; and the three (3,), detached, in
+            the order of ``loss_names``.
 
         Raises:
             ValueError: Shapes, dtypes, labels or image indices do not belong together, or an image has more boxes than
@@ -113,33 +131,78 @@ class DetectionLoss(nn.Module):
 
     @uncompiled
     def evaluate(self, preds: RawOutput, batch: Mapping[str, Any]) -> LossResult:
-        """Compute the loss as ``forward`` does, and return the sums per image and the assignment with it."""
-        predictions = join_predictions(preds, self.strides, self.num_classes, self.reg_max)
-        batch_size = predictions.levels[0].scores_source.shape[0]
-        columns = check_batch(batch, batch_size, self.num_classes)
-        height, width = (int(cells * self.strides[0]) for cells in predictions.grid_size)
-        ground_truth = pad_to_device(columns, predictions.anchor_points, (height, width), batch_size, self.max_boxes)
-        sources = (source for level in predictions.levels for source in level)
-        compiled = self.compile_kernels and not transformed(sources)  # torch.compile does not support all transforms
-        with without_autocast(predictions.anchor_points.device), kernels_compiled(compiled):
-            return self.from_padded(predictions, ground_truth)
+        """Compute the loss as ``forward`` does, and return the sums per image and the assignment with it.
 
-    def from_padded(self, predictions: Predictions, ground_truth: GroundTruth) -> LossResult:
+        With R > 1 the result also counts the sides of assigned boxes that are beyond the last bin. On a CPU it warns,
+        once, where not even the coarsest level reaches a side, and names the ``reg_max`` or stride that would do; on a
+        GPU reading the numbers would wait, and is left to the caller (``warn_of_clipped``).
+        """
+        return self._evaluate(join_predictions(preds, self.strides, self.num_classes, self.reg_max), batch)
+
+    @uncompiled
+    def loss_from_maps(self, class_maps: Any, box_maps: Any, batch: Mapping[str, Any]) -> LossResult:
+        """``evaluate`` for heads that give classes and boxes in two lists of maps, in any memory layout.
+
+        Args:
+            class_maps: L maps (B, C, H_i, W_i) of class logits.
+            box_maps: L maps (B, 4R, H_i, W_i).
+            batch: As for ``forward``.
+
+        Returns:
+            The loss with its sums and the assignment.
+
+        Raises:
+            ValueError: As ``forward``.
+        """
+        predictions = join_map_lists(class_maps, box_maps, self.strides, self.num_classes, self.reg_max)
+        return self._evaluate(predictions, batch)
+
+    def warn_of_clipped(self, result: LossResult) -> None:
+        """Warn, once in the criterion's life, of boxes that no level can express. Waits for a GPU.
+
+        Args:
+            result: As ``evaluate`` gives it.
+        """
+        if result.clipped is not None and not self._has_warned:
+            self._has_warned = warn_of_clipped_sides(result.clipped, self.reg_max, self.strides)
+
+    def _evaluate(self, predictions: Predictions, batch: Mapping[str, Any]) -> LossResult:
+        like, images = predictions.anchor_points, predictions.levels[0].scores_source.shape[0]
+        columns = check_batch(batch, images, self.num_classes)
+        height, width = (int(cells * self.strides[0]) for cells in predictions.grid_size)
+        ground_truth = pad_to_device(columns, like, (height, width), images, self.max_boxes)
+        class_inputs = class_inputs_of(batch, like, (height, width), images, self.num_classes)
+        with_transforms = transformed(source for level in predictions.levels for source in level)
+        compiled = self.compile_kernels and not with_transforms  # torch.compile does not support all transforms
+        with without_autocast(like.device), kernels_compiled(compiled):
+            result = self.from_padded(predictions, ground_truth, class_inputs)
+        if self.reg_max == 1 or with_transforms:
+            return result
+        result = result._replace(clipped=count_clipped_sides(predictions, ground_truth, result.assignment))
+        if like.device.type == "cpu":
+            self.warn_of_clipped(result)
+        return result
+
+    def from_padded(
+        self, predictions: Predictions, ground_truth: GroundTruth, class_inputs: ClassInputs = NO_CLASS_INPUTS
+    ) -> LossResult:
         """Compute the loss from predictions and padded ground truth; exported models hold this function.
 
         Args:
             predictions: As ``join_predictions`` gives them.
             ground_truth: As ``pad_ground_truth`` gives it.
+            class_inputs: Class weights of each image, and regions to ignore.
 
         Returns:
             The loss with its sums and the assignment.
         """
         ground_truth, assignment = self._assign(predictions, ground_truth)
+        factors = self._class_factors(predictions, assignment, class_inputs)
         if self.assigner.implementation == "dense" or vectorized():
-            image_sums = dense_sums(predictions, ground_truth, assignment, self.class_loss)
+            image_sums = dense_sums(predictions, ground_truth, assignment, self.class_loss, factors)
         else:
             bound = self._max_foreground(ground_truth)
-            image_sums = sparse_sums(predictions, ground_truth, assignment, self.class_loss, bound)
+            image_sums = sparse_sums(predictions, ground_truth, assignment, self.class_loss, bound, factors)
         loss, items = loss_from_sums(image_sums, self.gains)
         return LossResult(loss, items.detach(), image_sums, assignment)
 
@@ -149,6 +212,7 @@ class DetectionLoss(nn.Module):
         predictions: Predictions,
         ground_truth: GroundTruth,
         compute_row_gradients: RowGradientFunction | None = None,
+        class_inputs: ClassInputs = NO_CLASS_INPUTS,
     ) -> tuple[LossResult, list[Tensor]]:
         """Compute the loss and its gradients without autograd; exported models hold this function.
 
@@ -156,26 +220,33 @@ class DetectionLoss(nn.Module):
             predictions: As ``join_predictions`` gives them for raw maps.
             ground_truth: As ``pad_ground_truth`` gives it.
             compute_row_gradients: Losses of single anchors with their derivatives; None: ``row_gradients``.
+            class_inputs: Class weights of each image, and regions to ignore.
 
         Returns:
             The loss with its sums and the assignment, and its gradient by each level, (B, 4R + C, A_i).
         """
         ground_truth, assignment = self._assign(predictions, ground_truth)
         row_gradients = compute_row_gradients or self.row_gradients
+        factors = self._class_factors(predictions, assignment, class_inputs)
         if self.assigner.implementation == "dense":
             image_sums, gradients = dense_gradients(
-                predictions, ground_truth, assignment, self.class_loss, self.gains, row_gradients
+                predictions, ground_truth, assignment, self.class_loss, self.gains, row_gradients, factors
             )
         else:
             bound = self._max_foreground(ground_truth)
             image_sums, gradients = sparse_gradients(
-                predictions, ground_truth, assignment, self.class_loss, self.gains, row_gradients, bound
+                predictions, ground_truth, assignment, self.class_loss, self.gains, row_gradients, bound, factors
             )
         return LossResult(*loss_from_sums(image_sums, self.gains), image_sums, assignment), gradients
 
     def row_gradients(self, rows: Rows) -> RowGradients:
         """Compute the losses of single anchors with their derivatives."""
         return row_gradients(rows, self.reg_max, self.class_loss)
+
+    def _class_factors(
+        self, predictions: Predictions, assignment: Assignment, class_inputs: ClassInputs
+    ) -> ClassFactors | None:
+        return class_factors(self.class_weights, class_inputs, predictions, assignment, self.assigner.params.eps)
 
     def _max_foreground(self, ground_truth: GroundTruth) -> int | None:
         """Upper bound of the foreground anchors where counting them would wait for a GPU; None elsewhere."""

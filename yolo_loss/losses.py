@@ -16,9 +16,10 @@ from torch.nn import functional
 
 from yolo_loss.anchors import compute_dtype
 from yolo_loss.boxes import bbox2dist, ciou
+from yolo_loss.class_factors import ClassFactors, factors_of_levels
 from yolo_loss.execution.buffers import constants
 from yolo_loss.execution.channels import Channels
-from yolo_loss.execution.chunks import map_chunks
+from yolo_loss.execution.chunks import image_slices, map_chunks
 from yolo_loss.execution.compilation import compiling_kernels, kernel
 from yolo_loss.structures import Gains
 
@@ -63,7 +64,7 @@ def dfl_loss(distri: Tensor, target_bboxes: Tensor, anchor_points: Tensor) -> Te
     The target is a two-hot vector, 1 - |d - r| at the two bins r beside d, so that its gradient needs no scatter.
 
     Args:
-        distri: (..., 4, R) logits; with R = 1 there is no distribution and the loss is 0.
+        distri: (..., 4, R) logits, R > 1.
         target_bboxes: (..., 4) xyxy, grid units.
         anchor_points: (..., 2) grid units, broadcast.
 
@@ -71,8 +72,6 @@ def dfl_loss(distri: Tensor, target_bboxes: Tensor, anchor_points: Tensor) -> Te
         (...).
     """
     reg_max = distri.shape[-1]
-    if reg_max == 1:
-        return torch.zeros_like(distri[..., 0, 0])
     distance = bbox2dist(anchor_points, target_bboxes, reg_max).unsqueeze(-1)  # (..., 4, 1)
     bins = torch.arange(reg_max, dtype=distri.dtype, device=distri.device)
     two_hot = (1.0 - (distance - bins).abs()).clamp(min=0.0)  # (..., 4, R)
@@ -81,23 +80,59 @@ def dfl_loss(distri: Tensor, target_bboxes: Tensor, anchor_points: Tensor) -> Te
     return -(two_hot * log_probabilities).sum(dim=-1).mean(dim=-1)
 
 
-def background_class_loss(logits: Channels, class_loss: str) -> Tensor:
+def l1_loss(distance: Tensor, target_bboxes: Tensor, anchor_points: Tensor, side_scale: Tensor) -> Tensor:
+    """Error of the four sides as a fraction of the image, their mean; it takes the place of ``dfl_loss`` where R = 1.
+
+    Args:
+        distance: (..., 4) predicted left, top, right, bottom, grid units.
+        target_bboxes: (..., 4) xyxy, grid units.
+        anchor_points: (..., 2) grid units, broadcast.
+        side_scale: (..., 2) a grid unit as a fraction of the image's width and height, broadcast.
+
+    Returns:
+        (...).
+    """
+    error = (distance - bbox2dist(anchor_points, target_bboxes)).abs()  # (..., 4)
+    return (error * torch.cat((side_scale, side_scale), dim=-1)).mean(dim=-1)
+
+
+def background_class_loss(logits: Channels, class_loss: str, factors: ClassFactors | None = None) -> Tensor:
     """Class loss of a level as if every target were 0, summed over anchors and classes.
 
     Args:
         logits: C channels of a level, of any floating dtype.
         class_loss: ``bce``, binary cross-entropy, or ``varifocal`` (Zhang et al., arXiv 2008.13367), which weights
             the cross-entropy with 0.75 p^2 where the target is 0, and elsewhere with the target.
+        factors: Factors of the level's elements; None: all 1.
 
     Returns:
         (B,) float32 or float64.
     """
     dtype = compute_dtype(logits.source)
+    if factors is not None:
+        return _background_class_loss_with(factors, logits, dtype, class_loss)
     if class_loss == "bce" and torch.compiler.is_exporting():
         return sum_by_products(logits, dtype)
     if class_loss == "bce" and compiling_kernels():
         return sum_by_planes(logits, dtype)
     return map_chunks(logits.view(), lambda chunk: _sum_background(chunk, dtype, class_loss))
+
+
+def _background_class_loss_with(factors: ClassFactors, logits: Channels, dtype: torch.dtype, class_loss: str) -> Tensor:
+    """``background_class_loss`` with factors: sums per class that are weighted afterwards, without a dense weight."""
+    if factors.class_weights is None and torch.compiler.is_exporting():
+        return background_class_loss(Channels(factors.mask(logits.view()), 0, logits.size), class_loss)
+    view = logits.view()
+    return torch.cat(
+        [_sum_weighted(view[images], factors.of_images(images), dtype, class_loss) for images in image_slices(view)]
+    )
+
+
+@kernel
+def _sum_weighted(logits: Tensor, factors: ClassFactors, dtype: torch.dtype, class_loss: str) -> Tensor:
+    loss = _background_varifocal if class_loss == "varifocal" else softplus
+    per_class = loss(factors.mask(logits.to(dtype))).sum(dim=2)  # (B, C)
+    return (per_class if factors.class_weights is None else per_class * factors.class_weights).sum(dim=1)
 
 
 @kernel
@@ -106,9 +141,13 @@ def _sum_background(logits: Tensor, dtype: torch.dtype, class_loss: str) -> Tens
     return loss(logits.to(dtype)).sum(dim=(1, 2))
 
 
-def background_class_loss_of_levels(levels: Sequence[Channels], class_loss: str) -> Tensor:
-    """``background_class_loss`` of all levels together, (B,)."""
-    return torch.stack([background_class_loss(level, class_loss) for level in levels]).sum(dim=0)
+def background_class_loss_of_levels(
+    levels: Sequence[Channels], class_loss: str, factors: ClassFactors | None = None
+) -> Tensor:
+    """``background_class_loss`` of all levels together, (B,); the factors are those of all anchors."""
+    pairs = zip(levels, factors_of_levels(factors, levels), strict=True)
+    sums = [background_class_loss(level, class_loss, own) for level, own in pairs]
+    return torch.stack(sums).sum(dim=0)
 
 
 def background_class_gradient(logits: Tensor, class_loss: str) -> Tensor:
@@ -128,7 +167,9 @@ def background_class_gradient(logits: Tensor, class_loss: str) -> Tensor:
     return 0.75 * p.square() * (2 * (1 - p) * softplus(logits) + p)
 
 
-def write_background_class_gradient(logits: Tensor, grad_output: Tensor, class_loss: str, out: Tensor) -> None:
+def write_background_class_gradient(
+    logits: Tensor, grad_output: Tensor, class_loss: str, out: Tensor, factors: ClassFactors | None = None
+) -> None:
     """Write ``background_class_gradient`` times ``grad_output`` into an existing tensor.
 
     Args:
@@ -136,12 +177,17 @@ def write_background_class_gradient(logits: Tensor, grad_output: Tensor, class_l
         grad_output: (B, 1, 1) derivative by the sum.
         class_loss: ``bce`` or ``varifocal``.
         out: (B, C, A), in the logits' dtype.
+        factors: As in ``background_class_loss``.
     """
+    if factors is not None:
+        grad_output = factors.weigh(grad_output)  # (B, C or 1, 1)
     wide = logits.to(compute_dtype(logits))
     if class_loss == "bce" and wide.dtype == out.dtype:
         torch.sigmoid(wide, out=out).mul_(grad_output)  # without a temporary
     else:
         out.copy_(background_class_gradient(wide, class_loss).mul_(grad_output))
+    if factors is not None:
+        factors.zero_(out)
 
 
 def assigned_class_loss(logits: Tensor, weights: Tensor, class_loss: str) -> Tensor:

@@ -75,6 +75,19 @@ def gain_values(value: Any) -> tuple[float, ...]:
     return tuple(real_number(f"gain {name}", item) for name, item in zip(GAINS, items, strict=True))
 
 
+def class_weight_list(name: str, value: Any, classes: int) -> tuple[float, ...]:
+    """Convert any sequence, array or tensor to the weights of the classes.
+
+    Raises:
+        ValueError: There is not one number for each class, or one is negative or not finite.
+    """
+    items = _items(value)
+    if items is None or len(items) != classes:
+        count = "no list" if items is None else f"{len(items)} numbers"
+        raise ValueError(f"{name} is {count}, expected {classes} numbers, one for each class")
+    return tuple(real_number(f"{name}[{place}]", item) for place, item in enumerate(items))
+
+
 def one_of(name: str, value: Any, choices: Iterable[str]) -> str:
     """Check that a value is one of a few words.
 

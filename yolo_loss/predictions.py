@@ -45,6 +45,34 @@ def join_predictions(preds: RawOutput, strides: Sequence[float], num_classes: in
     return _with_anchors([Level(level, level) for level in flat], maps, strides, num_classes, reg_max)
 
 
+def join_map_lists(
+    class_maps: Any, box_maps: Any, strides: Sequence[float], num_classes: int, reg_max: int
+) -> Predictions:
+    """Convert the output of a head that gives classes and boxes in two lists of maps.
+
+    Args:
+        class_maps: L maps (B, C, H_i, W_i) of class logits.
+        box_maps: L maps (B, 4R, H_i, W_i).
+        strides: L strides in pixels.
+        num_classes: C.
+        reg_max: R.
+
+    Returns:
+        The predictions; no map is copied.
+
+    Raises:
+        ValueError: Shapes do not belong together, or the maps are not the levels of one image in the order of the
+            strides.
+    """
+    classes = _check_maps(class_maps, strides, num_classes, "(B, C, H, W)", "class_maps")
+    boxes = _check_maps(box_maps, strides, 4 * reg_max, "(B, 4R, H, W)", "box_maps")
+    for place, (one, other) in enumerate(zip(classes, boxes, strict=True)):
+        size = one.shape[0], None, *one.shape[2:]
+        check_shape(f"box_maps[{place}]", other, size, f"B, H and W as in class_maps[{place}]")
+    levels = [Level(box.flatten(2), cls.flatten(2)) for cls, box in zip(classes, boxes, strict=True)]
+    return _with_anchors(levels, classes, strides, num_classes, reg_max)
+
+
 def _from_dict(preds: Mapping[str, Any], strides: Sequence[float], num_classes: int, reg_max: int) -> Predictions:
     missing = [key for key in ("boxes", "scores", "feats") if key not in preds]
     if missing:
@@ -59,10 +87,11 @@ def _from_dict(preds: Mapping[str, Any], strides: Sequence[float], num_classes: 
     return _with_anchors([Level(boxes, scores)], feats, strides, num_classes, reg_max)
 
 
-def _check_maps(feats: Any, strides: Sequence[float], channels: int | None, layout: str) -> list[Tensor]:
-    named = {
-        f"feats[{level}]": as_tensor(f"feats[{level}]", feat, np.float32) for level, feat in enumerate(map_list(feats))
-    }
+def _check_maps(
+    feats: Any, strides: Sequence[float], channels: int | None, layout: str, name: str = "feats"
+) -> list[Tensor]:
+    maps = {f"{name}[{level}]": feat for level, feat in enumerate(map_list(feats, name))}
+    named = {level: as_tensor(level, feat, np.float32) for level, feat in maps.items()}
     check_maps(named, strides, channels, layout)
     if not torch.compiler.is_compiling():  # exported graphs accept any sizes
         check_pyramid(named, strides)

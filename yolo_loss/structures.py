@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from yolo_loss.execution.channels import Channels
@@ -21,6 +22,22 @@ class GroundTruth(NamedTuple):
     gt_labels: Tensor
     gt_bboxes: Tensor
     mask_gt: Tensor
+
+
+class ClassInputs(NamedTuple):
+    """What changes the class loss of a batch, and nothing else: not the assignment, nor the sum of target scores.
+
+    Attributes:
+        class_weights: (B, C), not negative: factors of every element of its class. 0 where a class is not annotated in
+            an image: it adds nothing there and gets no gradient, whatever its logits are. None: all 1.
+        ignore_bboxes: (B, I, 4) pixel xyxy: a background anchor whose centre lies inside has no class loss. None: no
+            regions.
+        mask_ignore: (B, I, 1) bool, False on padding; None together with ``ignore_bboxes``.
+    """
+
+    class_weights: Tensor | None = None
+    ignore_bboxes: Tensor | None = None
+    mask_ignore: Tensor | None = None
 
 
 class Level(NamedTuple):
@@ -53,6 +70,13 @@ class Predictions(NamedTuple):
     grid_size: tuple[int, int]
     reg_max: int
     num_classes: int
+
+    @property
+    def side_scale(self) -> Tensor:
+        """A grid unit of each anchor as a fraction of the image's width and height, (A, 2)."""
+        height, width = self.grid_size
+        first = self.strides[:1]
+        return torch.cat((self.strides / (first * width), self.strides / (first * height)), dim=1)
 
     @property
     def pred_distri(self) -> list[Channels]:
@@ -99,11 +123,24 @@ class AssignmentResult(NamedTuple):
 
 
 class Gains(NamedTuple):
-    """Weights of the three losses; the defaults are YOLOv8's."""
+    """Weights of the three losses; the defaults are YOLOv8's. With R = 1 ``dfl`` is the weight of l1."""
 
     box: float = 7.5
     cls: float = 0.5
     dfl: float = 1.5
+
+
+class ClippedSides(NamedTuple):
+    """Sides of assigned boxes whose distance from the anchor is beyond the last of R bins, R - 1 - 0.01.
+
+    Attributes:
+        sides: () int64, how many. Some are ordinary early in a training, where large objects have anchors of fine
+            levels, too.
+        longest: () the longest such distance in pixels; 0 without any.
+    """
+
+    sides: Tensor
+    longest: Tensor
 
 
 class LossResult(NamedTuple):
@@ -111,12 +148,15 @@ class LossResult(NamedTuple):
 
     Attributes:
         loss: () sum of the three losses times B.
-        loss_items: (3,) box, cls, dfl with their gains, before times B; detached.
-        image_sums: (B, 4) per image, without gains, not normalised: box, cls, dfl and target-score sums.
+        loss_items: (3,) box, cls, dfl with their gains, before times B; detached. With R = 1 the third is l1.
+        image_sums: (B, 4) per image, without gains, not normalised: box, cls, dfl or l1, and target-score sums.
         assignment: The targets in compact form.
+        clipped: Sides of assigned boxes that are beyond the last bin; None with R = 1, in graphs, and under
+            ``torch.func``.
     """
 
     loss: Tensor
     loss_items: Tensor
     image_sums: Tensor
     assignment: Assignment
+    clipped: ClippedSides | None = None

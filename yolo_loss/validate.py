@@ -6,6 +6,7 @@ and not while a graph is traced or ``torch.func.vmap`` batches the tensors.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,15 @@ from yolo_loss.checks import (
     Array,
     as_array,
     batch_columns,
+    check_class_weight_values,
+    check_class_weights,
     check_columns,
+    check_region_values,
+    check_regions,
     check_slots,
     check_values,
     dtype_name,
+    region_columns,
 )
 
 
@@ -71,6 +77,55 @@ def check_batch(batch: Any, batch_size: int, num_classes: int | None = None) -> 
     check_values(readable_values(batch_idx), readable_values(cls), readable_values(bboxes), batch_size, num_classes)
     boxes = bboxes.reshape(-1, 4)
     return batch_idx.reshape(-1).long(), cls.reshape(-1).long(), boxes if boxes.is_floating_point() else boxes.float()
+
+
+def check_class_weights_of(batch: Mapping[str, Any], images: int, num_classes: int) -> Tensor | None:
+    """Extract and check the class weights of a batch.
+
+    Args:
+        batch: With or without ``class_weights``, (C,) or (B, C).
+        images: B.
+        num_classes: C.
+
+    Returns:
+        (B, C); None without.
+
+    Raises:
+        ValueError: The shape or dtype is wrong, or a weight is negative or not finite.
+    """
+    if "class_weights" not in batch or batch["class_weights"] is None:
+        return None
+    weights = as_tensor("class_weights", batch["class_weights"], np.float32)
+    check_class_weights(weights, images, num_classes)
+    values = readable_values(weights)
+    if values is not None:
+        check_class_weight_values(values)
+    return weights.expand(images, -1)
+
+
+def check_regions_of(batch: Mapping[str, Any], images: int) -> tuple[Tensor, Tensor] | None:
+    """Extract and check the ragged regions to ignore of a batch.
+
+    Args:
+        batch: With or without ``ignore_idx`` (K,) or (K, 1) and ``ignore_bboxes`` (K, 4).
+        images: B.
+
+    Returns:
+        ``ignore_idx`` (K,) int64 and ``ignore_bboxes`` (K, 4); None without any region.
+
+    Raises:
+        ValueError: One is given without the other, shapes or dtypes are wrong, an image does not exist, or a region is
+            not finite or in pixels.
+    """
+    columns = region_columns(batch)
+    if columns is None:
+        return None
+    index, boxes = (
+        as_tensor(name, columns[name], kind) for name, kind in zip(columns, (None, np.float32), strict=True)
+    )
+    check_regions(index, boxes)
+    check_region_values(readable_values(index), readable_values(boxes), images)
+    return (index.reshape(-1).long(), boxes) if len(index) else None
 
 
 def check_labels(labels: Tensor, mask: Tensor, num_classes: int) -> None:

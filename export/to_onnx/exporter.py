@@ -29,7 +29,7 @@ OPSET = 20
 # Tracing multiplies it to bounds that must fit 64 bits; the graph itself accepts larger axes.
 LARGEST_AXIS = 2**10
 # Sizes for tracing: every dynamic axis has another one, and none is 0 or 1, which tracing would treat as constants.
-TRACE_IMAGE, TRACE_BATCH, TRACE_SLOTS = (160, 224), 2, 3
+TRACE_IMAGE, TRACE_BATCH, TRACE_SLOTS, TRACE_REGIONS = (160, 224), 2, 3, 4
 
 
 def export_onnx(
@@ -97,7 +97,8 @@ def _build_model(
 def _trace_inputs(kind: str, hyperparameters: Hyperparameters) -> tuple[Any, ...]:
     # With one class, tracing would treat the assigner's dynamic axis C as a constant.
     classes = max(hyperparameters.num_classes, 2) if kind == "assigner" else hyperparameters.num_classes
-    case = Case(TRACE_BATCH, TRACE_SLOTS, pyramid(*TRACE_IMAGE, hyperparameters.strides), classes)
+    grids = pyramid(*TRACE_IMAGE, hyperparameters.strides)
+    case = Case(TRACE_BATCH, TRACE_SLOTS, grids, classes, regions=TRACE_REGIONS)
     return tuple(sample_inputs(kind, hyperparameters, case, seed=0))
 
 
@@ -105,7 +106,11 @@ def _trace(
     graph: torch.nn.Module, example: tuple[Any, ...], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
 ) -> torch.onnx.ONNXProgram:
     shapes = iter(_dynamic_axes(inputs))
-    dynamic_shapes = tuple([next(shapes) for _ in item] if isinstance(item, list) else next(shapes) for item in example)
+    of_items = [[next(shapes) for _ in item] if isinstance(item, list) else next(shapes) for item in example]
+    # What follows the ground truth is one parameter, `*further`.
+    further = len(inputs) - 1 - [spec.name for spec in inputs].index("mask_gt")
+    named = len(of_items) - further
+    dynamic_shapes = (*of_items[:named], *([tuple(of_items[named:])] if further else []))
     # These would log every skipped torchvision operator and every empty list among the attributes.
     for name in ("torch.onnx._internal.exporter._registration", "onnx_ir._convenience"):
         logging.getLogger(name).setLevel(logging.ERROR)

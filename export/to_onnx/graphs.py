@@ -5,6 +5,7 @@ The order of their inputs and outputs is that of ``yolo_assigner.export.specs``,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from yolo_assigner.export.hyperparameters import Hyperparameters
+from yolo_assigner.export.specs import extra_input_specs
 from yolo_assigner.models import DetectionModel
-from yolo_loss import DetectionLoss, GroundTruth, LossResult, TaskAlignedAssigner
+from yolo_loss import ClassInputs, DetectionLoss, GroundTruth, LossResult, TaskAlignedAssigner
 from yolo_loss.assigner import IMPLEMENTATIONS
 from yolo_loss.assignment.targets import labels_and_boxes, scores_by_comparison, scores_by_scatter
 from yolo_loss.collate import add_empty_slot
@@ -53,17 +55,34 @@ class AssignerGraph(nn.Module):
 
 
 class LossGraph(nn.Module):
-    """``DetectionLoss`` as a graph with dynamic B, M (0 included) and map sizes."""
+    """``DetectionLoss`` as a graph with dynamic B, M (0 included), I (0 included) and map sizes.
 
-    def __init__(self, criterion: DetectionLoss) -> None:
+    Args:
+        criterion: The criterion.
+        further: Names of the inputs that follow the ground truth, fields of ``ClassInputs``.
+    """
+
+    def __init__(self, criterion: DetectionLoss, further: Sequence[str] = ()) -> None:
         super().__init__()
         self.criterion = criterion
+        self.further = tuple(further)
 
-    def forward(self, feats: list[Tensor], gt_labels: Tensor, gt_bboxes: Tensor, mask_gt: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self, feats: list[Tensor], gt_labels: Tensor, gt_bboxes: Tensor, mask_gt: Tensor, *further: Tensor
+    ) -> tuple[Tensor, ...]:
         """Compute the loss, its parts and the targets of raw maps and padded ground truth."""
         padded = add_empty_slot(GroundTruth(gt_labels, gt_bboxes, mask_gt))
-        result = self.criterion.from_padded(_join(self.criterion, feats), padded)
+        result = self.criterion.from_padded(_join(self.criterion, feats), padded, self.class_inputs(further))
         return _results(self.criterion, result, padded)
+
+    def class_inputs(self, further: Sequence[Tensor]) -> ClassInputs:
+        """Name the inputs that follow the ground truth, and add an empty region, so that none of their axes is 0."""
+        inputs = ClassInputs(**dict(zip(self.further, further, strict=True)))
+        if inputs.ignore_bboxes is None or inputs.mask_ignore is None:
+            return inputs
+        labels = torch.zeros_like(inputs.mask_ignore, dtype=torch.int64)
+        regions = add_empty_slot(GroundTruth(labels, inputs.ignore_bboxes, inputs.mask_ignore))
+        return inputs._replace(ignore_bboxes=regions.gt_bboxes, mask_ignore=regions.mask_gt)
 
 
 class RecordedDerivatives(nn.Module):
@@ -80,8 +99,8 @@ class RecordedDerivatives(nn.Module):
             return criterion.row_gradients(Rows(*rows))
 
         generator = torch.Generator().manual_seed(0)
-        widths = ((4 * criterion.reg_max,), (), (), (4,), (2,))
-        example = Rows(*(torch.rand((RECORDED_ROWS, *width), generator=generator) for width in widths))
+        widths = ((4 * criterion.reg_max,), (), (), (4,), (2,), *([(2,)] if criterion.reg_max == 1 else []))
+        example = [torch.rand((RECORDED_ROWS, *width), generator=generator) for width in widths]
         # The exporter does not translate operations of a backward pass, so they are decomposed to forward ones.
         decompositions: dict[Any, Any] = torch.export.default_decompositions().materialize()
         # `operators.softplus` translates it; decomposed, it takes logarithms outside the range of `operators.log1p`.
@@ -91,20 +110,24 @@ class RecordedDerivatives(nn.Module):
 
     def forward(self, rows: Rows) -> RowGradients:
         """Run the recorded operations."""
-        return RowGradients(*self.operations(*rows))
+        return RowGradients(*self.operations(*(field for field in rows if field is not None)))
 
 
 class LossGradGraph(LossGraph):
     """``LossGraph`` with the gradient of the loss with respect to each map."""
 
-    def __init__(self, criterion: DetectionLoss) -> None:
-        super().__init__(criterion)
+    def __init__(self, criterion: DetectionLoss, further: Sequence[str] = ()) -> None:
+        super().__init__(criterion, further)
         self.derive = RecordedDerivatives(criterion)
 
-    def forward(self, feats: list[Tensor], gt_labels: Tensor, gt_bboxes: Tensor, mask_gt: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self, feats: list[Tensor], gt_labels: Tensor, gt_bboxes: Tensor, mask_gt: Tensor, *further: Tensor
+    ) -> tuple[Tensor, ...]:
         """Compute the outputs of :class:`LossGraph`, then the gradients in the maps' shapes."""
         padded = add_empty_slot(GroundTruth(gt_labels, gt_bboxes, mask_gt))
-        result, levels = self.criterion.gradients_from_padded(_join(self.criterion, feats), padded, self.derive)
+        result, levels = self.criterion.gradients_from_padded(
+            _join(self.criterion, feats), padded, self.derive, self.class_inputs(further)
+        )
         gradients = (level.view(feat.shape) for level, feat in zip(levels, feats, strict=True))
         return *_results(self.criterion, result, padded), *gradients
 
@@ -115,15 +138,17 @@ class DetectorLossGraph(nn.Module):
     ``yolo_assigner.export.to_onnx.detector`` finds the weights in the graph by the attribute's name, ``detector``.
     """
 
-    def __init__(self, criterion: DetectionLoss, detector: DetectionModel) -> None:
+    def __init__(self, criterion: DetectionLoss, detector: DetectionModel, further: Sequence[str] = ()) -> None:
         super().__init__()
         self.detector = detector
-        self.loss = LossGraph(criterion)
+        self.loss = LossGraph(criterion, further)
 
-    def forward(self, images: Tensor, gt_labels: Tensor, gt_bboxes: Tensor, mask_gt: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self, images: Tensor, gt_labels: Tensor, gt_bboxes: Tensor, mask_gt: Tensor, *further: Tensor
+    ) -> tuple[Tensor, ...]:
         """Compute the outputs of :class:`LossGraph`, predictions and raw maps of images and padded ground truth."""
         predictions, maps = self.detector(images)
-        return *self.loss(maps, gt_labels, gt_bboxes, mask_gt), predictions, *maps
+        return *self.loss(maps, gt_labels, gt_bboxes, mask_gt, *further), predictions, *maps
 
 
 def _join(criterion: DetectionLoss, feats: list[Tensor]) -> Predictions:
@@ -170,9 +195,10 @@ def build_graph(
         assigner = TaskAlignedAssigner(**hyperparameters.assigner_arguments(), implementation=implementation)
         return AssignerGraph(assigner).eval()
     criterion = build_criterion(hyperparameters, implementation)
+    further = [spec.name for spec in extra_input_specs(hyperparameters)]
     if detector is not None:
-        return DetectorLossGraph(criterion, detector).eval()
-    return LOSS_GRAPHS[kind](criterion).eval()
+        return DetectorLossGraph(criterion, detector, further).eval()
+    return LOSS_GRAPHS[kind](criterion, further).eval()
 
 
 def build_criterion(hyperparameters: Hyperparameters, implementation: str) -> DetectionLoss:

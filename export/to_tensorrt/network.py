@@ -54,7 +54,7 @@ def read_source(model: Path) -> Source:
     if contract.file != model.name or contract.sha256 != hashlib.sha256(content).hexdigest():
         raise ContractError(f"{model} is not the file that {path.name} describes (name or hash differs); {remedy}")
     if contract.formulation != "dense":
-        raise ValueError(f"{model} is of formulation {contract.formulation!r}, which TensorRT cannot express; {remedy}")
+        raise ValueError(f"{model} is {contract.formulation}, which TensorRT cannot express; {remedy}")
     return Source(content, contract)
 
 

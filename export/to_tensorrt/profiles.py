@@ -13,12 +13,14 @@ from typing import TypeVar
 from yolo_assigner.export.contract import Contract
 from yolo_assigner.export.to_tensorrt.contract import Profile, Sizes
 
-AXIS = re.compile(r"imgsz|[BMCA]|[HW]\d*")
+AXIS = re.compile(r"imgsz|[BMICA]|[HW]\d*")
+# Axes that may be 0: a batch without ground truth or without regions to ignore.
+MAYBE_EMPTY = ("M", "I")
 # Axes that depend on the image: its sides in pixels, the sides of its maps, its anchors.
 OF_IMAGE = re.compile(r"[HW]\d*|A")
 # The largest sizes determine an engine's scratch memory: for the loss with 3 classes TensorRT-RTX 1.7.1 logs 4.2 GB
 # with these, 0.2 GB with B = 16 and M = 32.
-USUAL: Mapping[str, Sizes] = {"B": (1, 16, 64), "M": (0, 32, 300)}
+USUAL: Mapping[str, Sizes] = {"B": (1, 16, 64), "M": (0, 32, 300), "I": (0, 4, 64)}
 USUAL_SIDE: Sizes = (640, 640, 640)
 
 T = TypeVar("T")
@@ -64,8 +66,7 @@ def parse_profile(words: Sequence[str]) -> ProfileRequest:
             heights, widths = zip(*_three(word, text, _image), strict=True)
             image = _ascending(word, heights), _ascending(word, widths)
         else:
-            # A batch without ground truth has M = 0.
-            sizes[axis] = _ascending(word, _three(word, text, int), least=0 if axis == "M" else 1)
+            sizes[axis] = _ascending(word, _three(word, text, int), least=0 if axis in MAYBE_EMPTY else 1)
     return ProfileRequest(sizes, image)
 
 

@@ -85,6 +85,7 @@ def verification_cases(kind: str, hyperparameters: Hyperparameters) -> list[Case
     cases = [Case(batch, slots, pyramid(*image, hyperparameters.strides), classes) for batch, slots, image in sizes]
     # IoUs so small that eps decides the normalized alignment scores, which reveals a graph that lost eps.
     cases.append(cases[2]._replace(weak=True))
+    cases = [case._replace(regions=place % 4) for place, case in enumerate(cases)]
     if kind == "assigner":
         cases += [cases[2]._replace(num_classes=1), cases[2]._replace(num_classes=classes + 5)]
     return cases

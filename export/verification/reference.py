@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from yolo_assigner.export.hyperparameters import Hyperparameters
+from yolo_assigner.export.specs import extra_input_specs
 from yolo_assigner.export.to_onnx.graphs import build_criterion, build_graph
-from yolo_loss import GroundTruth
+from yolo_loss import ClassInputs, GroundTruth
 from yolo_loss.predictions import join_predictions
 
 Inputs = Sequence[Tensor | list[Tensor]]
@@ -28,6 +29,7 @@ class Reference:
     def __init__(self, kind: str, hyperparameters: Hyperparameters, implementation: str) -> None:
         self._graph = build_graph("loss" if kind == "loss_grad" else kind, hyperparameters, implementation)
         # The dense implementation is differentiated by autograd alone, without hand-written or recorded derivatives.
+        self._further = [spec.name for spec in extra_input_specs(hyperparameters)]
         self._differentiated = build_criterion(hyperparameters, "dense") if kind == "loss_grad" else None
 
     def __call__(self, inputs: Inputs) -> list[Tensor]:
@@ -37,12 +39,13 @@ class Reference:
             outputs = list(self._graph(*wide))
         return outputs + (self._gradients(*wide) if self._differentiated else [])
 
-    def _gradients(self, feats: list[Tensor], *truth: Tensor) -> list[Tensor]:
+    def _gradients(self, feats: list[Tensor], *others: Tensor) -> list[Tensor]:
         criterion = self._differentiated
         assert criterion is not None  # noqa: S101 - for the type checker
         leaves = [feat.requires_grad_() for feat in feats]
         predictions = join_predictions(leaves, criterion.strides, criterion.num_classes, criterion.reg_max)
-        return list(torch.autograd.grad(criterion.from_padded(predictions, GroundTruth(*truth)).loss, leaves))
+        truth, further = GroundTruth(*others[:3]), ClassInputs(**dict(zip(self._further, others[3:], strict=True)))
+        return list(torch.autograd.grad(criterion.from_padded(predictions, truth, further).loss, leaves))
 
 
 def flatten(inputs: Inputs) -> list[Tensor]:

@@ -20,7 +20,7 @@ from geventhttpclient.response import HTTPParseError
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from yolo_assigner.serve.detection.collate import pad_ground_truth
+from yolo_assigner.serve.detection.collate import class_inputs, pad_ground_truth
 from yolo_assigner.serve.detection.results import (
     COMPACT,
     Array,
@@ -129,6 +129,8 @@ class AssignerClient:
         Args:
             feats: One map (B, 4R + C, H_i, W_i) per stride.
             batch: ``batch_idx`` (T,), ``cls`` (T,) and ``bboxes`` (T, 4) normalised centre x, centre y, width, height.
+                For a model that was exported with these inputs also ``class_weights`` (C,) or (B, C), and
+                ``ignore_idx`` (K,) with ``ignore_bboxes`` (K, 4).
             model: Name of the served model.
             outputs: Names of targets to fetch as well, fields of :class:`LossResult`.
 
@@ -232,7 +234,7 @@ class AssignerClient:
         inputs = {
             f"feat_{level}": np.ascontiguousarray(feat, self._scores_type) for level, feat in enumerate(maps.values())
         }
-        return inputs | truth._asdict()
+        return inputs | truth._asdict() | class_inputs(batch, images, image_size)
 
     def infer(self, model: str, arrays: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         """Send arrays to a model as they are, for models and outputs that the other methods do not know.

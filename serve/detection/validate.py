@@ -11,9 +11,17 @@ from yolo_assigner.export.contract import Contract, TensorSpec
 from yolo_assigner.serve.detection.grid import strides_of
 from yolo_assigner.serve.errors import BadRequestError
 from yolo_assigner.serve.wire.dtypes import BINARY_ONLY, Array, narrows, widens, wire_name
-from yolo_loss.checks import check_anchors, check_batch_size, check_maps, check_points, check_pyramid, check_slots
+from yolo_loss.checks import (
+    check_anchors,
+    check_batch_size,
+    check_class_weight_values,
+    check_maps,
+    check_points,
+    check_pyramid,
+    check_slots,
+)
 
-AXES = {"B": "images", "A": "anchor points", "M": "ground-truth slots", "C": "classes"}
+AXES = {"B": "images", "A": "anchor points", "M": "ground-truth slots", "C": "classes", "I": "regions to ignore"}
 
 
 def check_inputs(contract: Contract, arrays: Mapping[str, Array]) -> dict[str, Array]:
@@ -31,7 +39,7 @@ def check_inputs(contract: Contract, arrays: Mapping[str, Array]) -> dict[str, A
         BadRequestError: A name is missing or unknown, a type or rank is wrong, a number is too large for the model's
             precision, a fixed axis has another size, axes of one letter disagree, there is no image, anchor point or
             cell of a level, the maps are not the levels of one image, images do not consist of whole cells, an anchor
-            point is not finite, or a class does not exist.
+            point is not finite, a class does not exist, or a class weight is negative or not finite.
     """
     _check_names(contract, arrays)
     axes: dict[str, tuple[int, str]] = {}
@@ -48,6 +56,8 @@ def check_inputs(contract: Contract, arrays: Mapping[str, Array]) -> dict[str, A
         check_batch_size(len(inputs["gt_labels"]))
         check_pyramid(maps, strides)
         check_slots(inputs["gt_labels"], inputs["mask_gt"], classes, negative=False)
+        if "class_weights" in inputs:
+            check_class_weight_values(inputs["class_weights"])
     if "images" in inputs:
         _check_images(contract, inputs["images"])
     if "anc_points" in inputs:

@@ -23,6 +23,7 @@ PER_CELL = 1.0  # sparse: tables of B x M x A / 64 rows of 10, when one box has 
 PER_CROSSING = 12.0  # sparse: comparison of boxes with blocks of rows
 PER_CHOSEN = 12.0  # dense: lists of each ground truth's topk best points
 PER_TOPK = 64.0  # sparse: a list with room for topk pairs, whatever boxes there are
+PER_REGION = 32.0  # comparison of regions to ignore with anchor points, as a pair of the dense assignment
 MOST_PER_CELL = PER_PAIR["sparse"] + PER_CELL + PER_CROSSING
 BOXES_AT_ONCE = 2**16
 SIDE_CELLS = 64  # per side of the table in which points of any order are counted
@@ -76,17 +77,20 @@ def memory_bound(contract: Contract, inputs: Mapping[str, Array]) -> int:
     """
     images, slots, anchors = _sizes(contract, inputs)
     slots = 1 << slots.bit_length()
+    regions = _region_bytes(inputs, anchors)
     if contract.formulation == "dense":
-        return _dense_bytes(contract, images * slots, anchors)
-    return math.ceil(images * slots * anchors * MOST_PER_CELL + _topk(contract) * PER_TOPK)
+        return regions + _dense_bytes(contract, images * slots, anchors)
+    return regions + math.ceil(images * slots * anchors * MOST_PER_CELL + _topk(contract) * PER_TOPK)
 
 
 def estimate_memory(contract: Contract, inputs: Mapping[str, Array]) -> MemoryEstimate:
     """Estimate a request's memory from its boxes; never less than it needs."""
     images, slots, anchors = _sizes(contract, inputs)
     cells: int = images * (slots + 1) * anchors
+    regions = _region_bytes(inputs, anchors)
     if contract.formulation == "dense":
-        return MemoryEstimate(images, slots, anchors, cells, _dense_bytes(contract, images * (slots + 1), anchors))
+        nbytes = regions + _dense_bytes(contract, images * (slots + 1), anchors)
+        return MemoryEstimate(images, slots, anchors, cells, nbytes)
     points = _point_index(contract, inputs)
     boxes, mask = inputs["gt_bboxes"].reshape(-1, 4), inputs["mask_gt"].reshape(-1)
     pairs = runs = 0
@@ -97,13 +101,23 @@ def estimate_memory(contract: Contract, inputs: Mapping[str, Array]) -> MemoryEs
         pairs, runs = pairs + inside, runs + crossed
     crossings: int = images * (slots + 1) * points.rows
     # The sparse assignment lists runs of points first, then expands them to pairs.
-    nbytes = max(pairs, runs) * PER_PAIR["sparse"] + cells * PER_CELL + crossings * PER_CROSSING
-    return MemoryEstimate(images, slots, anchors, pairs, math.ceil(nbytes + _topk(contract) * PER_TOPK))
+    listed = max(pairs, runs) * PER_PAIR["sparse"] + cells * PER_CELL + crossings * PER_CROSSING
+    nbytes = regions + math.ceil(listed + _topk(contract) * PER_TOPK)
+    return MemoryEstimate(images, slots, anchors, pairs, nbytes)
 
 
 def _dense_bytes(contract: Contract, rows: int, anchors: int) -> int:
     """Bytes for so many rows of the B x M ground truths, each with all anchor points."""
     return math.ceil(rows * (anchors * PER_PAIR["dense"] + min(_topk(contract), anchors) * PER_CHOSEN))
+
+
+def _region_bytes(inputs: Mapping[str, Array], anchors: int) -> int:
+    """Bytes to compare regions to ignore, one empty one of each image among them, with all anchor points."""
+    if "ignore_bboxes" not in inputs:
+        return 0
+    images, regions, _ = inputs["ignore_bboxes"].shape
+    nbytes: float = images * (regions + 1) * anchors * PER_REGION
+    return math.ceil(nbytes)
 
 
 def _topk(contract: Contract) -> int:

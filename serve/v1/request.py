@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from yolo_assigner.export.contract import Contract
-from yolo_assigner.serve.detection.collate import pad_ground_truth
+from yolo_assigner.serve.detection.collate import class_inputs, pad_ground_truth
 from yolo_assigner.serve.detection.grid import anchor_points, count_points, level_sizes, maps_from_flat, strides_of
 from yolo_assigner.serve.detection.validate import channels_of, check_outputs
 from yolo_assigner.serve.errors import BadRequestError
@@ -138,7 +138,20 @@ def _with_truth(
     truth = pad_ground_truth(batch.batch_idx, batch.cls, batch.bboxes, images, predictions.image_size, classes)
     check_outputs(contract, request.outputs)
     outputs = list(dict.fromkeys(request.outputs))
-    return predictions._replace(arrays=predictions.arrays | truth._asdict(), outputs=outputs)
+    further = {name: getattr(batch, name) for name in ("class_weights", "ignore_idx", "ignore_bboxes")}
+    given = class_inputs(further, images, predictions.image_size, classes)
+    arrays = predictions.arrays | truth._asdict() | _neutral_inputs(contract, images) | given
+    return predictions._replace(arrays=arrays, outputs=outputs)
+
+
+def _neutral_inputs(contract: Contract, images: int) -> dict[str, Array]:
+    """What changes nothing, for the inputs of a model beside ground truth: class weights of 1, and no region."""
+    neutral: dict[str, Array] = {
+        "class_weights": np.ones((images, contract.hyperparameters["num_classes"]), np.float32),
+        "ignore_bboxes": np.zeros((images, 0, 4), np.float32),
+        "mask_ignore": np.zeros((images, 0, 1), np.bool_),
+    }
+    return {spec.name: neutral[spec.name] for spec in contract.inputs if spec.name in neutral}
 
 
 def read_tensor(name: str, value: object, rank: int) -> Array:

@@ -47,6 +47,13 @@ class Batch(Strict):
     bboxes: Row[tuple[float, float, float, float]] = Field(
         description="(T, 4) centre x, centre y, width, height, each in 0..1 of the image"
     )
+    class_weights: Row[Row[NotNegative]] | None = Field(
+        None, description="(B, C) factors of the class loss, for a model with this input; 1 when left out"
+    )
+    ignore_idx: Row[float] | None = Field(None, description="(K) image of each region to ignore, counted from 0")
+    ignore_bboxes: Row[tuple[float, float, float, float]] | None = Field(
+        None, description="(K, 4) regions whose background has no class loss, as `bboxes`; for a model with this input"
+    )
 
 
 class LossRequest(Strict):
@@ -105,7 +112,7 @@ class ReduceRequest(Strict):
 
 
 class LossItems(BaseModel):
-    """The three terms with their gains, averaged over the batch."""
+    """The three terms with their gains, averaged over the batch. `dfl` is l1 for models with reg_max 1."""
 
     box: float | None
     cls: float | None

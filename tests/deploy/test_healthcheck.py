@@ -43,6 +43,7 @@ class Container(NamedTuple):
 
     process: subprocess.Popen[str]
     environment: Mapping[str, str]
+    log: Path
 
     @property
     def first(self) -> str:
@@ -58,8 +59,12 @@ class Container(NamedTuple):
         )
 
     def wait_until_healthy(self) -> None:
-        """Until the health check says so."""
+        """Until the health check says so, which is not asked before the log says that the model is loaded."""
         deadline = time.monotonic() + PATIENCE
+        while "assigner is ready" not in (log := self.log.read_text()):
+            assert self.process.poll() is None, "it has ended"
+            assert time.monotonic() < deadline, log
+            time.sleep(0.05)
         while (checked := self.health()).returncode:
             assert self.process.poll() is None, "it has ended"
             assert time.monotonic() < deadline, checked.stderr
@@ -81,7 +86,7 @@ def container(folder: Path, words: Sequence[str] = (), **variables: str) -> Iter
         assert process.stdout is not None
         line = process.stdout.readline()
         assert line.startswith("serving on "), (folder / "log.txt").read_text()
-        yield Container(process, environment)
+        yield Container(process, environment, folder / "log.txt")
     finally:
         process.kill()
         process.wait()

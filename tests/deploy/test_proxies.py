@@ -114,8 +114,8 @@ def test_the_log_names_the_caller_and_not_what_it_claims(kind: str, trusting: Lo
     assert trusting.callers(path, 1) == [f"{CALLER}:0"]
 
 
-def test_connections_to_the_server_stay_open(kind: str, artifacts_dir: Path, tmp_path: Path) -> None:
-    with logged(artifacts_dir, tmp_path / "log.txt") as found, before(kind, found.server) as running:
+def test_connections_to_the_server_stay_open(kind: str, assigner_dir: Path, tmp_path: Path) -> None:
+    with logged(assigner_dir, tmp_path / "log.txt") as found, before(kind, found.server) as running:
         for _ in range(3):
             with Wire(running.port) as wire:
                 for _ in range(10):
@@ -138,9 +138,9 @@ def test_refusals_of_the_server_come_through(kind: str, trusting: Logged) -> Non
             assert word in reply.body.decode()
 
 
-def test_servers_are_restarted_and_no_request_fails(kind: str, artifacts_dir: Path) -> None:
+def test_servers_are_restarted_and_no_request_fails(kind: str, assigner_dir: Path) -> None:
     cases = [Case("assigner", TINY, "binary"), Case("assigner", SMALL, "gzip")]
-    results = roll(artifacts_dir, cases, rounds=1, connections=4, kind=kind)
+    results = roll(assigner_dir, cases, rounds=1, connections=4, kind=kind)
     assert results["failed"] == []
     assert (results["proxy"], results["restarts"]) == (kind, 2)
     assert results["requests"] > 50

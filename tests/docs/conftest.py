@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 
-from examples.service import export_once, running_service
-from tests.exports import CACHE, FINGERPRINT, NUM_CLASSES
+from examples.service import running_service
+from tests.exports import NUM_CLASSES, exported_for_examples
 from yolo_assigner.models import DetectionModel, DetectorConfig
 from yolo_assigner.serve.detection.collate import pad_ground_truth
 
@@ -29,12 +28,8 @@ def service(artifacts_dir: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def tutorial_service() -> Iterator[str]:
-    """A service with the tutorial's models, of one class; its URL. They are exported once per state of the sources."""
-    folder = CACHE / "exports" / FINGERPRINT / "tutorial"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        export_once(folder, 1, ("loss", "loss_grad"))
-    with running_service(folder) as url:
+    """A service with the tutorial's models, of one class; its URL."""
+    with running_service(exported_for_examples()) as url:
         yield url
 
 

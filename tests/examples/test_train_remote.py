@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from examples.train_remote import differences
+from tests.exports import exported_for_examples
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_ends_with_the_local_losses(tmp_path: Path) -> None:
-    words = ("--artifacts", tmp_path / "artifacts", "--out", tmp_path, "--size", 160, "--steps", 60, "--more-steps", 10)
+    artifacts = exported_for_examples()
+    words = ("--artifacts", artifacts, "--out", tmp_path, "--size", 160, "--steps", 30, "--more-steps", 5)
     command = [sys.executable, "-m", "examples.train_remote", *map(str, words)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

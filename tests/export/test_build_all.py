@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -10,18 +11,28 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
+from importlib.metadata import version
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pytest
 
+from tests.exports import made_once
 from yolo_assigner.export import cli
 from yolo_assigner.export.contract import find_contracts
 from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.repository.config import load_config
 from yolo_assigner.export.repository.plan import OnnxTarget, plan_targets
 from yolo_assigner.export.repository.processes import Processes
-from yolo_assigner.export.repository.state import PACKAGES, SOURCES, STATE_FOLDER, open_repository, source_hash
+from yolo_assigner.export.repository.state import (
+    LIBRARIES,
+    PACKAGES,
+    SOURCES,
+    STATE_FOLDER,
+    open_repository,
+    source_hash,
+)
+from yolo_assigner.export.to_tensorrt.library import load_library
 from yolo_assigner.serve.inference.loading import open_artifacts
 from yolo_assigner.serve.inference.runners.choice import RunnerOptions
 
@@ -44,12 +55,16 @@ Built = Callable[..., tuple[int, dict[str, str]]]
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with a sparse model, a dense one and its engine, built once."""
-    folder = tmp_path_factory.mktemp("built")
-    (folder / "build.toml").write_text(CONFIG, encoding="utf-8")
-    assert cli.main(["all", "--config", str(folder / "build.toml"), "--out", str(folder / "repository")]) == 0
-    return folder / "repository"
+def built() -> Path:
+    """A repository with a sparse model, a dense one and its engine, built once for each state of code and libraries."""
+
+    def build(folder: Path) -> None:
+        (folder / "build.toml").write_text(CONFIG, encoding="utf-8")
+        assert cli.main(["all", "--config", str(folder / "build.toml"), "--out", str(folder / "repository")]) == 0
+
+    versions = [*map(version, LIBRARIES), load_library("tensorrt-rtx").__version__]
+    words = [CONFIG, source_hash(SOURCES), *versions]
+    return made_once(f"built-{hashlib.sha256(repr(words).encode()).hexdigest()[:16]}", build) / "repository"
 
 
 @pytest.fixture
@@ -153,13 +168,13 @@ def test_a_change_in_any_package_changes_the_hash_of_the_code(tmp_path: Path) ->
     assert len(seen) == 1 + len(files)
 
 
-def test_a_changed_hyperparameter_rebuilds_its_model_alone(repository: Path, rebuild: Built) -> None:
-    before, content = times(repository), (repository / SPARSE).read_bytes()
-    config = CONFIG.replace("topk = 9", "topk = 8")
-    assert rebuild(config=config) == (0, {SPARSE: "built", DENSE: "up to date", ENGINE: "up to date"})
-    assert (repository / SPARSE).read_bytes() != content
-    changed = {path for path, then in times(repository).items() if before[path] != then}
-    assert {Path(path).name for path in changed} == {SPARSE, "assigner-c2.json", "artefacts.json"}
+def test_a_changed_hyperparameter_rebuilds_its_model_and_engine_alone(repository: Path, rebuild: Built) -> None:
+    before, content = times(repository), (repository / DENSE).read_bytes()
+    config = CONFIG.replace("targets", "hyperparameters = { topk = 8 }\ntargets")
+    assert rebuild(config=config) == (0, {SPARSE: "up to date", DENSE: "built", ENGINE: "built"})
+    assert (repository / DENSE).read_bytes() != content
+    changed = {Path(path).name for path, then in times(repository).items() if before[path] != then}
+    assert changed == {DENSE, "assigner-c2-dense.json", ENGINE, f"{ENGINE}.json", "artefacts.json"}
 
 
 def test_failures_are_reported_and_the_rest_is_built(rebuild: Built) -> None:

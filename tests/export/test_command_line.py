@@ -1,4 +1,4 @@
-"""First steps on the command line: help with examples, and the implementation chosen by the runtime."""
+"""First steps on the command line: help with examples, and models for another runtime."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from yolo_assigner.export import cli
-from yolo_assigner.export.contract import Contract, load_contract
+from yolo_assigner.export.contract import Contract
 from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.to_onnx.command import export_command
 
@@ -33,23 +33,6 @@ def test_help_ends_with_examples_that_are_accepted(command: str, capsys: pytest.
 def test_help_does_not_load_torch() -> None:
     code = "import sys, yolo_assigner.export.cli as cli; cli.build_parser(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2]).returncode == 0
-
-
-@pytest.mark.parametrize(
-    ("words", "implementation", "warnings"),
-    [
-        ("", "sparse", 0),
-        ("--for tensorrt", "dense", 0),
-        ("--formulation dense", "dense", 1),
-    ],
-)
-def test_the_runtime_chooses_the_implementation(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, implementation: str, warnings: int
-) -> None:
-    command = ["onnx", "--model", "assigner", "--num-classes", "2", "--out", str(tmp_path), *words.split()]
-    assert cli.main(command) == 0
-    assert load_contract(tmp_path / "assigner.json").formulation == implementation
-    assert capsys.readouterr().err.count("warning: --formulation is now --implementation") == warnings
 
 
 @pytest.mark.parametrize("words", ["--for tensorrt --implementation sparse", "--for cuda"])

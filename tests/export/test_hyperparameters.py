@@ -31,6 +31,8 @@ VALUES: dict[str, tuple[Any, str]] = {
     "topk2": (2, "2"),
     "class_loss": ("varifocal", "varifocal"),
     "gains": ((1.0, 2.0, 3.0), "1,2,3"),
+    "class_weights": ((1.0, 0.5, 2.0), "1,0.5,2"),
+    "extra_inputs": (("class_weights", "ignore_bboxes"), "class_weights,ignore_bboxes"),
     "scale": ("n", "n"),
 }
 
@@ -60,8 +62,9 @@ def test_every_hyperparameter_is_an_option_of_the_command() -> None:
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_hyperparameter_survives_the_contract(name: str) -> None:
-    changed = Hyperparameters(**{name: VALUES[name][0]})
-    assert changed != Hyperparameters()
+    others: dict[str, Any] = {"num_classes": 3} if name == "class_weights" else {}  # one weight for each class
+    changed = Hyperparameters(**{name: VALUES[name][0]}, **others)
+    assert changed != Hyperparameters(**others)
     values = json.loads(json.dumps(changed.as_contract()))
     assert values == changed.as_contract()
     assert getattr(Hyperparameters.from_contract(values), name) == VALUES[name][0]
@@ -74,7 +77,7 @@ def test_every_hyperparameter_reaches_the_modules() -> None:
     assert (assigner.num_classes, assigner.params._asdict()) == (3, params)
     criterion = DetectionLoss(**changed.criterion_arguments())
     assert criterion.assigner.params._asdict() == params
-    for name in OPTIONS.keys() - params.keys() - {"scale"}:
+    for name in OPTIONS.keys() - params.keys() - {"scale", "extra_inputs"}:  # which shape the graph
         assert getattr(criterion, name) == VALUES[name][0]
 
 

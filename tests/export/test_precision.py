@@ -11,6 +11,7 @@ import torch
 from onnx import TensorProto
 
 from tests.export.engines import INSTALLED
+from tests.exports import exported_by_command
 from yolo_assigner.export import cli
 from yolo_assigner.export.contract import PRECISIONS, Contract, file_hash, find_contracts, load_contract
 from yolo_assigner.export.to_onnx.detector import load_detector_weights
@@ -151,11 +152,10 @@ def test_a_narrow_model_cannot_be_converted(artifacts_dir: Path) -> None:
         narrow(*wide, "fp8")
 
 
-def test_command_line_writes_a_narrow_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["onnx", "--model", "assigner", "--num-classes", "2", "--precision", "bf16", "--out", str(tmp_path)]
-    assert cli.main(words) == 0
-    ((path, contract),) = find_contracts(tmp_path)
+def test_command_line_writes_a_narrow_model(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = exported_by_command("--model assigner --num-classes 2 --precision bf16 --for tensorrt")
+    ((path, contract),) = find_contracts(folder)
     assert (contract.precision, contract.inputs[0].dtype) == ("bf16", "bfloat16")
     assert onnx.load(path).graph.input[0].type.tensor_type.elem_type == TensorProto.BFLOAT16
-    assert cli.main(["verify", str(tmp_path)]) == 0
-    assert "assigner (assigner, sparse, bf16)" in capsys.readouterr().out
+    assert cli.main(["verify", str(folder)]) == 0
+    assert "assigner (assigner, dense, bf16)" in capsys.readouterr().out

@@ -100,6 +100,20 @@ def test_a_training_step(implementation: str, class_loss: str, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("implementation", ["auto", "dense"])
+@pytest.mark.parametrize("reg_max", [16, 1])
+def test_class_weights_and_regions(implementation: str, reg_max: int) -> None:
+    feats, *truth = sample_loss_inputs(CASE, STRIDES, reg_max, seed=0)
+    batch: dict[str, Any] = dict(ragged_batch(GroundTruth(*truth), (160, 224)))
+    batch |= {"class_weights": torch.rand(3, 4), "ignore_idx": [0, 2, 0], "ignore_bboxes": [[0.5] * 4] * 3}
+    criterion = DetectionLoss(4, STRIDES, reg_max, implementation=implementation, class_weights=(1, 0, 2, 1))
+    leaves = [on_meta(feat).requires_grad_() for feat in feats]
+    with no_waiting():
+        loss, _ = criterion(leaves, batch)
+        gradients = torch.autograd.grad(loss, leaves)
+    assert [gradient.shape for gradient in gradients] == [feat.shape for feat in feats]
+
+
+@pytest.mark.parametrize("implementation", ["auto", "dense"])
 def test_a_head_that_joins_its_levels(implementation: str) -> None:
     feats, ground_truth = loss_inputs(torch.float32)
     joined = on_meta(torch.cat([feat.flatten(2) for feat in feats], dim=2))

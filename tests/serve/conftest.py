@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import http.client
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +21,7 @@ import pytest
 
 from tests.control_group import memory_group
 from tests.serve.callers import LIBRARIES, Caller, calling
+from yolo_assigner.export.contract import find_contracts
 from yolo_assigner.serve.wire.dtypes import Array, wire_name
 
 ROOT = Path(__file__).parents[2]
@@ -155,6 +158,14 @@ def caller(request: pytest.FixtureRequest, live: Live) -> Iterator[Caller]:
     """The protocol's client library, once as it blocks and once as it is awaited."""
     with calling(request.param, live.url) as client:
         yield client
+
+
+def copy_as(folder: Path, into: Path, *names: str) -> None:
+    """Copy the only model of a folder into another under several names."""
+    ((path, contract),) = find_contracts(folder)
+    for name in names:
+        shutil.copy(path, into / f"{name}.onnx")
+        dataclasses.replace(contract, name=name, file=f"{name}.onnx").save(into / f"{name}.json")
 
 
 def loss_inputs(images: int = 2, slots: int = 3, side: int = 64, seed: int = 0) -> dict[str, Array]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.exports import exported
 from tests.serve.conftest import Live, assigner_inputs, binary_rows, loss_inputs, start, stop
 from tests.serve.toy_contract import CONTRACT
 from yolo_assigner.serve.errors import InferenceError
@@ -315,10 +316,10 @@ def test_slots_are_padded_with_invalid_ones() -> None:
     np.testing.assert_array_equal(merged["feat_1"][1:], requests[1].inputs["feat_1"])
 
 
-def test_a_server_answers_many_at_once_as_it_answers_one(live: Live, artifacts_dir: Path) -> None:
+def test_a_server_answers_many_at_once_as_it_answers_one(live: Live) -> None:
     rows, blob = binary_rows(loss_inputs(images=1))
     alone = live.infer("loss", {"inputs": rows}, blob).body
-    batching = start("--artifacts", artifacts_dir, "--batch-images", "16", "--batch-wait", "0.2")
+    batching = start("--artifacts", exported("loss", "sparse"), "--batch-images", "16", "--batch-wait", "0.2")
     try:
 
         async def together() -> list[bytes]:

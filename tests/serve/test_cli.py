@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.serve.conftest import ROOT, Live, binary_rows, loss_inputs, start, stop
+from tests.exports import exported
+from tests.serve.conftest import ROOT, Live, assigner_inputs, binary_rows, loss_inputs, start, stop
 from yolo_assigner.export.contract import file_hash
 
 
@@ -38,16 +39,16 @@ def copy(artifacts_dir: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_serves_and_stops(artifacts_dir: Path) -> None:
-    live = start("--artifacts", artifacts_dir)
-    rows, blob = binary_rows(loss_inputs())
-    assert live.infer("loss", {"inputs": rows}, blob).status == 200
+def test_serves_and_stops(assigner_dir: Path) -> None:
+    live = start("--artifacts", assigner_dir)
+    rows, blob = binary_rows(assigner_inputs())
+    assert live.infer("assigner", {"inputs": rows}, blob).status == 200
     with socket.create_connection((live.host, live.port)):  # a caller who keeps a connection does not hold it up
         assert stop(live) == 0
 
 
-def test_stops_at_once_while_loading(artifacts_dir: Path) -> None:
-    command = [sys.executable, "-m", "yolo_assigner", "serve", "--port", "0", "--artifacts", str(artifacts_dir)]
+def test_stops_at_once_while_loading(assigner_dir: Path) -> None:
+    command = [sys.executable, "-m", "yolo_assigner", "serve", "--port", "0", "--artifacts", str(assigner_dir)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("serving on")
@@ -89,32 +90,32 @@ def test_strides_that_are_no_numbers_of_pixels(copy: Path) -> None:
     refuses(run("--artifacts", copy), "strides [8.5, 16, 32]", "whole ones")
 
 
-def test_an_address_in_use(artifacts_dir: Path) -> None:
+def test_an_address_in_use(assigner_dir: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        refuses(run("--artifacts", artifacts_dir, "--port", str(port)), f"cannot listen on 127.0.0.1 port {port}")
-    refuses(run("--artifacts", artifacts_dir, "--port", "70000"), "--port", "65535, not '70000'")
-    refuses(run("--artifacts", artifacts_dir, "--threads", "-1"), "--threads", "not '-1'")
+        refuses(run("--artifacts", assigner_dir, "--port", str(port)), f"cannot listen on 127.0.0.1 port {port}")
+    refuses(run("--artifacts", assigner_dir, "--port", "70000"), "--port", "65535, not '70000'")
+    refuses(run("--artifacts", assigner_dir, "--threads", "-1"), "--threads", "not '-1'")
 
 
-def test_an_engine_that_was_asked_for_and_is_not_there(artifacts_dir: Path) -> None:
+def test_an_engine_that_was_asked_for_and_is_not_there(assigner_dir: Path) -> None:
     """Refused before the address is taken, in one line."""
-    done = run("--artifacts", artifacts_dir, "--engine", "tensorrt")
+    done = run("--artifacts", assigner_dir, "--engine", "tensorrt")
     refuses(done, "serve: no engine of model 'assigner' for tensorrt in", "yolo-assigner export tensorrt")
     assert len(done.stderr.splitlines()) == 1
     assert done.stdout == ""
-    refuses(run("--artifacts", artifacts_dir, "--engine", "tensorrt", "--device", "cpu"), "choose --device cuda")
-    refuses(run("--artifacts", artifacts_dir, "--device", "gpu"), "device 'gpu' is unknown; write cpu, cuda or cuda:N")
+    refuses(run("--artifacts", assigner_dir, "--engine", "tensorrt", "--device", "cpu"), "choose --device cuda")
+    refuses(run("--artifacts", assigner_dir, "--device", "gpu"), "device 'gpu' is unknown; write cpu, cuda or cuda:N")
 
 
-def test_a_device_that_was_asked_for_and_is_not_there(artifacts_dir: Path) -> None:
+def test_a_device_that_was_asked_for_and_is_not_there(assigner_dir: Path) -> None:
     """ModelInfo only once models are loaded: there is no fallback to the CPU."""
-    done = run("--artifacts", artifacts_dir, "--port", "0", "--engine", "onnxruntime", "--device", "cuda:99")
+    done = run("--artifacts", assigner_dir, "--port", "0", "--engine", "onnxruntime", "--device", "cuda:99")
     refuses(done, "serve: a model cannot be loaded: ", "ExecutionProvider")
 
 
-def test_torch_serves_when_it_is_asked_for(artifacts_dir: Path, live: Live) -> None:
-    other = start("--artifacts", artifacts_dir, "--engine", "torch", "--device", "cpu")
+def test_torch_serves_when_it_is_asked_for(live: Live) -> None:
+    other = start("--artifacts", exported("loss_grad", "sparse"), "--engine", "torch", "--device", "cpu")
     assert other.send("GET", "/v2/models/loss_grad").json["platform"] == "pytorch"
     rows, blob = binary_rows(loss_inputs())
     document = {"inputs": rows, "outputs": [{"name": "loss"}, {"name": "grad_feat_0"}]}
@@ -124,7 +125,7 @@ def test_torch_serves_when_it_is_asked_for(artifacts_dir: Path, live: Live) -> N
     assert stop(other) == 0
 
 
-def test_no_torch_and_nothing_of_the_training_side(artifacts_dir: Path) -> None:
+def test_no_torch_and_nothing_of_the_training_side(assigner_dir: Path) -> None:
     """Also once models are loaded and have been run, and in the client."""
     code = """
 import asyncio, sys
@@ -141,7 +142,7 @@ training = {"torch", "yolo_loss", "models", "examples"}
 print(*sorted(name for name in sys.modules if name.split(".")[0] in training and name not in checks))
 """
     done = subprocess.run(
-        [sys.executable, "-c", code, str(artifacts_dir)],
+        [sys.executable, "-c", code, str(assigner_dir)],
         capture_output=True,
         text=True,
         cwd=ROOT,

@@ -15,8 +15,8 @@ from yolo_assigner.serve.wire.dtypes import wire_name
 
 
 @pytest.fixture(scope="module")
-def compressing(artifacts_dir: Path) -> Iterator[Live]:
-    server = start("--artifacts", artifacts_dir, "--compress-replies")
+def compressing(assigner_dir: Path) -> Iterator[Live]:
+    server = start("--artifacts", assigner_dir, "--compress-replies")
     yield server
     assert stop(server) == 0
 

@@ -19,15 +19,15 @@ from tests.serve.hostile.requests import Request, good_requests
 from tests.serve.hostile.wire import Wire
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits are set from outside the process")
-GOOD: Request = good_requests()[0]
+GOOD: Request = good_requests()[-1]
 LARGE, SMALL = 32, 16  # images, of which the inputs take more and less than a message between the processes
 REGION = "/v2/systemsharedmemory/region/few"
 
 
 @pytest.fixture(scope="module")
-def server(artifacts_dir: Path) -> Iterator[Live]:
+def server(assigner_dir: Path) -> Iterator[Live]:
     """A server whose engines have a process of their own."""
-    live = start("--artifacts", artifacts_dir, "--client-timeout", "2", "--shared-memory", "few")
+    live = start("--artifacts", assigner_dir, "--client-timeout", "2", "--shared-memory", "few")
     yield live
     assert stop(live) == 0
 
@@ -74,9 +74,9 @@ def infer(connection: http.client.HTTPConnection, images: int) -> tuple[int, str
 
 @pytest.mark.parametrize("images", [LARGE, SMALL])
 @pytest.mark.parametrize("who", ["server", "engines"])
-def test_no_descriptor_for_a_body_or_a_reply(artifacts_dir: Path, who: str, images: int) -> None:
+def test_no_descriptor_for_a_body_or_a_reply(assigner_dir: Path, who: str, images: int) -> None:
     """Either process needs one for what is large: to make memory of it and to get that of the other."""
-    live = start("--artifacts", artifacts_dir)
+    live = start("--artifacts", assigner_dir)
     engines = worker_of(live)
     try:
         with connected(live) as connection:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -83,20 +82,35 @@ def assert_same(got: Outputs, want: Outputs, label: str) -> None:
         assert difference <= TOLERANCE, (label, name, difference)
 
 
-def verdicts(hostile: HostileBatch, models: list[Model]) -> Iterator[str]:
-    """Why each refuses; empty where it does not."""
+class Judged(NamedTuple):
+    """What each implementation and each model makes of a batch.
+
+    Attributes:
+        said: Why each refuses it; empty where it does not.
+        results: Results of each implementation in torch that takes it, with BCE.
+        requests: Inputs of each model that takes it.
+    """
+
+    said: list[str]
+    results: dict[str, Outputs]
+    requests: list[Outputs]
+
+
+def judge(hostile: HostileBatch, models: list[Model]) -> Judged:
+    judged = Judged([], {}, [])
     for formulation in ("auto", "sparse", "dense"):
         try:
-            by_torch(hostile, formulation)
-            yield ""
+            judged.results[formulation] = by_torch(hostile, formulation)
+            judged.said.append("")
         except ValueError as error:
-            yield str(error)
+            judged.said.append(str(error))
     for contract, _ in models:
         try:
-            request_of(hostile, contract)
-            yield ""
+            judged.requests.append(request_of(hostile, contract))
+            judged.said.append("")
         except (BadRequestError, ValueError) as error:
-            yield str(error)
+            judged.said.append(str(error))
+    return judged
 
 
 @pytest.mark.parametrize("begin", range(0, BATCHES, AT_ONCE))
@@ -105,20 +119,23 @@ def test_same_verdict_and_numbers(models: list[Model], begin: int) -> None:
     for seed in range(begin, begin + AT_ONCE):
         hostile = hostile_batch(seed)
         label = f"batch {seed}, {hostile.kind}"
-        said = [re.sub(r"feats\[(\d)\]", r"feat_\1", text) for text in verdicts(hostile, models)]
+        judged = judge(hostile, models)
+        said = [re.sub(r"feats\[(\d)\]", r"feat_\1", text) for text in judged.said]
         if any(said):
             assert_one_verdict(said, label)
             continue
-        wanted = {class_loss: by_torch(hostile, "sparse", class_loss) for class_loss in ("bce", "varifocal")}
-        for class_loss, want in wanted.items():
+        varifocal = {formulation: by_torch(hostile, formulation, "varifocal") for formulation in judged.results}
+        results = {"bce": judged.results, "varifocal": varifocal}
+        for class_loss, found in results.items():
+            want = found["sparse"]
             for formulation in ("auto", "dense"):
-                got = by_torch(hostile, formulation, class_loss)
+                got = found[formulation]
                 assert_same(got, want, f"{label}, {formulation}, {class_loss}")
                 for name in ("fg_mask", "target_gt_idx", "target_weights"):
                     assert np.array_equal(got[name], want[name]), label
-        for contract, model in models:
-            want = wanted[contract.hyperparameters["class_loss"]]
-            inputs: Any = [torch.from_numpy(array) for array in request_of(hostile, contract).values()]
+        for (contract, model), request in zip(models, judged.requests, strict=True):
+            want = results[contract.hyperparameters["class_loss"]]["sparse"]
+            inputs: Any = [torch.from_numpy(array) for array in request.values()]
             names = [spec.name for spec in contract.outputs if spec.name in want]
             assert_same(model(inputs, names), want, f"{label}, {contract.name} {contract.formulation}")
 

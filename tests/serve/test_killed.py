@@ -21,6 +21,7 @@ import pytest
 from tritonclient.http import InferenceServerClient, InferRequestedOutput
 from tritonclient.utils import shared_memory
 
+from tests.exports import exported
 from tests.serve.conftest import ROOT, Live, binary_rows, loss_inputs
 from tests.serve.shared_memory.conftest import placed_inputs, spans
 from tests.serve.test_operation import free_port
@@ -118,11 +119,20 @@ def engine_seconds(pid: int) -> float:
 
 
 @pytest.fixture(scope="module")
-def supervised(artifacts_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised]:
+def supervised(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised]:
     folder = tmp_path_factory.mktemp("supervised")
     (folder / "tmp").mkdir()
     port = free_port()
-    words = ("--artifacts", artifacts_dir, "--port", str(port), "--threads", "1", "--shared-memory", PREFIX)
+    words = (
+        "--artifacts",
+        exported("loss", "sparse"),
+        "--port",
+        str(port),
+        "--threads",
+        "1",
+        "--shared-memory",
+        PREFIX,
+    )
     command = ["sh", "-c", SUPERVISOR, "supervisor", sys.executable, "-m", "yolo_assigner", "serve", *map(str, words)]
     environment = {"PYTHONPATH": str(ROOT), "PID_FILE": str(folder / "pid"), "TMPDIR": str(folder / "tmp")}
     process = subprocess.Popen(

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.serve.conftest import ROOT, Live, binary_rows, loss_inputs
+from tests.serve.conftest import ROOT, Live, assigner_inputs, binary_rows
 from tests.serve.test_operation import free_port, samples
 from yolo_assigner.serve.logs import KEPT_BYTES, NonBlockingStream
 from yolo_assigner.serve.process.child import start as start_engines
@@ -89,8 +89,8 @@ def wait_until_ready(live: Live) -> None:
 
 
 def infers(live: Live) -> None:
-    rows, blob = binary_rows(loss_inputs())
-    assert live.infer("loss", {"inputs": rows}, blob).status == 200
+    rows, blob = binary_rows(assigner_inputs())
+    assert live.infer("assigner", {"inputs": rows}, blob).status == 200
 
 
 def refuse(live: Live, count: int, length: int = 1) -> None:
@@ -104,11 +104,11 @@ def refuse(live: Live, count: int, length: int = 1) -> None:
     connection.close()
 
 
-def test_nobody_reads_the_log(artifacts_dir: Path, full_pipe: tuple[int, int]) -> None:
+def test_nobody_reads_the_log(assigner_dir: Path, full_pipe: tuple[int, int]) -> None:
     """Requests are answered and the server stops in time; what is dropped is counted and said to the next reader."""
     out, into = full_pipe
     port, length = free_port(), 2000
-    with serving(artifacts_dir, "--metrics-port", str(port), output=into) as live:
+    with serving(assigner_dir, "--metrics-port", str(port), output=into) as live:
         refuse(live, 2 * KEPT_BYTES // length, length)
         infers(live)
         dropped = samples(port)[DROPPED]
@@ -124,10 +124,10 @@ def read_all(out: int) -> bytes:
         return file.read()
 
 
-def test_a_reader_that_comes_back_is_told_what_it_missed(artifacts_dir: Path, full_pipe: tuple[int, int]) -> None:
+def test_a_reader_that_comes_back_is_told_what_it_missed(assigner_dir: Path, full_pipe: tuple[int, int]) -> None:
     out, into = full_pipe
     port, length = free_port(), 2000
-    with serving(artifacts_dir, "--metrics-port", str(port), output=into) as live:
+    with serving(assigner_dir, "--metrics-port", str(port), output=into) as live:
         os.close(into)
         refuse(live, 2 * KEPT_BYTES // length, length)
         dropped = int(samples(port)[DROPPED])
@@ -147,8 +147,8 @@ def test_a_reader_that_comes_back_is_told_what_it_missed(artifacts_dir: Path, fu
     assert max(kept) < note < next(index for index, line in enumerate(lines) if "GET /n 404" in line)
 
 
-def test_a_second_signal_ends_a_server_whose_log_nobody_reads(artifacts_dir: Path, full_pipe: tuple[int, int]) -> None:
-    with serving(artifacts_dir, "--lame-duck-seconds", "60", output=full_pipe[1]) as live:
+def test_a_second_signal_ends_a_server_whose_log_nobody_reads(assigner_dir: Path, full_pipe: tuple[int, int]) -> None:
+    with serving(assigner_dir, "--lame-duck-seconds", "60", output=full_pipe[1]) as live:
         live.process.send_signal(signal.SIGTERM)
         while live.send("GET", "/v2/health/ready").status == 200:
             time.sleep(0.01)
@@ -171,11 +171,11 @@ STREAMS = {
 
 
 @pytest.mark.parametrize("streams", STREAMS)
-def test_streams_that_cannot_be_written(artifacts_dir: Path, streams: str) -> None:
+def test_streams_that_cannot_be_written(assigner_dir: Path, streams: str) -> None:
     """Neither the start nor a request minds, nor do the engines, nor the end."""
     out, into = os.pipe()
     os.close(out)
-    with os.fdopen(into), serving(artifacts_dir, output=into, shell=STREAMS[streams]) as live:
+    with os.fdopen(into), serving(assigner_dir, output=into, shell=STREAMS[streams]) as live:
         refuse(live, 3)
         infers(live)
         held = [str(Path(f"/proc/{live.process.pid}/fd/{number}").readlink()) for number in (1, 2)]
@@ -213,9 +213,9 @@ FORWARDED = {"X-Forwarded-For": "198.51.100.1, 203.0.113.7"}
         (("--trusted-proxy", "192.0.2.0/24", "--trusted-proxy", "127.0.0.1"), r"203\.0\.113\.7:0"),
     ],
 )
-def test_lines_say_when_and_who(artifacts_dir: Path, words: tuple[str, ...], peer: str) -> None:
+def test_lines_say_when_and_who(assigner_dir: Path, words: tuple[str, ...], peer: str) -> None:
     out, into = os.pipe()
-    with serving(artifacts_dir, *words, output=into) as live:
+    with serving(assigner_dir, *words, output=into) as live:
         os.close(into)
         assert live.send("GET", "/nothing", headers=FORWARDED).status == 404
         live.process.send_signal(signal.SIGTERM)

@@ -19,11 +19,22 @@ from urllib.request import urlopen
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.serve.conftest import ROOT, Live, binary_rows, ended, json_rows, loss_inputs, start, stop, worker_of
+from tests.serve.conftest import (
+    ROOT,
+    Live,
+    assigner_inputs,
+    binary_rows,
+    ended,
+    json_rows,
+    loss_inputs,
+    start,
+    stop,
+    worker_of,
+)
 from yolo_assigner.serve.client import AssignerClient, ServerError
 
 KEY, ADMIN = "inference-key-of-a-test", "administration-key-of-a-test"
-INFER = "/v2/models/loss/infer"
+INFER, INFER_ANY = "/v2/models/loss/infer", "/v2/models/assigner/infer"
 METRIC = re.compile(r"(?:(rate|increase)\()?\b((?:yolo_assigner|process)_\w+)")
 
 
@@ -177,7 +188,7 @@ def test_statistics(live: Live) -> None:
     assert live.send("GET", "/v2/models/nobody/stats").status == 404
 
 
-def test_request_identifiers_and_json_logs(artifacts_dir: Path) -> None:
+def test_request_identifiers_and_json_logs(assigner_dir: Path) -> None:
     command = [
         sys.executable,
         "-m",
@@ -186,7 +197,7 @@ def test_request_identifiers_and_json_logs(artifacts_dir: Path) -> None:
         "--port",
         "0",
         "--artifacts",
-        str(artifacts_dir),
+        str(assigner_dir),
         "--log-format",
         "json",
     ]
@@ -210,25 +221,25 @@ def test_request_identifiers_and_json_logs(artifacts_dir: Path) -> None:
     assert KEY not in errors
 
 
-def test_a_lame_duck_still_serves(artifacts_dir: Path) -> None:
+def test_a_lame_duck_still_serves(assigner_dir: Path) -> None:
     port = free_port()
-    live = start("--artifacts", artifacts_dir, "--lame-duck-seconds", "2", "--metrics-port", str(port))
-    rows, blob = binary_rows(loss_inputs())
+    live = start("--artifacts", assigner_dir, "--lame-duck-seconds", "2", "--metrics-port", str(port))
+    rows, blob = binary_rows(assigner_inputs())
     assert samples(port)["yolo_assigner_ready", ()] == 1
     began = time.monotonic()
     live.process.send_signal(signal.SIGTERM)
     refused = live.send("GET", "/v2/health/ready")
     assert (refused.status, "about to stop" in refused.error) == (503, True)
     assert samples(port)["yolo_assigner_ready", ()] == 0
-    served = live.infer("loss", {"inputs": rows}, blob)
+    served = live.infer("assigner", {"inputs": rows}, blob)
     assert served.status == 200
     assert served.headers["Connection"] == "close"
     assert ended(live) == 0
     assert 1.5 < time.monotonic() - began < 10
 
 
-def test_a_second_signal_ends_at_once(artifacts_dir: Path) -> None:
-    live = start("--artifacts", artifacts_dir, "--lame-duck-seconds", "60")
+def test_a_second_signal_ends_at_once(assigner_dir: Path) -> None:
+    live = start("--artifacts", assigner_dir, "--lame-duck-seconds", "60")
     live.process.send_signal(signal.SIGTERM)
     while live.send("GET", "/v2/health/ready").status == 200:
         time.sleep(0.01)
@@ -238,11 +249,11 @@ def test_a_second_signal_ends_at_once(artifacts_dir: Path) -> None:
     assert time.monotonic() - began < 2
 
 
-def test_a_request_under_way_is_finished_before_the_end(artifacts_dir: Path) -> None:
-    live = start("--artifacts", artifacts_dir)
-    rows, blob = binary_rows(loss_inputs())
+def test_a_request_under_way_is_finished_before_the_end(assigner_dir: Path) -> None:
+    live = start("--artifacts", assigner_dir)
+    rows, blob = binary_rows(assigner_inputs())
     text = json.dumps({"inputs": rows}).encode()
-    head = f"POST {INFER} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(text) + len(blob)}\r\n"
+    head = f"POST {INFER_ANY} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(text) + len(blob)}\r\n"
     head += f"inference-header-content-length: {len(text)}\r\n\r\n"
     with socket.create_connection((live.host, live.port), timeout=30) as connection:
         connection.sendall(head.encode() + text)
@@ -255,14 +266,14 @@ def test_a_request_under_way_is_finished_before_the_end(artifacts_dir: Path) -> 
     assert ended(live) == 0
 
 
-def test_the_process_of_the_engines_gets_no_secret(artifacts_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_process_of_the_engines_gets_no_secret(assigner_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     secrets = {"API_KEYS": KEY, "ADMIN_KEYS": ADMIN, "SSL_KEYFILE_PASSWORD": "password-of-a-test"}
     for name, secret in secrets.items():
         monkeypatch.setenv(f"YOLO_ASSIGNER_{name}", secret)
-    live = start("--artifacts", artifacts_dir)
+    live = start("--artifacts", assigner_dir)
     folder = Path(f"/proc/{worker_of(live)}")
-    rows, blob = binary_rows(loss_inputs())
-    assert live.infer("loss", {"inputs": rows}, blob, **bearer(KEY)).status == 200
+    rows, blob = binary_rows(assigner_inputs())
+    assert live.infer("assigner", {"inputs": rows}, blob, **bearer(KEY)).status == 200
     try:
         seen = (folder / "environ").read_bytes() + (folder / "cmdline").read_bytes()
     finally:
@@ -271,32 +282,32 @@ def test_the_process_of_the_engines_gets_no_secret(artifacts_dir: Path, monkeypa
     assert not [name for name, secret in secrets.items() if secret.encode() in seen]
 
 
-def test_too_many_at_one_time(artifacts_dir: Path) -> None:
+def test_too_many_at_one_time(assigner_dir: Path) -> None:
     """The place is given back when the caller hangs up."""
-    live = start("--artifacts", artifacts_dir, "--max-requests", "1")
-    rows, blob = binary_rows(loss_inputs())
+    live = start("--artifacts", assigner_dir, "--max-requests", "1")
+    rows, blob = binary_rows(assigner_inputs())
     with socket.create_connection((live.host, live.port)) as connection:
-        connection.sendall(f"POST {INFER} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n".encode())
+        connection.sendall(f"POST {INFER_ANY} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n".encode())
         deadline = time.monotonic() + 60
-        while (reply := live.infer("loss", {"inputs": rows}, blob)).status == 200:
+        while (reply := live.infer("assigner", {"inputs": rows}, blob)).status == 200:
             assert time.monotonic() < deadline
         assert reply.status == 503
         assert reply.headers["Retry-After"] == "1"
         assert live.send("GET", "/v2/health/ready").status == 200
-    while live.infer("loss", {"inputs": rows}, blob).status != 200:
+    while live.infer("assigner", {"inputs": rows}, blob).status != 200:
         assert time.monotonic() < deadline
     assert stop(live) == 0
 
 
-def test_beyond_loopback_only_with_keys(artifacts_dir: Path) -> None:
-    command = [sys.executable, "-m", "yolo_assigner", "serve", "--artifacts", str(artifacts_dir), "--host", "0.0.0.0"]  # noqa: S104
+def test_beyond_loopback_only_with_keys(assigner_dir: Path) -> None:
+    command = [sys.executable, "-m", "yolo_assigner", "serve", "--artifacts", str(assigner_dir), "--host", "0.0.0.0"]  # noqa: S104
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
     assert done.returncode == 2
     assert "api_key_file" in done.stderr
 
 
-def test_show_config(artifacts_dir: Path) -> None:
-    command = [sys.executable, "-m", "yolo_assigner", "serve", "--artifacts", str(artifacts_dir), "--show-config"]
+def test_show_config(assigner_dir: Path) -> None:
+    command = [sys.executable, "-m", "yolo_assigner", "serve", "--artifacts", str(assigner_dir), "--show-config"]
     environment = os.environ | {"YOLO_ASSIGNER_API_KEYS": KEY}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=True, env=environment)
     assert 'api_keys = ["********"]  # YOLO_ASSIGNER_API_KEYS' in done.stdout

@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from tritonclient.utils import InferenceServerException
 
+from tests.exports import exported
 from tests.serve.callers import LIBRARIES, Caller, calling
 from tests.serve.conftest import Live, Reply, ended, loss_inputs, start
 from yolo_assigner.serve.shared_memory.object import DIRECTORY
@@ -170,9 +170,9 @@ def test_row_11_what_is_not_done_here(caller: Caller, method: str, values: list[
 
 
 @pytest.fixture(scope="module")
-def shared(artifacts_dir: Path) -> Iterator[Live]:
+def shared() -> Iterator[Live]:
     """With shared memory; the last test has begun to stop it."""
-    server = start("--artifacts", artifacts_dir, "--shared-memory", PREFIX, "--lame-duck-seconds", "60")
+    server = start("--artifacts", exported("loss", "sparse"), "--shared-memory", PREFIX, "--lame-duck-seconds", "60")
     yield server
     server.process.send_signal(signal.SIGTERM)
     assert ended(server) == 128 + signal.SIGTERM

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.serve.conftest import ROOT, Live, binary_rows, loss_inputs, stop
+from tests.serve.conftest import ROOT, Live, assigner_inputs, binary_rows, copy_as, stop
 from tests.serve.test_app import SumRunner
 from tests.serve.toy_contract import CONTRACT
 from yolo_assigner.export.contract import file_hash
@@ -76,6 +75,9 @@ def starting(*words: str | Path) -> Iterator[Live]:
         process.wait()
 
 
+NAMES = ("first", "second", "third")
+
+
 def damage(folder: Path, name: str) -> None:
     """Make a model that only its runtime finds damaged."""
     (folder / f"{name}.onnx").write_bytes(b"\xff" * 100)
@@ -84,26 +86,26 @@ def damage(folder: Path, name: str) -> None:
     path.write_text(json.dumps(contract | {"sha256": file_hash(folder / f"{name}.onnx")}))
 
 
-@pytest.mark.parametrize("damaged", ["assigner", "loss_grad"])
+@pytest.mark.parametrize("damaged", [NAMES[0], NAMES[-1]])
 @pytest.mark.parametrize("engines", ["--engine-process", "--no-engine-process"])
 def test_a_server_that_says_that_it_is_ready_stays_so(
-    artifacts_dir: Path, tmp_path: Path, engines: str, damaged: str
+    assigner_dir: Path, tmp_path: Path, engines: str, damaged: str
 ) -> None:
     """A healthy model beside one that fails before it, and one that fails after it."""
-    folder = Path(shutil.copytree(artifacts_dir, tmp_path / "copy"))
-    damage(folder, damaged)
-    rows, blob = binary_rows(loss_inputs())
-    with starting("--artifacts", folder, engines) as live:
+    copy_as(assigner_dir, tmp_path, *NAMES)
+    damage(tmp_path, damaged)
+    rows, blob = binary_rows(assigner_inputs())
+    with starting("--artifacts", tmp_path, engines) as live:
         deadline = time.monotonic() + PATIENCE
         refused = 0
         while live.send("GET", "/v2/health/ready").status != 200:
             assert time.monotonic() < deadline
             refused += 1
         assert refused > 0
-        states = {name: live.send("GET", f"/v2/models/{name}/ready") for name in ("assigner", "loss", "loss_grad")}
+        states = {name: live.send("GET", f"/v2/models/{name}/ready") for name in NAMES}
         assert {name: reply.status for name, reply in states.items()} == {
             name: 503 if name == damaged else 200 for name in states
         }
         assert f"model '{damaged}' cannot be loaded" in states[damaged].error
-        assert live.infer("loss", {"inputs": rows}, blob).status == 200
+        assert live.infer("second", {"inputs": rows}, blob).status == 200
         assert all(live.send("GET", "/v2/health/ready").status == 200 for _ in range(100))

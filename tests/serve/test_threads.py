@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.serve.conftest import Live, binary_rows, loss_inputs, start, stop, worker_of
+from tests.serve.conftest import Live, assigner_inputs, binary_rows, loss_inputs, start, stop, worker_of
 from yolo_assigner.serve.system import NICENESS, PROCESS_NICENESS, freeze_gc, lower_thread_priority
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority of their own")
@@ -30,12 +30,12 @@ def levels(pid: int) -> set[int]:
     return {os.getpriority(os.PRIO_PROCESS, int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir()}
 
 
-def test_engines_in_the_servers_process_give_way(artifacts_dir: Path) -> None:
-    server = start("--artifacts", artifacts_dir, "--no-engine-process")
+def test_engines_in_the_servers_process_give_way(assigner_dir: Path) -> None:
+    server = start("--artifacts", assigner_dir, "--no-engine-process")
     usual = os.getpriority(os.PRIO_PROCESS, 0)
     assert levels(server.process.pid) == {usual, usual + NICENESS}
-    rows, blob = binary_rows(loss_inputs())
-    assert server.infer("loss", {"inputs": rows}, blob).status == 200
+    rows, blob = binary_rows(assigner_inputs())
+    assert server.infer("assigner", {"inputs": rows}, blob).status == 200
     assert stop(server) == 0
 
 

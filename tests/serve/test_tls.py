@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
 from tritonclient.http import InferenceServerClient
 from tritonclient.http import aio as tritonclient_aio
 
+from tests.exports import exported
 from tests.serve.conftest import ROOT, Live, loss_inputs, stop
 from tests.serve.test_operation import free_port
 from yolo_assigner.serve.client import AssignerClient, ServerError
@@ -81,10 +82,10 @@ def command(artifacts: Path, certificate: Path, key: Path, *more: str) -> list[s
 
 
 @pytest.fixture(scope="module")
-def secure(artifacts_dir: Path, files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secure]:
+def secure(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secure]:
     """Started with an encrypted key, whose password is in its environment."""
     port, errors = free_port(), tmp_path_factory.mktemp("log") / "errors"
-    words = command(artifacts_dir, files.certificate, files.encrypted_key, "--metrics-port", str(port))
+    words = command(exported("loss", "sparse"), files.certificate, files.encrypted_key, "--metrics-port", str(port))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "YOLO_ASSIGNER_SSL_KEYFILE_PASSWORD": PASSWORD}
     with errors.open("w") as file:
         process = subprocess.Popen(
@@ -197,8 +198,8 @@ def test_files_that_cannot_be_used(files: Files, tmp_path: Path) -> None:
         AssignerClient("https://127.0.0.1:1", ca_file=tmp_path / "missing.pem")
 
 
-def test_a_server_that_cannot_use_them_says_so(artifacts_dir: Path, files: Files) -> None:
-    words = command(artifacts_dir, files.certificate, files.encrypted_key)
+def test_a_server_that_cannot_use_them_says_so(assigner_dir: Path, files: Files) -> None:
+    words = command(assigner_dir, files.certificate, files.encrypted_key)
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert "the key is encrypted" in done.stderr

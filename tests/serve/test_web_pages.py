@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from starlette.datastructures import Headers
 
+from tests.exports import exported
 from tests.serve.conftest import Live, Reply, binary_rows, loss_inputs, start, stop
 from yolo_assigner.serve.errors import ForbiddenError
 from yolo_assigner.serve.http.origins import origins_of
@@ -26,19 +27,19 @@ BROWSERS = [found for name in ("chromium-headless-shell", "chromium", "google-ch
 
 
 @pytest.fixture(scope="module")
-def shared(artifacts_dir: Path) -> Iterator[Live]:
+def shared() -> Iterator[Live]:
     """Without keys on loopback, with shared memory; one page and one name are allowed."""
     allowed = "--cors-origin", PAGE, "--allowed-host", "other.example", "--allowed-host", f"*.{NAME}"
-    server = start("--artifacts", artifacts_dir, "--shared-memory", "yolo-assigner-pages-", *allowed)
+    server = start("--artifacts", exported("loss", "sparse"), "--shared-memory", "yolo-assigner-pages-", *allowed)
     yield server
     assert stop(server) == 0
 
 
 @pytest.fixture(scope="module")
-def keyed(artifacts_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def keyed(assigner_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     keys = tmp_path_factory.mktemp("keys") / "keys"
     keys.write_text(KEY)
-    server = start("--artifacts", artifacts_dir, "--api-key-file", keys, "--cors-origin", PAGE)
+    server = start("--artifacts", assigner_dir, "--api-key-file", keys, "--cors-origin", PAGE)
     yield server
     assert stop(server) == 0
 
@@ -237,12 +238,12 @@ def browse(url: str, profile: Path, *options: str) -> str:
 
 
 @pytest.mark.skipif(not BROWSERS, reason="there is no Chromium")
-def test_in_a_browser(artifacts_dir: Path, tmp_path: Path) -> None:
+def test_in_a_browser(assigner_dir: Path, tmp_path: Path) -> None:
     script = """
         const server = location.hash.slice(1), said = [];
         await fetch(server + "UNREGISTER", {method: "POST", mode: "no-cors"});
         try {
-            const reply = await fetch(server + "/v2/models/loss/infer", {
+            const reply = await fetch(server + "/v2/models/assigner/infer", {
                 method: "POST", body: "{",
                 headers: {"Inference-Header-Content-Length": "1", "Authorization": "Bearer x"},
             });
@@ -251,7 +252,7 @@ def test_in_a_browser(artifacts_dir: Path, tmp_path: Path) -> None:
     """.replace("UNREGISTER", UNREGISTER)
     with page(script) as origin:
         for words, left in (([], 1), (["--cors-origin", origin], 0)):
-            live = start("--artifacts", artifacts_dir, "--shared-memory", "yolo-assigner-pages-", *words)
+            live = start("--artifacts", assigner_dir, "--shared-memory", "yolo-assigner-pages-", *words)
             try:
                 register(live)
                 text = browse(f"{origin}/#http://{live.url}", tmp_path / str(left))

@@ -14,9 +14,7 @@ from torch import Tensor
 
 from tests import oracle
 from tests.exports import exported
-from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.samples import Case, pyramid, sample_assigner_inputs
-from yolo_assigner.export.to_onnx.exporter import export_onnx
 from yolo_loss import TaskAlignedAssigner
 from yolo_loss.assigner import IMPLEMENTATIONS
 
@@ -52,11 +50,11 @@ def onnx_run(path: Path) -> Run:
 @pytest.fixture(
     params=[(how, form) for how in ("float32", "float64", "onnx") for form in IMPLEMENTATIONS], ids=" ".join
 )
-def runner(request: pytest.FixtureRequest, assigners: dict[str, Path]) -> tuple[Run, type]:
+def runner(request: pytest.FixtureRequest, assigners: dict[str, Run]) -> tuple[Run, type]:
     """Each way to compute the assignment, with the number type for the oracle."""
     how, implementation = request.param
     if how == "onnx":
-        return onnx_run(assigners[implementation]), np.float32
+        return assigners[implementation], np.float32
     return torch_run(getattr(torch, how), implementation=implementation), getattr(np, how)
 
 
@@ -67,11 +65,9 @@ def implementation(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def assigners() -> dict[str, Path]:
+def assigners() -> dict[str, Run]:
     """The exported assigner of each implementation."""
-    return {
-        implementation: exported("assigner", implementation) / "assigner.onnx" for implementation in IMPLEMENTATIONS
-    }
+    return {form: onnx_run(exported("assigner", form) / "assigner.onnx") for form in IMPLEMENTATIONS}
 
 
 def expected(inputs: tuple[Tensor, ...], real: type, **options: Any) -> oracle.Targets:
@@ -133,11 +129,9 @@ def test_hyperparameters(options: dict[str, Any], implementation: str) -> None:
     )
 
 
-def test_options_are_exported(tmp_path: Path, implementation: str) -> None:
+def test_options_are_exported(implementation: str) -> None:
     options: dict[str, Any] = {"min_box_side": 16.0, "topk2": 2}
-    path, _ = export_onnx(
-        "assigner", Hyperparameters(num_classes=3, **options), tmp_path, implementation=implementation
-    )
+    path = exported("assigner", implementation, **options) / "assigner.onnx"
     inputs = sample_assigner_inputs(CASES["crowded"], STRIDES, 6)
     plain = expected(inputs, np.float32)
     want = expected(inputs, np.float32, **options)

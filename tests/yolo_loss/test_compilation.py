@@ -41,11 +41,13 @@ def test_compiled_assigner_decides_alike(implementation: str) -> None:
         torch.testing.assert_close(got.target_scores, want.target_scores, rtol=1e-5, atol=1e-7)
 
 
-def loss_and_gradients(criterion: Callable[..., Any], case: Case, seed: int) -> tuple[Tensor, list[Tensor]]:
+def loss_and_gradients(
+    criterion: Callable[..., Any], case: Case, seed: int, **more: Any
+) -> tuple[Tensor, list[Tensor]]:
     feats, *rest = sample_loss_inputs(case, STRIDES, 16, seed=seed)
     leaves = [feat.requires_grad_() for feat in feats]
     height, width = (int(side * STRIDES[0]) for side in case.grids[0])
-    loss, _ = criterion(leaves, ragged_batch(GroundTruth(*rest), (height, width)))
+    loss, _ = criterion(leaves, ragged_batch(GroundTruth(*rest), (height, width)) | more)
     return loss.detach(), list(torch.autograd.grad(loss, leaves))
 
 
@@ -61,6 +63,21 @@ def test_compiled_loss_is_the_same(class_loss: str) -> None:
             torch.testing.assert_close(got, want, rtol=2e-6, atol=0)
             for one, other in zip(gradients, want_gradients, strict=True):
                 torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_compiled_loss_with_class_weights_and_regions() -> None:
+    weights = torch.tensor([[1.0, 0.0, 2.0, 0.5], [3.0, 1.0, 1.0, 0.0]])
+    more = {
+        "class_weights": weights,
+        "ignore_idx": [0, 1],
+        "ignore_bboxes": [[0.5, 0.5, 0.7, 0.4], [0.2, 0.2, 0.4, 0.4]],
+    }
+    case = Case(2, 7, pyramid(96, 96, STRIDES), 4)
+    want, want_gradients = loss_and_gradients(DetectionLoss(4, STRIDES), case, 0, **more)
+    got, gradients = loss_and_gradients(DetectionLoss(4, STRIDES, compile_kernels=True), case, 0, **more)
+    torch.testing.assert_close(got, want, rtol=2e-6, atol=0)
+    for one, other in zip(gradients, want_gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 def test_kernels_are_compiled_inside_only() -> None:

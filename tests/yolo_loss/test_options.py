@@ -224,6 +224,11 @@ def test_the_old_name_of_implementation_works_and_warns(make: Any) -> None:
     with pytest.warns(FutureWarning, match="implementation"):
         assigner.formulation = "sparse"
     assert assigner.implementation == "sparse"
+    with (
+        pytest.warns(FutureWarning, match="implementation"),
+        pytest.raises(ValueError, match="implementation is 'sparse' and formulation 'dense'; leave one out"),
+    ):
+        make(implementation="sparse", formulation="dense")
 
 
 def test_every_hyper_parameter_is_an_option_and_an_attribute() -> None:

@@ -78,11 +78,25 @@ def find_candidates(anc_points: Tensor, ground_truth: GroundTruth, params: Assig
         (B, M, A) bool.
     """
     boxes = enlarge(ground_truth.gt_bboxes, params.min_box_side)
+    return is_inside(anc_points, boxes, params.eps) & ground_truth.mask_gt
+
+
+def is_inside(anc_points: Tensor, boxes: Tensor, eps: float) -> Tensor:
+    """Whether each anchor's distance from every side of a box, towards its inside, is above ``eps``.
+
+    Args:
+        anc_points: (A, 2).
+        boxes: (B, M, 4) xyxy in the same unit.
+        eps: In the same unit.
+
+    Returns:
+        (B, M, A) bool.
+    """
     x1, y1, x2, y2 = boxes.split(1, dim=-1)  # each (B, M, 1)
     x, y = anc_points.unbind(-1)  # each (A,)
     inside_x = torch.minimum(x - x1, x2 - x)  # (B, M, A)
     inside_y = torch.minimum(y - y1, y2 - y)
-    return (torch.minimum(inside_x, inside_y) > params.eps) & ground_truth.mask_gt
+    return torch.minimum(inside_x, inside_y) > eps
 
 
 def align_metric(

@@ -50,11 +50,15 @@ def map_chunks(tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     Returns:
         (B, ...).
     """
+    slices = image_slices(tensor)
+    return function(tensor) if len(slices) == 1 else torch.cat([function(tensor[images]) for images in slices])
+
+
+def image_slices(tensor: Tensor) -> list[slice]:
+    """Divide the images of a tensor (B, ...) into chunks; a single slice of all where chunks are no gain."""
     if runs_unchunked(tensor.device) or compiling_kernels() or (tensor.requires_grad and torch.is_grad_enabled()):
-        return function(tensor)
-    slices = chunk_slices([tensor[:1].numel()] * tensor.shape[0], ELEMENTS_PER_CHUNK)
-    results = [function(tensor[chunk]) for chunk in slices]
-    return results[0] if len(results) == 1 else torch.cat(results)
+        return [slice(None)]
+    return chunk_slices([tensor[:1].numel()] * tensor.shape[0], ELEMENTS_PER_CHUNK)
 
 
 def concatenate_assignments(parts: Sequence[Assignment]) -> Assignment:

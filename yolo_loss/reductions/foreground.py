@@ -10,12 +10,14 @@ from torch import Tensor
 
 from yolo_loss.anchors import decode_rows
 from yolo_loss.assignment.segment_ops import keep_dummy, true_indices
+from yolo_loss.class_factors import ClassFactors
 from yolo_loss.losses import (
     assigned_class_correction,
     assigned_class_gradient,
     background_class_gradient,
     box_loss,
     dfl_loss,
+    l1_loss,
 )
 from yolo_loss.structures import Assignment, GroundTruth, Predictions
 
@@ -29,6 +31,8 @@ class Rows(NamedTuple):
         weight: (N,) normalized alignment scores.
         target_grid: (N, 4) target boxes, xyxy, grid units.
         point: (N, 2) anchor points, grid units.
+        side_scale: (N, 2) a grid unit as a fraction of the image's width and height; None with R > 1, where it is not
+            needed.
     """
 
     distri: Tensor
@@ -36,10 +40,11 @@ class Rows(NamedTuple):
     weight: Tensor
     target_grid: Tensor
     point: Tensor
+    side_scale: Tensor | None = None
 
 
 class RowLosses(NamedTuple):
-    """Weighted losses of each row, (N,) each."""
+    """Weighted losses of each row, (N,) each; ``dfl`` is l1 where R = 1."""
 
     box: Tensor
     cls: Tensor
@@ -52,9 +57,9 @@ class RowGradients(NamedTuple):
     Attributes:
         box: (N,) loss.
         cls: (N,) loss.
-        dfl: (N,) loss.
+        dfl: (N,) loss; l1 where R = 1.
         box_grad_distri: (N, 4R) derivative of the box loss.
-        dfl_grad_distri: (N, 4R) derivative of the distribution loss.
+        dfl_grad_distri: (N, 4R) derivative of ``dfl``.
     """
 
     box: Tensor
@@ -82,6 +87,8 @@ class Foreground(NamedTuple):
         weight: Normalized alignment score.
         target_grid: (N, 4) target box, xyxy, grid units.
         point: (N, 2) anchor point, grid units.
+        side_scale: (N, 2) as in ``Rows``.
+        class_factor: Factor of the class loss's element of the label; None: 1.
         valid: bool; False where the list is padded with background, of weight 0. None: it has no padding.
     """
 
@@ -91,6 +98,8 @@ class Foreground(NamedTuple):
     weight: Tensor
     target_grid: Tensor
     point: Tensor
+    side_scale: Tensor | None
+    class_factor: Tensor | None
     valid: Tensor | None
 
     def per_level(self, values: Tensor) -> list[Tensor]:
@@ -107,6 +116,8 @@ class Foreground(NamedTuple):
     def class_gradients(self, assigned_logits: Tensor, class_loss: str) -> Tensor:
         """Derivative of the class loss by each anchor's logit of its label; on padding that of background.
 
+        It has the factor of the label.
+
         Args:
             assigned_logits: (N,) those logits.
             class_loss: ``bce`` or ``varifocal``.
@@ -115,9 +126,13 @@ class Foreground(NamedTuple):
             (N,).
         """
         assigned = assigned_class_gradient(assigned_logits, self.weight, class_loss)
-        if self.valid is None:
-            return assigned
-        return torch.where(self.valid, assigned, background_class_gradient(assigned_logits, class_loss))
+        if self.valid is not None:
+            assigned = torch.where(self.valid, assigned, background_class_gradient(assigned_logits, class_loss))
+        return self.weigh(assigned)
+
+    def weigh(self, values: Tensor) -> Tensor:
+        """Multiply finite values (N,) of the class loss by their factors."""
+        return values if self.class_factor is None else values * self.class_factor
 
 
 def split_levels(values: Tensor, sizes: Iterable[int], dim: int) -> list[Tensor]:
@@ -130,7 +145,11 @@ def split_levels(values: Tensor, sizes: Iterable[int], dim: int) -> list[Tensor]
 
 
 def find_foreground(
-    predictions: Predictions, ground_truth: GroundTruth, assignment: Assignment, max_foreground: int | None = None
+    predictions: Predictions,
+    ground_truth: GroundTruth,
+    assignment: Assignment,
+    max_foreground: int | None = None,
+    factors: ClassFactors | None = None,
 ) -> Foreground:
     """List the foreground anchors with their targets.
 
@@ -140,6 +159,7 @@ def find_foreground(
         assignment: Its targets.
         max_foreground: Upper bound of the foreground anchors. Each level's list is padded to it with background, so
             that no GPU is asked for its length. None: lists are as long as the foreground.
+        factors: Factors of the class loss's elements; None: all 1.
     """
     level_indices, anchors, offset = [], [], 0
     for level in predictions.levels:
@@ -163,9 +183,11 @@ def find_foreground(
     target_grid = target_grid / predictions.strides.index_select(0, anchor)
     weight = assignment.target_weights.flatten().index_select(0, index)
     point = predictions.anchor_points.index_select(0, anchor)
+    side_scale = predictions.side_scale.index_select(0, anchor) if predictions.reg_max == 1 else None
+    class_factor = None if factors is None else factors.of_rows(image, label, index)
     padded = max_foreground is not None or torch.compiler.is_exporting()
     valid = assignment.fg_mask.flatten().index_select(0, index) if padded else None
-    return Foreground(level_indices, image, label, weight, target_grid, point, valid)
+    return Foreground(level_indices, image, label, weight, target_grid, point, side_scale, class_factor, valid)
 
 
 def indices_true_first(flags: Tensor) -> Tensor:
@@ -193,16 +215,30 @@ def foreground_rows(predictions: Predictions, foreground: Foreground) -> Rows:
         rows.append(distri.pick(image[:, None], channels, anchor[:, None]))
         assigned_logits.append(scores.pick(image, label, anchor))
     dtype = foreground.weight.dtype
-    logits = torch.cat(rows).to(dtype), torch.cat(assigned_logits).to(dtype)
-    return Rows(*logits, foreground.weight, foreground.target_grid, foreground.point)
+    logits = torch.cat(assigned_logits).to(dtype)
+    if foreground.class_factor is not None:
+        # A logit that does not count may be anything.
+        logits = torch.where(foreground.class_factor > 0, logits, 0.0)
+    return Rows(
+        torch.cat(rows).to(dtype),
+        logits,
+        foreground.weight,
+        foreground.target_grid,
+        foreground.point,
+        foreground.side_scale,
+    )
 
 
 def row_losses(rows: Rows, reg_max: int, class_loss: str) -> RowLosses:
     """Compute the weighted losses of each row."""
     boxes = decode_rows(rows.distri, rows.point, reg_max)
     box = box_loss(boxes, rows.target_grid) * rows.weight
-    dfl = dfl_loss(rows.distri.unflatten(1, (4, reg_max)), rows.target_grid, rows.point) * rows.weight
-    return RowLosses(box, assigned_class_correction(rows.assigned_logits, rows.weight, class_loss), dfl)
+    if rows.side_scale is None:
+        dfl = dfl_loss(rows.distri.unflatten(1, (4, reg_max)), rows.target_grid, rows.point)
+    else:
+        dfl = l1_loss(rows.distri, rows.target_grid, rows.point, rows.side_scale)
+    cls = assigned_class_correction(rows.assigned_logits, rows.weight, class_loss)
+    return RowLosses(box, cls, dfl * rows.weight)
 
 
 def row_gradients(rows: Rows, reg_max: int, class_loss: str) -> RowGradients:
@@ -211,7 +247,6 @@ def row_gradients(rows: Rows, reg_max: int, class_loss: str) -> RowGradients:
         distri = rows.distri.detach().requires_grad_()
         losses = row_losses(rows._replace(distri=distri), reg_max, class_loss)
         (box_grad,) = torch.autograd.grad(losses.box.sum(), distri, retain_graph=True)
-        # With R = 1 the distribution loss is a constant.
-        dfl_grad = torch.autograd.grad(losses.dfl.sum(), distri)[0] if reg_max > 1 else torch.zeros_like(distri)
+        (dfl_grad,) = torch.autograd.grad(losses.dfl.sum(), distri)
     box, cls, dfl = (loss.detach() for loss in losses)
     return RowGradients(box, cls, dfl, box_grad, dfl_grad)

@@ -12,9 +12,17 @@ import torch
 from torch import Tensor
 
 from yolo_loss.assignment.targets import labels_and_boxes
+from yolo_loss.class_factors import ClassFactors, factors_of_levels
 from yolo_loss.losses import assigned_class_gradient, background_class_gradient, background_class_loss_of_levels
 from yolo_loss.reductions.dense import join_levels
-from yolo_loss.reductions.foreground import RowGradients, Rows, find_foreground, foreground_rows, split_levels
+from yolo_loss.reductions.foreground import (
+    RowGradients,
+    RowLosses,
+    Rows,
+    find_foreground,
+    foreground_rows,
+    split_levels,
+)
 from yolo_loss.reductions.sparse import sum_per_image
 from yolo_loss.structures import Assignment, Gains, GroundTruth, Predictions
 
@@ -37,6 +45,7 @@ def sparse_gradients(
     gains: Gains,
     compute_row_gradients: RowGradientFunction,
     max_foreground: int | None = None,
+    factors: ClassFactors | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Scatter the gradients of the foreground's rows into the background class gradient of all anchors.
 
@@ -48,14 +57,15 @@ def sparse_gradients(
         gains: Weights of the losses.
         compute_row_gradients: ``row_gradients`` with its options, in a form that can be exported.
         max_foreground: As in ``find_foreground``.
+        factors: Factors of the class loss's elements; None: all 1.
 
     Returns:
         Box, cls, dfl and target-score sums (B, 4), and the gradient of the loss by each level, (B, 4R + C, A_i).
     """
-    foreground = find_foreground(predictions, ground_truth, assignment, max_foreground)
+    foreground = find_foreground(predictions, ground_truth, assignment, max_foreground, factors)
     rows = foreground_rows(predictions, foreground)
     row_gradients = foreground.zero_padding(compute_row_gradients(rows))
-    image_sums = sum_per_image(predictions, foreground, row_gradients.losses, class_loss)
+    image_sums = sum_per_image(predictions, foreground, row_gradients.losses, class_loss, factors)
     grad_output = grad_output_of(image_sums, gains)
     grad_distri = row_gradients.box_grad_distri * grad_output.box + row_gradients.dfl_grad_distri * grad_output.dfl
     grad_assigned = foreground.class_gradients(rows.assigned_logits, class_loss) * grad_output.cls
@@ -64,11 +74,12 @@ def sparse_gradients(
     channels = torch.arange(boxes, device=grad_assigned.device)
     per_level = foreground.per_level
     gradients = []
+    of_levels = factors_of_levels(factors, predictions.pred_scores)
     parts = zip(per_level(grad_distri), per_level(grad_assigned), per_level(foreground.label), strict=True)
-    for level, (image, anchor), (distri, assigned, label) in zip(
-        predictions.levels, foreground.level_indices, parts, strict=True
+    for level, own, (image, anchor), (distri, assigned, label) in zip(
+        predictions.levels, of_levels, foreground.level_indices, parts, strict=True
     ):
-        gradient = _background_gradient(level.scores_source, boxes, class_loss, grad_output)
+        gradient = _background_gradient(level.scores_source, boxes, class_loss, grad_output, own)
         _, width, anchors = gradient.shape
         first = image * (width * anchors) + anchor  # channel 0 of each foreground anchor
         index = torch.cat(((first[:, None] + channels * anchors).flatten(), first + (boxes + label) * anchors))
@@ -84,6 +95,7 @@ def dense_gradients(
     class_loss: str,
     gains: Gains,
     compute_row_gradients: RowGradientFunction,
+    factors: ClassFactors | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Compute the gradients of all anchors' rows and replace those of background by zeros; no scatter.
 
@@ -94,6 +106,7 @@ def dense_gradients(
         class_loss: ``bce`` or ``varifocal``.
         gains: Weights of the losses.
         compute_row_gradients: ``row_gradients`` with its options, in a form that can be exported.
+        factors: Factors of the class loss's elements; None: all 1.
 
     Returns:
         Box, cls, dfl and target-score sums (B, 4), and the gradient of the loss by each level, (B, 4R + C, A_i).
@@ -102,13 +115,21 @@ def dense_gradients(
     labels, target_bboxes = labels_and_boxes(assignment, ground_truth)
     distri, logits = join_levels(predictions)
     assigned_logits = logits.gather(1, labels.unsqueeze(1)).squeeze(1)  # (B, A)
-    points = predictions.anchor_points.expand(target_bboxes.shape[0], -1, -1)
-    all_anchors = Rows(distri.transpose(1, 2), assigned_logits, weights, target_bboxes / predictions.strides, points)
-    row_gradients = compute_row_gradients(Rows(*(field.flatten(0, 1) for field in all_anchors)))
+    factor = None if factors is None else factors.of_labels(labels)
+    if factors is not None:
+        logits = factors.mask(logits)
+    if factor is not None:
+        assigned_logits = torch.where(factor > 0, assigned_logits, 0.0)
+    all_anchors = [distri.transpose(1, 2), assigned_logits, weights, target_bboxes / predictions.strides]
+    of_anchors = [predictions.anchor_points, *([predictions.side_scale] if predictions.reg_max == 1 else [])]
+    all_anchors += [values.expand(target_bboxes.shape[0], -1, -1) for values in of_anchors]
+    row_gradients = compute_row_gradients(Rows(*(values.flatten(0, 1) for values in all_anchors)))
     # The losses come with their gradients: computed separately they would repeat every pass over the maps.
-    losses = (torch.where(foreground, loss.view(weights.shape), 0.0).sum(dim=1) for loss in row_gradients.losses)
+    rows = RowLosses(*(loss.view(weights.shape) for loss in row_gradients.losses))
+    rows = rows if factor is None else rows._replace(cls=rows.cls * factor)
+    losses = (torch.where(foreground, loss, 0.0).sum(dim=1) for loss in rows)
     box, assigned_class, dfl = losses
-    class_sum = background_class_loss_of_levels(predictions.pred_scores, class_loss) + assigned_class
+    class_sum = background_class_loss_of_levels(predictions.pred_scores, class_loss, factors) + assigned_class
     image_sums = torch.stack((box, class_sum, dfl, weights.sum(dim=1)), dim=1)
     grad_output = grad_output_of(image_sums, gains)
 
@@ -119,6 +140,7 @@ def dense_gradients(
     classes = torch.arange(predictions.num_classes, device=labels.device)[:, None]
     is_assigned = (labels.unsqueeze(1) == classes) & foreground.unsqueeze(1)  # (B, C, A)
     grad_logits = torch.where(is_assigned, grad_assigned.unsqueeze(1), background_class_gradient(logits, class_loss))
+    grad_logits = grad_logits if factors is None else factors.weigh(grad_logits)
     gradients = torch.cat((grad_distri, grad_logits * grad_output.cls), dim=1)
     sizes = (level.scores_source.shape[2] for level in predictions.levels)
     return image_sums, split_levels(gradients, sizes, dim=2)
@@ -135,9 +157,14 @@ def grad_output_of(image_sums: Tensor, gains: Gains) -> GradOutput:
     return GradOutput(*(gain * factor for gain in gains))
 
 
-def _background_gradient(level: Tensor, boxes: int, class_loss: str, grad_output: GradOutput) -> Tensor:
+def _background_gradient(
+    level: Tensor, boxes: int, class_loss: str, grad_output: GradOutput, factors: ClassFactors | None
+) -> Tensor:
     """A level's gradient (B, 4R + C, A_i) without foreground."""
-    dtype = grad_output.cls.dtype
-    grad_logits = background_class_gradient(level[:, boxes:].to(dtype), class_loss) * grad_output.cls
+    logits = level[:, boxes:].to(grad_output.cls.dtype)
+    if factors is not None:
+        logits = factors.mask(logits)
+    grad_logits = background_class_gradient(logits, class_loss) * grad_output.cls
+    grad_logits = grad_logits if factors is None else factors.weigh(grad_logits)
     zeros = grad_logits.new_zeros((level.shape[0], boxes, level.shape[2]))
     return torch.cat((zeros, grad_logits), dim=1)

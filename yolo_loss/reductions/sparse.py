@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from yolo_loss.class_factors import ClassFactors, factors_of_levels
 from yolo_loss.execution.buffers import lazy_zeros_like
 from yolo_loss.execution.transforms import batched, detached, transformed
 from yolo_loss.losses import background_class_loss_of_levels, write_background_class_gradient
@@ -32,6 +33,7 @@ def sparse_sums(
     assignment: Assignment,
     class_loss: str,
     max_foreground: int | None = None,
+    factors: ClassFactors | None = None,
 ) -> Tensor:
     """Sum the losses of each image.
 
@@ -41,28 +43,45 @@ def sparse_sums(
         assignment: Its targets.
         class_loss: ``bce`` or ``varifocal``.
         max_foreground: As in ``find_foreground``.
+        factors: Factors of the class loss's elements; None: all 1.
 
     Returns:
-        (B, 4): box, cls, dfl and target-score sums, differentiable in every way that torch has except ``vmap``.
+        (B, 4): box, cls, dfl or l1, and target-score sums, differentiable in every way that torch has except ``vmap``.
     """
-    foreground = find_foreground(predictions, ground_truth, assignment, max_foreground)
+    foreground = find_foreground(predictions, ground_truth, assignment, max_foreground, factors)
     sources = [source for level in predictions.levels for source in level]
     if torch.is_grad_enabled() and any(source.requires_grad for source in sources) and not transformed(sources):
-        sums: Tensor = _SparseSums.apply(predictions, foreground, class_loss, *sources)  # type: ignore[no-untyped-call]
+        sums: Tensor = _SparseSums.apply(predictions, foreground, class_loss, factors, *sources)  # type: ignore[no-untyped-call]
         return sums
-    return _differentiable_sums(predictions, foreground, class_loss)
+    return _differentiable_sums(predictions, foreground, class_loss, factors)
 
 
-def _differentiable_sums(predictions: Predictions, foreground: Foreground, class_loss: str) -> Tensor:
+def _differentiable_sums(
+    predictions: Predictions, foreground: Foreground, class_loss: str, factors: ClassFactors | None
+) -> Tensor:
     """The sums in operations that all have derivatives of their own."""
     losses = row_losses(foreground_rows(predictions, foreground), predictions.reg_max, class_loss)
-    return sum_per_image(predictions, foreground, foreground.zero_padding(losses), class_loss)
+    return sum_per_image(predictions, foreground, foreground.zero_padding(losses), class_loss, factors)
 
 
-def sum_per_image(predictions: Predictions, foreground: Foreground, losses: RowLosses, class_loss: str) -> Tensor:
-    """Sums per image (B, 4) of the foreground's losses and of the background class loss of all anchors."""
-    columns = torch.stack((*losses, foreground.weight), dim=1)  # (N, 4)
-    background = background_class_loss_of_levels(predictions.pred_scores, class_loss).to(columns.dtype)  # (B,)
+def sum_per_image(
+    predictions: Predictions,
+    foreground: Foreground,
+    losses: RowLosses,
+    class_loss: str,
+    factors: ClassFactors | None = None,
+) -> Tensor:
+    """Sums per image (B, 4) of the foreground's losses and of the background class loss of all anchors.
+
+    Args:
+        predictions: The head's output.
+        foreground: Its foreground, found with the same factors.
+        losses: Of each foreground anchor, the class loss without its factor.
+        class_loss: ``bce`` or ``varifocal``.
+        factors: Factors of the class loss's elements; None: all 1.
+    """
+    columns = torch.stack((losses.box, foreground.weigh(losses.cls), losses.dfl, foreground.weight), dim=1)  # (N, 4)
+    background = background_class_loss_of_levels(predictions.pred_scores, class_loss, factors).to(columns.dtype)  # (B,)
     zeros = torch.zeros_like(background)
     # Stacked, not multiplied by 0 and 1: a class loss that is NaN stays in its column.
     return torch.stack((zeros, background, zeros, zeros), dim=1).index_add(0, foreground.image, columns)
@@ -71,33 +90,39 @@ def sum_per_image(predictions: Predictions, foreground: Foreground, losses: RowL
 class _SparseSums(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, predictions: Predictions, foreground: Foreground, class_loss: str, *sources: Tensor
+        ctx: Any,
+        predictions: Predictions,
+        foreground: Foreground,
+        class_loss: str,
+        factors: ClassFactors | None,
+        *sources: Tensor,
     ) -> Tensor:
         rows = foreground_rows(predictions, foreground)
         gradients = foreground.zero_padding(row_gradients(rows, predictions.reg_max, class_loss))
         grad_class = foreground.class_gradients(rows.assigned_logits, class_loss)
-        ctx.predictions, ctx.foreground, ctx.class_loss = predictions, foreground, class_loss
+        ctx.predictions, ctx.foreground, ctx.class_loss, ctx.factors = predictions, foreground, class_loss, factors
         # The sources are saved so that autograd notices when they are overwritten before backward.
         ctx.save_for_backward(gradients.box_grad_distri, gradients.dfl_grad_distri, grad_class, *sources)
-        return sum_per_image(detached(predictions), foreground, gradients.losses, class_loss)
+        return sum_per_image(detached(predictions), foreground, gradients.losses, class_loss, factors)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
         box_grad, dfl_grad, grad_class, *_ = ctx.saved_tensors
         if torch.is_grad_enabled() or batched(grad_output):
-            return None, None, None, *_differentiable_gradients(ctx, grad_output)
+            return None, None, None, None, *_differentiable_gradients(ctx, grad_output)
         grad_sums = grad_output[ctx.foreground.image]  # (N, 4)
         grad_distri = box_grad * grad_sums[:, 0:1] + dfl_grad * grad_sums[:, 2:3]
         grad_assigned = grad_class * grad_sums[:, 1]
-        needed = ctx.needs_input_grad[3:]
+        needed = ctx.needs_input_grad[4:]
         foreground: Foreground = ctx.foreground
         rows = (foreground.per_level(values) for values in (grad_distri, grad_assigned, foreground.label))
         gradients: list[Tensor | None] = []
-        for level, index, *values in zip(ctx.predictions.levels, foreground.level_indices, *rows, strict=True):
-            pair = _level_gradients(ctx, level, index, grad_output[:, 1], *values)
+        levels, factors = ctx.predictions.levels, factors_of_levels(ctx.factors, ctx.predictions.pred_scores)
+        for level, own, index, *values in zip(levels, factors, foreground.level_indices, *rows, strict=True):
+            pair = _level_gradients(ctx, level, own, index, grad_output[:, 1], *values)
             needs = needed[len(gradients) : len(gradients) + 2]
             gradients += [part if need else None for part, need in zip(pair, needs, strict=True)]
-        return None, None, None, *gradients
+        return None, None, None, None, *gradients
 
 
 @torch.enable_grad()
@@ -109,7 +134,7 @@ def _differentiable_gradients(ctx: Any, grad_output: Tensor) -> list[Tensor | No
         for level in predictions.levels
     ]
     needed = [source for level in levels for source in level if source.requires_grad]
-    sums = _differentiable_sums(predictions, ctx.foreground, ctx.class_loss)
+    sums = _differentiable_sums(predictions, ctx.foreground, ctx.class_loss, ctx.factors)
     found = iter(torch.autograd.grad(sums, needed, grad_output, create_graph=True))
     gradients: list[Tensor | None] = []
     for level in levels:
@@ -121,6 +146,7 @@ def _differentiable_gradients(ctx: Any, grad_output: Tensor) -> list[Tensor | No
 def _level_gradients(
     ctx: Any,
     level: Level,
+    factors: ClassFactors | None,
     index: tuple[Tensor, Tensor],
     grad_class_sum: Tensor,
     grad_distri: Tensor,
@@ -134,7 +160,7 @@ def _level_gradients(
     gradient = lazy_zeros_like(level.scores_source)
     scores = gradient[:, gradient.shape[1] - classes :]
     logits = level.scores_source[:, gradient.shape[1] - classes :]
-    write_background_class_gradient(logits, grad_class_sum[:, None, None], ctx.class_loss, out=scores)
+    write_background_class_gradient(logits, grad_class_sum[:, None, None], ctx.class_loss, scores, factors)
     distri = gradient if same else lazy_zeros_like(level.distri_source)
 
     image, anchor = index

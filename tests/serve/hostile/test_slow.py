@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.exports import exported
 from tests.serve.conftest import Live
 from tests.serve.hostile.conftest import PATIENCE, PLACES
 from tests.serve.hostile.judge import Judge
@@ -47,8 +48,8 @@ def test_requests_that_are_sent_ahead(strict: Live) -> None:
     fine(sent_ahead_unread(strict.port, 2, PATIENCE))
 
 
-def test_a_log_that_is_not_read(artifacts_dir: Path) -> None:
-    fine(unread_log(artifacts_dir, 700))
+def test_a_log_that_is_not_read() -> None:
+    fine(unread_log(exported("loss", "sparse"), 700))
 
 
 @pytest.mark.parametrize("short", SHORT, ids=lambda short: short.what)
