@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from yolo_assigner.models import DetectionModel, Detections, DetectorConfig, EndToEndDetections
-from yolo_loss import v8DetectionLoss
+from yolo_loss import EndToEndLoss, v8DetectionLoss
 
 # Public model summaries of the five detectors with 80 classes.
 PARAMETERS = {"n": 3_157_200, "s": 11_166_560, "m": 25_902_640, "l": 43_691_520, "x": 68_229_648}
@@ -157,11 +157,20 @@ def test_every_head_on_every_pyramid(pyramid: str, strides: tuple[int, ...], reg
     assert result.predictions.shape == (2, 6, sum(64 * 128 // stride**2 for stride in strides))
 
 
-@pytest.mark.parametrize("config", [DetectorConfig("n", 2, 1), DetectorConfig("n", 2, pyramid="p2")])
+@pytest.mark.parametrize(
+    "config",
+    [
+        DetectorConfig("n", 2, 1),
+        DetectorConfig("n", 2, pyramid="p2"),
+        DetectorConfig("n", 2, 1, end_to_end=True),
+    ],
+)
 def test_the_loss_of_every_head_falls(config: DetectorConfig) -> None:
     torch.manual_seed(0)
     model = DetectionModel(config)
-    criterion = v8DetectionLoss(model)
+    criterion: nn.Module = v8DetectionLoss(model)
+    if config.end_to_end:
+        criterion = EndToEndLoss(config.nc, model.stride, config.reg_max, epochs=1)
     images = torch.rand(2, 3, 64, 64)
     batch = {"batch_idx": [0, 1], "cls": [0, 1], "bboxes": [[0.5, 0.5, 0.4, 0.3], [0.3, 0.6, 0.5, 0.5]]}
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
@@ -173,6 +182,8 @@ def test_the_loss_of_every_head_falls(config: DetectorConfig) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
+    # The output in eval mode is taken, too.
+    assert criterion(model.eval()(images), batch)[0].isfinite()
 
 
 @pytest.mark.parametrize(
