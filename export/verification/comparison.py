@@ -68,16 +68,15 @@ def _compare(name: str, got: NDArray[Any], want: NDArray[Any], tolerance: float)
 
 
 def verification_cases(kind: str, hyperparameters: Hyperparameters) -> list[Case]:
-    """Return sizes from the smallest to usual ones, square or not, with and without ground truth."""
+    """Return sizes from the smallest to usual ones, square or not, with and without ground truth.
+
+    Images are whole cells of the coarsest map.
+    """
     classes = hyperparameters.num_classes
     if kind == "detector_loss":
         # Few cases of images, since the network is slow; what follows the maps is verified with the cases of `loss`.
-        cells = [(1, 0, (3, 2)), (1, 1, (1, 1)), (2, 5, (10, 8))]  # of the coarsest map
-        coarsest, strides = int(hyperparameters.strides[-1]), hyperparameters.strides
-        return [
-            Case(batch, slots, pyramid(rows * coarsest, columns * coarsest, strides), classes)
-            for batch, slots, (rows, columns) in cells
-        ]
+        sizes = [(1, 0, (96, 64)), (1, 1, (32, 32)), (2, 5, (320, 256))]
+        return [_case(batch, slots, image, hyperparameters) for batch, slots, image in sizes]
     sizes = [
         (1, 0, (96, 64)),
         (1, 1, (32, 32)),  # fewer anchors than candidates, for a large topk
@@ -86,10 +85,17 @@ def verification_cases(kind: str, hyperparameters: Hyperparameters) -> list[Case
         (5, 0, (128, 96)),
         (1, 40, (32, 64)),  # more ground truths than some levels have cells
     ]
-    cases = [Case(batch, slots, pyramid(*image, hyperparameters.strides), classes) for batch, slots, image in sizes]
+    cases = [_case(batch, slots, image, hyperparameters) for batch, slots, image in sizes]
     # IoUs so small that eps decides the normalized alignment scores, which reveals a graph that lost eps.
     cases.append(cases[2]._replace(weak=True))
     cases = [case._replace(regions=place % 4) for place, case in enumerate(cases)]
     if kind == "assigner":
         cases += [cases[2]._replace(num_classes=1), cases[2]._replace(num_classes=classes + 5)]
     return cases
+
+
+def _case(batch: int, slots: int, image: tuple[int, int], hyperparameters: Hyperparameters) -> Case:
+    """Make a case of an image whose sides are multiples of 32, enlarged where the coarsest stride is larger."""
+    strides = hyperparameters.strides
+    scale = max(1, int(strides[-1]) // 32)
+    return Case(batch, slots, pyramid(image[0] * scale, image[1] * scale, strides), hyperparameters.num_classes)
