@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from tests.exports import exported
+from tests.exports import OTHER_DETECTOR, exported
 from yolo_assigner.export.contract import Contract, load_contract
 from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.samples import Case, pyramid, sample_inputs
@@ -23,8 +23,8 @@ BOTH = ("class_weights", "ignore_bboxes")
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "l1": ("loss_grad", "sparse", {"reg_max": 1, "extra_inputs": BOTH, "class_weights": (0.5, 0.0, 2.0)}),
     "dense": ("loss_grad", "dense", {"extra_inputs": BOTH, "class_loss": "varifocal"}),
-    "regions": ("loss", "sparse", {"extra_inputs": ("ignore_bboxes",)}),
-    "detector": ("detector_loss", "sparse", {"extra_inputs": ("class_weights",)}),
+    "served": ("loss", "sparse", {"extra_inputs": BOTH}),
+    "detector": ("detector_loss", "sparse", OTHER_DETECTOR),
 }
 
 
@@ -53,14 +53,14 @@ def test_every_output_agrees_with_float64(name: str) -> None:
 def _check_that_they_count(path: Path, kind: str, numbers: Hyperparameters) -> None:
     """Weights of 0, or a region over everything, leave no class sum of the background; NaN adds nothing there."""
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    inputs = sample_inputs(kind, numbers, Case(2, 4, pyramid(64, 96, numbers.strides), 3, regions=1), seed=7)
+    inputs = sample_inputs(kind, numbers, Case(2, 4, pyramid(64, 128, numbers.strides), 3, regions=1), seed=7)
     names = [node.name for node in session.get_inputs()]
     feed = {name: tensor.numpy() for name, tensor in zip(names, flatten(inputs), strict=True)}
     if "class_weights" in feed:
         feed["class_weights"] = np.zeros_like(feed["class_weights"])
     else:
         feed["mask_gt"] = np.zeros_like(feed["mask_gt"])
-        feed["ignore_bboxes"] = np.tile(np.array([-1, -1, 97, 65], np.float32), (2, 1, 1))
+        feed["ignore_bboxes"] = np.tile(np.array([-1, -1, 129, 65], np.float32), (2, 1, 1))
         feed["mask_ignore"] = np.ones((2, 1, 1), bool)
     if "feat_0" in feed:
         feed["feat_0"][:, -3:, 0, 0] = np.nan

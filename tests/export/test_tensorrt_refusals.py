@@ -115,7 +115,7 @@ def test_a_model_without_its_other_half(copy: Path, missing: str) -> None:
 
 
 def test_a_sparse_model_is_refused_before_the_build(artifacts_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"formulation 'sparse'.*yolo-assigner export onnx --for tensorrt"):
+    with pytest.raises(ValueError, match=r"loss.onnx is sparse, which .*yolo-assigner export onnx --for tensorrt"):
         build_engine(artifacts_dir / "loss.onnx", tmp_path, runtime="tensorrt-rtx")
 
 
