@@ -296,7 +296,7 @@ class v8DetectionLoss(DetectionLoss):  # noqa: N801  (the name users of YOLO cod
             reg_max=head.reg_max,
             topk=tal_topk,
             topk2=tal_topk2,
-            gains=_gains_of(model),
+            gains=gains_of(model),
             **options,
         )
 
@@ -318,7 +318,12 @@ def _head_of(model: Any) -> Any:
     return head
 
 
-def _gains_of(model: Any) -> dict[str, Any]:
+def gains_of(model: Any) -> Gains:
+    """The gains ``box``, ``cls`` and ``dfl`` in a detector's ``args``, an object or a dict.
+
+    Raises:
+        ValueError: One is missing, negative or not finite.
+    """
     args = getattr(model, "args", None)
     gains = args if isinstance(args, Mapping) else vars(args) if hasattr(args, "__dict__") else {}
     missing = [name for name in Gains._fields if name not in gains]
@@ -327,4 +332,4 @@ def _gains_of(model: Any) -> dict[str, Any]:
             f"model.args lacks the gains {', '.join(missing)}; set model.args to an object or a dict with box, cls and "
             "dfl, or use DetectionLoss(gains=...)"
         )
-    return {name: gains[name] for name in Gains._fields}
+    return Gains(*gain_values({name: gains[name] for name in Gains._fields}))

@@ -16,10 +16,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from yolo_loss.criterion import v8DetectionLoss
+from yolo_loss.criterion import gains_of, v8DetectionLoss
 from yolo_loss.end_to_end import EndToEndLoss
 from yolo_loss.losses import loss_from_sums
-from yolo_loss.option_checks import gain_values, stride_list
+from yolo_loss.option_checks import stride_list
 from yolo_loss.predictions import RawOutput
 from yolo_loss.structures import Gains
 
@@ -123,12 +123,6 @@ def answer(form: AnswerForm, scaled: Tensor, shown: Tensor, names: Sequence[str]
 def args_of(model: Any) -> Mapping[str, Any]:
     """``model.args``, which is an object in training, and a dict in a checkpoint."""
     return model.args if isinstance(model.args, Mapping) else vars(model.args)
-
-
-def gains_of(model: Any) -> Gains:
-    """The gains in ``model.args``, which trainers exchange and change."""
-    args = args_of(model)
-    return Gains(*gain_values([args[name] for name in Gains._fields]))
 
 
 def with_class_weights(model: Any, batch: Mapping[str, Any]) -> Mapping[str, Any]:
