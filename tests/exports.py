@@ -30,6 +30,8 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yolo
 NUM_CLASSES = 3
 # Hyper-parameters of a detector that shares nothing with the usual one but its classes and scale.
 OTHER_DETECTOR: dict[str, Any] = {"strides": (8, 16, 32, 64), "reg_max": 1, "extra_inputs": ("ignore_bboxes",)}
+# Those of one with two branches, with the share of the third of five epochs.
+END_TO_END: dict[str, Any] = {"end_to_end": True, "reg_max": 1, "one2many_share": 0.45}
 # Number of source states whose models are kept.
 KEPT = 4
 
