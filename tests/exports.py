@@ -32,6 +32,8 @@ NUM_CLASSES = 3
 OTHER_ASSIGNER: dict[str, Any] = {"topk": 100_000, "min_box_side": 16.0, "topk2": 2}
 # Hyper-parameters of a detector that shares nothing with the usual one but its classes and scale.
 OTHER_DETECTOR: dict[str, Any] = {"strides": (8, 16, 32, 64), "reg_max": 1, "extra_inputs": ("ignore_bboxes",)}
+# Those of one with two branches, with the share of the third of five epochs.
+END_TO_END: dict[str, Any] = {"end_to_end": True, "reg_max": 1, "one2many_share": 0.45}
 # Number of source states whose models are kept.
 KEPT = 4
 
