@@ -47,7 +47,7 @@ def extra_input_specs(hyperparameters: Hyperparameters) -> tuple[TensorSpec, ...
 def output_specs(kind: str, hyperparameters: Hyperparameters) -> tuple[TensorSpec, ...]:
     """Return the outputs of a model kind in the graph's order."""
     classes: Axis = "C" if kind == "assigner" else hyperparameters.num_classes
-    targets = (
+    targets: tuple[TensorSpec, ...] = (
         TensorSpec("target_labels", "int64", ("B", "A")),
         TensorSpec("target_bboxes", "float32", ("B", "A", 4)),
         TensorSpec("target_scores", "float32", ("B", "A", classes), heavy=True),

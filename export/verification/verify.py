@@ -108,7 +108,7 @@ def verify_behind_maps(path: Path, contract: Contract) -> list[Difference]:
     names = [spec.name for spec in contract.outputs]
     differences: list[Difference] = []
     for seed, case in enumerate(verification_cases("loss", hyperparameters)):
-        maps, *truth = sample_behind_maps(hyperparameters, case, seed + 1)
+        maps, truth = sample_behind_maps(hyperparameters, case, seed + 1)
         # Only the shape of the images is read.
         images = torch.zeros((case.batch, 3, *(int(cells * hyperparameters.strides[0]) for cells in case.grids[0])))
         got = model(in_types([images, *truth, maps], specs), [spec.name for spec in contract.outputs])

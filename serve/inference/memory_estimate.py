@@ -142,8 +142,8 @@ def _region_bytes(inputs: Mapping[str, Array], anchors: int) -> int:
 def _topk(contract: Contract) -> int:
     """The most candidates that a ground truth keeps.
 
-    Two branches of a detector are assigned one after the other, and need no more memory than one: 89 bytes a pair were
-    measured for both, 98 for one.
+    Two branches of a detector are assigned one after the other, and need no more memory than one: for both 89 bytes a
+    pair were measured where they are sparse (98 for one), and 30 where they are dense.
     """
     return max(int(contract.hyperparameters.get(name) or 0) for name in TOPKS)
 
