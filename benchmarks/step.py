@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.common.report import RESULTS, table, write_json
-from benchmarks.common.timing import median_ratio
 from benchmarks.contenders import PRESET, settle_allocator
 from benchmarks.gpu.clock import peak_mib
 from benchmarks.gpu.environment import describe
@@ -36,6 +35,7 @@ REFERENCE = "reference"
 LOSSES = (REFERENCE, "auto", "compiled", "dense", "sparse", "triton")
 DETECTORS = ("v8n", "v8s", f"v8n of the {REFERENCE}")
 PARTS = ("forward", "loss", "backward", "optimizer")
+LOSS = PARTS.index("loss")
 PIXELS, CLASSES = (320, 640), 80
 # Boxes of an image; from this many on they stand in rows, as goods on shelves do.
 BOXES, SHELVES = (5, 30, 200), 100
@@ -211,7 +211,9 @@ def measure(case: Case, losses: Sequence[str], device: torch.device, options: An
         done: Is called after each round.
 
     Returns:
-        The case, and for each loss :func:`figures` and the growth of the peak of memory in a step in MiB.
+        The case, the median of the step without the loss, and for each loss the times of all steps by ``PARTS``, the
+        median of the loss, its share of a step, how much faster than with the reference the step is, and the growth of
+        the peak of memory in a step in MiB.
     """
     trainer = Trainer(case, losses, device, options.amp)
     times: dict[str, list[list[float]]] = {name: [] for name in losses}
@@ -221,31 +223,23 @@ def measure(case: Case, losses: Sequence[str], device: torch.device, options: An
             if turn >= options.warm_up:
                 times[name].append(parts)
         done()
-    base = [sum(parts) for parts in times.get(REFERENCE, [])]
+    # Everything but the loss is the same work for all, and varies by more than the losses differ.
+    rest = statistics.median(sum(parts) - parts[LOSS] for steps in times.values() for parts in steps)
+    medians = {name: statistics.median(parts[LOSS] for parts in steps) for name, steps in times.items()}
     return {
         **case._asdict(),
+        "rest_ms": rest,
         "losses": {
-            name: {**figures(steps, base), "peak_mib": peak(trainer, name, device)} for name, steps in times.items()
+            name: {
+                "steps_ms": times[name],
+                "loss_ms": loss,
+                "share": loss / (rest + loss),
+                "times_faster": (rest + medians[REFERENCE]) / (rest + loss) if REFERENCE in medians else None,
+                "peak_mib": peak(trainer, name, device),
+            }
+            for name, loss in medians.items()
         },
     }
-
-
-def figures(steps: Sequence[Sequence[float]], base: Sequence[float]) -> dict[str, float]:
-    """Medians over the steps of one loss.
-
-    Args:
-        steps: Milliseconds of each of ``PARTS``, of each step.
-        base: Milliseconds of the reference's steps, in the same order; empty without it.
-    """
-    whole = [sum(parts) for parts in steps]
-    found = {
-        f"{part}_ms": statistics.median(times) for part, times in zip(PARTS, zip(*steps, strict=True), strict=True)
-    }
-    found |= {
-        "step_ms": statistics.median(whole),
-        "share_of_the_loss": statistics.median(parts[1] / sum(parts) for parts in steps),
-    }
-    return {**found, "times_faster": median_ratio(base, whole)} if base else found
 
 
 def peak(trainer: Trainer, name: str, device: torch.device) -> float | None:
@@ -274,15 +268,15 @@ def show(rows: Sequence[Mapping[str, Any]], losses: Sequence[str]) -> str:
         found = (row["losses"].get(name, {}).get(field) for name in losses)
         return " / ".join("" if value is None else format(value, digits) for value in found)
 
-    fields = (
-        *(("step_ms", ".0f"), ("loss_ms", ".1f"), ("share_of_the_loss", ".1%")),
-        *(("times_faster", ".2f"), ("peak_mib", ".0f")),
-    )
+    fields = (("loss_ms", ".1f"), ("share", ".1%"), ("times_faster", ".3f"), ("peak_mib", ".0f"))
     lines = [
-        (row["detector"], row["pixels"], f"{row['batch']} x {row['boxes']}", *(cell(row, *one) for one in fields))
+        (
+            *(row["detector"], row["pixels"], f"{row['batch']} x {row['boxes']}", f"{row['rest_ms']:.0f}"),
+            *(cell(row, *one) for one in fields),
+        )
         for row in rows
     ]
-    head = ("detector", "pixels", "B x boxes", "step, ms", "loss in it, ms", "share", "step, times faster", "peak, MiB")
+    head = ("detector", "pixels", "B x boxes", "rest of the step, ms", "loss, ms", "share", "step, times faster", "MiB")
     return f"Losses: {' / '.join(losses)}\n\n{table(head, lines)}"
 
 
@@ -294,13 +288,13 @@ def main(words: Sequence[str] | None = None) -> int:
     losses = [name for name in options.losses if installed or name != REFERENCE]
     if not installed:
         print("ultralytics is not installed: its loss and its detector are left out; `make bench` installs it")
+    facts = {**describe(device), "threads": torch.get_num_threads()}
     settle_allocator()
     lines, rows = cases(options, installed), []
     with tqdm(total=len(lines) * (options.warm_up + options.rounds), unit="round", file=sys.stderr) as bar:
         for case in lines:
             bar.set_description(f"{case.detector}, {case.pixels} px, {case.batch} x {case.boxes}")
             rows.append(measure(case, losses, device, options, bar.update))
-    facts = {**describe(device), "threads": torch.get_num_threads()}
     write_json(options.out, {"machine": facts, "amp": options.amp, "rows": rows})
     print(show(rows, losses))
     return 0

@@ -71,7 +71,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     for row in rows:
         assert list(row["losses"]) == ["auto", "sparse"]
         for found in row["losses"].values():
-            assert 0 < found["share_of_the_loss"] < 1
-            assert found["step_ms"] == pytest.approx(sum(found[f"{part}_ms"] for part in PARTS))
+            assert [len(parts) for parts in found["steps_ms"]] == [len(PARTS)]
+            assert 0 < found["share"] < 1
+            assert found["share"] == pytest.approx(found["loss_ms"] / (row["rest_ms"] + found["loss_ms"]))
             assert found["peak_mib"] > 1
     assert "| v8n | 64 | 1 x 120 |" in capsys.readouterr().out
