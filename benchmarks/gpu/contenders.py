@@ -17,8 +17,8 @@ from benchmarks.gpu.floor import REG_MAX
 from benchmarks.gpu.inputs import Inputs
 from benchmarks.gpu.runtimes import onnx_runtime, tensorrt
 from yolo_loss import PRESETS, DetectionLoss, GroundTruth, TaskAlignedAssigner
-from yolo_loss.assignment.triton import available
 from yolo_loss.predictions import join_predictions
+from yolo_loss.triton.launch import available
 
 Maker = Callable[[], Run]
 REFERENCE = "reference"

@@ -22,8 +22,8 @@ from tests import oracle
 from yolo_assigner.export.contract import ContractError
 from yolo_assigner.export.samples import Case, pyramid, sample_assigner_inputs
 from yolo_loss import DetectionLoss, TaskAlignedAssigner
-from yolo_loss.assignment.triton import available
 from yolo_loss.predictions import join_predictions
+from yolo_loss.triton.launch import available
 
 Check = dict[str, Any]
 # u^6 multiplies the rounding error of an IoU by six; gradients are compared by their norm.

@@ -13,8 +13,8 @@ from benchmarks.contenders import HYPERPARAMETERS, STRIDES, Setting
 from benchmarks.gpu.contenders import criterion_of
 from benchmarks.gpu.inputs import make_inputs
 from yolo_loss import PRESETS, DetectionLoss, TaskAlignedAssigner
-from yolo_loss.assignment.triton import available
 from yolo_loss.predictions import join_predictions
+from yolo_loss.triton.launch import available
 
 BATCH_ON_GPU = "batch on the GPU"
 
