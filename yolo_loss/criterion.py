@@ -127,19 +127,24 @@ class DetectionLoss(nn.Module):
             ValueError: Shapes, dtypes, labels or image indices do not belong together, or an image has more boxes than
                 ``max_boxes``.
         """
-        result = self.evaluate(preds, batch)
+        result = self.evaluate(preds, batch, count_clipped=False)
         return result.loss, result.loss_items
 
     @uncompiled
-    def evaluate(self, preds: RawOutput, batch: Mapping[str, Any]) -> LossResult:
+    def evaluate(self, preds: RawOutput, batch: Mapping[str, Any], *, count_clipped: bool = True) -> LossResult:
         """Compute the loss as ``forward`` does, and return the sums per image and the assignment with it.
 
         With R > 1 the result also counts the sides of assigned boxes that are beyond the last bin. On a CPU it warns,
         once, where not even the coarsest level reaches a side, and names the ``reg_max`` or stride that would do; on a
         GPU reading the numbers would wait, and is left to the caller (``warn_of_clipped``).
+
+        Args:
+            preds: As for ``forward``.
+            batch: As for ``forward``.
+            count_clipped: False saves the count where nothing reads it, as ``forward`` does: ``clipped`` may be None.
         """
         predictions = join_predictions(preds, self.strides, self.num_classes, self.reg_max, self.anchor_maker)
-        return self._evaluate(predictions, batch)
+        return self._evaluate(predictions, batch, count_clipped=count_clipped)
 
     @uncompiled
     def loss_from_maps(self, class_maps: Any, box_maps: Any, batch: Mapping[str, Any]) -> LossResult:
@@ -169,7 +174,9 @@ class DetectionLoss(nn.Module):
         if result.clipped is not None and not self._has_warned:
             self._has_warned = warn_of_clipped_sides(result.clipped, self.reg_max, self.strides)
 
-    def _evaluate(self, predictions: Predictions, batch: Mapping[str, Any]) -> LossResult:
+    def _evaluate(
+        self, predictions: Predictions, batch: Mapping[str, Any], *, count_clipped: bool = True
+    ) -> LossResult:
         like, images = predictions.anchor_points, predictions.levels[0].scores_source.shape[0]
         columns = check_batch(batch, images, self.num_classes)
         height, width = (int(cells * self.strides[0]) for cells in predictions.grid_size)
@@ -179,11 +186,12 @@ class DetectionLoss(nn.Module):
         compiled = self.compile_kernels and not with_transforms  # torch.compile does not support all transforms
         with without_autocast(like.device), kernels_compiled(compiled):
             result = self.from_padded(predictions, ground_truth, class_inputs)
-        if self.reg_max == 1 or with_transforms:
+        may_warn = like.device.type == "cpu" and not self._has_warned
+        if self.reg_max == 1 or with_transforms or not (count_clipped or may_warn):
             return result
         if result.clipped is None:
             result = result._replace(clipped=count_clipped_sides(predictions, ground_truth, result.assignment))
-        if like.device.type == "cpu":
+        if may_warn:
             self.warn_of_clipped(result)
         return result
 
@@ -302,7 +310,7 @@ class v8DetectionLoss(DetectionLoss):  # noqa: N801  (the name users of YOLO cod
             ValueError: The head or the gains are missing, or a hyper-parameter is invalid.
         """
         model = getattr(model, "module", model)
-        head = _head_of(model)
+        head = head_of(model)
         super().__init__(
             num_classes=head.nc,
             strides=head.stride,
@@ -314,11 +322,18 @@ class v8DetectionLoss(DetectionLoss):  # noqa: N801  (the name users of YOLO cod
         )
 
 
-def _head_of(model: Any) -> Any:
+def head_of(model: Any) -> Any:
+    """The last module of a detector, with ``nc``, ``reg_max`` and ``stride``.
+
+    Raises:
+        ValueError: The model is no detector, or its head lacks one of these.
+    """
     try:
         head = model.model[-1]
     except (AttributeError, TypeError, IndexError, KeyError) as error:
-        raise ValueError(f"{type(model).__name__} has no model[-1]; pass the detector, not its trainer") from error
+        raise ValueError(
+            f"{type(model).__name__} has no model[-1]; pass the detector, not its trainer; of a YOLO object the .model"
+        ) from error
     missing = [name for name in ("nc", "reg_max", "stride") if not hasattr(head, name)]
     if missing:
         raise ValueError(

@@ -19,16 +19,23 @@ from yolo_assigner.serve.inference.loading import LoadedModels
 from yolo_assigner.serve.inference.registry import ModelInfo, ModelRegistry, check_loaded
 from yolo_assigner.serve.inference.service import Call, Operation
 from yolo_assigner.serve.v1.request import DetectionInputs, choose_model, read_inputs
-from yolo_assigner.serve.v1.schemas import AssignRequest, LossRequest, ReduceRequest, Strict, WorkerSums
+from yolo_assigner.serve.v1.schemas import (
+    AssignRequest,
+    LossRequest,
+    ReduceRequest,
+    Strict,
+    WorkerSums,
+    WorkerSumsL1,
+)
 from yolo_assigner.serve.wire.dtypes import Array
 from yolo_assigner.serve.wire.json import check_parts
 from yolo_assigner.serve.wire.response import EncodedResponse, dump_json
 
 SHOWN = 60  # characters of a value in an error
-TAGS = ("nested", "packed", "object", "row")  # pydantic's names of alternatives, which no request contains
+TAGS = ("nested", "packed", "dfl_sums", "l1_sums", "row")  # pydantic's names of alternatives, which no request contains
 LOSS_OUTPUTS = ("loss", "loss_items", "image_sums")
 TARGETS = ("fg_mask", "target_gt_idx", "target_labels", "target_bboxes", "target_weights")
-TERMS = ("box", "cls", "dfl", "target_scores")
+SCORES = "target_scores"
 AnyRequest = TypeVar("AnyRequest", bound=Strict)
 
 
@@ -60,7 +67,7 @@ async def detect(
 
         def encode(arrays: dict[str, Array]) -> EncodedResponse:
             tensors = {name: arrays[name].tolist() for name in given.outputs}
-            return _encoded({"model": contract.name, **endpoint.reply(given, arrays), "tensors": tensors})
+            return _encoded({"model": contract.name, **endpoint.reply(contract, given, arrays), "tensors": tensors})
 
         return PreparedRequest(fit_inputs(contract, given.arrays, max_work_bytes), outputs, outputs, encode)
 
@@ -77,7 +84,7 @@ def reduce(registry: ModelRegistry[ModelInfo], body: memoryview) -> EncodedRespo
     """
     request = _parse(ReduceRequest, body)
     contract = _loss_contract(registry, request.model)
-    rows = [[_row(sums) for sums in worker] for worker in request.workers]
+    rows = [[_row(contract, sums) for sums in worker] for worker in request.workers]
     if not any(rows):
         raise BadRequestError("workers has no image; give the image_sums of one at least")
     reduced = reduce_sums([np.array(worker, np.float64) for worker in rows], contract.gains)
@@ -85,23 +92,24 @@ def reduce(registry: ModelRegistry[ModelInfo], body: memoryview) -> EncodedRespo
         {
             "model": contract.name,
             "loss": reduced.loss,
-            "loss_items": dict(zip(TERMS, reduced.loss_items.tolist(), strict=False)),
+            "loss_items": dict(zip(contract.terms, reduced.loss_items.tolist(), strict=True)),
             "num_images": reduced.num_images,
             "gradient_scales": reduced.gradient_scales.tolist(),
         }
     )
 
 
-def _loss_reply(_: DetectionInputs, outputs: dict[str, Array]) -> dict[str, Any]:
+def _loss_reply(contract: Contract, _: DetectionInputs, outputs: dict[str, Array]) -> dict[str, Any]:
     """The fields of a :class:`yolo_assigner.serve.v1.schemas.LossReply` that the outputs decide."""
+    sums = (*contract.terms, SCORES)
     return {
         "loss": outputs["loss"].item(),
-        "loss_items": dict(zip(TERMS, outputs["loss_items"].tolist(), strict=False)),
-        "image_sums": [dict(zip(TERMS, row, strict=True)) for row in outputs["image_sums"].tolist()],
+        "loss_items": dict(zip(contract.terms, outputs["loss_items"].tolist(), strict=True)),
+        "image_sums": [dict(zip(sums, row, strict=True)) for row in outputs["image_sums"].tolist()],
     }
 
 
-def _assign_reply(given: DetectionInputs, outputs: dict[str, Array]) -> dict[str, Any]:
+def _assign_reply(_: Contract, given: DetectionInputs, outputs: dict[str, Array]) -> dict[str, Any]:
     """The fields of a :class:`yolo_assigner.serve.v1.schemas.AssignReply` that the outputs decide."""
     points = points_of(given.level_sizes, given.strides)
     images = []
@@ -118,12 +126,12 @@ class _Endpoint(NamedTuple):
     Attributes:
         schema: Form of the request.
         outputs: Outputs of the model that the reply is made from.
-        reply: Makes the reply's fields from the request's inputs and these outputs.
+        reply: Makes the reply's fields from the model's contract, the request's inputs and these outputs.
     """
 
     schema: type[LossRequest]
     outputs: tuple[str, ...]
-    reply: Callable[[DetectionInputs, dict[str, Array]], dict[str, Any]]
+    reply: Callable[[Contract, DetectionInputs, dict[str, Array]], dict[str, Any]]
 
 
 _LOSS = _Endpoint(LossRequest, LOSS_OUTPUTS, _loss_reply)
@@ -151,8 +159,17 @@ def _parse(schema: type[AnyRequest], body: memoryview) -> AnyRequest:
         ) from error
 
 
-def _row(sums: WorkerSums | tuple[float, ...]) -> list[float]:
-    return [getattr(sums, term) for term in TERMS] if isinstance(sums, WorkerSums) else list(sums)
+def _row(contract: Contract, sums: WorkerSums | WorkerSumsL1 | tuple[float, ...]) -> list[float]:
+    if isinstance(sums, tuple):
+        return list(sums)
+    if isinstance(sums, WorkerSums):  # earlier releases answered so for every model
+        return [sums.box, sums.cls, sums.dfl, sums.target_scores]
+    if "l1" not in contract.terms:
+        raise BadRequestError(
+            f"workers has sums with l1, but the terms of model {contract.name!r} are {', '.join(contract.terms)}; name "
+            "the model that gave them"
+        )
+    return [sums.box, sums.cls, sums.l1, sums.target_scores]
 
 
 def _loss_contract(registry: ModelRegistry[ModelInfo], name: str | None) -> Contract:

@@ -86,6 +86,18 @@ def test_the_model_makes_our_criterion_and_gets_the_same_answer(name: str) -> No
 
 
 @pytest.mark.parametrize("name", DETECTORS)
+def test_a_compiled_model_gets_the_same_answer(name: str) -> None:
+    """``compile=True`` translates for minutes, so the graph is only captured: the criterion is left out of it."""
+    model, batch = detector(name, nc=3), make_batch()
+    compiled = torch.compile(model, backend="eager")
+    with use():
+        want = model(batch)
+        close(compiled(batch), want)
+        preds = compiled(batch["img"])
+        close(model.loss(batch, preds), want)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
 def test_predictions_of_evaluation(name: str) -> None:
     model, batch = detector(name, nc=3).eval(), make_batch()
     preds = model(batch["img"])
