@@ -194,8 +194,8 @@ def class_pass(
     label = tl.where(slot >= 0, tl.maximum(label, 0), -1).to(tl.int32)
     counts = mask
     if regions is not None:
-        x, y = point_at(points, (2, 1), scales, a, mask)
-        counts = mask & ((slot >= 0) | (lies_in_region(x, y, regions, region_valid, b, region_slots, eps) == 0))
+        px, py = point_at(points, (2, 1), scales, a, mask)
+        counts = mask & ((slot >= 0) | (lies_in_region(px, py, regions, region_valid, b, region_slots, eps) == 0))
     total = tl.zeros([channels, block], tl.float32)
     if with_grads:
         target, grad_step, _, _, _ = block_of(logit_grads, grad_steps, sizes, b, place, block)

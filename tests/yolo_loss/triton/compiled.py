@@ -58,13 +58,13 @@ class Resources(NamedTuple):
 
 def steps() -> dict[str, list[Launch]]:
     """The launches of some training steps, and of the assigner alone, by name."""
-    usual = _step(torch.float32)
     return {
-        "float32": usual,
+        "float32": _step(torch.float32),
         "float16": _step(torch.float16),
-        "topk2": _step(torch.bfloat16, True, topk2=1, class_loss="varifocal"),
-        "R = 1, class weights and regions": _step(torch.float32, reg_max=1, with_inputs=True),
-        "other exponents": _step(torch.float32, alpha=0.3, beta=2.7, topk=13),
+        # bfloat16, channels last, and exponents that are no small numbers.
+        "topk2": _step(torch.bfloat16, True, topk2=1, class_loss="varifocal", alpha=0.3, beta=2.7),
+        # R = 1, class weights and regions.
+        "weighted": _step(torch.float32, reg_max=1, with_inputs=True),
         "assigner": _assigner(),
     }
 

@@ -117,7 +117,8 @@ class _Allocations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         returned = func(*args, **(kwargs or {}))
-        if not func.is_view and not func._schema.is_mutable and func.overloadpacket.__name__ != "detach":
+        name = func.overloadpacket.__name__
+        if not func.is_view and not name.endswith("_") and name != "detach":
             self.bytes += _size(tensors_in(returned))
         return returned
 

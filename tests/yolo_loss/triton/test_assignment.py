@@ -142,12 +142,13 @@ def test_numbers_that_are_not_finite(value: float, options: dict[str, Any]) -> N
     inputs = sample_assigner_inputs(CASE, STRIDES, seed=6)
     inputs[1][0, ::7] = value  # predicted boxes
     inputs[0][1, ::5, 1] = 0.0 if value < 0 else value  # scores
-    inputs[5][1, 2:] = 0
-    inputs[4][1, 3] = value  # a padded slot
-    want = assign(double(inputs), "dense", **options)
+    inputs[4][1, 0], inputs[5][1, 0], inputs[5][1, 2:] = torch.tensor([8.0, 4.0, 72.0, 60.0]), True, False
+    inputs[4][1, 3], inputs[4][0, 2] = value, value  # a padded slot, and one that is not
+    inputs[5][0, 2] = True
+    got, want = assign(inputs, **options), assign(double(inputs), "dense", **options)
     assert want.fg_mask.any(1).all()
     for name in ("target_labels", "fg_mask", "target_gt_idx"):
-        assert torch.equal(getattr(assign(inputs, **options), name), getattr(want, name)), name
+        assert torch.equal(getattr(got, name), getattr(want, name)), name
 
 
 def test_no_box_at_all() -> None:

@@ -15,7 +15,7 @@ pytestmark = interpreted
 MODULE = "tests.yolo_loss.triton.compiled"
 
 
-@pytest.mark.parametrize("variant", ["float32", "topk2", "assigner"])
+@pytest.mark.parametrize("variant", ["float32", "float16", "topk2", "weighted", "assigner"])
 def test_kernels_compile_without_spills(variant: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     words = [sys.executable, "-W", "ignore", "-m", MODULE, "--json", "--only", variant]

@@ -192,7 +192,7 @@ def test_a_perfect_box() -> None:
     maps = [torch.zeros(1, 4 + CLASSES, size, size) for size in (4, 2, 1)]
     maps[0][0, :4, 1, 1] = 1.0
     _, truth = sample(slots=1)
-    truth.gt_bboxes[:1] = torch.tensor([4.0, 4.0, 20.0, 20.0])
+    truth.gt_bboxes[:1], truth.mask_gt[:1] = torch.tensor([4.0, 4.0, 20.0, 20.0]), True
     inputs = Sample(maps, type(truth)(*(field[:1] for field in truth)))
     got, want = compare(inputs, reg_max=1, topk=1)
     assert want.result.assignment.fg_mask.sum() == 1
@@ -200,12 +200,12 @@ def test_a_perfect_box() -> None:
 
 
 def test_a_ragged_batch_and_clipped_sides() -> None:
-    maps, truth = sample(reg_max=3)
+    maps, truth = sample(reg_max=2)
     batch = ragged_batch(truth, SIZE)
     results: list[LossResult] = []
     for name in ("triton", "dense"):
-        with pytest.warns(UserWarning, match="reg_max 3"):
-            results.append(criterion(name, 3, topk=30).evaluate(maps, batch))
+        with pytest.warns(UserWarning, match="reg_max 2"):
+            results.append(criterion(name, 2, topk=30).evaluate(maps, batch))
     ours, theirs = (result.clipped for result in results)
     assert ours is not None
     assert theirs is not None
