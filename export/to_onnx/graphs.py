@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from yolo_assigner.export.contract import SPARSE_KINDS
 from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.specs import extra_input_specs
 from yolo_assigner.models import DetectionModel
@@ -20,6 +21,7 @@ from yolo_loss.assigner import IMPLEMENTATIONS
 from yolo_loss.assignment.targets import labels_and_boxes, scores_by_comparison, scores_by_scatter
 from yolo_loss.collate import add_empty_slot
 from yolo_loss.execution.channels import Channels, ClassScores
+from yolo_loss.explain.explain import explain_padded, explanation_outputs
 from yolo_loss.predictions import join_predictions
 from yolo_loss.reductions.foreground import RowGradients, Rows
 from yolo_loss.structures import Assignment, Predictions
@@ -132,6 +134,20 @@ class LossGradGraph(LossGraph):
         return *_results(self.criterion, result, padded), *gradients
 
 
+class ExplainGraph(LossGraph):
+    """``yolo_loss.explain`` as a graph with dynamic B, M (0 included), I (0 included), map sizes, and P."""
+
+    def forward(
+        self, feats: list[Tensor], gt_labels: Tensor, gt_bboxes: Tensor, mask_gt: Tensor, *further: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Compute the loss with its shares, what became of each ground truth, and of each candidate."""
+        truth = GroundTruth(gt_labels, gt_bboxes, mask_gt)
+        predictions = _join(self.criterion, feats)
+        return tuple(
+            explanation_outputs(explain_padded(self.criterion, predictions, truth, self.class_inputs(further))).values()
+        )
+
+
 class DetectorLossGraph(nn.Module):
     """A detector in eval mode with the loss of its maps.
 
@@ -172,7 +188,7 @@ def _targets(assignment: Assignment, padded: GroundTruth, num_classes: int, impl
     return labels, boxes, scores, assignment.fg_mask, assignment.target_gt_idx, assignment.target_weights
 
 
-LOSS_GRAPHS = {"loss": LossGraph, "loss_grad": LossGradGraph}
+LOSS_GRAPHS = {"loss": LossGraph, "loss_grad": LossGradGraph, "explain": ExplainGraph}
 
 
 def build_graph(
@@ -187,11 +203,16 @@ def build_graph(
         detector: The detector of a ``detector_loss``, in eval mode.
 
     Raises:
-        ValueError: The implementation is unknown.
+        ValueError: The implementation is unknown, or the kind does not have it.
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"implementation is {implementation!r}, but a graph has one of {', '.join(IMPLEMENTATIONS)}; choose one"
+        )
+    if kind in SPARSE_KINDS and implementation != "sparse":
+        raise ValueError(
+            f"implementation is {implementation!r}, but {kind} lists candidate pairs, which only sparse does; export "
+            "it for ONNX Runtime, without --for or --implementation"
         )
     if kind == "assigner":
         assigner = TaskAlignedAssigner(**hyperparameters.assigner_arguments(), implementation=implementation)

@@ -19,7 +19,7 @@ from yolo_assigner.serve.http.replies import JSON_LENGTH
 from yolo_assigner.serve.http.routes import DOCS_PATH, INSPECTOR_PATH, ROUTES, STATUSES, VERSIONED, Access, Route
 from yolo_assigner.serve.http.schemas_v2 import Error
 from yolo_assigner.serve.inference.registry import VERSION, ModelInfo, ModelRegistry
-from yolo_assigner.serve.v1.examples import REDUCE_EXAMPLES, assign_examples, loss_examples
+from yolo_assigner.serve.v1.examples import REDUCE_EXAMPLES, assign_examples, explain_examples, loss_examples
 
 Handler = Callable[[Request], Awaitable[Response]]
 JSON, BINARY = "application/json", "application/octet-stream"
@@ -143,6 +143,7 @@ def _body_examples(registry: ModelRegistry[ModelInfo]) -> dict[str, dict[str, An
     return {
         "/v1/loss": loss_examples(registry),
         "/v1/assign": assign_examples(registry),
+        "/v1/explain": explain_examples(registry),
         "/v1/reduce": REDUCE_EXAMPLES,
         "/v2/systemsharedmemory/region/{name}/register": REGION_EXAMPLES,
     }

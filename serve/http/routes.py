@@ -142,6 +142,12 @@ ROUTES: tuple[Route, ...] = (
         description="The task-aligned assignment, from raw or decoded predictions and boxes.",
     ),
     Route(
+        name="explain", path="/v1/explain", method="POST", admitted=True, needs_models=True, metric="explain", tag=V1,
+        summary="Why a box is learned or not", reply=v1.ExplainReply, refusals=COMPUTED, request=v1.ExplainRequest,
+        description="What became of every box and every candidate anchor, in numbers and in words, and the loss by "
+        "box. Needs a model of kind `explain`.",
+    ),
+    Route(
         name="reduce", path="/v1/reduce", method="POST", admitted=True, metric="reduce", tag=V1,
         summary="The loss of one batch over many workers", reply=v1.ReduceReply, refusals=COMPUTED,
         request=v1.ReduceRequest,

@@ -299,7 +299,8 @@ def test_reasons_hold_without_the_other_ground_truths(name: str, options: dict[s
         for m in range(reason.shape[1]):
             only = torch.zeros_like(inputs[5])
             only[:, m] = inputs[5][:, m]
-            alone = explain_assignment(assigner, *inputs[:5], only, strides=strides).truths.reason[:, m]
+            changed = (*inputs[:5], only)
+            alone = explain_assignment(assigner, *changed, strides=strides).truths.reason[:, m]
             # Alone, what was contested is assigned; every other reason stays.
             want = torch.where(reason[:, m] == Reason.CONTESTED, int(Reason.ASSIGNED), reason[:, m])
             assert torch.equal(alone, want)
@@ -320,8 +321,8 @@ def test_the_helping_side_is_the_smallest_that_helps(name: str, min_box_side: fl
             side = truths.helping_side[b, m].item()
             assert side == int(side) > (min_box_side or 0)
             for enough, given in ((True, side), (False, side - 1.02)):
-                options = {"num_classes": CASES[name].num_classes, "min_box_side": max(given, 0.0)}
-                after = explain_assignment(TaskAlignedAssigner(**options), *inputs).truths
+                assigner = TaskAlignedAssigner(num_classes=CASES[name].num_classes, min_box_side=max(given, 0.0))
+                after = explain_assignment(assigner, *inputs).truths
                 assert (after.num_candidates[b, m].sum() > 0) == enough
             points, box = inputs[2], inputs[4][b, m]
             apart = torch.cat((box[:2] - points, points - box[2:]), dim=1).clamp(min=0)  # (A, 4)
@@ -434,8 +435,14 @@ def test_clipped_sides() -> None:
     assigner = TaskAlignedAssigner(num_classes=1)
     share = explain_assignment(assigner, *inputs, strides=strides, reg_max=16).truths.clipped_share
     assert share.item() == pytest.approx(3 / 12)
-    for options in ({"strides": strides, "reg_max": 17}, {"strides": strides, "reg_max": 1}, {"strides": strides}, {}):
-        assert explain_assignment(assigner, *inputs, **options).truths.clipped_share.item() == 0  # type: ignore[arg-type]
+    others: list[dict[str, Any]] = [
+        {"strides": strides, "reg_max": 17},
+        {"strides": strides, "reg_max": 1},
+        {"strides": strides},
+        {},
+    ]
+    for options in others:
+        assert explain_assignment(assigner, *inputs, **options).truths.clipped_share.item() == 0
 
 
 def loss_inputs(case: Case, reg_max: int, seed: int, dtype: torch.dtype) -> tuple[list[Tensor], dict[str, Tensor]]:
@@ -479,7 +486,7 @@ def test_shares_add_up_to_the_loss(
     assert shares is not None
     for name in ("fg_mask", "target_gt_idx", "target_weights"):
         assert torch.equal(getattr(got.assignment, name), getattr(want.assignment, name))
-    tolerance: dict[str, float] = {"rel": 1e-12 if dtype == torch.float64 else 2e-6, "abs": 1e-12}
+    tolerance: dict[str, Any] = {"rel": 1e-12 if dtype == torch.float64 else 2e-6, "abs": 1e-12}
     if criterion.assigner.implementation != "dense":
         assert torch.equal(shares.loss, want.loss)
         assert torch.equal(shares.image_sums, want.image_sums)

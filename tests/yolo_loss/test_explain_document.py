@@ -62,7 +62,7 @@ def test_sentences_name_the_numbers() -> None:
     assert "min_box_side=9 " in described.remedy
     one = describe(Reason.CONTESTED, Facts(num_chosen=1, rivals=(Rival(4, 1),))).sentence
     assert one.startswith("The only anchor that it chose went to ground truth 4, which overlaps more")
-    several = [Rival(slot, count) for slot, count in ((1, 2), (2, 3), (5, 2), (7, 1), (8, 1))]
+    several = [Rival(slot, taken) for slot, taken in ((1, 2), (2, 3), (5, 2), (7, 1), (8, 1))]
     many = describe(Reason.CONTESTED, Facts(num_chosen=9, rivals=several)).sentence
     assert many.startswith(
         "All 9 anchors that it chose went to ground truths 2 (3), 1 (2), 5 (2) and 2 more, which over"
@@ -111,7 +111,7 @@ def test_the_document_says_what_the_tensors_say() -> None:
             for name in TRUTH_FIELDS:
                 value = getattr(truths, name)[b, m].tolist()
                 assert truth[name] == (None if value == -1 else pytest.approx(value, rel=1e-5)), name
-            assert sum(rival["count"] for rival in truth["rivals"]) == truth["num_lost"]
+            assert sum(rival["anchors"] for rival in truth["rivals"]) == truth["num_lost"]
             assert truth["rivals"] == [] or truth["rivals"][0]["slot"] == truth["lost_to"]
             assert [flag["flag"] for flag in truth["flags"]] == ["weak"] * truth["weak"]
             found.append(truth["reason"])

@@ -23,9 +23,9 @@ This module imports numpy and the standard library only. The document, version 1
 A ground truth has ``slot``, its place in the image counted from 0, ``label``, ``bbox`` (x1, y1, x2, y2 in pixels); the
 fields of ``yolo_loss.explain.TruthReport`` by their names, with the reason in a word and null in the place of -1;
 ``sentence`` and ``remedy``, the reason in words and what would help; ``flags``, a list of ``flag`` (``clipped``,
-``duplicate`` or ``weak``), ``sentence`` and ``remedy``; ``rivals``, a list of ``slot`` and ``count``, who took its
-chosen anchors, most first; and ``loss``: null, or ``total``, its part of the loss, and its sums ``box``, ``cls`` and
-``dfl`` without gains. With R = 1 ``dfl`` is l1.
+``duplicate`` or ``weak``), ``sentence`` and ``remedy``; ``rivals``, a list of ``slot`` and ``anchors``, who took how
+many of its chosen anchors, most first; and ``loss``: null, or ``total``, its part of the loss, and its sums ``box``,
+``cls`` and ``dfl`` without gains. With R = 1 ``dfl`` is l1.
 
 Numbers of ground truths, images and losses have six digits. Numbers that are not finite are null.
 """
@@ -150,7 +150,7 @@ def _plain(array: Array) -> list[Any]:
     # By way of text, which has no more digits than the type.
     values = array.astype(str).astype(np.float64)
     finite = np.isfinite(values)
-    return list((values if finite.all() else np.where(finite, values, None)).tolist())
+    return [value if known else None for value, known in zip(values.tolist(), finite.tolist(), strict=True)]
 
 
 def _levels(subject: Subject) -> list[dict[str, Any]]:
@@ -182,7 +182,7 @@ def _rivals(slot: Array, lost_to: Array, count: int) -> list[list[Rival]]:
     rivals: list[list[Rival]] = [[] for _ in range(count)]
     for (loser, winner), number in zip(found.T.tolist(), counts.tolist(), strict=True):
         rivals[loser].append(Rival(winner, number))
-    return [sorted(row, key=lambda rival: (-rival.count, rival.slot)) for row in rivals]
+    return [sorted(row, key=lambda rival: (-rival.anchors, rival.slot)) for row in rivals]
 
 
 def _truth(
@@ -190,11 +190,16 @@ def _truth(
 ) -> dict[str, Any]:
     values = {name: _value(name, outputs[name][place]) for name in TRUTH_FIELDS}
     reason = Reason(int(outputs["reason"][place]))
-    numbers = {
-        name: float(outputs[name][place]) for name in ("best_iou", "best_score", "nearest_distance", "helping_side")
-    }
-    counts = {name: int(outputs[name][place].sum()) for name in ("num_candidates", "num_chosen", "num_assigned")}
-    described = describe(reason, Facts(**numbers, **counts, rivals=rivals))
+    facts = Facts(
+        num_candidates=int(outputs["num_candidates"][place].sum()),
+        best_iou=float(outputs["best_iou"][place]),
+        best_score=float(outputs["best_score"][place]),
+        num_chosen=values["num_chosen"],
+        num_assigned=values["num_assigned"],
+        nearest_distance=float(outputs["nearest_distance"][place]),
+        helping_side=float(outputs["helping_side"][place]),
+        rivals=rivals,
+    )
     loss = None
     if "loss" in outputs:
         loss = {"total": _number(outputs["truth_loss"][place]), **_named(TERMS, outputs["truth_sums"][place])}
@@ -203,7 +208,7 @@ def _truth(
         "label": int(subject.gt_labels[place][0]),
         "bbox": [_number(side) for side in subject.gt_bboxes[place]],
         "reason": reason.word,
-        **described._asdict(),
+        **describe(reason, facts)._asdict(),
         **values,
         "flags": _flags(values),
         "rivals": [rival._asdict() for rival in rivals],

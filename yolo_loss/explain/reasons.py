@@ -68,11 +68,11 @@ class Rival(NamedTuple):
 
     Attributes:
         slot: Its place in the image, counted from 0.
-        count: How many of the chosen anchors it took.
+        anchors: How many of the chosen anchors it took.
     """
 
     slot: int
-    count: int
+    anchors: int
 
 
 class Facts(NamedTuple):
@@ -240,10 +240,10 @@ def _count(number: int, noun: str) -> str:
 
 def _rivals(rivals: Sequence[Rival]) -> str:
     """Name the rivals, those that took most first, up to the verb."""
-    ordered = sorted(rivals, key=lambda rival: (-rival.count, rival.slot))
+    ordered = sorted(rivals, key=lambda rival: (-rival.anchors, rival.slot))
     if len(ordered) <= 1:
         name = f"ground truth {ordered[0].slot}" if ordered else "another ground truth"
         return f"{name}, which overlaps"
-    named = [f"{rival.slot} ({rival.count})" for rival in ordered[:MOST_NAMED]]
+    named = [f"{rival.slot} ({rival.anchors})" for rival in ordered[:MOST_NAMED]]
     others = len(ordered) - len(named)
     return f"ground truths {', '.join(named)}{f' and {others} more' if others else ''}, which overlap"

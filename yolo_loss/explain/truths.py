@@ -60,8 +60,9 @@ class _Best(NamedTuple):
 def report_truths(candidates: Candidates, decisions: Decisions, scene: Scene) -> TruthReport:
     """Summarise each ground truth's candidates, (B, M) with the empty slot."""
     sizes, slot = scene.sizes, candidates.slot
-    score = torch.where(candidates.score > 0, candidates.score, 0.0)
-    iou, score, metric = (_best(candidates, values, sizes) for values in (candidates.iou, score, candidates.metric))
+    clean_score = torch.where(candidates.score > 0, candidates.score, 0.0)  # without NaN
+    measures = (candidates.iou, clean_score, candidates.metric)
+    iou, score, metric = (_best(candidates, values, sizes) for values in measures)
     chosen, lost, assigned = (
         segment_sum(slot, flags.long(), sizes.segments)
         for flags in (decisions.chosen, decisions.lost, decisions.assigned)
