@@ -420,8 +420,8 @@ function truthParts(row) {
     ["Best score", shortNumber(row.bestScore)], ["Best metric", shortNumber(row.bestMetric)],
   ];
   if (row.parts && row.loss > 0) {
-    const terms = ["box", "class", at("dfl-name").textContent].map((term, index) => `${term} ${shortNumber(row.parts[index])}`);
-    facts.push(["Loss", shortNumber(row.loss)], ["of it", terms.join(", ")]);
+    const terms = `of it box, class, ${at("dfl-name").textContent}`;
+    facts.push(["Loss", shortNumber(row.loss)], [terms, row.parts.map(shortNumber).join(", ")]);
   }
   parts.push(element("dl", {}, ...facts.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, String(value))])));
   if (row.parts && row.loss > 0) parts.push(lossBar(row.parts, row.loss));

@@ -357,9 +357,10 @@ function candidateShapes(picture) {
   let [rings, crosses, points] = ["", "", ""];
   for (let pair = scene.bySlot[selection.slot]; pair < scene.bySlot[selection.slot + 1]; pair++) {
     if (!found.inside[pair] || hiddenLevels.has(scene.pairs.level[pair])) continue;
-    const { x, y } = anchorAt(scene, scene.pairs.anchor[pair]);
+    const { x, y, stride } = anchorAt(scene, scene.pairs.anchor[pair]);
     const at = picture.toCanvas(x, y);
-    if (found.outcome[pair] === ASSIGNED) rings += markerPath("circle", at.x, at.y, 7);
+    const radius = Math.min(9, Math.max(3, 0.42 * stride * picture.view.scale)); // rings of neighbours stay apart
+    if (found.outcome[pair] === ASSIGNED) rings += markerPath("circle", at.x, at.y, radius);
     else if (found.outcome[pair] === LOST_TO) crosses += `M${at.x - 4} ${at.y - 4}l8 8m0 -8l-8 8`;
     else points += markerPath("circle", at.x, at.y, 1.2);
   }
