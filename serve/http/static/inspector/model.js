@@ -146,10 +146,14 @@ export function assign(scene, settings, summary = true) {
 
 /** Which pairs are candidates at a minimum side, 0 or 1 each. */
 function candidatesAt(scene, side) {
-  const { outside } = scene.pairs;
+  const { needed, pairs: { outside } } = scene;
+  const inside = new Uint8Array(needed.length);
   // The document's own answer was computed from coordinates of all digits.
-  if (side === scene.ownSide) return outside.map((flag) => 1 - flag);
-  return Uint8Array.from(scene.needed, (needed) => Number(needed === 0 || needed < side));
+  const own = side === scene.ownSide;
+  for (let pair = 0; pair < inside.length; pair++) {
+    inside[pair] = own ? 1 - outside[pair] : needed[pair] === 0 || needed[pair] < side;
+  }
+  return inside;
 }
 
 function metricsOf(scene, { alpha, beta }) {
@@ -283,8 +287,8 @@ function summarise(scene, found, slot) {
       sum.weight += found.weight[pair];
     }
   }
-  sum.rivals = [...took].map(([rival, count]) => ({ slot: rival, count }));
-  sum.rivals.sort((one, other) => other.count - one.count || one.slot - other.slot);
+  sum.rivals = [...took].map(([rival, anchors]) => ({ slot: rival, anchors }));
+  sum.rivals.sort((one, other) => other.anchors - one.anchors || one.slot - other.slot);
   sum.reason = reasonOf(scene.truths[slot], sum);
   sum.clipped = clippedShare(scene, found, slot, sum.assigned);
   return sum;
@@ -379,7 +383,7 @@ export function digits(value) {
 
 function named(rivals) {
   if (rivals.length <= 1) return `ground truth ${rivals[0].slot}, which overlaps`;
-  const first = rivals.slice(0, MOST_NAMED).map(({ slot, count }) => `${slot} (${count})`).join(", ");
+  const first = rivals.slice(0, MOST_NAMED).map(({ slot, anchors }) => `${slot} (${anchors})`).join(", ");
   const others = rivals.length - MOST_NAMED;
   return `ground truths ${first}${others > 0 ? ` and ${others} more` : ""}, which overlap`;
 }

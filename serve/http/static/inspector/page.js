@@ -429,7 +429,7 @@ function truthParts(row) {
 }
 
 function rivalsText(rivals) {
-  const links = rivals.slice(0, PAIRS_SHOWN).flatMap(({ slot, count }, index) => [index ? ", " : "", truthLink(slot, `${slot} (${count})`)]);
+  const links = rivals.slice(0, PAIRS_SHOWN).flatMap(({ slot, anchors }, index) => [index ? ", " : "", truthLink(slot, `${slot} (${anchors})`)]);
   return element("p", {}, "It lost anchors to ", ...links, rivals.length > PAIRS_SHOWN ? ", …" : "", ".");
 }
 

@@ -44,6 +44,8 @@ export class Picture {
     const { clientWidth, clientHeight } = this.canvas;
     const ratio = window.devicePixelRatio || 1;
     if (clientWidth === 0) return;
+    // Kept, as reading them from the page takes longer than what is done with them.
+    [this.width, this.height] = [clientWidth, clientHeight];
     this.canvas.width = Math.round(clientWidth * ratio);
     this.canvas.height = Math.round(clientHeight * ratio);
     if (this.ratio !== ratio) this.sprites.clear();
@@ -52,8 +54,7 @@ export class Picture {
   }
 
   fittingView() {
-    const { clientWidth, clientHeight } = this.canvas;
-    const scale = Math.min(clientWidth / this.scene.width, clientHeight / this.scene.height);
+    const scale = Math.min(this.width / this.scene.width, this.height / this.scene.height);
     return { x: this.scene.width / 2, y: this.scene.height / 2, zoom: 1, scale };
   }
 
@@ -70,10 +71,8 @@ export class Picture {
       const half = Math.min(shown / scale, size) / 2;
       return Math.min(Math.max(value, half), size - half);
     };
-    const { clientWidth, clientHeight } = this.canvas;
-    this.view = {
-      x: near(x, this.scene.width, clientWidth), y: near(y, this.scene.height, clientHeight), zoom: limited, scale,
-    };
+    const [cx, cy] = [near(x, this.scene.width, this.width), near(y, this.scene.height, this.height)];
+    this.view = { x: cx, y: cy, zoom: limited, scale };
     this.atFit = limited === 1;
     this.canvas.style.touchAction = this.atFit ? "pan-y" : "none";
     this.redraw();
@@ -86,29 +85,27 @@ export class Picture {
   }
 
   /** Zoom by a factor; the point (px, py) of the canvas keeps its place. */
-  zoomBy(factor, px = this.canvas.clientWidth / 2, py = this.canvas.clientHeight / 2) {
+  zoomBy(factor, px = this.width / 2, py = this.height / 2) {
     const before = this.toPicture(px, py);
     const zoom = Math.min(Math.max(this.view.zoom * factor, 1), MOST_ZOOM);
     const scale = (this.view.scale / this.view.zoom) * zoom;
-    const { clientWidth, clientHeight } = this.canvas;
-    this.setView({ x: before.x - (px - clientWidth / 2) / scale, y: before.y - (py - clientHeight / 2) / scale, zoom });
+    this.setView({ x: before.x - (px - this.width / 2) / scale, y: before.y - (py - this.height / 2) / scale, zoom });
   }
 
   /** Bring a point into view, if it is not. */
   reveal(x, y) {
     const at = this.toCanvas(x, y);
-    const { clientWidth, clientHeight } = this.canvas;
-    if (at.x < 0 || at.y < 0 || at.x > clientWidth || at.y > clientHeight) this.setView({ ...this.view, x, y });
+    if (at.x < 0 || at.y < 0 || at.x > this.width || at.y > this.height) this.setView({ ...this.view, x, y });
   }
 
   toPicture(px, py) {
     const { x, y, scale } = this.view;
-    return { x: x + (px - this.canvas.clientWidth / 2) / scale, y: y + (py - this.canvas.clientHeight / 2) / scale };
+    return { x: x + (px - this.width / 2) / scale, y: y + (py - this.height / 2) / scale };
   }
 
   toCanvas(x, y) {
     const { x: cx, y: cy, scale } = this.view;
-    return { x: (x - cx) * scale + this.canvas.clientWidth / 2, y: (y - cy) * scale + this.canvas.clientHeight / 2 };
+    return { x: (x - cx) * scale + this.width / 2, y: (y - cy) * scale + this.height / 2 };
   }
 
   /** The anchor at a point of the canvas: a positive one nearby, else the nearest with candidates; -1 without. */
@@ -178,8 +175,7 @@ export class Picture {
 
   drawOverlay() {
     if (!this.view || !this.found) return;
-    const { clientWidth, clientHeight } = this.canvas;
-    this.overlay.setAttribute("viewBox", `0 0 ${clientWidth} ${clientHeight}`);
+    this.overlay.setAttribute("viewBox", `0 0 ${this.width} ${this.height}`);
     this.overlay.replaceChildren(...selectionShapes(this), ...hoverShapes(this));
   }
 
@@ -252,19 +248,26 @@ function drawScene(context, picture) {
 
 function drawBoxes(context, picture) {
   const { scene, found, colours } = picture;
-  const paths = COLOURS.map(() => new Path2D());
-  const [all, nothing] = [new Path2D(), new Path2D()];
-  for (const { slot, bbox } of scene.truths) {
-    const rectangle = rectangleOf(picture, bbox);
-    const path = found.truths[slot].assigned > 0 ? paths[colours[slot]] : nothing;
-    all.rect(...rectangle);
-    path.rect(...rectangle);
+  const shown = scene.truths.map(({ slot, bbox }) => ({ slot, rectangle: rectangleOf(picture, bbox) }))
+    .filter(({ rectangle }) => isShown(picture, rectangle));
+  // Rectangles one by one are drawn far faster than as parts of one path; by colour, to change the state seldom.
+  const groups = [...COLOURS.map(() => []), []];
+  for (const { slot, rectangle } of shown) {
+    groups[found.truths[slot].assigned > 0 ? colours[slot] : COLOURS.length].push(rectangle);
   }
-  outline(context, all, DARK, 3.5);
-  paths.forEach((path, index) => outline(context, path, COLOURS[index], 1.75));
+  const stroke = (rectangles, colour, width) => {
+    [context.strokeStyle, context.lineWidth] = [colour, width];
+    for (const rectangle of rectangles) context.strokeRect(...rectangle);
+  };
+  for (const rectangles of groups) stroke(rectangles, DARK, 3.5);
+  COLOURS.forEach((colour, index) => stroke(groups[index], colour, 1.75));
   context.setLineDash([5, 4]);
-  outline(context, nothing, "#ffffff", 2);
+  stroke(groups.at(-1), "#ffffff", 2);
   context.setLineDash([]);
+}
+
+function isShown(picture, [x, y, width, height]) {
+  return x < picture.width && y < picture.height && x + width > 0 && y + height > 0;
 }
 
 function rectangleOf(picture, [x1, y1, x2, y2]) {
@@ -278,40 +281,81 @@ function outline(context, path, colour, width) {
   context.stroke(path);
 }
 
+/** Draw the positive anchors, all but the selected ground truth's by way of one bitmap: thousands take milliseconds. */
 function drawAnchors(context, picture) {
-  const { anchors, colours, hiddenLevels, selection, canvas, ratio } = picture;
-  const growth = Math.min(2, Math.max(0.4, picture.view.scale / 1.8));
-  const [width, height] = [canvas.width / ratio, canvas.height / ratio];
+  const { anchors, hiddenLevels, selection, ratio } = picture;
+  const layer = layerOf(picture);
+  const pixels = new Uint32Array(layer.image.data.buffer).fill(0);
+  const selected = [];
   for (let index = 0; index < anchors.pair.length; index++) {
-    const level = anchors.level[index];
-    if (hiddenLevels.has(level)) continue;
-    const at = picture.toCanvas(anchors.x[index], anchors.y[index]);
-    if (at.x < -LARGEST || at.y < -LARGEST || at.x > width + LARGEST || at.y > height + LARGEST) continue;
-    const slot = anchors.slot[index];
-    const sprite = spriteOf(picture, colours[slot], level, anchors.size[index], growth);
-    const half = sprite.width / ratio / 2;
-    if (slot === selection.slot) context.globalAlpha = 1;
-    context.drawImage(sprite, at.x - half, at.y - half, 2 * half, 2 * half);
-    if (slot === selection.slot) context.globalAlpha = DIMMED;
+    if (hiddenLevels.has(anchors.level[index])) continue;
+    if (anchors.slot[index] === selection.slot) selected.push(index);
+    else stamp(pixels, layer.image, spriteOf(picture, index), picture.toCanvas(anchors.x[index], anchors.y[index]), ratio);
+  }
+  layer.context.putImageData(layer.image, 0, 0);
+  context.drawImage(layer.canvas, 0, 0, picture.width, picture.height);
+  context.globalAlpha = 1;
+  for (const index of selected) {
+    const path = new Path2D(markerOf(picture, index, picture.toCanvas(anchors.x[index], anchors.y[index])));
+    context.fillStyle = COLOURS[picture.colours[selection.slot]];
+    context.fill(path);
+    outline(context, path, DARK, 1.25);
   }
 }
 
-/** A small canvas with one marker. Thousands of them are drawn in one frame. */
-function spriteOf(picture, colour, level, size, growth) {
-  const step = Math.round(growth * 8) / 8;
-  const key = `${colour} ${level} ${size} ${step}`;
-  if (picture.sprites.has(key)) return picture.sprites.get(key);
-  const radius = (SMALLEST + (LARGEST - SMALLEST) * (size / (SIZES - 1))) * step;
-  const sprite = document.createElement("canvas");
-  sprite.width = sprite.height = 2 * Math.ceil((radius + 1.5) * picture.ratio);
-  const context = sprite.getContext("2d");
-  context.translate(sprite.width / 2, sprite.height / 2);
-  context.scale(picture.ratio, picture.ratio);
-  const path = new Path2D(markerPath(SHAPES[level % SHAPES.length], 0, 0, radius));
+/** A bitmap as large as the canvas, kept between frames. */
+function layerOf(picture) {
+  const { width, height } = picture.canvas;
+  if (picture.layer?.canvas.width !== width || picture.layer.canvas.height !== height) {
+    const canvas = new OffscreenCanvas(width, height);
+    picture.layer = { canvas, context: canvas.getContext("2d"), image: new ImageData(width, height) };
+  }
+  return picture.layer;
+}
+
+/** Copy a sprite to a bitmap. Soft edges stay soft on the picture; on another marker they are cut. */
+function stamp(pixels, { width, height }, sprite, at, ratio) {
+  const left = Math.round(at.x * ratio) - sprite.half;
+  const top = Math.round(at.y * ratio) - sprite.half;
+  const size = 2 * sprite.half;
+  if (left + size <= 0 || top + size <= 0 || left >= width || top >= height) return;
+  for (let row = Math.max(0, -top); row < Math.min(size, height - top); row++) {
+    for (let column = Math.max(0, -left); column < Math.min(size, width - left); column++) {
+      const value = sprite.pixels[row * size + column];
+      const place = (top + row) * width + left + column;
+      if (value >>> 31 || (value && !pixels[place])) pixels[place] = value; // alpha, the highest byte, is half or more
+    }
+  }
+}
+
+function radiusOf(picture, index) {
+  const growth = Math.min(2, Math.max(0.4, picture.view.scale / 1.8));
+  const size = SMALLEST + (LARGEST - SMALLEST) * (picture.anchors.size[index] / (SIZES - 1));
+  return size * (Math.round(growth * 8) / 8);
+}
+
+function markerOf(picture, index, { x, y }) {
+  return markerPath(SHAPES[picture.anchors.level[index] % SHAPES.length], x, y, radiusOf(picture, index));
+}
+
+/** The pixels of an anchor's marker, made once for each colour, shape and radius. */
+function spriteOf(picture, index) {
+  const { ratio, sprites, colours, anchors } = picture;
+  const colour = colours[anchors.slot[index]];
+  const radius = radiusOf(picture, index);
+  const key = colour + 16 * (anchors.level[index] % SHAPES.length) + 256 * Math.round(radius * 64);
+  if (sprites.has(key)) return sprites.get(key);
+  const half = Math.ceil((1.3 * radius + 1.5) * ratio);
+  const context = new OffscreenCanvas(2 * half, 2 * half).getContext("2d");
+  context.translate(half, half);
+  context.scale(ratio, ratio);
+  const path = new Path2D(markerOf(picture, index, { x: 0, y: 0 }));
   context.fillStyle = COLOURS[colour];
   context.fill(path);
   outline(context, path, DARK, 1.25);
-  picture.sprites.set(key, sprite);
+  const { data } = context.getImageData(0, 0, 2 * half, 2 * half);
+  const sprite = { half, pixels: new Uint32Array(data.buffer) };
+  sprites.set(key, sprite);
   return sprite;
 }
 
@@ -359,9 +403,11 @@ function candidateShapes(picture) {
     if (!found.inside[pair] || hiddenLevels.has(scene.pairs.level[pair])) continue;
     const { x, y, stride } = anchorAt(scene, scene.pairs.anchor[pair]);
     const at = picture.toCanvas(x, y);
-    const radius = Math.min(9, Math.max(3, 0.42 * stride * picture.view.scale)); // rings of neighbours stay apart
+    // Marks of neighbours stay apart.
+    const radius = Math.min(9, Math.max(3, 0.42 * stride * picture.view.scale));
+    const arm = radius / 2;
     if (found.outcome[pair] === ASSIGNED) rings += markerPath("circle", at.x, at.y, radius);
-    else if (found.outcome[pair] === LOST_TO) crosses += `M${at.x - 4} ${at.y - 4}l8 8m0 -8l-8 8`;
+    else if (found.outcome[pair] === LOST_TO) crosses += `M${at.x - arm} ${at.y - arm}l${2 * arm} ${2 * arm}m0 ${-2 * arm}l${-2 * arm} ${2 * arm}`;
     else points += markerPath("circle", at.x, at.y, 1.2);
   }
   const shapes = [];
