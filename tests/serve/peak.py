@@ -12,20 +12,21 @@ import numpy as np
 
 from yolo_assigner.serve.wire.dtypes import Array
 
-# Not getrusage's ru_maxrss, which begins with the parent's size.
+# The peak is that of the memory map: getrusage's also counts what the parent had when it forked.
 MEASURE = """
-import sys
+import pathlib, sys
 import numpy as np, onnxruntime
-def peak():
-    (line,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-    return 1024 * int(line.split()[1])
+def kibibytes(name):
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = 1
 session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
 inputs = dict(np.load(sys.argv[2]))
-before = peak()
+pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+before = kibibytes("VmRSS")
 session.run([sys.argv[3]], inputs)
-print(peak() - before)
+print(1024 * (kibibytes("VmHWM") - before))
 """
 
 
