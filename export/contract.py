@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 CONTRACT_VERSION = 2  # version 1 had no precision
-KINDS = ("assigner", "loss", "loss_grad", "detector_loss")
+KINDS = ("assigner", "loss", "loss_grad", "detector_loss", "explain")
+# Kinds that list pairs of ground truths and anchors, whose number depends on the data: ONNX Runtime alone runs them.
+SPARSE_KINDS = ("explain",)
 # Name of each precision in numpy.
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 # Contracts of engines, which may lie in the same folder.

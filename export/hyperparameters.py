@@ -24,7 +24,7 @@ from yolo_loss.option_checks import (
     whole_number,
 )
 
-LOSS_KINDS = ("loss", "loss_grad", "detector_loss")
+LOSS_KINDS = ("loss", "loss_grad", "detector_loss", "explain")
 DETECTOR_KINDS = ("detector_loss",)
 # What a graph with a loss may take beside ground truth; regions come with a mask of the valid ones.
 EXTRA_INPUTS = ("class_weights", "ignore_bboxes")

@@ -129,13 +129,13 @@ def sample_inputs(
     return *sample_loss_inputs(case, strides, hyperparameters.reg_max, seed), *further
 
 
-def sample_behind_maps(hyperparameters: Hyperparameters, case: Case, seed: int) -> Sequence[Tensor | list[Tensor]]:
-    """Sample what the loss of a ``detector_loss`` takes: the maps of all branches, ground truth, and further inputs."""
-    maps, *truth = sample_inputs("loss", hyperparameters, case, seed)
-    if not hyperparameters.end_to_end:
-        return maps, *truth
-    one2one, *_ = sample_loss_inputs(case, hyperparameters.strides, hyperparameters.reg_max, seed + BRANCH_SEEDS)
-    return [*maps, *one2one], *truth
+def sample_behind_maps(hyperparameters: Hyperparameters, case: Case, seed: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Sample what the loss of a ``detector_loss`` takes: the maps of all branches; ground truth and further inputs."""
+    strides, reg_max = hyperparameters.strides, hyperparameters.reg_max
+    maps, *truth = sample_loss_inputs(case, strides, reg_max, seed)
+    if hyperparameters.end_to_end:
+        maps = [*maps, *sample_loss_inputs(case, strides, reg_max, seed + BRANCH_SEEDS)[0]]
+    return maps, [*truth, *sample_extra_inputs(hyperparameters, case, seed)]
 
 
 def sample_extra_inputs(hyperparameters: Hyperparameters, case: Case, seed: int) -> list[Tensor]:

@@ -47,7 +47,7 @@ def extra_input_specs(hyperparameters: Hyperparameters) -> tuple[TensorSpec, ...
 def output_specs(kind: str, hyperparameters: Hyperparameters) -> tuple[TensorSpec, ...]:
     """Return the outputs of a model kind in the graph's order."""
     classes: Axis = "C" if kind == "assigner" else hyperparameters.num_classes
-    targets = (
+    targets: tuple[TensorSpec, ...] = (
         TensorSpec("target_labels", "int64", ("B", "A")),
         TensorSpec("target_bboxes", "float32", ("B", "A", 4)),
         TensorSpec("target_scores", "float32", ("B", "A", classes), heavy=True),
@@ -62,6 +62,8 @@ def output_specs(kind: str, hyperparameters: Hyperparameters) -> tuple[TensorSpe
         TensorSpec("loss_items", "float32", (3,)),
         TensorSpec("image_sums", "float32", ("B", 4)),
     )
+    if kind == "explain":
+        return (*losses, *_explanation(hyperparameters))
     if hyperparameters.end_to_end:
         targets = (*targets, *_branch_specs((*losses, *targets)))
     further = {
@@ -70,6 +72,47 @@ def output_specs(kind: str, hyperparameters: Hyperparameters) -> tuple[TensorSpe
         "detector_loss": (TensorSpec("predictions", "float32", ("B", 4 + hyperparameters.num_classes, "A")),),
     }
     return (*losses, *targets, *further[kind])
+
+
+def _explanation(hyperparameters: Hyperparameters) -> tuple[TensorSpec, ...]:
+    """The outputs of ``explain`` behind the losses: fields of ``yolo_loss.explain``'s NamedTuples, in their order."""
+    levels = len(hyperparameters.strides)
+    shares = (
+        TensorSpec("truth_sums", "float32", ("B", "M", 3)),
+        TensorSpec("background_sums", "float32", ("B",)),
+        TensorSpec("truth_loss", "float32", ("B", "M")),
+        TensorSpec("background_loss", "float32", ("B",)),
+    )
+    truths = {
+        "reason": "int64",
+        "num_candidates": "int64",
+        "num_chosen": "int64",
+        "num_lost": "int64",
+        "lost_to": "int64",
+        "num_assigned": "int64",
+        "weight_sum": "float32",
+        "best_iou": "float32",
+        "best_iou_anchor": "int64",
+        "best_score": "float32",
+        "best_score_anchor": "int64",
+        "best_metric": "float32",
+        "best_metric_anchor": "int64",
+        "nearest_distance": "float32",
+        "helping_side": "float32",
+        "clipped_share": "float32",
+        "duplicate_of": "int64",
+        "weak": "bool",
+    }
+    indices = ("image", "slot", "anchor", "level", "rank", "outcome", "lost_to")
+    pairs = ("image", "slot", "anchor", "level", "iou", "score", "metric", "rank", "outcome", "lost_to", "weight")
+    return (
+        *shares,
+        *(
+            TensorSpec(name, dtype, ("B", "M", levels) if name == "num_candidates" else ("B", "M"))
+            for name, dtype in truths.items()
+        ),
+        *(TensorSpec(f"pair_{name}", "int64" if name in indices else "float32", ("P",)) for name in pairs),
+    )
 
 
 def _branch_specs(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:

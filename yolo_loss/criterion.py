@@ -334,7 +334,7 @@ def head_of(model: Any) -> Any:
         head = model.model[-1]
     except (AttributeError, TypeError, IndexError, KeyError) as error:
         raise ValueError(
-            f"{type(model).__name__} has no model[-1]; pass the detector, not its trainer; of a YOLO object the .model"
+            f"{type(model).__name__} has no model[-1]; pass the detector, which of a YOLO object is its .model"
         ) from error
     missing = [name for name in ("nc", "reg_max", "stride") if not hasattr(head, name)]
     if missing:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from yolo_assigner.export.contract import SPARSE_KINDS
 from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.specs import extra_input_specs
 from yolo_assigner.models import DetectionModel
@@ -22,6 +23,7 @@ from yolo_loss.assignment.targets import labels_and_boxes, scores_by_comparison,
 from yolo_loss.collate import add_empty_slot
 from yolo_loss.end_to_end import combine
 from yolo_loss.execution.channels import Channels, ClassScores
+from yolo_loss.explain.explain import explain_padded, explanation_outputs
 from yolo_loss.predictions import join_predictions
 from yolo_loss.reductions.foreground import RowGradients, Rows
 from yolo_loss.structures import Assignment, Predictions
@@ -137,6 +139,18 @@ class LossGradGraph(LossGraph):
         return *_results(self.criterion, result, padded), *gradients
 
 
+class ExplainGraph(LossGraph):
+    """``yolo_loss.explain`` as a graph with dynamic B, M (0 included), I (0 included), map sizes, and P."""
+
+    def forward(
+        self, feats: list[Tensor], gt_labels: Tensor, gt_bboxes: Tensor, mask_gt: Tensor, *further: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Compute the loss with its shares, what became of each ground truth, and of each candidate."""
+        predictions, truth = _join(self.criterion, feats), GroundTruth(gt_labels, gt_bboxes, mask_gt)
+        explanation = explain_padded(self.criterion, predictions, truth, self.class_inputs(further))
+        return tuple(explanation_outputs(explanation).values())
+
+
 class EndToEndLossGraph(nn.Module):
     """The losses of a one-to-many and a one-to-one branch as a graph, with the inputs of :class:`LossGraph`.
 
@@ -218,6 +232,10 @@ def _targets(assignment: Assignment, padded: GroundTruth, num_classes: int, impl
     return labels, boxes, scores, assignment.fg_mask, assignment.target_gt_idx, assignment.target_weights
 
 
+# Graphs of one criterion that the graph of a loss is not part of.
+GRAPHS_OF_MAPS = {"loss_grad": LossGradGraph, "explain": ExplainGraph}
+
+
 def build_graph(
     kind: str, hyperparameters: Hyperparameters, implementation: str, detector: DetectionModel | None = None
 ) -> nn.Module:
@@ -231,18 +249,23 @@ def build_graph(
             first input.
 
     Raises:
-        ValueError: The implementation is unknown.
+        ValueError: The implementation is unknown, or the kind does not have it.
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"implementation is {implementation!r}, but a graph has one of {', '.join(IMPLEMENTATIONS)}; choose one"
         )
+    if kind in SPARSE_KINDS and implementation != "sparse":
+        raise ValueError(
+            f"implementation is {implementation!r}, but {kind} lists candidate pairs, which only sparse does; export "
+            "it for ONNX Runtime, without --for or --implementation"
+        )
     if kind == "assigner":
         assigner = TaskAlignedAssigner(**hyperparameters.assigner_arguments(), implementation=implementation)
         return AssignerGraph(assigner).eval()
     further = [spec.name for spec in extra_input_specs(hyperparameters)]
-    if kind == "loss_grad":
-        return LossGradGraph(build_criterion(hyperparameters, implementation), further).eval()
+    if kind in GRAPHS_OF_MAPS:
+        return GRAPHS_OF_MAPS[kind](build_criterion(hyperparameters, implementation), further).eval()
     loss = _build_loss(hyperparameters, implementation, further)
     return (loss if detector is None else DetectorLossGraph(loss, detector)).eval()
 

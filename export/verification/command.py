@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # it loads torch, which `--help` does without
 SUMMARY = "compare exported models with torch float64"
 EXAMPLES = "  yolo-assigner export verify artifacts"
 # Outputs that are equal or wrong: indices and masks.
-DECISIONS = ("target_labels", "fg_mask", "target_gt_idx")
+DECISIONS = ("target_labels", "fg_mask", "target_gt_idx", "reason", "pair_outcome", "pair_lost_to")
 # Columns of the summary, each with the beginnings of the names of its outputs.
 COLUMNS = {
     "targets": ("target_scores", "target_weights", "target_bboxes"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -21,6 +21,7 @@ from yolo_assigner.serve.inference.service import Call, Operation
 from yolo_assigner.serve.v1.request import DetectionInputs, choose_model, read_inputs
 from yolo_assigner.serve.v1.schemas import (
     AssignRequest,
+    ExplainRequest,
     LossRequest,
     ReduceRequest,
     Strict,
@@ -30,6 +31,7 @@ from yolo_assigner.serve.v1.schemas import (
 from yolo_assigner.serve.wire.dtypes import Array
 from yolo_assigner.serve.wire.json import check_parts
 from yolo_assigner.serve.wire.response import EncodedResponse, dump_json
+from yolo_loss.explain.document import DOCUMENT_OUTPUTS, Subject, build_document
 
 SHOWN = 60  # characters of a value in an error
 TAGS = ("nested", "packed", "dfl_sums", "l1_sums", "row")  # pydantic's names of alternatives, which no request contains
@@ -39,10 +41,24 @@ SCORES = "target_scores"
 AnyRequest = TypeVar("AnyRequest", bound=Strict)
 
 
+class Answered(NamedTuple):
+    """A request that was computed.
+
+    Attributes:
+        contract: Contract of the model.
+        request: The request.
+        given: The inputs that it describes.
+    """
+
+    contract: Contract
+    request: LossRequest
+    given: DetectionInputs
+
+
 async def detect(
     registry: LoadedModels, call: Call, body: memoryview, max_work_bytes: int, on_begun: OnBegun = None
 ) -> EncodedResponse:
-    """Answer ``POST /v1/loss`` or ``POST /v1/assign``, as the call's operation says.
+    """Answer ``POST /v1/loss``, ``/v1/assign`` or ``/v1/explain``, as the call's operation says.
 
     Args:
         registry: All models.
@@ -56,7 +72,7 @@ async def detect(
     """
     began = time.monotonic_ns()
     check_loaded(registry)
-    endpoint = _LOSS if call.operation == Operation.LOSS else _ASSIGN
+    endpoint = _ENDPOINTS[call.operation]
     request = await asyncio.to_thread(_parse, endpoint.schema, body)
     model = choose_model(registry, request)
     contract = model.contract
@@ -67,7 +83,8 @@ async def detect(
 
         def encode(arrays: dict[str, Array]) -> EncodedResponse:
             tensors = {name: arrays[name].tolist() for name in given.outputs}
-            return _encoded({"model": contract.name, **endpoint.reply(contract, given, arrays), "tensors": tensors})
+            reply = endpoint.reply(Answered(contract, request, given), arrays)
+            return _encoded({"model": contract.name, **reply, "tensors": tensors})
 
         return PreparedRequest(fit_inputs(contract, given.arrays, max_work_bytes), outputs, outputs, encode)
 
@@ -99,18 +116,20 @@ def reduce(registry: ModelRegistry[ModelInfo], body: memoryview) -> EncodedRespo
     )
 
 
-def _loss_reply(contract: Contract, _: DetectionInputs, outputs: dict[str, Array]) -> dict[str, Any]:
+def _loss_reply(answered: Answered, outputs: dict[str, Array]) -> dict[str, Any]:
     """The fields of a :class:`yolo_assigner.serve.v1.schemas.LossReply` that the outputs decide."""
-    sums = (*contract.terms, SCORES)
+    terms = answered.contract.terms
+    sums = (*terms, SCORES)
     return {
         "loss": outputs["loss"].item(),
-        "loss_items": dict(zip(contract.terms, outputs["loss_items"].tolist(), strict=True)),
+        "loss_items": dict(zip(terms, outputs["loss_items"].tolist(), strict=True)),
         "image_sums": [dict(zip(sums, row, strict=True)) for row in outputs["image_sums"].tolist()],
     }
 
 
-def _assign_reply(_: Contract, given: DetectionInputs, outputs: dict[str, Array]) -> dict[str, Any]:
+def _assign_reply(answered: Answered, outputs: dict[str, Array]) -> dict[str, Any]:
     """The fields of a :class:`yolo_assigner.serve.v1.schemas.AssignReply` that the outputs decide."""
+    given = answered.given
     points = points_of(given.level_sizes, given.strides)
     images = []
     for image, mask in enumerate(outputs["fg_mask"]):
@@ -120,22 +139,42 @@ def _assign_reply(_: Contract, given: DetectionInputs, outputs: dict[str, Array]
     return {"imgsz": given.image_size, "num_anchors": len(points), "images": images}
 
 
+def _explain_reply(answered: Answered, outputs: dict[str, Array]) -> dict[str, Any]:
+    """The fields of a :class:`yolo_assigner.serve.v1.schemas.ExplainReply`, without those of all replies."""
+    contract, request, given = answered
+    labels = given.arrays["gt_labels"]
+    image = np.array(request.batch.batch_idx, np.int64)
+    subject = Subject(
+        labels,
+        given.arrays["gt_bboxes"],
+        np.bincount(image, minlength=len(labels)),
+        given.image_size,
+        given.level_sizes,
+        contract.hyperparameters,
+        contract.name,
+    )
+    return build_document(outputs, subject, pairs=isinstance(request, ExplainRequest) and request.pairs)
+
+
 class _Endpoint(NamedTuple):
-    """The differences between the two operations that need an engine.
+    """The differences between the operations that need an engine.
 
     Attributes:
         schema: Form of the request.
         outputs: Outputs of the model that the reply is made from.
-        reply: Makes the reply's fields from the model's contract, the request's inputs and these outputs.
+        reply: Makes the reply's fields from what was answered and these outputs.
     """
 
     schema: type[LossRequest]
     outputs: tuple[str, ...]
-    reply: Callable[[Contract, DetectionInputs, dict[str, Array]], dict[str, Any]]
+    reply: Callable[[Answered, dict[str, Array]], dict[str, Any]]
 
 
-_LOSS = _Endpoint(LossRequest, LOSS_OUTPUTS, _loss_reply)
-_ASSIGN = _Endpoint(AssignRequest, TARGETS, _assign_reply)
+_ENDPOINTS: Mapping[Operation, _Endpoint] = {
+    Operation.LOSS: _Endpoint(LossRequest, LOSS_OUTPUTS, _loss_reply),
+    Operation.ASSIGN: _Endpoint(AssignRequest, TARGETS, _assign_reply),
+    Operation.EXPLAIN: _Endpoint(ExplainRequest, DOCUMENT_OUTPUTS, _explain_reply),
+}
 
 
 def _encoded(document: dict[str, Any]) -> EncodedResponse:

@@ -17,7 +17,7 @@ import pytest
 
 from tests.docs.markdown import DOCS, INLINE, LINK, PAGES, ROOT, anchors, blocks, prose
 
-COMMANDS = ("export onnx", "export verify", "export tensorrt", "export all", "export triton", "serve")
+COMMANDS = ("export onnx", "export verify", "export tensorrt", "export all", "export triton", "serve", "explain")
 # Pages whose options belong to other commands: the benchmarks'.
 OTHERS = ("gpu.md", "measurements.md")
 FOREIGN = {"--ipc"}  # docker's
@@ -76,7 +76,7 @@ def command_lines() -> Iterator[tuple[str, str]]:
             if block.language == "sh":
                 for line in block.code.replace("\\\n", " ").splitlines():
                     code = line.partition(" #")[0]
-                    if code.startswith("yolo-assigner ") and code.split()[1] in ("export", "serve"):
+                    if code.startswith("yolo-assigner ") and code.split()[1] in ("export", "serve", "explain"):
                         yield relative(page), code
 
 

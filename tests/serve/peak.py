@@ -12,16 +12,20 @@ import numpy as np
 
 from yolo_assigner.serve.wire.dtypes import Array
 
+# Not getrusage's ru_maxrss, which begins with the parent's size.
 MEASURE = """
-import resource, sys
+import sys
 import numpy as np, onnxruntime
+def peak():
+    (line,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    return 1024 * int(line.split()[1])
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = 1
 session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
 inputs = dict(np.load(sys.argv[2]))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 session.run([sys.argv[3]], inputs)
-print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+print(peak() - before)
 """
 
 

@@ -72,7 +72,9 @@ def test_without_boxes_nothing_is_clipped() -> None:
 class Operations(TorchDispatchMode):
     """Counts what torch computes."""
 
-    count = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += 1
@@ -80,7 +82,8 @@ class Operations(TorchDispatchMode):
 
 
 def operations(call: Callable[[], object]) -> int:
-    with Operations() as counted:
+    counted = Operations()
+    with counted:
         call()
     return counted.count
 
