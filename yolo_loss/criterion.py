@@ -258,7 +258,9 @@ class DetectionLoss(nn.Module):
     @property
     def anchor_maker(self) -> AnchorMaker:
         """What makes the anchor points of maps; ``join_predictions`` takes it."""
-        return anchors_by_kernel if self.assigner.implementation == "triton" else make_anchors
+        if self.assigner.implementation == "triton":
+            return anchors_by_kernel
+        return make_anchors
 
     def row_gradients(self, rows: Rows) -> RowGradients:
         """Compute the losses of single anchors with their derivatives."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -20,11 +21,11 @@ CASE = Case(2, 5, pyramid(64, 96, STRIDES), 4)
 NUMBERS: dict[str, Any] = {"topk": 10, "alpha": 0.5, "beta": 6.0, "num_classes": 4}
 
 
-def assign(inputs: list[Tensor], implementation: str = "triton", **options: Any) -> AssignmentResult:
+def assign(inputs: Sequence[Tensor], implementation: str = "triton", **options: Any) -> AssignmentResult:
     return TaskAlignedAssigner(**{**NUMBERS, **options}, implementation=implementation)(*inputs)  # type: ignore[no-any-return]
 
 
-def double(inputs: list[Tensor]) -> list[Tensor]:
+def double(inputs: Sequence[Tensor]) -> list[Tensor]:
     return [field.double() if field.is_floating_point() else field for field in inputs]
 
 
