@@ -7,6 +7,11 @@ from dataclasses import replace
 from yolo_assigner.export.contract import Axis, TensorSpec
 from yolo_assigner.export.hyperparameters import Hyperparameters
 
+# Prefix of what the one-to-many branch of a head with two branches gives, and what that is: from its three targets and
+# the ground truth the others follow.
+ONE2MANY = "one2many_"
+ONE2MANY_OUTPUTS = ("loss", "loss_items", "image_sums", "fg_mask", "target_gt_idx", "target_weights")
+
 
 def input_specs(kind: str, hyperparameters: Hyperparameters) -> tuple[TensorSpec, ...]:
     """Return the inputs of a model kind in the graph's order."""
@@ -42,7 +47,7 @@ def extra_input_specs(hyperparameters: Hyperparameters) -> tuple[TensorSpec, ...
 def output_specs(kind: str, hyperparameters: Hyperparameters) -> tuple[TensorSpec, ...]:
     """Return the outputs of a model kind in the graph's order."""
     classes: Axis = "C" if kind == "assigner" else hyperparameters.num_classes
-    targets = (
+    targets: tuple[TensorSpec, ...] = (
         TensorSpec("target_labels", "int64", ("B", "A")),
         TensorSpec("target_bboxes", "float32", ("B", "A", 4)),
         TensorSpec("target_scores", "float32", ("B", "A", classes), heavy=True),
@@ -59,6 +64,8 @@ def output_specs(kind: str, hyperparameters: Hyperparameters) -> tuple[TensorSpe
     )
     if kind == "explain":
         return (*losses, *_explanation(hyperparameters))
+    if hyperparameters.end_to_end:
+        targets = (*targets, *_branch_specs((*losses, *targets)))
     further = {
         "loss": (),
         "loss_grad": tuple(replace(spec, name=f"grad_{spec.name}") for spec in _maps("feat", hyperparameters)),
@@ -108,9 +115,26 @@ def _explanation(hyperparameters: Hyperparameters) -> tuple[TensorSpec, ...]:
     )
 
 
+def _branch_specs(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    """Return the outputs of a head with two branches that follow those of the one-to-one branch.
+
+    Without a prefix ``loss`` is the loss of both branches, and everything else is the one-to-one branch's.
+
+    Args:
+        specs: Outputs of one branch.
+    """
+    named = {spec.name: spec for spec in specs}
+    many = (replace(named[name], name=f"{ONE2MANY}{name}") for name in ONE2MANY_OUTPUTS)
+    return (replace(named["loss"], name="one2one_loss"), *many)
+
+
 def map_specs(kind: str, hyperparameters: Hyperparameters) -> tuple[TensorSpec, ...]:
     """Return the named values inside the graph of a ``detector_loss``: the raw maps, where the network ends."""
-    return _maps("map", hyperparameters) if kind == "detector_loss" else ()
+    if kind != "detector_loss":
+        return ()
+    if hyperparameters.end_to_end:
+        return (*_maps(f"{ONE2MANY}map", hyperparameters), *_maps("one2one_map", hyperparameters))
+    return _maps("map", hyperparameters)
 
 
 def _maps(name: str, hyperparameters: Hyperparameters) -> tuple[TensorSpec, ...]:

@@ -15,7 +15,7 @@ INSTALLED = ("yolo_loss", "yolo_assigner")
 PRIVATE = re.compile(r"_(?!_|replace$|asdict$|fields$|make$)\w+")
 PATCHED = re.compile(r"(yolo_loss|yolo_assigner)\.[\w.]*\._")
 # Private names of other projects that there is no public way around.
-FOREIGN = ("tensor._get_tensor", "torch._dynamo")
+FOREIGN = ("tensor._get_tensor", "torch._dynamo", "interpreter._patch_lang")
 ROOT = Path(__file__).parent.parent
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 COMPACT = ("fg_mask", "target_gt_idx", "target_weights")  # the outputs from which the others follow
-NUM_SUMS = 4  # box, cls, dfl, target scores
+NUM_SUMS = 4  # box, cls, dfl or l1, target scores
 
 
 class GroundTruth(NamedTuple):
@@ -35,8 +35,8 @@ class LossResult(NamedTuple):
 
     Attributes:
         loss: () float32, the sum of the three terms, times B.
-        loss_items: (3,) float32: box, cls, dfl with their gains, before times B.
-        image_sums: (B, 4) float32, without gains, not normalised: box, cls, dfl and target-score sums.
+        loss_items: (3,) float32: box, cls, dfl (l1 with reg_max 1) with their gains, before times B.
+        image_sums: (B, 4) float32, without gains, not normalised: box, cls, dfl or l1, and target-score sums.
         target_labels: (B, A) int64, or None.
         target_bboxes: (B, A, 4) float32, pixel xyxy, or None.
         target_scores: (B, A, C) float32, or None.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from yolo_assigner.export.hyperparameters import OPTIONS, Hyperparameters
+from yolo_assigner.export.hyperparameters import END_TO_END_OPTIONS, OPTIONS, Hyperparameters
 from yolo_assigner.serve.errors import ServeError
 from yolo_assigner.serve.explain.compute import Document, explain_by_model, explain_by_torch
 from yolo_assigner.serve.explain.report import match_photos, read_photos, write_report
@@ -27,8 +27,8 @@ examples:
   yolo-assigner export onnx --model explain --num-classes 80 --out artifacts
   yolo-assigner explain request.npz --artifacts artifacts --out report.html"""
 UNUSABLE = 2
-# Of the graph, not of the assignment.
-LEFT_OUT = ("extra_inputs", "scale")
+# Of the graph or of a detector, not of the assignment.
+LEFT_OUT = ("extra_inputs", "scale", "end_to_end", *END_TO_END_OPTIONS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

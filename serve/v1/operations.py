@@ -26,6 +26,7 @@ from yolo_assigner.serve.v1.schemas import (
     ReduceRequest,
     Strict,
     WorkerSums,
+    WorkerSumsL1,
 )
 from yolo_assigner.serve.wire.dtypes import Array
 from yolo_assigner.serve.wire.json import check_parts
@@ -33,10 +34,10 @@ from yolo_assigner.serve.wire.response import EncodedResponse, dump_json
 from yolo_loss.explain.document import DOCUMENT_OUTPUTS, Subject, build_document
 
 SHOWN = 60  # characters of a value in an error
-TAGS = ("nested", "packed", "object", "row")  # pydantic's names of alternatives, which no request contains
+TAGS = ("nested", "packed", "dfl_sums", "l1_sums", "row")  # pydantic's names of alternatives, which no request contains
 LOSS_OUTPUTS = ("loss", "loss_items", "image_sums")
 TARGETS = ("fg_mask", "target_gt_idx", "target_labels", "target_bboxes", "target_weights")
-TERMS = ("box", "cls", "dfl", "target_scores")
+SCORES = "target_scores"
 AnyRequest = TypeVar("AnyRequest", bound=Strict)
 
 
@@ -100,7 +101,7 @@ def reduce(registry: ModelRegistry[ModelInfo], body: memoryview) -> EncodedRespo
     """
     request = _parse(ReduceRequest, body)
     contract = _loss_contract(registry, request.model)
-    rows = [[_row(sums) for sums in worker] for worker in request.workers]
+    rows = [[_row(contract, sums) for sums in worker] for worker in request.workers]
     if not any(rows):
         raise BadRequestError("workers has no image; give the image_sums of one at least")
     reduced = reduce_sums([np.array(worker, np.float64) for worker in rows], contract.gains)
@@ -108,19 +109,21 @@ def reduce(registry: ModelRegistry[ModelInfo], body: memoryview) -> EncodedRespo
         {
             "model": contract.name,
             "loss": reduced.loss,
-            "loss_items": dict(zip(TERMS, reduced.loss_items.tolist(), strict=False)),
+            "loss_items": dict(zip(contract.terms, reduced.loss_items.tolist(), strict=True)),
             "num_images": reduced.num_images,
             "gradient_scales": reduced.gradient_scales.tolist(),
         }
     )
 
 
-def _loss_reply(_: Answered, outputs: dict[str, Array]) -> dict[str, Any]:
+def _loss_reply(answered: Answered, outputs: dict[str, Array]) -> dict[str, Any]:
     """The fields of a :class:`yolo_assigner.serve.v1.schemas.LossReply` that the outputs decide."""
+    terms = answered.contract.terms
+    sums = (*terms, SCORES)
     return {
         "loss": outputs["loss"].item(),
-        "loss_items": dict(zip(TERMS, outputs["loss_items"].tolist(), strict=False)),
-        "image_sums": [dict(zip(TERMS, row, strict=True)) for row in outputs["image_sums"].tolist()],
+        "loss_items": dict(zip(terms, outputs["loss_items"].tolist(), strict=True)),
+        "image_sums": [dict(zip(sums, row, strict=True)) for row in outputs["image_sums"].tolist()],
     }
 
 
@@ -195,8 +198,17 @@ def _parse(schema: type[AnyRequest], body: memoryview) -> AnyRequest:
         ) from error
 
 
-def _row(sums: WorkerSums | tuple[float, ...]) -> list[float]:
-    return [getattr(sums, term) for term in TERMS] if isinstance(sums, WorkerSums) else list(sums)
+def _row(contract: Contract, sums: WorkerSums | WorkerSumsL1 | tuple[float, ...]) -> list[float]:
+    if isinstance(sums, tuple):
+        return list(sums)
+    if isinstance(sums, WorkerSums):  # earlier releases answered so for every model
+        return [sums.box, sums.cls, sums.dfl, sums.target_scores]
+    if "l1" not in contract.terms:
+        raise BadRequestError(
+            f"workers has sums with l1, but the terms of model {contract.name!r} are {', '.join(contract.terms)}; name "
+            "the model that gave them"
+        )
+    return [sums.box, sums.cls, sums.l1, sums.target_scores]
 
 
 def _loss_contract(registry: ModelRegistry[ModelInfo], name: str | None) -> Contract:

@@ -96,13 +96,24 @@ class WorkerSums(Strict):
     target_scores: NotNegative
 
 
+class WorkerSumsL1(Strict):
+    """The same for a model with reg_max 1."""
+
+    box: FiniteFloat
+    cls: FiniteFloat
+    l1: FiniteFloat
+    target_scores: NotNegative
+
+
 def _sums_form(value: Any) -> str:
-    return "object" if isinstance(value, dict | WorkerSums) else "row"
+    if isinstance(value, WorkerSumsL1) or (isinstance(value, dict) and "l1" in value):
+        return "l1_sums"
+    return "dfl_sums" if isinstance(value, dict | WorkerSums) else "row"
 
 
 SumsRow = tuple[FiniteFloat, FiniteFloat, FiniteFloat, NotNegative]
 AnySums = Annotated[
-    Annotated[WorkerSums, Tag("object")] | Annotated[SumsRow, Tag("row")],
+    Annotated[WorkerSums, Tag("dfl_sums")] | Annotated[WorkerSumsL1, Tag("l1_sums")] | Annotated[SumsRow, Tag("row")],
     Discriminator(_sums_form),
 ]
 
@@ -113,16 +124,17 @@ class ReduceRequest(Strict):
     model: str | None = Field(None, description="Model whose gains apply; the first one with gains when left out")
     workers: Row[Row[AnySums]] = Field(
         min_length=1,
-        description="Per worker the `image_sums` of its images: objects, or rows of box, cls, dfl, target-score sums",
+        description="Per worker the `image_sums` of its images, as objects or as rows of the four in the same order",
     )
 
 
 class LossItems(BaseModel):
-    """The three terms with their gains, averaged over the batch. `dfl` is l1 for models with reg_max 1."""
+    """The three terms with their gains, averaged over the batch; the third is `dfl` or `l1`."""
 
     box: float | None
     cls: float | None
-    dfl: float | None
+    dfl: float | None = Field(None, description="Distribution term; not for models with reg_max 1")
+    l1: float | None = Field(None, description="Distance term, only for models with reg_max 1")
 
 
 class ImageSums(LossItems):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from tests.exports import exported
 from tests.serve.conftest import Live, json_rows, loss_inputs, start, stop
+from tests.serve.peak import peak_growth
 from tests.serve.test_v1 import pack
 from yolo_assigner.export.contract import load_contract
 from yolo_assigner.export.samples import Case, pyramid, ragged_batch, sample_loss_inputs
@@ -198,31 +198,15 @@ def test_the_estimate_counts_pairs_and_ground_truths(artifacts: Path) -> None:
     assert estimate_memory(contract, far).nbytes > 2 * 300 * 300 * 8
 
 
-MEASURE = """
-import resource, sys
-import numpy as np, onnxruntime
-options = onnxruntime.SessionOptions()
-options.intra_op_num_threads = 1
-session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
-inputs = dict(np.load(sys.argv[2]))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-session.run(None, inputs)
-print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
-"""
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system counts in other units")
 @pytest.mark.parametrize(("side", "slots", "shift"), [(640, 40, 0.0), (64, 1500, 1e4)], ids=["pairs", "truths"])
 def test_the_estimate_is_not_too_low(artifacts: Path, tmp_path: Path, side: int, slots: int, shift: float) -> None:
     inputs = loss_inputs(images=1, slots=slots, side=side)
     inputs["gt_bboxes"][:] = np.array((0, 0, side, side)) + shift
     inputs["mask_gt"][:] = True
-    kept: dict[str, Any] = dict(inputs)
-    np.savez(tmp_path / "inputs.npz", **kept)
-    command = [sys.executable, "-c", MEASURE, str(artifacts / "explain.onnx"), str(tmp_path / "inputs.npz")]
-    taken = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    taken = peak_growth(artifacts / "explain.onnx", inputs, "pair_weight", tmp_path)
     estimate = estimate_memory(load_contract(artifacts / "explain.json"), inputs).nbytes
-    assert 0.5 * estimate < taken < 1.1 * estimate
+    assert 0.4 * estimate < taken < 1.1 * estimate
 
 
 def test_torch_runner_gives_the_same(artifacts: Path) -> None:

@@ -25,7 +25,7 @@ fields of ``yolo_loss.explain.TruthReport`` by their names, with the reason in a
 ``sentence`` and ``remedy``, the reason in words and what would help; ``flags``, a list of ``flag`` (``clipped``,
 ``duplicate`` or ``weak``), ``sentence`` and ``remedy``; ``rivals``, a list of ``slot`` and ``anchors``, who took how
 many of its chosen anchors, most first; and ``loss``: null, or ``total``, its part of the loss, and its sums ``box``,
-``cls`` and ``dfl`` without gains. With R = 1 ``dfl`` is l1.
+``cls`` and ``dfl`` without gains. With R = 1 the third term is called ``l1`` in the place of ``dfl``.
 
 Numbers of ground truths, images and losses have six digits. Numbers that are not finite are null.
 """
@@ -46,7 +46,6 @@ from yolo_loss.explain.reasons import Facts, Outcome, Reason, Rival, describe, d
 Array = NDArray[Any]
 
 FORMAT, VERSION = "yolo-assigner explanation", 1
-TERMS = ("box", "cls", "dfl")
 NO_INDEX = -1
 PAIR_COLUMNS = ("slot", "anchor", "level", "iou", "score", "metric", "rank", "outcome", "lost_to", "weight")
 INDICES = ("lost_to", "best_iou_anchor", "best_score_anchor", "best_metric_anchor", "duplicate_of")
@@ -93,7 +92,7 @@ class Subject(NamedTuple):
         counts: (B,) ground truths of each image; the slots behind them are padding, and left out.
         imgsz: (height, width) in pixels.
         level_sizes: Cells (H_i, W_i) of each level.
-        parameters: Hyper-parameters by name; ``strides`` is read.
+        parameters: Hyper-parameters by name; ``strides`` and ``reg_max`` are read.
         model: Name of the model; None: none.
         listed_side: With this ``min_box_side`` all pairs would be candidates; None: all are.
     """
@@ -106,6 +105,11 @@ class Subject(NamedTuple):
     parameters: Mapping[str, Any]
     model: str | None = None
     listed_side: float | None = None
+
+    @property
+    def terms(self) -> tuple[str, str, str]:
+        """Names of the three losses."""
+        return "box", "cls", "l1" if self.parameters["reg_max"] == 1 else "dfl"
 
 
 def build_document(outputs: Mapping[str, Array], subject: Subject, *, pairs: bool = True) -> dict[str, Any]:
@@ -123,7 +127,7 @@ def build_document(outputs: Mapping[str, Array], subject: Subject, *, pairs: boo
     found = [truth["reason"] for image in images for truth in image["ground_truths"]]
     loss = None
     if "loss" in outputs:
-        loss = {"total": _number(outputs["loss"]), **_named(TERMS, outputs["loss_items"])}
+        loss = {"total": _number(outputs["loss"]), **_named(subject.terms, outputs["loss_items"])}
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -170,7 +174,7 @@ def _image(outputs: Mapping[str, Array], subject: Subject, image: int, pairs: bo
     if "loss" in outputs:
         background = _number(outputs["background_loss"][image])
         total = _number(outputs["background_loss"][image] + outputs["truth_loss"][image].sum())
-        sums = _named((*TERMS, "target_scores"), outputs["image_sums"][image])
+        sums = _named((*subject.terms, "target_scores"), outputs["image_sums"][image])
         loss = {"total": total, "background": background, **sums}
     return {"loss": loss, "ground_truths": truths, "pairs": columns if pairs else None}
 
@@ -202,7 +206,7 @@ def _truth(
     )
     loss = None
     if "loss" in outputs:
-        loss = {"total": _number(outputs["truth_loss"][place]), **_named(TERMS, outputs["truth_sums"][place])}
+        loss = {"total": _number(outputs["truth_loss"][place]), **_named(subject.terms, outputs["truth_sums"][place])}
     return {
         "slot": place[1],
         "label": int(subject.gt_labels[place][0]),
