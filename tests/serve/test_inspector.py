@@ -92,6 +92,11 @@ def move_mouse(browser: Browser, x: float, y: float, click: bool = False) -> Non
         browser.call("Input.dispatchMouseEvent", type=kind, x=left, y=top, button="left", clickCount=1)
 
 
+def settle(browser: Browser) -> None:
+    """Wait until the lists follow the sliders."""
+    browser.wait("document.getElementById('inspector').getAttribute('aria-busy') === 'false'")
+
+
 def text_of(browser: Browser, selector: str) -> str:
     return str(browser.run(f"document.querySelector('{selector}').innerText"))
 
@@ -239,12 +244,14 @@ def test_sliders_assign_anew(browser: Browser, server: Live) -> None:
     browser.wait("location.hash.includes('side=7')")
     browser.run("document.getElementById('one-to-one').focus()")
     press(browser, " ")
+    settle(browser)
     rows = browser.run(CELLS)
     assert all(int(row[7]) <= 1 for row in rows)
     browser.click("#reset")
     assert "38 of 41" in text_of(browser, "#summary-text")
     browser.run("document.getElementById('topk').focus()")
     press(browser, "Home")
+    settle(browser)
     assert all(int(row[5]) <= 1 for row in browser.run(CELLS))
     visit(browser, server, "#open=sample&topk=1&side=7&hidden=0,2")
     assert text_of(browser, "#topk-value") + text_of(browser, "#side-value") == "17"

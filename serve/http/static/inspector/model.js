@@ -271,7 +271,7 @@ function summarise(scene, found, slot) {
   const { pairs, bySlot } = scene;
   const sum = { slot, candidates: scene.levels.map(() => 0), chosen: 0, lost: 0, assigned: 0, weight: 0 };
   Object.assign(sum, { bestIou: 0, bestScore: 0, bestMetric: 0 });
-  const took = new Map();
+  let took = null; // by slot, how many anchors it took
   for (let pair = bySlot[slot]; pair < bySlot[slot + 1]; pair++) {
     if (!found.inside[pair]) continue;
     sum.candidates[pairs.level[pair]]++;
@@ -281,13 +281,14 @@ function summarise(scene, found, slot) {
     if (found.metric[pair] > sum.bestMetric) sum.bestMetric = found.metric[pair];
     if (found.outcome[pair] === LOST_TO) {
       sum.lost++;
+      took ??= new Map();
       took.set(found.lostTo[pair], (took.get(found.lostTo[pair]) ?? 0) + 1);
     } else if (found.outcome[pair] === ASSIGNED) {
       sum.assigned++;
       sum.weight += found.weight[pair];
     }
   }
-  sum.rivals = [...took].map(([rival, anchors]) => ({ slot: rival, anchors }));
+  sum.rivals = [...(took ?? [])].map(([rival, anchors]) => ({ slot: rival, anchors }));
   sum.rivals.sort((one, other) => other.anchors - one.anchors || one.slot - other.slot);
   sum.reason = reasonOf(scene.truths[slot], sum);
   sum.clipped = clippedShare(scene, found, slot, sum.assigned);

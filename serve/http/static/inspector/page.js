@@ -15,13 +15,14 @@ const NEEDS_KEY = [401, 403, 429];
 const NOTHING_SHOWN = 20; // cards before "Show all"
 const PAIRS_SHOWN = 6; // of an anchor, in the tip and the panel
 const ZOOM_STEP = 1.4;
+const LISTS_WAIT = 120; // milliseconds
 const SLIDERS = ["topk", "alpha", "beta", "side"];
 const at = (id) => document.getElementById(id);
 
 const state = {
-  document: null, scene: null, own: null, found: null, rows: [], names: [], bitmaps: [], title: "", source: "",
+  document: null, scene: null, own: null, found: null, rows: null, names: [], bitmaps: [], title: "", source: "",
   image: 0, settings: null, selection: { slot: -1, anchor: -1 }, hidden: new Set(), theme: "auto", sort: null,
-  truthPage: 0, candidatePage: 0, allNothing: false, key: "", request: null,
+  truthPage: 0, candidatePage: 0, allNothing: false, key: "", request: null, listing: 0,
 };
 const picture = new Picture(at("canvas"), at("overlay"), () => rememberSoon());
 
@@ -53,7 +54,7 @@ function showImage(image, wanted = {}) {
   picture.setHiddenLevels(state.hidden);
   renderLevels();
   renderSliders();
-  reassign();
+  reassign(0);
   const slot = wanted.slot in scene.truths ? wanted.slot : -1;
   const anchor = wanted.anchor >= 0 && wanted.anchor < scene.anchors ? wanted.anchor : -1;
   if (slot >= 0 || anchor >= 0) select({ slot, anchor });
@@ -209,17 +210,32 @@ function limitedSettings(scene, settings) {
 
 // ---- assigning anew ------------------------------------------------------------------------------------------------
 
-function reassign() {
+/** Assign with the settings. The picture follows at once, the lists when the slider rests, unless told otherwise. */
+function reassign(wait = LISTS_WAIT) {
   const { scene, settings } = state;
   state.found = assign(scene, settings);
-  state.rows = truthRows(scene, state.found);
+  state.rows = null;
   picture.setAssignment(state.found);
   renderSummary();
-  renderNothing();
   renderChange();
+  clearTimeout(state.listing);
+  at("inspector").setAttribute("aria-busy", "true");
+  if (wait) state.listing = setTimeout(renderLists, wait);
+  else renderLists();
+  rememberSoon();
+}
+
+/** The rows of all ground truths, made when they are first asked for. */
+function allRows() {
+  state.rows ??= truthRows(state.scene, state.found);
+  return state.rows;
+}
+
+function renderLists() {
+  renderNothing();
   renderTruths();
   renderSelection();
-  rememberSoon();
+  at("inspector").setAttribute("aria-busy", "false");
 }
 
 function renderSliders() {
@@ -276,7 +292,7 @@ function renderSummary() {
 }
 
 function renderNothing() {
-  const rows = state.rows.filter((row) => row.assigned === 0);
+  const rows = allRows().filter((row) => row.assigned === 0);
   at("nothing").classList.toggle("some", rows.length > 0);
   at("nothing-heading").textContent = rows.length ? `Got nothing: ${rows.length}` : "Every ground truth has an anchor";
   const shown = state.allNothing ? rows : rows.slice(0, NOTHING_SHOWN);
@@ -324,8 +340,8 @@ function toggleLevel(level, shown) {
 
 function renderTruths() {
   const order = orderOfInterest(state.found);
-  const rows = sortRows(state.rows, order, state.sort);
-  const most = Math.max(0, ...state.rows.map((row) => row.loss ?? 0));
+  const rows = sortRows(allRows(), order, state.sort);
+  const most = Math.max(0, ...allRows().map((row) => row.loss ?? 0));
   at("truth-head").replaceChildren(...headCells(state.sort, sortBy));
   const shown = rows.slice(state.truthPage * ROWS, (state.truthPage + 1) * ROWS);
   at("truth-rows").replaceChildren(...bodyRows(shown, { selected: state.selection.slot, most, onSelect: selectTruth }));
@@ -391,14 +407,14 @@ function markSelected() {
 }
 
 function renderSelection() {
-  const { selection, rows } = state;
+  const { selection } = state;
   const open = selection.slot >= 0 || selection.anchor >= 0;
   at("selection").hidden = !open;
   renderCandidates();
   if (!open) return;
   const parts = [];
   if (selection.anchor >= 0) parts.push(...anchorParts(selection.anchor));
-  if (selection.slot >= 0) parts.push(...truthParts(rows[selection.slot]));
+  if (selection.slot >= 0) parts.push(...truthParts(allRows()[selection.slot]));
   at("selection-heading").textContent = selection.anchor >= 0
     ? `Anchor ${selection.anchor}` : `Ground truth ${selection.slot}`;
   at("selection-text").replaceChildren(...parts);
@@ -480,7 +496,7 @@ function candidateOf(count) {
 
 /** The selection in one sentence, for a screen reader. */
 function spoken() {
-  const { selection, rows } = state;
+  const { selection } = state;
   if (selection.anchor >= 0) {
     const [first] = pairsAt(selection.anchor);
     if (!first) return `Anchor ${selection.anchor}, ${whereIs(selection.anchor)}. Background.`;
@@ -488,7 +504,7 @@ function spoken() {
     return `Anchor ${selection.anchor}, ${whereIs(selection.anchor)}. Ground truth ${first.slot}: ${numbers}. ${outcome}`;
   }
   if (selection.slot < 0) return "Nothing is selected.";
-  const row = rows[selection.slot];
+  const row = allRows()[selection.slot];
   return `Ground truth ${row.slot}, ${reasonWord(row.reason)}. ${row.sentence} ${row.remedy}`;
 }
 
@@ -626,7 +642,7 @@ function changeLevel(by) {
 }
 
 function stepTruth(by) {
-  const order = sortRows(state.rows, orderOfInterest(state.found), state.sort).map((row) => row.slot);
+  const order = sortRows(allRows(), orderOfInterest(state.found), state.sort).map((row) => row.slot);
   const place = order.indexOf(state.selection.slot);
   const next = place < 0 ? (by > 0 ? 0 : order.length - 1) : (place + by + order.length) % order.length;
   if (order.length) selectTruth(order[next]);
@@ -695,7 +711,7 @@ function listen() {
   at("zoom-out").addEventListener("click", () => picture.zoomBy(1 / ZOOM_STEP));
   at("zoom-fit").addEventListener("click", () => picture.fit());
   at("save-picture").addEventListener("click", () => attempt(async () => save(await picture.toBlob(), fileName("png"))));
-  at("save-table").addEventListener("click", () => save(new Blob([toCsv(state.rows)], { type: "text/csv" }), fileName("csv")));
+  at("save-table").addEventListener("click", () => save(new Blob([toCsv(allRows())], { type: "text/csv" }), fileName("csv")));
   at("copy-link").addEventListener("click", () => attempt(copyLink));
   at("theme").addEventListener("change", () => setTheme(at("theme").value));
   listenToCanvas();
