@@ -186,7 +186,7 @@ class TaskAlignedAssigner(nn.Module):
             ValueError: Shapes do not belong together, there is no anchor point, boxes or scores are integers, a label
                 is C or larger or, in a valid slot, no whole number, or a hyper-parameter was set to an invalid value.
         """
-        pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt = self._checked(
+        pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt = self.check_inputs(
             pd_scores=pd_scores,
             pd_bboxes=pd_bboxes,
             anc_points=anc_points,
@@ -240,7 +240,7 @@ class TaskAlignedAssigner(nn.Module):
             return "dense" if pairs <= MAX_DENSE_PAIRS or device.type != "cpu" else "sparse"
         return self.implementation
 
-    def _checked(self, **inputs: Any) -> list[Tensor]:
+    def check_inputs(self, **inputs: Any) -> list[Tensor]:
         """Convert the inputs of a call to tensors and check them."""
         integers = ("gt_labels", "mask_gt")
         tensors = {
