@@ -103,7 +103,7 @@ def _coco_source(path: Path, images: Path | None) -> Source:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         pictures, categories = content["images"], sorted(content["categories"], key=lambda one: int(one["id"]))
-        per_image = defaultdict(list)
+        per_image: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
         for annotation in content["annotations"]:
             per_image[annotation["image_id"]].append(_needed(annotation))
         root = images or (path.parent / "images" if (path.parent / "images").is_dir() else path.parent)

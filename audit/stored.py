@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from yolo_assigner.audit.structures import BadFileError, Item, Settings
 from yolo_loss.validate import check_batch
+
+Array = NDArray[Any]
 
 GROUND_TRUTH = ("batch_idx", "cls", "bboxes")
 MAP_DIMENSIONS = 4
@@ -69,7 +72,7 @@ def read_stored(item: Item, settings: Settings) -> Stored:
     return Stored(maps, dict(zip(GROUND_TRUTH, columns, strict=True)), names, num_classes)
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def _read(path: Path) -> dict[str, Array]:
     try:
         if path.suffix.lower() == ".safetensors":
             return {name: _array(tensor) for name, tensor in safetensors.torch.load_file(path).items()}
@@ -79,7 +82,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         raise BadFileError(f"{path} cannot be read ({error}); store it again") from error
 
 
-def _array(tensor: Tensor) -> np.ndarray:
+def _array(tensor: Tensor) -> Array:
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
 
@@ -101,7 +104,7 @@ def _check_maps(item: Item, maps: list[Tensor], settings: Settings) -> int:
     return classes
 
 
-def _check_size(item: Item, arrays: dict[str, np.ndarray], finest: Tensor, settings: Settings) -> None:
+def _check_size(item: Item, arrays: dict[str, Array], finest: Tensor, settings: Settings) -> None:
     if "image_size" not in arrays:
         return
     size = tuple(int(side) for side in arrays["image_size"])

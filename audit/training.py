@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -114,7 +115,7 @@ def pictures_of(batch: Mapping[str, Any], names: Sequence[str] | None) -> list[P
     return [Picture(name, boxes[image == number]) for number, name in enumerate(names)]
 
 
-def draw_objects(image: Tensor, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+def draw_objects(image: Tensor, rows: Sequence[Mapping[str, Any]]) -> NDArray[np.uint8]:
     """Draw the boxes of rows on a picture.
 
     Args:
