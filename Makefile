@@ -28,7 +28,7 @@ demo: $(READY)  ## export, serve, send the real sample, draw the picture
 # Processes that run tests; each has what it computes with torch in one thread.
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 test: $(READY)  ## run every test
-	@$(BIN)/python -m compileall -q yolo_loss models export serve  # servers start often, where nothing is written, too
+	@$(BIN)/python -m compileall -q yolo_loss models audit export serve  # servers start often, where nothing is written, too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist worksteal
 
 # No addopts: with --strict-config pytest ends where pytest-timeout is missing.

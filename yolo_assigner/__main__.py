@@ -15,6 +15,7 @@ commands (`yolo-assigner COMMAND --help` lists the options of one):
   export    write models to ONNX, build TensorRT engines of them, verify them
   serve     serve exported models over HTTP
   explain   write a page that shows why each ground truth of a batch is learned or not
+  audit     explain why the objects of a data set are learned or not
 """
 USAGE_ERROR = 2
 
@@ -61,8 +62,19 @@ def _explain(arguments: Sequence[str]) -> int:
     return explain(arguments)
 
 
+def _audit(arguments: Sequence[str]) -> int:
+    from yolo_assigner.audit.cli import main as audit
+
+    return audit(arguments)
+
+
 # Imported when chosen: a server handles signals before it imports anything else.
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"export": _export, "serve": _serve, "explain": _explain}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "export": _export,
+    "serve": _serve,
+    "explain": _explain,
+    "audit": _audit,
+}
 
 
 if __name__ == "__main__":
