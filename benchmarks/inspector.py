@@ -10,8 +10,10 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tests.serve.test_docs_page import Browser, browsing
 from yolo_assigner.serve.explain.compute import explain_by_torch
@@ -65,7 +67,11 @@ def crowd(seed: int = 0) -> RequestFile:
     ]
     size = np.exp(random.uniform(np.log(8), np.log(120), (BOXES, 2)))
     boxes = np.concatenate((random.uniform(60, SIDE - 60, (BOXES, 2)), size), axis=1) / SIDE
-    batch = {"batch_idx": np.zeros(BOXES), "cls": np.zeros(BOXES), "bboxes": boxes.astype(np.float32)}
+    batch: dict[str, NDArray[Any]] = {
+        "batch_idx": np.zeros(BOXES),
+        "cls": np.zeros(BOXES),
+        "bboxes": boxes.astype(np.float32),
+    }
     return RequestFile(feats, batch)
 
 

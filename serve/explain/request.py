@@ -39,7 +39,7 @@ def read_request(path: Path) -> RequestFile:
         ValueError: It is of another type, or an array is missing.
     """
     arrays = _read(path)
-    feats = []
+    feats: list[NDArray[np.float32]] = []
     while (name := f"feat_{len(feats)}") in arrays:
         feats.append(np.asarray(arrays[name], np.float32))
     missing = [name for name in ("feat_0", *COLUMNS) if name not in arrays]

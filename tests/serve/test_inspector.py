@@ -361,7 +361,9 @@ return JSON.stringify(explainRequest(await readTensors(document.getElementById("
 def write_request(path: Path) -> Path:
     """A request for the exported model of 3 classes, its first map of another type than the others."""
     random = np.random.default_rng(5)
-    maps = {f"feat_{level}": random.standard_normal((1, 67, 8 >> level, 8 >> level), np.float32) for level in range(3)}
+    maps: dict[str, Any] = {
+        f"feat_{level}": random.standard_normal((1, 67, 8 >> level, 8 >> level), np.float32) for level in range(3)
+    }
     maps["feat_0"] = maps["feat_0"].astype(np.float16)
     truth: dict[str, Any] = {
         "batch_idx": np.zeros(3, np.int64),

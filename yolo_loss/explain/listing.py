@@ -30,7 +30,10 @@ def list_outside(outputs: Mapping[str, NDArray[Any]], wide: Mapping[str, NDArray
     slots = outputs["reason"].shape[1]
 
     def keys(fields: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
-        return (fields["pair_image"] * slots + fields["pair_slot"]) * anchors + fields["pair_anchor"]
+        found: NDArray[np.int64] = (fields["pair_image"] * slots + fields["pair_slot"]) * anchors + fields[
+            "pair_anchor"
+        ]
+        return found
 
     added = ~np.isin(keys(wide), keys(outputs))
     order = np.argsort(np.concatenate((keys(outputs), keys(wide)[added])), kind="stable")

@@ -221,8 +221,8 @@ def _weigh(pairs: Pairs, memory: Memory, eps: float, with_targets: bool) -> Weig
     assignment = Assignment(flags.view(torch.bool), index, weights)
     targets = None
     if with_targets:
-        rows = (torch.empty_like(index), *(weights.new_empty((images, anchors, width)) for width in (4, classes)))
-        targets = AssignmentResult(*rows, assignment.fg_mask, index)
+        target_boxes, target_scores = (weights.new_empty((images, anchors, width)) for width in (4, classes))
+        targets = AssignmentResult(torch.empty_like(index), target_boxes, target_scores, assignment.fg_mask, index)
     arguments = {
         **{name: getattr(memory, name) for name in ("owner", "metric", "max_metric", "max_iou")},
         **{"truth": boxes, "labels": labels, "foreground": flags, "gt_idx": index, "weights": weights},

@@ -81,7 +81,8 @@ def bytes_above(dtype: torch.dtype, images: int, slots: int) -> int:
     outputs = [result.loss, result.loss_items, result.image_sums, *result.assignment]
     gradients = [leaf.grad for leaf in inputs.leaves if leaf.grad is not None]
     assert len(gradients) == len(inputs.leaves)
-    return allocated.bytes - _size([*outputs, *gradients])
+    above: int = allocated.bytes - _size([*outputs, *gradients])
+    return above
 
 
 def _inputs(dtype: torch.dtype, images: int, slots: int) -> Inputs:
@@ -113,7 +114,7 @@ class _Allocations(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.bytes = 0
+        self.bytes: int = 0
 
     def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         returned = func(*args, **(kwargs or {}))

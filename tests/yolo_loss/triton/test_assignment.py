@@ -102,7 +102,7 @@ def test_which_of_equal_metrics_are_taken(block: int, monkeypatch: pytest.Monkey
     inputs = [(scores * 4).ceil() / 4, *others]
     for name in ("BOX_BLOCK", "IMAGE_BLOCK", "ROW_BLOCK", "POINT_BLOCK"):
         monkeypatch.setattr(assignment, name, block)
-    options = {"topk": 5, "alpha": 1.0, "beta": 0.0}
+    options: dict[str, Any] = {"topk": 5, "alpha": 1.0, "beta": 0.0}
     assert_alike(assign(inputs, **options), assign(double(inputs), "dense", **options))
 
 
