@@ -82,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
             if field.name == "num_classes":
                 text = "classes (default: the maps' channels beside the bins)"
             flag = f"--{field.name.replace('_', '-')}"
-            others.add_argument(flag, type=option.parse, metavar=option.metavar, help=text)
+            others.add_argument(flag, type=option.parse or str, metavar=option.metavar, help=text)
     return parser
 
 
