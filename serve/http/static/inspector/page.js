@@ -435,12 +435,13 @@ function truthParts(row) {
     ["Sum of weights", shortNumber(row.weight)], ["Best IoU", shortNumber(row.bestIou)],
     ["Best score", shortNumber(row.bestScore)], ["Best metric", shortNumber(row.bestMetric)],
   ];
-  if (row.parts && row.loss > 0) {
-    const terms = `of it box, class, ${at("dfl-name").textContent}`;
-    facts.push(["Loss", shortNumber(row.loss)], [terms, row.parts.map(shortNumber).join(", ")]);
-  }
+  if (row.parts) facts.push(["Loss", shortNumber(row.loss)]);
   parts.push(element("dl", {}, ...facts.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, String(value))])));
-  if (row.parts && row.loss > 0) parts.push(lossBar(row.parts, row.loss));
+  if (row.parts && row.loss > 0) {
+    const names = ["box", "class", at("dfl-name").textContent];
+    const terms = names.map((name, index) => `${name} ${shortNumber(row.parts[index])}`).join(", ");
+    parts.push(lossBar(row.parts, row.loss), element("p", { class: "quiet" }, terms));
+  }
   return parts;
 }
 
