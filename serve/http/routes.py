@@ -234,7 +234,12 @@ ROUTES: tuple[Route, ...] = (
 DOCS_PATH = "/docs"
 # The page that shows the OpenAPI document, and the files that it loads.
 DOCS = tuple(Route(name="docs", path=path, access=Access.OPEN) for path in (DOCS_PATH, f"{DOCS_PATH}/{{file:path}}"))
-_PATTERNS = tuple((compile_path(path)[0], route) for route in (*ROUTES, *DOCS) for path in route.paths)
+INSPECTOR_PATH = "/inspector"
+# The page at the root, which shows explanations, and the files that it loads. What it asks for needs the key.
+INSPECTOR = tuple(
+    Route(name="inspector", path=path, access=Access.OPEN) for path in ("/", f"{INSPECTOR_PATH}/{{file:path}}")
+)
+_PATTERNS = tuple((compile_path(path)[0], route) for route in (*ROUTES, *DOCS, *INSPECTOR) for path in route.paths)
 
 
 def route_of(path: str) -> Route | None:

@@ -21,7 +21,7 @@ from yolo_assigner.serve.wire.dtypes import Array
 PER_PAIR = {"dense": 32.0, "sparse": 120.0}
 # explain: lists that are kept to the end, sorted, and sent, with their text where the reply is JSON.
 PER_EXPLAINED_PAIR = 500.0
-PER_TRUTH_PAIR = 48.0  # explain: comparison of all ground truths of an image with one another
+PER_TRUTH_PAIR = 64.0  # explain: comparison of all ground truths of an image with one another
 PER_CELL = 1.0  # sparse: tables of B x M x A / 64 rows of 10, when one box has all points and the others few
 PER_CROSSING = 12.0  # sparse: comparison of boxes with blocks of rows
 PER_CHOSEN = 12.0  # dense: lists of each ground truth's topk best points

@@ -26,7 +26,7 @@ from yolo_assigner.serve.inference.runners.base import HOST, Device, Runner, Run
 from yolo_assigner.serve.inference.runners.onnx_runtime import OnnxRuntimeRunner
 from yolo_assigner.serve.inference.runners.warm_up import tiny_inputs
 from yolo_loss import DetectionLoss, TaskAlignedAssigner
-from yolo_loss.assignment.triton import available
+from yolo_loss.triton.launch import available
 
 pytestmark = needs_gpu
 GPU = torch.device("cuda")
@@ -48,14 +48,18 @@ def no_waiting() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("implementation", ["auto", "dense"])
+@pytest.mark.parametrize("implementation", ["auto", "dense", "triton"])
 @pytest.mark.parametrize("place", ["cuda", "cpu"])
 @pytest.mark.usefixtures("no_waiting")
 def test_a_training_step_does_not_wait(implementation: str, place: str) -> None:
+    if implementation == "triton" and not available():
+        pytest.skip("triton is not installed")
     inputs = make_inputs(USUAL, "fp32")
     batch = {name: values.to(place) for name, values in inputs.batch.items()}
     leaves = [level.cuda().requires_grad_() for level in inputs.predictions]
     criterion = criterion_of(USUAL, implementation)
+    if implementation == "triton":
+        torch.autograd.grad(criterion(leaves, batch)[0], leaves)  # loading a compiled kernel may wait
     torch.cuda.set_sync_debug_mode("error")
     loss, _ = criterion(leaves, batch)
     torch.autograd.grad(loss, leaves)

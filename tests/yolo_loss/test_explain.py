@@ -16,6 +16,7 @@ from yolo_loss import DetectionLoss, EndToEndLoss, GroundTruth, TaskAlignedAssig
 from yolo_loss.assigner import IMPLEMENTATIONS
 from yolo_loss.explain import Explanation, Outcome, Reason, explain_assignment, explain_loss
 from yolo_loss.explain.duplicates import PAIRS_PER_CHUNK, find_duplicates
+from yolo_loss.explain.truths import find_weak
 
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -420,6 +421,15 @@ def test_weak() -> None:
     assert truths.weak[0].tolist() == [False, False, True, False], "what has no anchor is not weak"
     world.predict((32.0, 32.0, 64.0, 64.0))
     assert not world.explain().truths.weak.any()
+
+
+def test_weak_is_below_a_tenth_of_the_median() -> None:
+    # Medians 1, 1, and (0.5 + 1.5) / 2 = 1; the last ground truth of each image has no anchor.
+    sums = torch.tensor([[1.0, 1.0, 1.0, 0.099, 0.0], [1.0, 1.0, 1.0, 0.101, 0.0], [0.5, 1.5, 0.09, 2.0, 0.0]])
+    assigned = torch.tensor([[True, True, True, True, False]]).expand(3, 5)
+    weak = find_weak(sums, assigned)
+    assert weak.nonzero().tolist() == [[0, 3], [2, 2]]
+    assert not find_weak(sums, torch.zeros_like(assigned)).any()
 
 
 def test_clipped_sides() -> None:

@@ -9,6 +9,8 @@ This module imports numpy and the standard library only. The document, version 1
   anchor. Anchors are numbered level by level, row by row; the one in row y and column x of its level has its centre at
   ((x + 0.5) stride, (y + 0.5) stride) pixels;
 * ``outcomes``: the words that the numbers in ``outcome`` stand for;
+* ``listed_side``: only where pairs are also listed that would be candidates with this ``min_box_side``; those that are
+  none have the outcome ``outside`` and rank 0;
 * ``reasons``: the number of ground truths with each reason, those of ``yolo_loss.explain.Reason`` in lower case;
 * ``loss``: null, or ``total``, which is the loss, and ``box``, ``cls``, ``dfl`` with their gains;
 * ``images``: for each image
@@ -38,6 +40,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from yolo_loss.explain.listing import OUTSIDE_WORD
 from yolo_loss.explain.reasons import Facts, Outcome, Reason, Rival, describe, describe_flags
 
 Array = NDArray[Any]
@@ -91,6 +94,7 @@ class Subject(NamedTuple):
         level_sizes: Cells (H_i, W_i) of each level.
         parameters: Hyper-parameters by name; ``strides`` and ``reg_max`` are read.
         model: Name of the model; None: none.
+        listed_side: With this ``min_box_side`` all pairs would be candidates; None: all are.
     """
 
     gt_labels: Array
@@ -100,6 +104,7 @@ class Subject(NamedTuple):
     level_sizes: Sequence[tuple[int, int]]
     parameters: Mapping[str, Any]
     model: str | None = None
+    listed_side: float | None = None
 
     @property
     def terms(self) -> tuple[str, str, str]:
@@ -130,7 +135,8 @@ def build_document(outputs: Mapping[str, Array], subject: Subject, *, pairs: boo
         "parameters": dict(subject.parameters),
         "imgsz": list(subject.imgsz),
         "levels": _levels(subject),
-        "outcomes": [outcome.word for outcome in Outcome],
+        "outcomes": [*(outcome.word for outcome in Outcome), OUTSIDE_WORD],
+        **({} if subject.listed_side is None else {"listed_side": subject.listed_side}),
         "reasons": {reason.word: found.count(reason.word) for reason in Reason if reason.word in found},
         "loss": loss,
         "images": images,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from yolo_loss.execution.channels import Channels, ClassScores
 from yolo_loss.execution.compilation import uncompiled, without_autocast
 from yolo_loss.explain.candidates import assignment_of, decide, measure_candidates
 from yolo_loss.explain.document import Subject, build_document
+from yolo_loss.explain.listing import list_outside
 from yolo_loss.explain.shares import share_loss
 from yolo_loss.explain.structures import Explanation, LossShares, TruthReport
 from yolo_loss.explain.truths import Scene, report_pairs, report_truths
@@ -187,7 +189,12 @@ def explanation_outputs(explanation: Explanation) -> dict[str, Tensor]:
 
 
 def explain_document(
-    criterion: DetectionLoss, preds: RawOutput, batch: Mapping[str, Any], *, pairs: bool = True
+    criterion: DetectionLoss,
+    preds: RawOutput,
+    batch: Mapping[str, Any],
+    *,
+    pairs: bool = True,
+    listed_side: float | None = None,
 ) -> dict[str, Any]:
     """Explain a training batch as a document, described in ``yolo_loss.explain.document``.
 
@@ -196,23 +203,40 @@ def explain_document(
         preds: As for :func:`explain_loss`.
         batch: As for :func:`explain_loss`.
         pairs: Whether to list the candidates.
+        listed_side: Pixels; list also the candidates that ground truths would have with this ``min_box_side``.
 
     Returns:
         The document, for ``dump_document``.
 
     Raises:
-        ValueError: As :func:`explain_loss`.
+        ValueError: As :func:`explain_loss`, or ``listed_side`` is below the criterion's ``min_box_side``.
     """
     predictions = join_predictions(preds, criterion.strides, criterion.num_classes, criterion.reg_max)
     explanation = explain_loss(criterion, preds, batch)
-    outputs = {name: tensor.cpu().numpy() for name, tensor in explanation_outputs(explanation).items()}
+    outputs = _arrays(explanation)
+    if listed_side is not None:
+        outputs = list_outside(outputs, _arrays(explain_loss(_with_side(criterion, listed_side), preds, batch)))
     truth = explanation.ground_truth
     image, *_ = check_batch(batch, len(truth.gt_labels), criterion.num_classes)
     counts = torch.bincount(image.cpu(), minlength=len(truth.gt_labels)).numpy()
     labels, boxes = truth.gt_labels.cpu().numpy(), truth.gt_bboxes.cpu().numpy()
     size = image_size_of(criterion, predictions)
     subject = Subject(labels, boxes, counts, size, level_sizes_of(predictions), parameters_of(criterion))
-    return build_document(outputs, subject, pairs=pairs)
+    return build_document(outputs, subject._replace(listed_side=listed_side), pairs=pairs)
+
+
+def _arrays(explanation: Explanation) -> dict[str, Any]:
+    return {name: tensor.cpu().numpy() for name, tensor in explanation_outputs(explanation).items()}
+
+
+def _with_side(criterion: DetectionLoss, side: float) -> DetectionLoss:
+    """A criterion with a larger ``min_box_side``."""
+    own = criterion.assigner.params.min_box_side
+    if own is not None and side < own:
+        raise ValueError(f"listed_side is {side}, below the min_box_side {own}; give a larger one, or none")
+    wide = deepcopy(criterion)
+    wide.assigner.min_box_side = side
+    return wide
 
 
 def level_sizes_of(predictions: Predictions) -> list[tuple[int, int]]:
