@@ -45,7 +45,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if options.alone:
         work(todo, results, device, options.minutes * 60)
     else:
-        supervise(words, results, {unit.name: unit.contender for unit in todo}, options.minutes * 60)
+        supervise(words, results, options.minutes * 60)
     text = report(results, [unit.name for unit in todo])
     options.out.with_suffix(".md").write_text(text, encoding="utf-8")
     print(f"\n{text}\n{options.out} and its table beside it")
@@ -75,7 +75,6 @@ def parser() -> argparse.ArgumentParser:
 def supervise(
     words: Sequence[str],
     results: Results,
-    contenders: dict[str, str],
     seconds: float,
     module: str = "benchmarks.gpu",
     stall: float = STALL,
@@ -85,7 +84,6 @@ def supervise(
     Args:
         words: Arguments of the worker.
         results: Results of the worker.
-        contenders: The contender of each unit, which is left out in others once it ended its process.
         seconds: Time for all workers together.
         module: Module that the worker runs.
         stall: Seconds after which a unit counts as hanging.
@@ -96,7 +94,7 @@ def supervise(
         known = len(results.entries)
         command = [sys.executable, "-W", "ignore", "-m", module, *words, "--worker", "--minutes", str(left / 60)]
         reason, over = watch(subprocess.Popen(command), results, deadline, stall)
-        results.end_running(contenders, reason, broke=not over)
+        results.end_running(reason, broke=not over)
         if not reason or over or len(results.entries) == known:  # done, or died before the first unit
             return
         print(f"{reason}; going on", flush=True)
@@ -104,7 +102,7 @@ def supervise(
 
 def watch(process: subprocess.Popen[bytes], results: Results, deadline: float, stall: float) -> tuple[str, bool]:
     """Wait for a worker; why it did not finish, or empty, and whether that was for lack of time."""
-    state, since = ("", 0), time.monotonic()
+    state, since = (results.running, -1), time.monotonic()
     while process.poll() is None:
         results.reload()
         now = time.monotonic()
@@ -113,6 +111,7 @@ def watch(process: subprocess.Popen[bytes], results: Results, deadline: float, s
         if now > deadline or (results.running and now - since > stall):
             process.kill()
             process.wait()
+            results.reload()
             return ("the time was over", True) if now > deadline else (f"it did not end in {stall:g} s", False)
         time.sleep(0.1)
     results.reload()
@@ -135,7 +134,7 @@ def work(todo: Sequence[Unit], results: Results, device: torch.device, seconds: 
         if unit.contender and (where := results.broken().get(unit.contender)):
             results.keep(unit.name, {"contender": unit.contender, "reason": f"left out, because of {where}"})
             continue
-        results.begin(unit.name)
+        results.begin(unit.name, unit.contender)
         results.keep(unit.name, entry := attempt(unit, device))
         if entry.get("broke"):
             return NOT_USABLE
@@ -146,7 +145,7 @@ def attempt(unit: Unit, device: torch.device) -> dict[str, object]:
     """Run a unit: its entry, or the reason why it has none."""
     try:
         return {**unit.run(), "contender": unit.contender}
-    except (MissingError, ContractError) as error:
+    except (MissingError, ContractError, ImportError) as error:
         return {"contender": unit.contender, "reason": str(error)}
     except Exception as error:
         reason = f"{type(error).__name__}: {first_line(error)}"

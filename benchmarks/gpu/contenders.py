@@ -43,7 +43,8 @@ def make(setting: Setting, name: str, sets: Sequence[Inputs], folders: Sequence[
         folders: Folders of the exported models.
 
     Raises:
-        MissingError: It needs a GPU, or a package that is not installed.
+        MissingError: It needs a GPU.
+        ImportError: It needs a package that is not installed.
         ContractError: Its exported model is missing.
     """
     if name == REFERENCE:
@@ -63,7 +64,7 @@ def ours(setting: Setting, name: str, sets: Sequence[Inputs]) -> Run:
         sets: Input sets.
 
     Raises:
-        MissingError: It needs a GPU, or a package that is not installed.
+        MissingError: It needs a GPU, or the package triton.
     """
     implementation, *words = name.split()
     device = sets[0].truth.gt_bboxes.device
@@ -144,13 +145,11 @@ def reference(setting: Setting, sets: Sequence[Inputs]) -> Run:
     """The reference package on the same inputs.
 
     Raises:
-        MissingError: It is not installed.
+        ImportError: It is not installed.
     """
-    try:
-        from ultralytics.utils.loss import v8DetectionLoss as ReferenceLoss
-        from ultralytics.utils.tal import TaskAlignedAssigner as ReferenceAssigner
-    except ImportError as error:
-        raise MissingError(f"not installed ({error})") from error
+    from ultralytics.utils.loss import v8DetectionLoss as ReferenceLoss
+    from ultralytics.utils.tal import TaskAlignedAssigner as ReferenceAssigner
+
     from benchmarks.parity import as_dict
     from yolo_assigner.models import DetectionModel, DetectorConfig  # needs safetensors
 

@@ -95,16 +95,14 @@ def onnx_runtime(setting: Setting, implementation: str, sets: Sequence[Inputs], 
 
 
 def check_onnx_runtime(device: torch.device) -> None:
-    """Check that ONNX Runtime is installed, and has CUDA where it is to use a GPU.
+    """Check that ONNX Runtime has CUDA where it is to use a GPU.
 
     Raises:
-        MissingError: Something is missing.
+        MissingError: It has not.
+        ImportError: It is not installed.
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime
-    except ImportError as error:
-        raise MissingError(f"not installed ({error})") from error
+    import onnxruntime
+
     if device.type == "cuda" and CUDA not in onnxruntime.get_available_providers():
         raise MissingError(f"onnxruntime {onnxruntime.__version__} has no {CUDA}; bring onnxruntime-gpu")
 

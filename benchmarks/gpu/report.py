@@ -56,9 +56,9 @@ def report(results: Results, names: Sequence[str]) -> str:
 
     Args:
         results: The results.
-        names: Names of the units, in their order.
+        names: Names of the units that were to run.
     """
-    entries = {name: results.entries[name] for name in names if name in results.entries}
+    entries = results.entries
     missing = [name for name in names if name not in entries]
     sections = [
         "# On one GPU",

@@ -24,7 +24,7 @@ class Results:
     Attributes:
         entries: Figures of this key by the units' names. One without figures has a ``reason``; where that is a failure
             also ``failed``, and ``broke`` where the device or the process was unusable afterwards.
-        running: Name of the unit that is running, or was when its process died; else empty.
+        running: ``name`` and ``contender`` of the unit that is running, or was when its process died; else empty.
 
     Raises:
         ValueError: The file holds something else.
@@ -48,33 +48,32 @@ class Results:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self._path} is no file of results ({error!r}); move it or name another") from error
         self.entries = own.get("entries", {})
-        self.running = own.get("running", "")
+        self.running: Entry = own.get("running", {})
 
     @property
     def others(self) -> list[dict[str, Entry]]:
         """Entries of the other keys, the oldest first."""
         return [run["entries"] for run in self._others]
 
-    def begin(self, name: str) -> None:
+    def begin(self, name: str, contender: str) -> None:
         """Record which unit is running, so that the one in which a process dies is known."""
-        self.running = name
+        self.running = {"name": name, "contender": contender}
         self._write()
 
     def keep(self, name: str, entry: Entry) -> None:
         """Record the entry of a unit that has ended."""
-        self.running, self.entries[name] = "", entry
+        self.running, self.entries[name] = {}, entry
         self._write()
 
-    def end_running(self, contender: Mapping[str, str], reason: str, *, broke: bool) -> None:
+    def end_running(self, reason: str, *, broke: bool) -> None:
         """Record why the running unit, if there is one, was not finished.
 
         Args:
-            contender: The units' contenders.
             reason: Why not.
             broke: Whether its contender is to be left out from now on.
         """
-        if name := self.running:
-            self.keep(name, failure(contender.get(name, ""), reason, broke))
+        if self.running:
+            self.keep(self.running["name"], failure(self.running["contender"], reason, broke))
 
     def broken(self) -> dict[str, str]:
         """Contenders that broke the device or their process, with the unit in which they did."""

@@ -37,6 +37,7 @@ def service_checks(settings: Sequence[Setting], folders: Sequence[Path], kind: s
 
     Raises:
         MissingError: The installed onnxruntime has no CUDA.
+        ImportError: A package of the service or its client is not installed.
         ContractError: The models are missing.
         RuntimeError: The server did not start; its reason is on standard error.
     """

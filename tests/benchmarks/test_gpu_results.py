@@ -16,7 +16,7 @@ from benchmarks.gpu.clock import MissingError
 from benchmarks.gpu.environment import SOURCES, code_hash
 from benchmarks.gpu.results import Entry, Results
 from benchmarks.gpu.units import Unit
-from tests.benchmarks.dying_worker import CONTENDERS, KEY
+from tests.benchmarks.dying_worker import KEY
 
 HOST = torch.device("cpu")
 
@@ -95,7 +95,7 @@ def test_nothing_more_is_begun_on_a_device_that_does_not_answer(
 def test_a_contender_that_kills_or_hangs_costs_no_other(tmp_path: Path) -> None:
     path = tmp_path / "gpu.json"
     results = Results(path, KEY)
-    supervise([str(path)], results, CONTENDERS, 120, module="tests.benchmarks.dying_worker", stall=4)
+    supervise([str(path)], results, 120, module="tests.benchmarks.dying_worker", stall=4)
     reasons = {name: entry.get("reason", "") for name, entry in results.entries.items()}
     assert reasons == {
         **{"a": "", "b": "its process ended with status -9", "c": "left out, because of b"},
@@ -110,18 +110,18 @@ def test_the_time_ends_a_worker(tmp_path: Path) -> None:
     results.keep("b", {})
     command = [sys.executable, "-m", "tests.benchmarks.dying_worker", str(path), "--worker", "--minutes", "1"]
     process = subprocess.Popen(command)
-    while results.running != "d" and process.poll() is None:
+    while results.running.get("name") != "d" and process.poll() is None:
         time.sleep(0.1)
         results.reload()
     assert watch(process, results, time.monotonic(), 60) == ("the time was over", True)
-    results.end_running(CONTENDERS, "the time was over", broke=False)
+    results.end_running("the time was over", broke=False)
     assert results.entries["d"]["reason"] == "the time was over"
     assert results.broken() == {}
     assert "e" not in results.entries
 
 
 def test_a_command_that_never_starts_is_not_started_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    supervise([], Results(tmp_path / "gpu.json", KEY), {}, 30, module="tests.benchmarks.no_such_worker")
+    supervise([], Results(tmp_path / "gpu.json", KEY), 30, module="tests.benchmarks.no_such_worker")
     assert capfd.readouterr().err.count("No module named") == 1
 
 
