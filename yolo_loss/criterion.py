@@ -202,7 +202,7 @@ class DetectionLoss(nn.Module):
             image_sums = dense_sums(predictions, ground_truth, assignment, self.class_loss, factors)
         else:
             bound = self._max_foreground(ground_truth)
-            image_sums = sparse_sums(predictions, ground_truth, assignment, self.class_loss, bound, factors)
+            image_sums = sparse_sums(predictions, ground_truth, assignment, self.class_loss, bound, factors, self.gains)
         loss, items = loss_from_sums(image_sums, self.gains)
         return LossResult(loss, items.detach(), image_sums, assignment)
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from yolo_loss.anchors import compute_dtype, make_anchors
+from yolo_loss.anchors import cached_anchors, compute_dtype
 from yolo_loss.checks import MAP_LAYOUT, check_floating, check_maps, check_pyramid, check_shape, map_list
 from yolo_loss.structures import Level, Predictions
 from yolo_loss.validate import as_tensor
@@ -101,7 +101,7 @@ def _check_maps(
 def _with_anchors(
     levels: list[Level], maps: Sequence[Tensor], strides: Sequence[float], num_classes: int, reg_max: int
 ) -> Predictions:
-    anchor_points, stride_of_anchor = make_anchors(maps, strides)
+    anchor_points, stride_of_anchor = cached_anchors(maps, strides)
     dtype = compute_dtype(*(source for level in levels for source in level))
     grid_size = (maps[0].shape[2], maps[0].shape[3])
     return Predictions(
