@@ -28,7 +28,7 @@ from yolo_loss.validate import as_tensor, check_labels, readable_values
 # The implementations that run on every device and can be exported; `triton` needs a GPU.
 IMPLEMENTATIONS = {"dense": assign_dense, "sparse": assign_sparse}
 # Up to this many (ground truth, anchor) pairs, candidates or not, computing all of them is faster than listing some.
-MAX_DENSE_PAIRS = 2**14
+MAX_DENSE_PAIRS = 2**15
 
 PRESETS: dict[str, dict[str, Any]] = {
     "yolov8": {},

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from yolo_loss.anchors import decode_levels, make_anchors
+from yolo_loss.anchors import decode_levels, cached_anchors
 from yolo_loss.assigner import TaskAlignedAssigner, preset_options
 from yolo_loss.checks import Array
 from yolo_loss.class_factors import ClassFactors, class_factors
@@ -218,7 +218,7 @@ class DetectionLoss(nn.Module):
             image_sums = dense_sums(predictions, ground_truth, assignment, self.class_loss, factors)
         else:
             bound = self._max_foreground(ground_truth)
-            image_sums = sparse_sums(predictions, ground_truth, assignment, self.class_loss, bound, factors)
+            image_sums = sparse_sums(predictions, ground_truth, assignment, self.class_loss, bound, factors, self.gains)
         loss, items = loss_from_sums(image_sums, self.gains)
         return LossResult(loss, items.detach(), image_sums, assignment)
 
@@ -260,7 +260,7 @@ class DetectionLoss(nn.Module):
         """What makes the anchor points of maps; ``join_predictions`` takes it."""
         if self.assigner.implementation == "triton":
             return anchors_by_kernel
-        return make_anchors
+        return cached_anchors
 
     def row_gradients(self, rows: Rows) -> RowGradients:
         """Compute the losses of single anchors with their derivatives."""

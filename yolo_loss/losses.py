@@ -12,7 +12,6 @@ from functools import reduce
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from yolo_loss.anchors import compute_dtype
 from yolo_loss.boxes import bbox2dist, ciou
@@ -21,12 +20,8 @@ from yolo_loss.execution.buffers import constants
 from yolo_loss.execution.channels import Channels
 from yolo_loss.execution.chunks import image_slices, map_chunks
 from yolo_loss.execution.compilation import compiling_kernels, kernel
+from yolo_loss.execution.products import HALVINGS, in_place, softplus, softplus_sums
 from yolo_loss.structures import Gains
-
-# Above this softplus(x) is x; at 40 the two differ by less than float64 resolves.
-SOFTPLUS_THRESHOLD = 40.0
-# How often the channels are halved in a product of (1 + e^-|x|): 2^4 factors of at most 2 make at most 2^16.
-HALVINGS = 4
 
 
 def loss_from_sums(image_sums: Tensor, gains: Gains) -> tuple[Tensor, Tensor]:
@@ -145,6 +140,8 @@ def background_class_loss_of_levels(
     levels: Sequence[Channels], class_loss: str, factors: ClassFactors | None = None
 ) -> Tensor:
     """``background_class_loss`` of all levels together, (B,); the factors are those of all anchors."""
+    if class_loss == "bce" and factors is None and in_place([level.source for level in levels]):
+        return softplus_sums([level.view() for level in levels], compute_dtype(*(level.source for level in levels)))
     pairs = zip(levels, factors_of_levels(factors, levels), strict=True)
     sums = [background_class_loss(level, class_loss, own) for level, own in pairs]
     return torch.stack(sums).sum(dim=0)
@@ -181,6 +178,9 @@ def write_background_class_gradient(
     """
     if factors is not None:
         grad_output = factors.weigh(grad_output)  # (B, C or 1, 1)
+    if class_loss == "bce" and factors is None and compiling_kernels():
+        _write_scaled_sigmoid(logits, grad_output, out)
+        return
     wide = logits.to(compute_dtype(logits))
     if class_loss == "bce" and wide.dtype == out.dtype:
         torch.sigmoid(wide, out=out).mul_(grad_output)  # without a temporary
@@ -188,6 +188,11 @@ def write_background_class_gradient(
         out.copy_(background_class_gradient(wide, class_loss).mul_(grad_output))
     if factors is not None:
         factors.zero_(out)
+
+
+@kernel
+def _write_scaled_sigmoid(logits: Tensor, scale: Tensor, out: Tensor) -> None:
+    out.copy_(logits.to(scale.dtype).sigmoid() * scale)
 
 
 def assigned_class_loss(logits: Tensor, weights: Tensor, class_loss: str) -> Tensor:
@@ -230,11 +235,6 @@ def assigned_class_correction(logits: Tensor, weights: Tensor, class_loss: str) 
         added = weights * (softplus(x) - x * weights) - _background_varifocal(x)
         return torch.where(infinite, 0.0, added)
     return -x * weights
-
-
-def softplus(x: Tensor) -> Tensor:
-    """log(1 + e^x), element by element."""
-    return functional.softplus(x, threshold=SOFTPLUS_THRESHOLD)
 
 
 def _background_varifocal(x: Tensor) -> Tensor:

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from yolo_loss.anchors import compute_dtype, make_anchors
+from yolo_loss.anchors import cached_anchors, compute_dtype
 from yolo_loss.checks import MAP_LAYOUT, check_floating, check_maps, check_pyramid, check_shape, map_list
 from yolo_loss.structures import Level, Predictions
 from yolo_loss.validate import as_tensor
 
 # A list of raw maps, a tuple whose second entry is one of the other forms, or a dict with boxes, scores and feats.
 RawOutput = Sequence[Any] | Mapping[str, Any]
-# ``make_anchors``, or another function of the same arguments and result.
+# ``cached_anchors``, or another function of the same arguments and result.
 AnchorMaker = Callable[[Sequence[Tensor], Sequence[float]], tuple[Tensor, Tensor]]
 
 
@@ -25,7 +25,7 @@ def join_predictions(
     strides: Sequence[float],
     num_classes: int,
     reg_max: int,
-    anchors: AnchorMaker = make_anchors,
+    anchors: AnchorMaker = cached_anchors,
 ) -> Predictions:
     """Convert a head's output, whose levels may be joined or not.
 
@@ -60,7 +60,7 @@ def join_map_lists(
     strides: Sequence[float],
     num_classes: int,
     reg_max: int,
-    anchors: AnchorMaker = make_anchors,
+    anchors: AnchorMaker = cached_anchors,
 ) -> Predictions:
     """Convert the output of a head that gives classes and boxes in two lists of maps.
 

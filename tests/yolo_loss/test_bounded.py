@@ -66,8 +66,12 @@ def test_lists_filled_up_give_the_same(class_loss: str, spare: int) -> None:
         with torch.no_grad():
             alone = sparse_sums(*inputs, limit)
         results.append([sums, alone, *torch.autograd.grad(sums, leaves, weights_of(sums))])
-    for got, want in zip(results[1], results[0], strict=True):
-        assert torch.equal(got, want)
+    for place, (got, want) in enumerate(zip(results[1], results[0], strict=True)):
+        if place < 2:
+            assert torch.equal(got, want)
+        else:
+            # A filled-up place is computed by itself, by other operations than its neighbours.
+            torch.testing.assert_close(got, want, rtol=1e-13, atol=0)
 
 
 def weights_of(sums: Tensor) -> Tensor:

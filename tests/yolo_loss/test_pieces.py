@@ -14,11 +14,11 @@ from tests import oracle
 from yolo_loss import bbox2dist, ciou, decode, dist2bbox, make_anchors, pad_ground_truth, xywh2xyxy, xyxy2xywh
 from yolo_loss.assignment.params import power
 from yolo_loss.execution.channels import Channels
+from yolo_loss.execution.products import softplus, softplus_sums
 from yolo_loss.losses import (
     assigned_class_correction,
     background_class_loss,
     dfl_loss,
-    softplus,
     sum_by_planes,
     sum_by_products,
 )
@@ -142,8 +142,11 @@ def test_softplus_sum_by_products_loses_no_digits(classes: int, level: float) ->
     spread = torch.rand(2, 5 + classes, 33, generator=torch.Generator().manual_seed(0)) * 0.01
     maps = Channels(level + spread, 5, classes)
     want = softplus(maps.view().double()).sum(dim=(1, 2))
-    for way in (sum_by_products, sum_by_planes):
-        torch.testing.assert_close(way(maps, torch.float32).double(), want, rtol=1e-6, atol=0)
+    for got in (
+        *(way(maps, torch.float32) for way in (sum_by_products, sum_by_planes)),
+        softplus_sums([maps.view()], torch.float32),
+    ):
+        torch.testing.assert_close(got.double(), want, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0, 2.0, 3.0, 6.0, 6.5, 16.0, 17.0])

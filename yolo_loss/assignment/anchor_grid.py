@@ -20,6 +20,7 @@ from yolo_loss.assignment.segment_ops import (
     segment_sum,
     true_indices,
 )
+from yolo_loss.execution.buffers import MIN_ARRAY, as_array, repeat
 
 # How far, in steps, a member may lie from its position in an exactly regular run.
 TOLERANCE = 1e-3
@@ -114,10 +115,11 @@ def expand_ranges(ranges: IndexRanges) -> CandidatePairs:
     """List the members of all ranges, one range after the other."""
     slot, begin, length = ranges
     total = as_size(length.sum())
-    source = segment_ids(length, total)
     offset = begin - (length.cumsum(0) - length)
     position = torch.arange(total, device=slot.device)
-    return CandidatePairs(slot.index_select(0, source), offset.index_select(0, source) + position)
+    listed = as_array(length) is not None and total >= MIN_ARRAY  # by numpy, which needs no source
+    source = position if listed else segment_ids(length, total)
+    return CandidatePairs(repeat(slot, source, length), repeat(offset, source, length) + position)
 
 
 def count_pairs_per_image(ranges: IndexRanges, images: int, slots: int) -> Tensor:

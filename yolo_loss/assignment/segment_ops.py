@@ -8,8 +8,11 @@ entry of the empty slot that is appended to the ground truth, without any effect
 
 from __future__ import annotations
 
+import numpy
 import torch
 from torch import Tensor
+
+from yolo_loss.execution.buffers import MIN_ARRAY, as_array, repeat
 
 MAX_SIZE = 2**40
 # Shortest chunk of a segment in the top-k.
@@ -30,7 +33,7 @@ def segment_topk(values: Tensor, segment: Tensor, count: Tensor, k: int) -> Tens
     Returns:
         (N,) int64 indices into ``values``, ascending; N <= G * k.
     """
-    threshold = _segment_thresholds(values, segment, count, k).index_select(0, segment)
+    threshold = repeat(_segment_thresholds(values, segment, count, k), segment, count)
     reached = true_indices(keep_dummy((values >= threshold) & (values > 0)))
     # Values equal to the threshold are counted off in order: top-k routines disagree on which of them they return.
     group = segment.index_select(0, reached)
@@ -70,7 +73,7 @@ def _kth_largest(values: Tensor, segment: Tensor, count: Tensor, k: int) -> Tens
     first_chunk = chunks.cumsum(0) - chunks
     # Every segment starts at a chunk of its own.
     shift = first_chunk * chunk - (count.cumsum(0) - count)  # (G,)
-    position = torch.arange(segment.shape[0], device=segment.device) + shift.index_select(0, segment)
+    position = torch.arange(segment.shape[0], device=segment.device) + repeat(shift, segment, count)
     total = as_size(chunks.sum())
     padded = values.new_zeros(total * chunk).index_copy(0, position, values)
     best = padded.view(-1, chunk).topk(k, dim=1, sorted=False).values  # (chunks, k)
@@ -129,7 +132,10 @@ def segment_count_true(flags: Tensor, length: Tensor) -> Tensor:
 
 def true_indices(flags: Tensor) -> Tensor:
     """Indices (N,) int64 of the true flags of a (K,) bool tensor, ascending."""
-    return flags.nonzero().squeeze(1)
+    array = as_array(flags)
+    if array is None or flags.shape[0] < MIN_ARRAY:
+        return flags.nonzero().squeeze(1)
+    return torch.from_numpy(numpy.flatnonzero(array))
 
 
 def as_size(count: Tensor) -> int:

@@ -28,6 +28,7 @@ from yolo_loss.assignment.segment_ops import (
     true_indices,
 )
 from yolo_loss.boxes import BoxGeometry, box_geometry, ciou_of_geometry
+from yolo_loss.execution.buffers import repeat
 from yolo_loss.execution.channels import ClassScores
 from yolo_loss.execution.chunks import chunk_slices, concatenate_assignments, runs_unchunked
 from yolo_loss.execution.compilation import kernel
@@ -131,8 +132,8 @@ def _assign_chunk(chunk: ImageChunk, params: AssignerParams) -> Assignment:
 
 def _find_candidates(chunk: ImageChunk, params: AssignerParams) -> Candidates:
     pairs = expand_ranges(chunk.ranges)
-    iou = _iou_of_pairs(chunk.truth, chunk.predicted, pairs)
     per_slot = segment_sum(chunk.ranges.slot, chunk.ranges.length, chunk.labels.shape[0] * chunk.labels.shape[1])
+    iou = _iou_of_pairs(chunk.truth, chunk.predicted, pairs, per_slot)
     if params.beta > 0:
         # A pair without overlap has metric 0: it is never chosen, and it wins no anchor from a pair that is.
         overlaps = keep_dummy(iou > 0)
@@ -140,26 +141,26 @@ def _find_candidates(chunk: ImageChunk, params: AssignerParams) -> Candidates:
         overlapping = true_indices(overlaps)
         iou = iou.index_select(0, overlapping)
         pairs = CandidatePairs(*(field.index_select(0, overlapping) for field in pairs))
-    iou, metric = _metric_of_pairs(chunk.scores, chunk.labels, pairs, iou, params)
+    iou, metric = _metric_of_pairs(chunk.scores, chunk.labels, pairs, per_slot, iou, params)
     return Candidates(_move_dummy_aside(pairs, chunk.predicted.x1.numel()), iou, metric, per_slot)
 
 
 @kernel
-def _iou_of_pairs(truth: BoxGeometry, predicted: BoxGeometry, pairs: CandidatePairs) -> Tensor:
+def _iou_of_pairs(truth: BoxGeometry, predicted: BoxGeometry, pairs: CandidatePairs, per_slot: Tensor) -> Tensor:
     """CIoU of each pair (P,), not clamped."""
     return ciou_of_geometry(
-        truth.apply(lambda field: field.flatten().index_select(0, pairs.slot)),
+        truth.apply(lambda field: repeat(field.flatten(), pairs.slot, per_slot)),
         predicted.apply(lambda field: field.flatten().index_select(0, pairs.anchor)),
     )
 
 
 @kernel
 def _metric_of_pairs(
-    scores: ClassScores, labels: Tensor, pairs: CandidatePairs, iou: Tensor, params: AssignerParams
+    scores: ClassScores, labels: Tensor, pairs: CandidatePairs, per_slot: Tensor, iou: Tensor, params: AssignerParams
 ) -> tuple[Tensor, Tensor]:
     """IoU u and metric t = s^alpha * u^beta of each pair, (P,) each; NaN and values not above 0 become 0."""
     iou = torch.where(iou > 0, iou, 0.0)
-    class_scores = scores.of_pairs(labels, pairs.slot, pairs.anchor)
+    class_scores = scores.of_pairs(labels, pairs.slot, pairs.anchor, per_slot)
     metric = power(class_scores, params.alpha) * power(iou, params.beta)
     return iou, torch.where(metric > 0, metric, 0.0)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from yolo_loss.assignment.segment_ops import true_indices
 from yolo_loss.execution.buffers import lazy_zeros
 from yolo_loss.execution.transforms import vectorized
 from yolo_loss.structures import Assignment, AssignmentResult, GroundTruth
@@ -33,8 +34,9 @@ def look_up_targets(assignment: Assignment, ground_truth: GroundTruth, num_class
         scores = scores_by_scatter(labels, weights, num_classes)
     elif scores.device.type == "cpu":
         # Only the foreground: writing the background's zeros would touch every page of memory.
-        image, anchor = assignment.fg_mask.nonzero().unbind(1)
-        scores[image, anchor, labels[image, anchor]] = weights[image, anchor]
+        index = true_indices(assignment.fg_mask.flatten())
+        place = index * num_classes + labels.flatten().index_select(0, index)
+        scores.view(-1).index_copy_(0, place, weights.flatten().index_select(0, index))
     else:
         # Listing the foreground would synchronise with the GPU to learn its length.
         scores.scatter_(2, labels.unsqueeze(-1), weights.unsqueeze(-1))

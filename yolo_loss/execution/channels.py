@@ -8,6 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from yolo_loss.execution.buffers import repeat
+
+# Anchors whose channels are written at once.
+ROWS_PER_CHUNK = 2**13
+
 
 class Channels(NamedTuple):
     """Consecutive channels of one level.
@@ -55,20 +60,35 @@ class Channels(NamedTuple):
         # A flat list with one index: indexing with three takes twice as long.
         return elements.index_select(0, index.flatten()).view(index.shape)
 
-    def pick_rows(self, image: Tensor, channel: Tensor, row: Tensor, anchor: Tensor) -> Tensor:
+    def put_(self, image: Tensor, anchor: Tensor, values: Tensor) -> None:
+        """Write all channels at some anchors in place.
+
+        Args:
+            image: (N,) b.
+            anchor: (N,) from 0 to A_i - 1; no pair of image and anchor twice.
+            values: (N, size) in the source's dtype.
+        """
+        channels = torch.arange(self.size, device=image.device)
+        for rows in range(0, len(image), ROWS_PER_CHUNK):  # an index takes twice the memory of a value
+            part = slice(rows, rows + ROWS_PER_CHUNK)
+            elements, begin, step = self._rows(image[part, None], channels)
+            elements.index_copy_(0, begin.add_(anchor[part, None] * step).flatten(), values[part].flatten())
+
+    def pick_rows(self, image: Tensor, channel: Tensor, row: Tensor, anchor: Tensor, per_row: Tensor) -> Tensor:
         """Gather single elements at many anchors from few (image, channel) rows.
 
         Args:
             image: (G,) b.
             channel: (G,) from 0 to size - 1.
-            row: (P,) from 0 to G - 1.
+            row: (P,) from 0 to G - 1, ascending.
             anchor: (P,) from 0 to A_i - 1.
+            per_row: (G,) entries of each row.
 
         Returns:
             (P,).
         """
         elements, begin, step = self._rows(image, channel)
-        return elements.index_select(0, begin.index_select(0, row) + anchor * step)
+        return elements.index_select(0, repeat(begin, row, per_row) + anchor * step)
 
     def _rows(self, image: Tensor, channel: Tensor) -> tuple[Tensor, Tensor, int]:
         """All elements, the index of each (image, channel) row among them, and the step between a row's anchors."""
@@ -107,13 +127,14 @@ class ClassScores(NamedTuple):
         """Select images."""
         return self._replace(levels=[level.of_images(images) for level in self.levels])
 
-    def of_pairs(self, labels: Tensor, slot: Tensor, anchor: Tensor) -> Tensor:
+    def of_pairs(self, labels: Tensor, slot: Tensor, anchor: Tensor, per_slot: Tensor) -> Tensor:
         """Gather the probability of each pair's ground-truth class at its anchor.
 
         Args:
             labels: (B, M).
-            slot: (P,) b * M + m.
+            slot: (P,) b * M + m, ascending.
             anchor: (P,) b * A + a, counted over all levels.
+            per_slot: (B * M,) pairs of each ground truth.
 
         Returns:
             (P,).
@@ -121,14 +142,14 @@ class ClassScores(NamedTuple):
         images = torch.arange(labels.shape[0], device=labels.device)[:, None].expand(labels.shape).flatten()
         labels = labels.flatten()
         offset = sum(level.anchors for level in self.levels)
-        anchor = anchor - (images * offset).index_select(0, slot)
+        anchor = anchor - repeat(images * offset, slot, per_slot)
         *others, last = self.levels
         offset = offset - last.anchors
-        picked = last.pick_rows(images, labels, slot, (anchor - offset).clamp(min=0) if others else anchor)
+        picked = last.pick_rows(images, labels, slot, (anchor - offset).clamp(min=0) if others else anchor, per_slot)
         for level in reversed(others):
             # From the last level to the first: an earlier level overwrites all anchors before its end.
             own = level.pick_rows(
-                images, labels, slot, (anchor - (offset - level.anchors)).clamp(min=0, max=level.anchors - 1)
+                images, labels, slot, (anchor - (offset - level.anchors)).clamp(min=0, max=level.anchors - 1), per_slot
             )
             picked = torch.where(anchor < offset, own, picked)
             offset = offset - level.anchors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -54,11 +55,13 @@ def map_chunks(tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     return function(tensor) if len(slices) == 1 else torch.cat([function(tensor[images]) for images in slices])
 
 
-def image_slices(tensor: Tensor) -> list[slice]:
-    """Divide the images of a tensor (B, ...) into chunks; a single slice of all where chunks are no gain."""
-    if runs_unchunked(tensor.device) or compiling_kernels() or (tensor.requires_grad and torch.is_grad_enabled()):
+def image_slices(*tensors: Tensor) -> list[slice]:
+    """Divide the images of tensors (B, ...) into chunks; a single slice of all where chunks are no gain."""
+    recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if runs_unchunked(tensors[0].device) or compiling_kernels() or recorded:
         return [slice(None)]
-    return chunk_slices([tensor[:1].numel()] * tensor.shape[0], ELEMENTS_PER_CHUNK)
+    size = sum(math.prod(tensor.shape[1:]) for tensor in tensors)
+    return chunk_slices([size] * tensors[0].shape[0], ELEMENTS_PER_CHUNK)
 
 
 def concatenate_assignments(parts: Sequence[Assignment]) -> Assignment:

@@ -11,6 +11,7 @@ from torch import Tensor
 from yolo_loss.anchors import decode_rows
 from yolo_loss.assignment.segment_ops import keep_dummy, true_indices
 from yolo_loss.class_factors import ClassFactors
+from yolo_loss.execution.buffers import as_array
 from yolo_loss.losses import (
     assigned_class_correction,
     assigned_class_gradient,
@@ -164,13 +165,7 @@ def find_foreground(
     level_indices, anchors, offset = [], [], 0
     for level in predictions.levels:
         count = level.scores_source.shape[2]
-        flags = assignment.fg_mask[:, offset : offset + count].flatten()
-        if max_foreground is None:
-            found = true_indices(keep_dummy(flags))
-        else:
-            found = indices_true_first(flags)[:max_foreground]
-        image = torch.div(found, count, rounding_mode="floor")
-        anchor = found - image * count
+        image, anchor = _list_foreground(assignment.fg_mask.narrow(1, offset, count), max_foreground)
         level_indices.append((image, anchor))
         anchors.append(anchor + offset)
         offset += count
@@ -190,6 +185,18 @@ def find_foreground(
     return Foreground(level_indices, image, label, weight, target_grid, point, side_scale, class_factor, valid)
 
 
+def _list_foreground(flags: Tensor, max_foreground: int | None) -> tuple[Tensor, Tensor]:
+    """Image and anchor, (N,) each, of a level's foreground (B, A_i), filled up to ``max_foreground``."""
+    array = as_array(flags) if max_foreground is None else None
+    if array is not None:
+        image, anchor = (torch.from_numpy(index) for index in array.nonzero())
+        return image, anchor
+    flat, count = flags.flatten(), flags.shape[1]
+    found = true_indices(keep_dummy(flat)) if max_foreground is None else indices_true_first(flat)[:max_foreground]
+    image = torch.div(found, count, rounding_mode="floor")
+    return image, found - image * count
+
+
 def indices_true_first(flags: Tensor) -> Tensor:
     """List the indices of true flags, then those of false ones, each ascending.
 
@@ -207,26 +214,46 @@ def indices_true_first(flags: Tensor) -> Tensor:
 
 def foreground_rows(predictions: Predictions, foreground: Foreground) -> Rows:
     """Gather the foreground's logits, in the dtype to compute in, and add their targets."""
-    channels = torch.arange(4 * predictions.reg_max, device=foreground.image.device)
-    rows, assigned_logits = [], []
-    labels = foreground.per_level(foreground.label)
-    levels = zip(foreground.level_indices, labels, predictions.pred_distri, predictions.pred_scores, strict=True)
-    for (image, anchor), label, distri, scores in levels:
-        rows.append(distri.pick(image[:, None], channels, anchor[:, None]))
-        assigned_logits.append(scores.pick(image, label, anchor))
     dtype = foreground.weight.dtype
-    logits = torch.cat(assigned_logits).to(dtype)
+    distri, logits = _pick_rows(predictions, foreground)
+    distri, logits = distri.to(dtype), logits.to(dtype)
     if foreground.class_factor is not None:
         # A logit that does not count may be anything.
         logits = torch.where(foreground.class_factor > 0, logits, 0.0)
     return Rows(
-        torch.cat(rows).to(dtype),
+        distri,
         logits,
         foreground.weight,
         foreground.target_grid,
         foreground.point,
         foreground.side_scale,
     )
+
+
+def _pick_rows(predictions: Predictions, foreground: Foreground) -> tuple[Tensor, Tensor]:
+    """Distributions (N, 4R) and logits of the labels (N,) of the foreground."""
+    levels = zip(foreground.level_indices, predictions.pred_distri, predictions.pred_scores, strict=True)
+    if all(distri_source is scores_source for distri_source, scores_source in predictions.levels):
+        channels = foreground.per_level(_map_channels(predictions, foreground.label))
+        rows = [
+            scores._replace(first=0).pick(image[:, None], own, anchor[:, None])
+            for ((image, anchor), _, scores), own in zip(levels, channels, strict=True)
+        ]
+        both = torch.cat(rows)
+        return both[:, :-1], both[:, -1]
+    channel = torch.arange(4 * predictions.reg_max, device=foreground.image.device)
+    distributions, logits = [], []
+    for ((image, anchor), distri, scores), label in zip(levels, foreground.per_level(foreground.label), strict=True):
+        distributions.append(distri.pick(image[:, None], channel, anchor[:, None]))
+        logits.append(scores.pick(image, label, anchor))
+    return torch.cat(distributions), torch.cat(logits)
+
+
+def _map_channels(predictions: Predictions, label: Tensor) -> Tensor:
+    """Channels (N, 4R + 1) of raw maps: those of the distributions, then that of each anchor's label (N,)."""
+    boxes = torch.arange(4 * predictions.reg_max, device=label.device)
+    first = predictions.pred_scores[0].first
+    return torch.cat((boxes.expand(label.shape[0], -1), (label + first).unsqueeze(1)), dim=1)
 
 
 def row_losses(rows: Rows, reg_max: int, class_loss: str) -> RowLosses:
