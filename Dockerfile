@@ -11,6 +11,7 @@ WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY yolo_loss yolo_loss
 COPY models models
+COPY audit audit
 COPY export export
 COPY serve serve
 COPY yolo_assigner yolo_assigner

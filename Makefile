@@ -2,13 +2,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 REFERENCE ?= .venv-reference
+TRITON ?= .venv-triton
 # Extra words for pip, for example an index that has torch's CPU build.
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu test-runtimes lint format docs parity bench train image-check clean
+.PHONY: help setup demo test test-gpu test-triton test-runtimes lint format docs parity bench train image-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -27,11 +28,26 @@ demo: $(READY)  ## export, serve, send the real sample, draw the picture
 # Processes that run tests; each has what it computes with torch in one thread.
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 test: $(READY)  ## run every test
+	@$(BIN)/python -m compileall -q yolo_loss models audit export serve  # servers start often, where nothing is written, too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist worksteal
 
 # No addopts: with --strict-config pytest ends where pytest-timeout is missing.
 test-gpu: $(READY)  ## run the tests that need a GPU
 	$(BIN)/python -m pytest -o addopts= -m gpu -rs -W default tests/gpu
+
+# On top of $(VENV), so that torch is not installed twice.
+$(TRITON)/.ready: tests/requirements-triton.txt $(READY)
+	@echo "== setting up $(TRITON) (Triton and its interpreter)"
+	$(BIN)/python -m venv $(TRITON)
+	$(TRITON)/bin/python -c "import pathlib, site, sys; \
+		pathlib.Path(site.getsitepackages()[0], 'base.pth').write_text(sys.argv[1])" \
+		"$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')"
+	$(TRITON)/bin/python -m pip install --progress-bar on $(PIP_FLAGS) -c constraints.txt -r tests/requirements-triton.txt
+	@touch $@
+
+test-triton: $(TRITON)/.ready  ## run the Triton kernels in Triton's interpreter, and compile them
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(TRITON)/bin/python -m pytest -n $(JOBS) --maxprocesses 4 --dist worksteal \
+		tests/yolo_loss/triton
 
 # Of `python -m tests.runtimes`: all runtimes and kinds, and no page, unless named.
 RUNTIMES ?=

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,16 @@ def peak_growth(setting: Setting, name: str) -> dict[str, float]:
     """Growth of the process's peak in one call, and the size of what it returns, in MiB."""
     # A call on a small input first, so that what is loaded and compiled on first use does not count.
     contenders(setting._replace(batch=1, slots=1, image=64), [name])[name]()
-    run = contenders(setting, [name])[name]
+    grown, result = growth(contenders(setting, [name])[name])
+    return {"grown": grown, "returned": sum(_bytes(result)) / MIB}
+
+
+def growth(run: Callable[[], object]) -> tuple[float, object]:
+    """How far a call raises this process's peak over what it holds now, in MiB; and what the call returns."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak
     before = _status("VmRSS")
     result = run()
-    return {"grown": (_status("VmHWM") - before) / 1024, "returned": sum(_bytes(result)) / MIB}
+    return (_status("VmHWM") - before) / 1024, result
 
 
 def _bytes(result: object) -> Iterable[int]:

@@ -42,7 +42,7 @@ def main() -> int:
     torch.manual_seed(0)
     print(f"ultralytics {version('ultralytics')}, torch {torch.__version__}, preset {PRESET}\n")
     print(table(("compared", "difference"), ()))
-    for part in (compare_assigners, compare_losses, compare_detectors):
+    for part in (compare_assigners, compare_losses, compare_bfloat16, compare_detectors):
         for comparison in part():
             print(row(comparison), flush=True)
     print()
@@ -117,6 +117,27 @@ def compare_loss(name: str, feats: Sequence[Tensor], batch: dict[str, Tensor], c
     shown = ", ".join(f"{value:.4f}" for value in want_items.tolist())
     yield (f"loss, {name}: box, cls, dfl = {shown}", "relative " + ", ".join(f"{r:.1e}" for r in relative.tolist()))
     yield (f"gradient, {name}", f"relative {float((gradient - want_gradient).norm() / want_gradient.norm()):.1e}")
+
+
+def compare_bfloat16() -> Iterator[Comparison]:
+    """Losses with bfloat16 autocast and with bfloat16 maps, each beside float64 on the same values."""
+    from ultralytics.utils.loss import v8DetectionLoss as Reference
+
+    classes = 80
+    feats, *rest = sample_loss_inputs(Case(4, 30, pyramid(640, 640, STRIDES), classes), STRIDES, 16, seed=30)
+    batch = ragged_batch(GroundTruth(*rest), (640, 640))
+    model = DetectionModel(DetectorConfig("n", nc=classes))
+    ours = v8DetectionLoss(model, preset=PRESET)
+
+    def items(criterion: Any, levels: Sequence[Tensor]) -> Tensor:
+        return as_tensor(criterion(as_dict(levels, classes), batch)[1]).double()
+
+    for what, levels in (("autocast", feats), ("maps", [level.bfloat16() for level in feats])):
+        want = items(ours, [level.double() for level in levels])
+        for name, criterion in (("reference", Reference(model)), ("ours", ours)):
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=what == "autocast"):
+                relative = ((items(criterion, levels) - want).abs() / want).tolist()
+            yield f"bfloat16 {what}, {name} beside float64: box, cls, dfl", ", ".join(f"{r:.1e}" for r in relative)
 
 
 def as_tensor(items: Tensor | dict[str, Tensor]) -> Tensor:

@@ -27,8 +27,7 @@ class Detector(lightning.LightningModule):  # type: ignore[misc, unused-ignore]
         images, batch = data
         loss: Tensor
         loss, items = self.criterion(self.detector(images), batch)
-        names = ("box", "cls", "dfl")
-        self.log_dict(dict(zip(names, items, strict=True)), prog_bar=True, batch_size=len(images))
+        self.log_dict(dict(zip(self.criterion.loss_names, items, strict=True)), prog_bar=True, batch_size=len(images))
         print(f"epoch {self.current_epoch}: loss {loss.item():.3f}")
         return loss
 

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 CONTRACT_VERSION = 2  # version 1 had no precision
-KINDS = ("assigner", "loss", "loss_grad", "detector_loss")
+KINDS = ("assigner", "loss", "loss_grad", "detector_loss", "explain")
+# Kinds that list pairs of ground truths and anchors, whose number depends on the data: ONNX Runtime alone runs them.
+SPARSE_KINDS = ("explain",)
 # Name of each precision in numpy.
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 # Contracts of engines, which may lie in the same folder.
@@ -86,8 +88,13 @@ class Contract:
         return tuple(spec.name for spec in self.outputs if not spec.heavy)
 
     @property
+    def terms(self) -> tuple[str, str, str]:
+        """Names of the three losses in ``loss_items`` and ``image_sums``, for models with a loss."""
+        return "box", "cls", "l1" if self.hyperparameters["reg_max"] == 1 else "dfl"
+
+    @property
     def gains(self) -> tuple[float, ...]:
-        """Weights of the box, class and DFL losses, for models with a loss."""
+        """Weights of the three losses, for models with a loss; that of l1 is called ``dfl``, too."""
         gains = self.hyperparameters["gains"]
         return tuple(float(gains[term]) for term in ("box", "cls", "dfl"))
 

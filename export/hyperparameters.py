@@ -14,19 +14,29 @@ from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 from yolo_assigner.export.contract import KINDS
-from yolo_loss.option_checks import GAINS, class_weight_list, gain_values, one_of, stride_list, whole_number
+from yolo_loss.option_checks import (
+    GAINS,
+    class_weight_list,
+    gain_values,
+    one_of,
+    real_number,
+    stride_list,
+    whole_number,
+)
 
-LOSS_KINDS = ("loss", "loss_grad", "detector_loss")
+LOSS_KINDS = ("loss", "loss_grad", "detector_loss", "explain")
 DETECTOR_KINDS = ("detector_loss",)
 # What a graph with a loss may take beside ground truth; regions come with a mask of the valid ones.
 EXTRA_INPUTS = ("class_weights", "ignore_bboxes")
+# Fields that only a detector with two branches has.
+END_TO_END_OPTIONS = ("one2many_share", "topk_one2one", "topk2_one2one")
 
 
 class Option(NamedTuple):
     """How a hyper-parameter is read, checked, described and stored.
 
     Attributes:
-        parse: Converts the text of a command-line argument.
+        parse: Converts the text of a command-line argument; None: a flag, which takes none.
         help: Description in ``--help``.
         metavar: Placeholder in ``--help``; derived from the name when None.
         check: Takes name and value, returns the value in its normal form or raises ValueError. None for fields of
@@ -36,7 +46,7 @@ class Option(NamedTuple):
         of_graph: Whether it shapes the graph alone, and is no argument of a module.
     """
 
-    parse: Callable[[str], Any]
+    parse: Callable[[str], Any] | None
     help: str
     metavar: str | None = None
     check: Callable[[str, Any], Any] | None = None
@@ -45,7 +55,7 @@ class Option(NamedTuple):
     of_graph: bool = False
 
 
-def _option(default: Any, parse: Callable[[str], Any], text: str, **more: Any) -> Any:
+def _option(default: Any, parse: Callable[[str], Any] | None, text: str, **more: Any) -> Any:
     return field(default=default, metadata={"option": Option(parse, text, **more)})
 
 
@@ -64,6 +74,25 @@ def _check_extra_inputs(name: str, value: Any) -> tuple[str, ...] | None:
     for place, word in enumerate(value or ()):
         one_of(f"{name}[{place}]", word, EXTRA_INPUTS)
     return tuple(word for word in EXTRA_INPUTS if word in value) if value else None
+
+
+def _check_flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}, expected true or false")
+    return value
+
+
+def _check_count(name: str, value: Any) -> int | None:
+    return None if value is None else whole_number(name, value)
+
+
+def _check_share(name: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    share = real_number(name, value)
+    if share > 1:
+        raise ValueError(f"{name} is {value!r}, expected a number from 0 to 1")
+    return share
 
 
 def _check_preset(name: str, value: Any) -> str:
@@ -100,9 +129,15 @@ class Hyperparameters:
         class_weights: Factors of the class loss by class, the same for every image; None: 1.
         extra_inputs: Names among ``EXTRA_INPUTS`` that the graph takes beside ground truth; None: no more.
         scale: Scale of the detector, one of ``models.SCALES``; None for kinds without a detector.
+        end_to_end: Whether the detector's head has a one-to-one branch beside the one-to-many branch. ``topk`` and
+            ``topk2`` are then those of the one-to-many branch.
+        one2many_share: Share of the one-to-many loss in the loss of both branches; None: that of the first epoch.
+        topk_one2one: Candidates per ground truth in the one-to-one branch; None: ``EndToEndLoss``'s default.
+        topk2_one2one: Anchors that each ground truth keeps in the one-to-one branch; None: likewise.
 
     Raises:
-        ValueError: A name is unknown, a count or stride is not positive, or a number is negative or not finite.
+        ValueError: A name is unknown, a count or stride is not positive, a number is negative or not finite, or an
+            option of two branches is given without them.
     """
 
     num_classes: int = _option(80, int, "the assigner's graph takes any C", metavar="C", check=whole_number)
@@ -151,6 +186,28 @@ class Hyperparameters:
         of_graph=True,
     )
     scale: str | None = _option(None, str, "its scale: n, s, m, l or x", kinds=DETECTOR_KINDS)
+    end_to_end: bool = _option(
+        False,
+        None,
+        "its head has a one-to-many and a one-to-one branch",
+        check=_check_flag,
+        to_json=lambda value: value or None,
+        kinds=DETECTOR_KINDS,
+    )
+    one2many_share: float | None = _option(
+        None,
+        float,
+        "share of the one-to-many loss, with --end-to-end; 0.8 if not given",
+        metavar="0..1",
+        check=_check_share,
+        kinds=DETECTOR_KINDS,
+    )
+    topk_one2one: int | None = _option(
+        None, int, "candidates per ground truth in the one-to-one branch; 7", check=_check_count, kinds=DETECTOR_KINDS
+    )
+    topk2_one2one: int | None = _option(
+        None, int, "anchors that each ground truth keeps there; 1", check=_check_count, kinds=DETECTOR_KINDS
+    )
 
     def __post_init__(self) -> None:
         """Check all values and store them in their normal form."""
@@ -161,6 +218,10 @@ class Hyperparameters:
         values |= {name: option.check(name, given[name]) for name, option in OPTIONS.items() if option.check}
         if self.class_weights is not None:
             values["class_weights"] = class_weight_list("class_weights", self.class_weights, values["num_classes"])
+        for name in () if self.end_to_end else END_TO_END_OPTIONS:
+            if values[name] is not None:
+                remedy = "leave it out or set end_to_end"
+                raise ValueError(f"{name} is {values[name]}, but the head has one branch; {remedy}")
         for name, value in values.items():
             object.__setattr__(self, name, value)  # frozen
 
@@ -171,19 +232,16 @@ class Hyperparameters:
 
     def as_contract(self) -> dict[str, Any]:
         """Return the values that take effect, in their JSON form, for the contract."""
-        return {
-            name: OPTIONS[name].to_json(value)
-            for name, value in self.effective().items()
-            if value is not None or OPTIONS[name].kinds == KINDS
-        }
+        values = {name: OPTIONS[name].to_json(value) for name, value in self.effective().items()}
+        return {name: value for name, value in values.items() if value is not None or OPTIONS[name].kinds == KINDS}
 
     def effective(self) -> dict[str, Any]:
-        """Return all values by name, those of the preset where the field is None."""
+        """Return all values by name, those of the preset or of two branches where the field is None."""
         from yolo_loss.assigner import preset_options
 
-        preset = preset_options(self.preset, self.strides)
+        defaults = preset_options(self.preset, self.strides) | (_end_to_end_defaults() if self.end_to_end else {})
         values = {name: getattr(self, name) for name in OPTIONS}
-        return {name: preset.get(name) if value is None else value for name, value in values.items()}
+        return {name: defaults.get(name) if value is None else value for name, value in values.items()}
 
     def assigner_arguments(self) -> dict[str, Any]:
         """Return the keyword arguments of ``TaskAlignedAssigner``."""
@@ -193,9 +251,20 @@ class Hyperparameters:
         return {name: values[name] for name in ("num_classes", *AssignerParams._fields)}
 
     def criterion_arguments(self) -> dict[str, Any]:
-        """Return the keyword arguments of ``DetectionLoss``."""
+        """Return the keyword arguments of ``DetectionLoss``; with two branches that of the one-to-many branch."""
         options = {name for name, option in OPTIONS.items() if "loss" in option.kinds and not option.of_graph}
         return {name: value for name, value in self.effective().items() if name in options}
+
+    def one2one_arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments of the one-to-one branch's ``DetectionLoss``."""
+        values = self.effective()
+        return self.criterion_arguments() | {"topk": values["topk_one2one"], "topk2": values["topk2_one2one"]}
+
+
+def _end_to_end_defaults() -> dict[str, Any]:
+    from yolo_loss.end_to_end import FIRST_SHARE, TOPK2_ONE2ONE, TOPK_ONE2ONE
+
+    return dict(zip(END_TO_END_OPTIONS, (FIRST_SHARE, TOPK_ONE2ONE, TOPK2_ONE2ONE), strict=True))
 
 
 OPTIONS: Mapping[str, Option] = {entry.name: entry.metadata["option"] for entry in fields(Hyperparameters)}

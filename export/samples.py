@@ -15,6 +15,8 @@ from yolo_loss import GroundTruth, make_anchors, xyxy2xywh
 PADDING_SHARE, NO_AREA_SHARE, SHAKEN_SHARE = 0.25, 0.03, 0.5
 # Rows and columns of random brightness that an image is interpolated from, and the amplitude of its pixel noise.
 PATCHES, NOISE = (6, 8), 0.1
+# The maps of a one-to-one branch have another seed.
+BRANCH_SEEDS = 1000
 
 
 class Case(NamedTuple):
@@ -125,6 +127,15 @@ def sample_inputs(
     if kind == "detector_loss":
         return *sample_detector_inputs(case, strides, seed), *further
     return *sample_loss_inputs(case, strides, hyperparameters.reg_max, seed), *further
+
+
+def sample_behind_maps(hyperparameters: Hyperparameters, case: Case, seed: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Sample what the loss of a ``detector_loss`` takes: the maps of all branches; ground truth and further inputs."""
+    strides, reg_max = hyperparameters.strides, hyperparameters.reg_max
+    maps, *truth = sample_loss_inputs(case, strides, reg_max, seed)
+    if hyperparameters.end_to_end:
+        maps = [*maps, *sample_loss_inputs(case, strides, reg_max, seed + BRANCH_SEEDS)[0]]
+    return maps, [*truth, *sample_extra_inputs(hyperparameters, case, seed)]
 
 
 def sample_extra_inputs(hyperparameters: Hyperparameters, case: Case, seed: int) -> list[Tensor]:

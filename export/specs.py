@@ -7,6 +7,11 @@ from dataclasses import replace
 from yolo_assigner.export.contract import Axis, TensorSpec
 from yolo_assigner.export.hyperparameters import Hyperparameters
 
+# Prefix of what the one-to-many branch of a head with two branches gives, and what that is: from its three targets and
+# the ground truth the others follow.
+ONE2MANY = "one2many_"
+ONE2MANY_OUTPUTS = ("loss", "loss_items", "image_sums", "fg_mask", "target_gt_idx", "target_weights")
+
 
 def input_specs(kind: str, hyperparameters: Hyperparameters) -> tuple[TensorSpec, ...]:
     """Return the inputs of a model kind in the graph's order."""
@@ -42,7 +47,7 @@ def extra_input_specs(hyperparameters: Hyperparameters) -> tuple[TensorSpec, ...
 def output_specs(kind: str, hyperparameters: Hyperparameters) -> tuple[TensorSpec, ...]:
     """Return the outputs of a model kind in the graph's order."""
     classes: Axis = "C" if kind == "assigner" else hyperparameters.num_classes
-    targets = (
+    targets: tuple[TensorSpec, ...] = (
         TensorSpec("target_labels", "int64", ("B", "A")),
         TensorSpec("target_bboxes", "float32", ("B", "A", 4)),
         TensorSpec("target_scores", "float32", ("B", "A", classes), heavy=True),
@@ -57,6 +62,10 @@ def output_specs(kind: str, hyperparameters: Hyperparameters) -> tuple[TensorSpe
         TensorSpec("loss_items", "float32", (3,)),
         TensorSpec("image_sums", "float32", ("B", 4)),
     )
+    if kind == "explain":
+        return (*losses, *_explanation(hyperparameters))
+    if hyperparameters.end_to_end:
+        targets = (*targets, *_branch_specs((*losses, *targets)))
     further = {
         "loss": (),
         "loss_grad": tuple(replace(spec, name=f"grad_{spec.name}") for spec in _maps("feat", hyperparameters)),
@@ -65,9 +74,67 @@ def output_specs(kind: str, hyperparameters: Hyperparameters) -> tuple[TensorSpe
     return (*losses, *targets, *further[kind])
 
 
+def _explanation(hyperparameters: Hyperparameters) -> tuple[TensorSpec, ...]:
+    """The outputs of ``explain`` behind the losses: fields of ``yolo_loss.explain``'s NamedTuples, in their order."""
+    levels = len(hyperparameters.strides)
+    shares = (
+        TensorSpec("truth_sums", "float32", ("B", "M", 3)),
+        TensorSpec("background_sums", "float32", ("B",)),
+        TensorSpec("truth_loss", "float32", ("B", "M")),
+        TensorSpec("background_loss", "float32", ("B",)),
+    )
+    truths = {
+        "reason": "int64",
+        "num_candidates": "int64",
+        "num_chosen": "int64",
+        "num_lost": "int64",
+        "lost_to": "int64",
+        "num_assigned": "int64",
+        "weight_sum": "float32",
+        "best_iou": "float32",
+        "best_iou_anchor": "int64",
+        "best_score": "float32",
+        "best_score_anchor": "int64",
+        "best_metric": "float32",
+        "best_metric_anchor": "int64",
+        "nearest_distance": "float32",
+        "helping_side": "float32",
+        "clipped_share": "float32",
+        "duplicate_of": "int64",
+        "weak": "bool",
+    }
+    indices = ("image", "slot", "anchor", "level", "rank", "outcome", "lost_to")
+    pairs = ("image", "slot", "anchor", "level", "iou", "score", "metric", "rank", "outcome", "lost_to", "weight")
+    return (
+        *shares,
+        *(
+            TensorSpec(name, dtype, ("B", "M", levels) if name == "num_candidates" else ("B", "M"))
+            for name, dtype in truths.items()
+        ),
+        *(TensorSpec(f"pair_{name}", "int64" if name in indices else "float32", ("P",)) for name in pairs),
+    )
+
+
+def _branch_specs(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    """Return the outputs of a head with two branches that follow those of the one-to-one branch.
+
+    Without a prefix ``loss`` is the loss of both branches, and everything else is the one-to-one branch's.
+
+    Args:
+        specs: Outputs of one branch.
+    """
+    named = {spec.name: spec for spec in specs}
+    many = (replace(named[name], name=f"{ONE2MANY}{name}") for name in ONE2MANY_OUTPUTS)
+    return (replace(named["loss"], name="one2one_loss"), *many)
+
+
 def map_specs(kind: str, hyperparameters: Hyperparameters) -> tuple[TensorSpec, ...]:
     """Return the named values inside the graph of a ``detector_loss``: the raw maps, where the network ends."""
-    return _maps("map", hyperparameters) if kind == "detector_loss" else ()
+    if kind != "detector_loss":
+        return ()
+    if hyperparameters.end_to_end:
+        return (*_maps(f"{ONE2MANY}map", hyperparameters), *_maps("one2one_map", hyperparameters))
+    return _maps("map", hyperparameters)
 
 
 def _maps(name: str, hyperparameters: Hyperparameters) -> tuple[TensorSpec, ...]:

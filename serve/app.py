@@ -21,7 +21,7 @@ from yolo_assigner.serve.http.compression import CompressReplies
 from yolo_assigner.serve.http.disconnect import Linger
 from yolo_assigner.serve.http.metrics import Metrics
 from yolo_assigner.serve.http.observe import Observer
-from yolo_assigner.serve.http.openapi import add_docs_page, add_route, complete_document
+from yolo_assigner.serve.http.openapi import add_docs_page, add_inspector, add_route, complete_document
 from yolo_assigner.serve.http.origins import CrossOrigin, OriginGuard, Origins
 from yolo_assigner.serve.http.replies import error_reply, reply
 from yolo_assigner.serve.http.routes import ROUTES
@@ -100,6 +100,7 @@ def _add_routes(app: FastAPI, service: Service, settings: Settings, parts: AppPa
         add_route(app, route, refusing(route.unsupported) if route.unsupported else handlers[route.name])
     complete_document(app, service.registry)
     add_docs_page(app)
+    add_inspector(app)
 
 
 def _add_error_handlers(app: FastAPI) -> None:

@@ -29,8 +29,8 @@ def lively_detector(config: DetectorConfig) -> DetectionModel:
         if isinstance(layer, nn.BatchNorm2d):
             layer.weight.add_(SPREAD * torch.randn(layer.weight.shape, generator=generator))
             layer.bias.add_(SPREAD * torch.randn(layer.bias.shape, generator=generator))
-    for name, bias in detector.head.cv3.named_parameters():
-        if name.endswith(".2.bias"):
+    for name, bias in detector.head.named_parameters():
+        if "cv3." in name and name.endswith(".2.bias"):
             bias.fill_(BIAS)
     side = 5 * config.strides[-1]
     case = Case(2, 0, pyramid(side, side, config.strides), config.nc)

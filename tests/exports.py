@@ -28,8 +28,12 @@ from yolo_assigner.export.to_onnx.exporter import export_onnx
 ROOT = Path(__file__).parents[1]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yolo-assigner"
 NUM_CLASSES = 3
+# Hyper-parameters of an assigner that decides otherwise than the usual one, and takes any number of candidates.
+OTHER_ASSIGNER: dict[str, Any] = {"topk": 100_000, "min_box_side": 16.0, "topk2": 2}
 # Hyper-parameters of a detector that shares nothing with the usual one but its classes and scale.
 OTHER_DETECTOR: dict[str, Any] = {"strides": (8, 16, 32, 64), "reg_max": 1, "extra_inputs": ("ignore_bboxes",)}
+# Those of one with two branches, with the share of the third of five epochs.
+END_TO_END: dict[str, Any] = {"end_to_end": True, "reg_max": 1, "one2many_share": 0.45}
 # Number of source states whose models are kept.
 KEPT = 4
 

@@ -14,6 +14,8 @@ YOLOv8's label assignment and detection loss.
 commands (`yolo-assigner COMMAND --help` lists the options of one):
   export    write models to ONNX, build TensorRT engines of them, verify them
   serve     serve exported models over HTTP
+  explain   write a page that shows why each ground truth of a batch is learned or not
+  audit     explain why the objects of a data set are learned or not
 """
 USAGE_ERROR = 2
 
@@ -54,8 +56,25 @@ def _serve(arguments: Sequence[str]) -> int:
     return serve(arguments)
 
 
+def _explain(arguments: Sequence[str]) -> int:
+    from yolo_assigner.serve.explain.cli import main as explain
+
+    return explain(arguments)
+
+
+def _audit(arguments: Sequence[str]) -> int:
+    from yolo_assigner.audit.cli import main as audit
+
+    return audit(arguments)
+
+
 # Imported when chosen: a server handles signals before it imports anything else.
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"export": _export, "serve": _serve}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "export": _export,
+    "serve": _serve,
+    "explain": _explain,
+    "audit": _audit,
+}
 
 
 if __name__ == "__main__":

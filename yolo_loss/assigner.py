@@ -15,13 +15,14 @@ from yolo_loss.assignment.dense import assign_dense
 from yolo_loss.assignment.params import AssignerParams
 from yolo_loss.assignment.sparse import assign_sparse
 from yolo_loss.assignment.targets import look_up_targets
-from yolo_loss.assignment.triton import assign_triton, available
 from yolo_loss.checks import Array, check_padded, check_points
 from yolo_loss.execution.channels import Channels, ClassScores
 from yolo_loss.execution.compilation import kernels_compiled, uncompiled
 from yolo_loss.execution.transforms import vectorized
 from yolo_loss.option_checks import default_min_box_side, is_sequence, one_of, stride_list, whole_number
 from yolo_loss.structures import Assignment, AssignmentResult, GroundTruth
+from yolo_loss.triton.assignment import assign_targets, assign_triton
+from yolo_loss.triton.launch import available
 from yolo_loss.validate import as_tensor, check_labels, readable_values
 
 # The implementations that run on every device and can be exported; `triton` needs a GPU.
@@ -186,7 +187,7 @@ class TaskAlignedAssigner(nn.Module):
             ValueError: Shapes do not belong together, there is no anchor point, boxes or scores are integers, a label
                 is C or larger or, in a valid slot, no whole number, or a hyper-parameter was set to an invalid value.
         """
-        pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt = self._checked(
+        pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt = self.check_inputs(
             pd_scores=pd_scores,
             pd_bboxes=pd_bboxes,
             anc_points=anc_points,
@@ -198,6 +199,10 @@ class TaskAlignedAssigner(nn.Module):
         ground_truth = GroundTruth(gt_labels.long(), gt_bboxes.to(dtype), mask_gt.bool())
         classes = pd_scores.shape[2]
         scores = ClassScores((Channels(pd_scores.transpose(1, 2), 0, classes),), dtype)
+        if self._choose_implementation(0, pd_bboxes.device) == "triton":
+            targets = assign_targets(scores, pd_bboxes.to(dtype), anc_points.to(dtype), ground_truth, self.params)
+            if targets is not None:
+                return targets
         with kernels_compiled(self.compile_kernels):
             assignment = self.assign(scores, pd_bboxes.to(dtype), anc_points.to(dtype), ground_truth)
         return look_up_targets(assignment, ground_truth, classes)
@@ -240,7 +245,7 @@ class TaskAlignedAssigner(nn.Module):
             return "dense" if pairs <= MAX_DENSE_PAIRS or device.type != "cpu" else "sparse"
         return self.implementation
 
-    def _checked(self, **inputs: Any) -> list[Tensor]:
+    def check_inputs(self, **inputs: Any) -> list[Tensor]:
         """Convert the inputs of a call to tensors and check them."""
         integers = ("gt_labels", "mask_gt")
         tensors = {

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from yolo_loss.anchors import decode_levels
+from yolo_loss.anchors import cached_anchors, decode_levels
 from yolo_loss.assigner import TaskAlignedAssigner, preset_options
 from yolo_loss.checks import Array
 from yolo_loss.class_factors import ClassFactors, class_factors
@@ -19,12 +19,13 @@ from yolo_loss.execution.compilation import kernels_compiled, uncompiled, withou
 from yolo_loss.execution.transforms import detached, transformed, vectorized
 from yolo_loss.losses import loss_from_sums
 from yolo_loss.option_checks import class_weight_list, gain_values, one_of, stride_list, whole_number
-from yolo_loss.predictions import RawOutput, join_map_lists, join_predictions
+from yolo_loss.predictions import AnchorMaker, RawOutput, join_map_lists, join_predictions
 from yolo_loss.reductions.dense import dense_sums
 from yolo_loss.reductions.foreground import RowGradients, Rows, row_gradients
 from yolo_loss.reductions.gradients import RowGradientFunction, dense_gradients, sparse_gradients
 from yolo_loss.reductions.sparse import sparse_sums
 from yolo_loss.structures import Assignment, ClassInputs, Gains, GroundTruth, LossResult, Predictions
+from yolo_loss.triton.loss import LossOptions, anchors_by_kernel, loss_by_kernels, loss_is_supported
 from yolo_loss.validate import check_batch
 
 CLASS_LOSSES = ("bce", "varifocal")
@@ -73,7 +74,7 @@ class DetectionLoss(nn.Module):
             preset: ``yolov8``, or ``ultralytics-8.4`` for that release's larger candidate areas.
             implementation: ``sparse``, over candidate pairs and foreground; ``dense``, without data-dependent shapes;
                 or ``auto``, which on a CPU assigns by size, and elsewhere never waits for a GPU. Also ``triton``: as
-                ``auto``, with the assignment in GPU kernels.
+                ``auto``, with the whole step in few GPU kernels, or the assignment where those do not apply.
             compile_kernels: Run the heavy parts through torch.compile. The first calls then take some seconds.
             max_boxes: M, fixed number of ground-truth slots per image; more boxes are an error. None: the batch's
                 largest count, which for a batch on a GPU is the only synchronisation.
@@ -126,18 +127,24 @@ class DetectionLoss(nn.Module):
             ValueError: Shapes, dtypes, labels or image indices do not belong together, or an image has more boxes than
                 ``max_boxes``.
         """
-        result = self.evaluate(preds, batch)
+        result = self.evaluate(preds, batch, count_clipped=False)
         return result.loss, result.loss_items
 
     @uncompiled
-    def evaluate(self, preds: RawOutput, batch: Mapping[str, Any]) -> LossResult:
+    def evaluate(self, preds: RawOutput, batch: Mapping[str, Any], *, count_clipped: bool = True) -> LossResult:
         """Compute the loss as ``forward`` does, and return the sums per image and the assignment with it.
 
         With R > 1 the result also counts the sides of assigned boxes that are beyond the last bin. On a CPU it warns,
         once, where not even the coarsest level reaches a side, and names the ``reg_max`` or stride that would do; on a
         GPU reading the numbers would wait, and is left to the caller (``warn_of_clipped``).
+
+        Args:
+            preds: As for ``forward``.
+            batch: As for ``forward``.
+            count_clipped: False saves the count where nothing reads it, as ``forward`` does: ``clipped`` may be None.
         """
-        return self._evaluate(join_predictions(preds, self.strides, self.num_classes, self.reg_max), batch)
+        predictions = join_predictions(preds, self.strides, self.num_classes, self.reg_max, self.anchor_maker)
+        return self._evaluate(predictions, batch, count_clipped=count_clipped)
 
     @uncompiled
     def loss_from_maps(self, class_maps: Any, box_maps: Any, batch: Mapping[str, Any]) -> LossResult:
@@ -154,7 +161,8 @@ class DetectionLoss(nn.Module):
         Raises:
             ValueError: As ``forward``.
         """
-        predictions = join_map_lists(class_maps, box_maps, self.strides, self.num_classes, self.reg_max)
+        sizes = self.strides, self.num_classes, self.reg_max
+        predictions = join_map_lists(class_maps, box_maps, *sizes, self.anchor_maker)
         return self._evaluate(predictions, batch)
 
     def warn_of_clipped(self, result: LossResult) -> None:
@@ -166,7 +174,9 @@ class DetectionLoss(nn.Module):
         if result.clipped is not None and not self._has_warned:
             self._has_warned = warn_of_clipped_sides(result.clipped, self.reg_max, self.strides)
 
-    def _evaluate(self, predictions: Predictions, batch: Mapping[str, Any]) -> LossResult:
+    def _evaluate(
+        self, predictions: Predictions, batch: Mapping[str, Any], *, count_clipped: bool = True
+    ) -> LossResult:
         like, images = predictions.anchor_points, predictions.levels[0].scores_source.shape[0]
         columns = check_batch(batch, images, self.num_classes)
         height, width = (int(cells * self.strides[0]) for cells in predictions.grid_size)
@@ -176,10 +186,12 @@ class DetectionLoss(nn.Module):
         compiled = self.compile_kernels and not with_transforms  # torch.compile does not support all transforms
         with without_autocast(like.device), kernels_compiled(compiled):
             result = self.from_padded(predictions, ground_truth, class_inputs)
-        if self.reg_max == 1 or with_transforms:
+        may_warn = like.device.type == "cpu" and not self._has_warned
+        if self.reg_max == 1 or with_transforms or not (count_clipped or may_warn):
             return result
-        result = result._replace(clipped=count_clipped_sides(predictions, ground_truth, result.assignment))
-        if like.device.type == "cpu":
+        if result.clipped is None:
+            result = result._replace(clipped=count_clipped_sides(predictions, ground_truth, result.assignment))
+        if may_warn:
             self.warn_of_clipped(result)
         return result
 
@@ -196,6 +208,10 @@ class DetectionLoss(nn.Module):
         Returns:
             The loss with its sums and the assignment.
         """
+        if self.assigner.implementation == "triton" and loss_is_supported(predictions, self.assigner.params):
+            one_of("class_loss", self.class_loss, CLASS_LOSSES)
+            options = LossOptions(self.assigner.params, self.gains, self.class_loss, self.class_weights)
+            return loss_by_kernels(predictions, ground_truth, class_inputs, options)
         ground_truth, assignment = self._assign(predictions, ground_truth)
         factors = self._class_factors(predictions, assignment, class_inputs)
         if self.assigner.implementation == "dense" or vectorized():
@@ -238,6 +254,13 @@ class DetectionLoss(nn.Module):
                 predictions, ground_truth, assignment, self.class_loss, self.gains, row_gradients, bound, factors
             )
         return LossResult(*loss_from_sums(image_sums, self.gains), image_sums, assignment), gradients
+
+    @property
+    def anchor_maker(self) -> AnchorMaker:
+        """What makes the anchor points of maps; ``join_predictions`` takes it."""
+        if self.assigner.implementation == "triton":
+            return anchors_by_kernel
+        return cached_anchors
 
     def row_gradients(self, rows: Rows) -> RowGradients:
         """Compute the losses of single anchors with their derivatives."""
@@ -289,7 +312,7 @@ class v8DetectionLoss(DetectionLoss):  # noqa: N801  (the name users of YOLO cod
             ValueError: The head or the gains are missing, or a hyper-parameter is invalid.
         """
         model = getattr(model, "module", model)
-        head = _head_of(model)
+        head = head_of(model)
         super().__init__(
             num_classes=head.nc,
             strides=head.stride,
@@ -301,11 +324,18 @@ class v8DetectionLoss(DetectionLoss):  # noqa: N801  (the name users of YOLO cod
         )
 
 
-def _head_of(model: Any) -> Any:
+def head_of(model: Any) -> Any:
+    """The last module of a detector, with ``nc``, ``reg_max`` and ``stride``.
+
+    Raises:
+        ValueError: The model is no detector, or its head lacks one of these.
+    """
     try:
         head = model.model[-1]
     except (AttributeError, TypeError, IndexError, KeyError) as error:
-        raise ValueError(f"{type(model).__name__} has no model[-1]; pass the detector, not its trainer") from error
+        raise ValueError(
+            f"{type(model).__name__} has no model[-1]; pass the detector, which of a YOLO object is its .model"
+        ) from error
     missing = [name for name in ("nc", "reg_max", "stride") if not hasattr(head, name)]
     if missing:
         raise ValueError(

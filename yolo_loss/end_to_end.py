@@ -17,6 +17,8 @@ from yolo_loss.structures import LossResult
 PARTS = ("one2many", "one2one")
 # Share of the one-to-many loss in the first epoch and in the last.
 FIRST_SHARE, LAST_SHARE = 0.8, 0.1
+# Candidates per ground truth in the one-to-one part, and how many of them each keeps.
+TOPK_ONE2ONE, TOPK2_ONE2ONE = 7, 1
 
 
 class EndToEndResult(NamedTuple):
@@ -56,8 +58,8 @@ class EndToEndLoss(nn.Module):
         *,
         epochs: int,
         topk: int = 10,
-        topk_one2one: int = 7,
-        topk2_one2one: int = 1,
+        topk_one2one: int = TOPK_ONE2ONE,
+        topk2_one2one: int = TOPK2_ONE2ONE,
         **options: Any,
     ) -> None:
         """Set the hyper-parameters.
@@ -111,17 +113,29 @@ class EndToEndLoss(nn.Module):
         Raises:
             ValueError: A part is missing, or as ``DetectionLoss``.
         """
-        result = self.evaluate(preds, batch)
+        result = self.evaluate(preds, batch, count_clipped=False)
         return result.loss, result.loss_items
 
     @uncompiled
-    def evaluate(self, preds: Any, batch: Mapping[str, Any]) -> EndToEndResult:
-        """Compute the loss as ``forward`` does, and return the results of both parts with it."""
-        parts = _split(preds)
-        one2many, one2one = self.one2many.evaluate(parts[0], batch), self.one2one.evaluate(parts[1], batch)
-        share = self.one2many_share
-        loss = one2many.loss * share + one2one.loss * (1 - share)
-        return EndToEndResult(loss, one2one.loss_items, one2many, one2one)
+    def evaluate(self, preds: Any, batch: Mapping[str, Any], *, count_clipped: bool = True) -> EndToEndResult:
+        """Compute the loss as ``forward`` does, and return the results of both parts with it.
+
+        Args:
+            preds: As for ``forward``.
+            batch: As for ``forward``.
+            count_clipped: As for ``DetectionLoss.evaluate``.
+        """
+        one2many, one2one = (
+            part.evaluate(own, batch, count_clipped=count_clipped)
+            for part, own in zip((self.one2many, self.one2one), _split(preds), strict=True)
+        )
+        return combine(one2many, one2one, self.one2many_share)
+
+
+def combine(one2many: LossResult, one2one: LossResult, share: float) -> EndToEndResult:
+    """Add the losses of both parts, the one-to-many loss with this share; exported models hold this function."""
+    loss = one2many.loss * share + one2one.loss * (1 - share)
+    return EndToEndResult(loss, one2one.loss_items, one2many, one2one)
 
 
 def _split(preds: Any) -> list[RawOutput]:

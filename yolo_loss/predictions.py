@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,17 @@ from yolo_loss.validate import as_tensor
 
 # A list of raw maps, a tuple whose second entry is one of the other forms, or a dict with boxes, scores and feats.
 RawOutput = Sequence[Any] | Mapping[str, Any]
+# ``make_anchors``, or another function of the same arguments and result.
+AnchorMaker = Callable[[Sequence[Tensor], Sequence[float]], tuple[Tensor, Tensor]]
 
 
-def join_predictions(preds: RawOutput, strides: Sequence[float], num_classes: int, reg_max: int) -> Predictions:
+def join_predictions(
+    preds: RawOutput,
+    strides: Sequence[float],
+    num_classes: int,
+    reg_max: int,
+    anchors: AnchorMaker = cached_anchors,
+) -> Predictions:
     """Convert a head's output, whose levels may be joined or not.
 
     Args:
@@ -28,6 +36,7 @@ def join_predictions(preds: RawOutput, strides: Sequence[float], num_classes: in
         strides: L strides in pixels.
         num_classes: C.
         reg_max: R.
+        anchors: Makes the anchor points.
 
     Returns:
         The predictions; no map is copied.
@@ -39,14 +48,19 @@ def join_predictions(preds: RawOutput, strides: Sequence[float], num_classes: in
     if isinstance(preds, tuple) and preds and isinstance(preds[-1], Mapping | list | tuple):
         preds = preds[-1]
     if isinstance(preds, Mapping):
-        return _from_dict(preds, strides, num_classes, reg_max)
+        return _from_dict(preds, strides, num_classes, reg_max, anchors)
     maps = _check_maps(preds, strides, 4 * reg_max + num_classes, MAP_LAYOUT)
     flat = [level.flatten(2) for level in maps]  # (B, 4R + C, A_i)
-    return _with_anchors([Level(level, level) for level in flat], maps, strides, num_classes, reg_max)
+    return _with_anchors([Level(level, level) for level in flat], maps, strides, num_classes, reg_max, anchors)
 
 
 def join_map_lists(
-    class_maps: Any, box_maps: Any, strides: Sequence[float], num_classes: int, reg_max: int
+    class_maps: Any,
+    box_maps: Any,
+    strides: Sequence[float],
+    num_classes: int,
+    reg_max: int,
+    anchors: AnchorMaker = cached_anchors,
 ) -> Predictions:
     """Convert the output of a head that gives classes and boxes in two lists of maps.
 
@@ -56,6 +70,7 @@ def join_map_lists(
         strides: L strides in pixels.
         num_classes: C.
         reg_max: R.
+        anchors: Makes the anchor points.
 
     Returns:
         The predictions; no map is copied.
@@ -70,10 +85,12 @@ def join_map_lists(
         size = one.shape[0], None, *one.shape[2:]
         check_shape(f"box_maps[{place}]", other, size, f"B, H and W as in class_maps[{place}]")
     levels = [Level(box.flatten(2), cls.flatten(2)) for cls, box in zip(classes, boxes, strict=True)]
-    return _with_anchors(levels, classes, strides, num_classes, reg_max)
+    return _with_anchors(levels, classes, strides, num_classes, reg_max, anchors)
 
 
-def _from_dict(preds: Mapping[str, Any], strides: Sequence[float], num_classes: int, reg_max: int) -> Predictions:
+def _from_dict(
+    preds: Mapping[str, Any], strides: Sequence[float], num_classes: int, reg_max: int, make: AnchorMaker
+) -> Predictions:
     missing = [key for key in ("boxes", "scores", "feats") if key not in preds]
     if missing:
         raise ValueError(f"preds is a dict without {', '.join(missing)}; it needs boxes, scores and feats")
@@ -84,7 +101,7 @@ def _from_dict(preds: Mapping[str, Any], strides: Sequence[float], num_classes: 
     check_shape("preds['scores']", scores, (images, num_classes, anchors), "(B, C, A), B and A as in the feats")
     check_floating("preds['boxes']", boxes)
     check_floating("preds['scores']", scores)
-    return _with_anchors([Level(boxes, scores)], feats, strides, num_classes, reg_max)
+    return _with_anchors([Level(boxes, scores)], feats, strides, num_classes, reg_max, make)
 
 
 def _check_maps(
@@ -99,9 +116,14 @@ def _check_maps(
 
 
 def _with_anchors(
-    levels: list[Level], maps: Sequence[Tensor], strides: Sequence[float], num_classes: int, reg_max: int
+    levels: list[Level],
+    maps: Sequence[Tensor],
+    strides: Sequence[float],
+    num_classes: int,
+    reg_max: int,
+    make: AnchorMaker,
 ) -> Predictions:
-    anchor_points, stride_of_anchor = cached_anchors(maps, strides)
+    anchor_points, stride_of_anchor = make(maps, strides)
     dtype = compute_dtype(*(source for level in levels for source in level))
     grid_size = (maps[0].shape[2], maps[0].shape[3])
     return Predictions(

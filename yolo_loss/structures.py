@@ -151,8 +151,8 @@ class LossResult(NamedTuple):
         loss_items: (3,) box, cls, dfl with their gains, before times B; detached. With R = 1 the third is l1.
         image_sums: (B, 4) per image, without gains, not normalised: box, cls, dfl or l1, and target-score sums.
         assignment: The targets in compact form.
-        clipped: Sides of assigned boxes that are beyond the last bin; None with R = 1, in graphs, and under
-            ``torch.func``.
+        clipped: Sides of assigned boxes that are beyond the last bin; None with R = 1, in graphs, under
+            ``torch.func``, and where they were not to be counted.
     """
 
     loss: Tensor

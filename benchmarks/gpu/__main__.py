@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -10,76 +11,147 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import models
-from benchmarks.gpu.environment import ROOT, key_of
-from benchmarks.gpu.parts import Plan, make_parts
-from benchmarks.gpu.report import checks_of, report
-from benchmarks.gpu.runner import run_parts, supervise
-from benchmarks.gpu.store import Store
+from benchmarks.common.report import first_line
+from benchmarks.gpu.clock import MissingError
+from benchmarks.gpu.environment import PACK, ROOT, key_of
+from benchmarks.gpu.report import report
+from benchmarks.gpu.results import Results, failure
+from benchmarks.gpu.units import Plan, Unit, units
+from yolo_assigner.export.contract import ContractError
 
 RESULTS = ROOT / "benchmarks" / "results" / "gpu.json"
 NOT_USABLE = 3
+MOST_PROCESSES = 12  # workers that are started one after the other
+STALL = 120.0  # seconds after which a unit counts as hanging; compiling one takes up to a minute
 
 
-def main(words: list[str] | None = None) -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Measure what is missing, write the JSON and the tables, print the tables."""
-    words = sys.argv[1:] if words is None else words
+    words = list(sys.argv[1:] if words is None else words)
     options = parser().parse_args(words)
-    if options.prepare:
-        models.prepare(options.prepare)
-        return 0
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
         print(f"torch {torch.__version__} sees no GPU; see whether nvidia-smi lists one", file=sys.stderr)
         return 2
-    plan = Plan(device, options.quick, tuple(options.models), tuple(options.without))
-    store = Store(options.out, key_of(device, options.quick))
+    todo = [
+        unit
+        for unit in units(Plan(device, options.quick, tuple(options.models)))
+        if unit.contender not in options.without and unit.name.startswith(tuple(options.only) or "")
+    ]
+    results = Results(options.out, key_of(device, options.quick))
     if options.worker:
-        return work(plan, store, options.minutes * 60, options.skip)
-    started = time.monotonic()
-    names = list(make_parts(plan, store, print))
-    store.forgive(options.again)
-    store.reopen(options.without)
+        return work(todo, results, device, options.minutes * 60)
+    results.retry(options.again)
     if options.alone:
-        work(plan, store, options.minutes * 60, [])
+        work(todo, results, device, options.minutes * 60)
     else:
-        supervise([*words, "--worker"], store, options.minutes * 60)
-    store = Store(options.out, key_of(device, options.quick))
-    text = report(store, names)
+        supervise(words, results, {unit.name: unit.contender for unit in todo}, options.minutes * 60)
+    text = report(results, [unit.name for unit in todo])
     options.out.with_suffix(".md").write_text(text, encoding="utf-8")
-    print(f"\n{text}\n{options.out} and its table beside it, {time.monotonic() - started:.0f} s")
-    return 0 if all(store.is_done(name) for name in names) and right(store, names) else 1
+    print(f"\n{text}\n{options.out} and its table beside it")
+    return 0 if complete(results, todo) else 1
 
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the command's options."""
     made = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     made.add_argument("--out", type=Path, default=RESULTS, help="results; what is there already is not measured again")
-    made.add_argument("--models", type=Path, nargs="+", default=[], metavar="DIR", help="what --prepare made")
-    made.add_argument("--prepare", type=Path, metavar="DIR", help="only export the models and build engines, then end")
-    made.add_argument("--minutes", type=float, default=8.0, help="no part is begun later, and none goes on for longer")
+    made.add_argument(
+        "--models", type=Path, nargs="+", default=[PACK / "models"], metavar="DIR", help="exported models"
+    )
+    made.add_argument("--minutes", type=float, default=8.0, help="time for everything")
     made.add_argument("--device", help="the GPU where there is one, else cpu")
     made.add_argument("--quick", action="store_true", help="small and few: to see that everything works")
     made.add_argument("--alone", action="store_true", help="in this process; a crash then ends all of it")
+    made.add_argument(
+        "--only", nargs="+", default=[], metavar="WORD", help="units whose names begin so, as `time loss`"
+    )
     made.add_argument("--without", nargs="+", default=[], metavar="NAME", help="contenders to leave out")
     made.add_argument("--again", nargs="+", default=[], metavar="NAME", help="that broke the device before: run them")
     made.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    made.add_argument("--skip", nargs="*", default=[], help=argparse.SUPPRESS)
     return made
 
 
-def work(plan: Plan, store: Store, seconds: float, skip: list[str]) -> int:
-    """Measure in this process; the exit code is 3 when the device no longer works."""
+def supervise(
+    words: Sequence[str],
+    results: Results,
+    contenders: dict[str, str],
+    seconds: float,
+    module: str = "benchmarks.gpu",
+    stall: float = STALL,
+) -> None:
+    """Start the command as a worker, and again where it dies or hangs, until it succeeds or the time is over.
 
-    def say(text: str) -> None:
-        print(text, flush=True)
+    Args:
+        words: Arguments of the worker.
+        results: Results of the worker.
+        contenders: The contender of each unit, which is left out in others once it ended its process.
+        seconds: Time for all workers together.
+        module: Module that the worker runs.
+        stall: Seconds after which a unit counts as hanging.
+    """
+    deadline = time.monotonic() + seconds
+    for _ in range(MOST_PROCESSES):
+        left = deadline - time.monotonic()
+        known = len(results.entries)
+        command = [sys.executable, "-W", "ignore", "-m", module, *words, "--worker", "--minutes", str(left / 60)]
+        reason, over = watch(subprocess.Popen(command), results, deadline, stall)
+        results.end_running(contenders, reason, broke=not over)
+        if not reason or over or len(results.entries) == known:  # done, or died before the first unit
+            return
+        print(f"{reason}; going on", flush=True)
 
-    if plan.device.type == "cuda":
+
+def watch(process: subprocess.Popen[bytes], results: Results, deadline: float, stall: float) -> tuple[str, bool]:
+    """Wait for a worker; why it did not finish, or empty, and whether that was for lack of time."""
+    state, since = ("", 0), time.monotonic()
+    while process.poll() is None:
+        results.reload()
+        now = time.monotonic()
+        if state != (results.running, len(results.entries)):
+            state, since = (results.running, len(results.entries)), now
+        if now > deadline or (results.running and now - since > stall):
+            process.kill()
+            process.wait()
+            return ("the time was over", True) if now > deadline else (f"it did not end in {stall:g} s", False)
+        time.sleep(0.1)
+    results.reload()
+    return (f"its process ended with status {process.returncode}" if process.returncode else ""), False
+
+
+def work(todo: Sequence[Unit], results: Results, device: torch.device, seconds: float) -> int:
+    """Run what has no entry in this process; the exit code is 3 when the device no longer works."""
+    if device.type == "cuda":
         # The default stream makes others wait, and graphs cannot be captured in it.
-        torch.cuda.set_stream(torch.cuda.Stream(plan.device))
-    parts = make_parts(plan, store, lambda text: say(f"    {text}"))
-    whole = run_parts(parts, store, seconds=seconds, say=say, skip=skip, usable=lambda: usable(plan.device))
-    return 0 if whole else NOT_USABLE
+        torch.cuda.set_stream(torch.cuda.Stream(device))
+    began = time.monotonic()
+    for number, unit in enumerate(todo, 1):
+        if unit.name in results.entries:
+            continue
+        if time.monotonic() - began > seconds:
+            print("the time is over; run the command again to go on", flush=True)
+            break
+        print(f"[{number}/{len(todo)}, {time.monotonic() - began:.0f} s] {unit.name}", flush=True)
+        if unit.contender and (where := results.broken().get(unit.contender)):
+            results.keep(unit.name, {"contender": unit.contender, "reason": f"left out, because of {where}"})
+            continue
+        results.begin(unit.name)
+        results.keep(unit.name, entry := attempt(unit, device))
+        if entry.get("broke"):
+            return NOT_USABLE
+    return 0
+
+
+def attempt(unit: Unit, device: torch.device) -> dict[str, object]:
+    """Run a unit: its entry, or the reason why it has none."""
+    try:
+        return {**unit.run(), "contender": unit.contender}
+    except (MissingError, ContractError) as error:
+        return {"contender": unit.contender, "reason": str(error)}
+    except Exception as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        print(f"    failed: {reason}", flush=True)
+        return failure(unit.contender, reason, broke=not usable(device))
 
 
 def usable(device: torch.device) -> bool:
@@ -90,10 +162,11 @@ def usable(device: torch.device) -> bool:
         return False
 
 
-def right(store: Store, names: Sequence[str]) -> bool:
-    """Whether comparisons are within their limits, no call waits that must not, and no contender broke the device."""
-    return not store.all_broken() and all(
-        check["ok"] for check in [*checks_of(store, names), *(store.result("waiting") or [])]
+def complete(results: Results, todo: Sequence[Unit]) -> bool:
+    """Whether every unit has its entry, none failed, and all comparisons are within their limits."""
+    found = [results.entries.get(unit.name, {"failed": True}) for unit in todo]
+    return not any(entry.get("failed") for entry in found) and all(
+        check["ok"] for entry in found for check in entry.get("checks", [])
     )
 
 

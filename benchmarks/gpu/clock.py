@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,19 +24,19 @@ class Effort(NamedTuple):
     """How long to measure.
 
     Attributes:
-        warm_up: Calls that do not count.
-        fewest: Least number of calls that count.
-        most: Largest number of calls that count.
-        seconds: Time that decides the number between the two.
+        warm_up: Seconds of calls that do not count, in which a GPU raises its clocks.
+        seconds: Time that decides the number of calls that count, between the two following numbers.
+        fewest: Least number.
+        most: Largest number.
     """
 
-    warm_up: int = 3
+    warm_up: float = 0.5
+    seconds: float = 0.25
     fewest: int = 9
     most: int = 99
-    seconds: float = 0.25
 
 
-QUICK = Effort(1, 2, 2, 0.0)
+QUICK = Effort(0.0, 0.0, 2, 2)
 
 
 def measure(run: Run, sets: int, device: torch.device, effort: Effort) -> dict[str, Any]:
@@ -47,23 +48,18 @@ def measure(run: Run, sets: int, device: torch.device, effort: Effort) -> dict[s
         device: Device that it runs on. A GPU's events enclose the call, including its waits for the host.
         effort: How long to measure.
     """
-    for turn in range(max(effort.warm_up, sets)):
-        run(turn % sets)
+    calls, began = 0, time.perf_counter()
+    while calls < sets or time.perf_counter() - began < effort.warm_up:
+        run(calls % sets)
+        calls += 1
+        if calls % 16 == 0:
+            settle(device)  # the host would queue calls for many times the warm-up
     settle(device)
-
-    def settled() -> None:
-        run(0)
-        settle(device)
-
-    calls = min(max(effort.fewest, int(effort.seconds / max(clock(settled), 1e-9))), effort.most)
-    measured = _cuda_times if device.type == "cuda" else _host_times
-    times = sorted(measured(run, sets, calls))
-    return {
-        "ms": statistics.median(times),
-        "least_ms": times[0],
-        "ninth_decile_ms": times[int(0.9 * (len(times) - 1))],
-        "calls": calls,
-    }
+    each = (time.perf_counter() - began) / calls
+    counting = min(max(effort.fewest, int(effort.seconds / each)), effort.most)
+    times = sorted((_cuda_times if device.type == "cuda" else _host_times)(run, sets, counting))
+    figures = {"ms": statistics.median(times), "least_ms": times[0], "ninth_decile_ms": times[int(0.9 * len(times))]}
+    return {**figures, "calls": counting}
 
 
 def _cuda_times(run: Run, sets: int, calls: int) -> list[float]:
@@ -105,25 +101,14 @@ def peak_mib(run: Run, device: torch.device) -> float | None:
     return (peak - before) / MIB
 
 
-def used_mib(device: torch.device) -> float:
-    """MiB of the device's memory in use by any process; 0 on a CPU. torch's unused memory is released first."""
-    if device.type != "cuda":
-        return 0.0
-    settle(device)
-    torch.cuda.empty_cache()
-    free, total = torch.cuda.mem_get_info(device)
-    return (total - free) / MIB
-
-
-def copy_speed(device: torch.device, size: int, calls: int) -> float:
-    """Bytes per second of a copy within the device, read and written bytes together.
+def copy_speed(device: torch.device, size: int, effort: Effort) -> float:
+    """Gigabytes (10^9) per second of a copy within the device, read and written bytes together.
 
     Args:
         device: The device.
         size: Bytes of the source, larger than every cache.
-        calls: Number of copies, of which the median counts.
+        effort: How long to measure.
     """
     source = torch.empty(size, dtype=torch.uint8, device=device).random_()
     target = torch.empty_like(source)
-    effort = Effort(2, calls, calls, 0.0)
-    return 2000 * size / float(measure(lambda _: target.copy_(source), 1, device, effort)["ms"])
+    return 2e-6 * size / float(measure(lambda _: target.copy_(source), 1, device, effort)["ms"])

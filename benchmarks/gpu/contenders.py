@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,75 +15,69 @@ from torch import Tensor
 from benchmarks import contenders
 from benchmarks.contenders import HYPERPARAMETERS, STRIDES, Setting
 from benchmarks.gpu.clock import MissingError, Run
+from benchmarks.gpu.exported import onnx_runtime
 from benchmarks.gpu.floor import REG_MAX
 from benchmarks.gpu.inputs import Inputs
-from benchmarks.gpu.runtimes import onnx_runtime, tensorrt
-from yolo_loss import PRESETS, DetectionLoss, GroundTruth, TaskAlignedAssigner
-from yolo_loss.assignment.triton import available
-from yolo_loss.predictions import join_predictions
+from yolo_loss import PRESETS, DetectionLoss, TaskAlignedAssigner
 
-Maker = Callable[[], Run]
 REFERENCE = "reference"
-# Names: an implementation, and how it is run.
-WAYS = {
-    "assigner": (
-        *("auto", "auto compiled", "auto graph", "auto compiled graph"),
-        *("triton", "triton graph", "sparse", "sparse compiled"),
-    ),
-    "loss": (
-        *("auto", "auto compiled", "auto graph", "auto compiled graph"),
-        *("triton", "triton graph", "dense", "dense graph", "dense whole", "dense whole graph"),
-        *("sparse", "sparse compiled"),
-    ),
-}
+# Names: an implementation, and how it is run. Exported models and the reference take float32 alone.
+EAGER, COMPILED = ("auto", "triton", "sparse"), ("auto compiled", "auto compiled graph")
+GRAPHS, EXPORTED = ("auto graph", "triton graph"), ("onnxruntime dense", "onnxruntime sparse")
+OURS = (*EAGER, *GRAPHS, *EXPORTED, *COMPILED)
 
 
-def ways_of(task: str) -> tuple[str, ...]:
-    """Names of our contenders in torch."""
-    return WAYS["assigner" if task == "assigner" else "loss"]
+def has_triton(device: torch.device) -> bool:
+    """Whether Triton's kernels run on a device; on a CPU they do in its interpreter."""
+    runs = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+    return runs and importlib.util.find_spec("triton") is not None
 
 
-def ours(setting: Setting, name: str, sets: Sequence[Inputs]) -> Run:
-    """One of :func:`ways_of`.
+def make(setting: Setting, name: str, sets: Sequence[Inputs], folders: Sequence[Path]) -> Run:
+    """Make a contender: one of ``OURS``, or the reference.
 
     Args:
         setting: Task and sizes.
-        name: An implementation, then ``compiled`` where torch.compile takes the heavy parts or ``whole`` where it takes
-            all, then ``graph`` for a CUDA graph.
+        name: Name of the contender.
+        sets: Input sets.
+        folders: Folders of the exported models.
+
+    Raises:
+        MissingError: It needs a GPU, or a package that is not installed.
+        ContractError: Its exported model is missing.
+    """
+    if name == REFERENCE:
+        return reference(setting, sets)
+    if name in EXPORTED:
+        return onnx_runtime(setting, name.split()[1], sets, folders)
+    return ours(setting, name, sets)
+
+
+def ours(setting: Setting, name: str, sets: Sequence[Inputs]) -> Run:
+    """A contender in torch.
+
+    Args:
+        setting: Task and sizes.
+        name: An implementation, then ``compiled`` where torch.compile takes the heavy parts, then ``graph`` for a CUDA
+            graph.
         sets: Input sets.
 
     Raises:
         MissingError: It needs a GPU, or a package that is not installed.
     """
     implementation, *words = name.split()
-    if implementation == "triton":
-        _need_triton(sets[0].truth.gt_bboxes.device)
-    if "graph" in words and sets[0].truth.gt_bboxes.device.type != "cuda":
+    device = sets[0].truth.gt_bboxes.device
+    if implementation == "triton" and not has_triton(device):
+        raise MissingError("Triton's kernels need the package triton and a GPU")
+    if "graph" in words and device.type != "cuda":
         raise MissingError("CUDA graphs need a GPU")
-    if "whole" in words:
-        run = _whole(setting, implementation, sets)
-    elif setting.task == "assigner":
-        run = _assigner(setting, implementation, "compiled" in words, sets)
-    else:
-        run = _loss(setting, implementation, "compiled" in words, sets)
+    run = (_assigner if setting.task == "assigner" else _loss)(setting, implementation, "compiled" in words, sets)
     return captured(run, len(sets)) if "graph" in words else run
 
 
-def _need_triton(device: torch.device) -> None:
-    if not available():
-        raise MissingError("the package triton is not installed")
-    if device.type != "cuda":
-        raise MissingError("Triton's kernels need a GPU")
-
-
 def _assigner(setting: Setting, implementation: str, compiled: bool, sets: Sequence[Inputs]) -> Run:
-    assigner = TaskAlignedAssigner(
-        **HYPERPARAMETERS,
-        **PRESETS[contenders.PRESET],
-        num_classes=setting.classes,
-        implementation=implementation,
-        compile_kernels=compiled,
-    )
+    options = {**HYPERPARAMETERS, **PRESETS[contenders.PRESET], "num_classes": setting.classes}
+    assigner = TaskAlignedAssigner(**options, implementation=implementation, compile_kernels=compiled)
     return lambda number: assigner(*sets[number].predictions, *sets[number].truth)
 
 
@@ -91,31 +87,18 @@ def _loss(setting: Setting, implementation: str, compiled: bool, sets: Sequence[
     return _stepping(setting, lambda number: criterion(leaves[number], sets[number].batch)[0], leaves)
 
 
-def _whole(setting: Setting, implementation: str, sets: Sequence[Inputs]) -> Run:
-    """Compile all from padded ground truth on; the padding before it has sizes that depend on the data."""
-    criterion = criterion_of(setting, implementation)
-
-    def loss(levels: list[Tensor], *truth: Tensor) -> Tensor:
-        predictions = join_predictions(levels, STRIDES, setting.classes, REG_MAX)
-        return criterion.from_padded(predictions, GroundTruth(*truth)).loss
-
-    compiled: Callable[..., Any] = torch.compile(loss, fullgraph=True, dynamic=False)
-    leaves = [[level.detach().requires_grad_() for level in inputs.predictions] for inputs in sets]
-    return _stepping(setting, lambda number: compiled(leaves[number], *sets[number].truth), leaves)
-
-
-def criterion_of(setting: Setting, implementation: str, compiled: bool = False) -> DetectionLoss:
+def criterion_of(
+    setting: Setting, implementation: str, compiled: bool = False, strides: Sequence[float] = STRIDES, **options: Any
+) -> DetectionLoss:
     """Our criterion with M slots given, so that boxes need not be counted."""
-    return DetectionLoss(
-        setting.classes,
-        STRIDES,
-        REG_MAX,
-        preset=contenders.PRESET,
-        implementation=implementation,
-        compile_kernels=compiled,
-        max_boxes=setting.slots,
+    options = {
+        "reg_max": REG_MAX,
+        "preset": contenders.PRESET,
+        "max_boxes": setting.slots,
         **HYPERPARAMETERS,
-    )
+        **options,
+    }
+    return DetectionLoss(setting.classes, strides, implementation=implementation, compile_kernels=compiled, **options)
 
 
 def _stepping(setting: Setting, loss: Callable[[int], Tensor], leaves: Sequence[Sequence[Tensor]]) -> Run:
@@ -175,56 +158,13 @@ def reference(setting: Setting, sets: Sequence[Inputs]) -> Run:
         assigner = ReferenceAssigner(**HYPERPARAMETERS, num_classes=setting.classes, stride=list(STRIDES))
         return lambda number: assigner(*sets[number].predictions, *sets[number].truth)
     model = DetectionModel(DetectorConfig("n", nc=setting.classes)).to(sets[0].truth.gt_bboxes.device)
-    criterion = ReferenceLoss(model)
-    joined = [as_dict(list(inputs.predictions), setting.classes) for inputs in sets]
-    leaves = [[heads[name].contiguous().requires_grad_() for name in ("boxes", "scores")] for heads in joined]
-    heads = [
-        {"boxes": boxes, "scores": scores, "feats": head["feats"]}
-        for (boxes, scores), head in zip(leaves, joined, strict=True)
-    ]
-    return _stepping(setting, partial(_reference_loss, criterion, heads, sets), leaves)
+    heads = [as_dict(list(inputs.predictions), setting.classes) for inputs in sets]
+    leaves = [[head[name].contiguous().requires_grad_() for name in ("boxes", "scores")] for head in heads]
+    for head, (boxes, scores) in zip(heads, leaves, strict=True):
+        head |= {"boxes": boxes, "scores": scores}
+    return _stepping(setting, partial(_reference_loss, ReferenceLoss(model), heads, sets), leaves)
 
 
 def _reference_loss(criterion: Any, heads: Sequence[dict[str, Any]], sets: Sequence[Inputs], number: int) -> Tensor:
     loss: Tensor = criterion(heads[number], sets[number].batch)[0]
     return loss
-
-
-def makers(
-    setting: Setting, precision: str, sets: Sequence[Inputs], folders: Sequence[Path], compiling: bool = True
-) -> dict[str, Maker]:
-    """Functions that make the contenders, by name.
-
-    Args:
-        setting: Task and sizes.
-        precision: Precision of the inputs.
-        sets: Input sets.
-        folders: Folders of the exported models.
-        compiling: Whether to make those that torch.compile compiles.
-    """
-    made: dict[str, Maker] = {}
-    for name in ways_of(setting.task):
-        reason = left_out(setting, precision, name, compiling)
-        made[name] = partial(_missing, reason) if reason else partial(ours, setting, name, sets)
-    for implementation in ("dense", "sparse"):
-        made[f"onnxruntime {implementation}"] = partial(onnx_runtime, setting, precision, implementation, sets, folders)
-    for runtime in ("tensorrt", "tensorrt-rtx"):
-        made[runtime] = partial(tensorrt, setting, precision, runtime, sets, folders)
-    if precision == "fp32":
-        made[REFERENCE] = partial(reference, setting, sets)
-    return made
-
-
-def left_out(setting: Setting, precision: str, name: str, compiling: bool) -> str:
-    """Reason why one of our contenders is not made, or empty."""
-    words = name.split()
-    if not compiling and ("compiled" in words or "whole" in words):
-        return "left out of a quick run, because compiling takes longer than all the rest"
-    # Each size and type compiles for a minute, so only those are made that a goal or a check needs.
-    if "whole" in words and (setting.task, precision, setting.slots) != ("loss+grad", "fp32", 30):
-        return "compiled only for loss+grad, M = 30, fp32, because each size takes a minute"
-    return ""
-
-
-def _missing(reason: str) -> Run:
-    raise MissingError(reason)

@@ -1,175 +1,179 @@
-"""Compares results with float64 on the CPU, with the oracle in plain loops, and on the committed sample."""
+"""Compares results with float64 on the CPU."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.common.report import first_line
+from benchmarks import contenders
 from benchmarks.contenders import HYPERPARAMETERS, STRIDES, Setting
-from benchmarks.gpu.clock import MissingError, settle
-from benchmarks.gpu.contenders import REFERENCE, Maker, criterion_of, makers, ours
-from benchmarks.gpu.inputs import Inputs, make_inputs, turned
-from benchmarks.gpu.store import Progress
-from examples.dataset import load_sample
-from tests import oracle
-from yolo_assigner.export.contract import ContractError
-from yolo_assigner.export.samples import Case, pyramid, sample_assigner_inputs
-from yolo_loss import DetectionLoss, TaskAlignedAssigner
-from yolo_loss.assignment.triton import available
-from yolo_loss.predictions import join_predictions
+from benchmarks.gpu.clock import settle
+from benchmarks.gpu.contenders import criterion_of, make
+from benchmarks.gpu.floor import REG_MAX
+from benchmarks.gpu.inputs import Inputs, make_inputs
+from yolo_loss import PRESETS, TaskAlignedAssigner
 
 Check = dict[str, Any]
-# u^6 multiplies the rounding error of an IoU by six; gradients are compared by their norm.
-SCORES, LOSS = 1e-4, 1e-5
-# Gradients have the type of the maps.
-GRADIENT = {"fp32": 1e-4, "fp16": 1e-3, "bf16": 1e-2}
+# u^6 multiplies the rounding error of an IoU by six; gradients are compared by their norm, and have the maps' type.
+SCORES, LOSS, GRADIENT = 1e-4, 1e-5, {"fp32": 1e-4, "fp16": 1e-3, "bf16": 1e-2}
 # float32 and float64 may rank two metrics differently that are equal to seven digits. One such choice assigns another
 # anchor, which makes two differing decisions; these exceed the share where few anchors are foreground.
 DECISIONS, FEWEST_DECISIONS = 1e-3, 2
+REPEATS = {"cpu": 1, "cuda": 8}
 
 
-def contender_checks(
-    setting: Setting,
-    precision: str,
-    device: torch.device,
-    folders: Sequence[Path],
-    say: Callable[[str], None] = lambda _: None,
-    compiling: bool = True,
-    progress: Progress | None = None,
-) -> list[Check]:
-    """Compare each contender with float64 on the CPU, on an input set that is not its first.
+class Case(NamedTuple):
+    """Inputs and options that an implementation is compared on.
 
-    Args:
+    Attributes:
         setting: Task and sizes.
-        precision: Precision of the inputs.
-        device: Device of the contenders.
-        folders: Folders of the exported models.
-        say: Receives the name of each contender.
-        compiling: Whether to take the compiled contenders too.
-        progress: Decides which contenders run, and records their checks.
-
-    Returns:
-        Checks with ``task``, ``precision`` and ``contender``.
+        precision: Of class scores or maps.
+        options: Further options of assigner or criterion, with their names.
+        change: ``ties``, all predictions equal; ``not finite``, some predictions are not a number; ``channels``, class
+            scores or maps with another axis innermost; ``factors``, class weights and ignore regions; ``autocast``.
+        strides: Pixels per cell of each level.
+        reg_max: R.
     """
-    progress = progress or Progress()
-    first = make_inputs(setting, precision, seed=7)
-    sets = [first, turned(first, 1)]
-    expected = expected_of(setting, sets[1].widened())
-    there = [inputs.on(device) for inputs in sets]
-    made = makers(setting, precision, there, folders, compiling)
-    found: list[Check] = []
-    for name in progress.order(name for name in made if name != REFERENCE):
-        what = f"{setting.task} {precision}, {name}"
-        say(what)
 
-        def run(make: Maker = made[name], what: str = what) -> list[Check]:
-            def got() -> dict[str, Tensor]:
-                contender = make()
-                contender(0)
-                result = contender(1)
-                settle(device)  # not every runtime waits before it returns results
-                return by_name(setting, result)
+    setting: Setting
+    precision: str = "fp32"
+    options: tuple[tuple[str, Any], ...] = ()
+    change: str = ""
+    strides: tuple[float, ...] = STRIDES
+    reg_max: int = REG_MAX
 
-            return compared(what, got, expected, device, GRADIENT[precision])
 
-        about = {"task": setting.task, "precision": precision, "contender": name}
-        found += [{**about, **check} for check in kept_checks(progress, name, what, run)]
+def small(case: Case) -> Case:
+    """The same in a size for CPUs."""
+    batch, slots, image, classes = map(min, case.setting[1:], (2, 4, 96, 5))
+    return case._replace(setting=Setting(case.setting.task, batch, slots, image, classes))
+
+
+def smoke_checks(name: str, case: Case, implementation: str, device: torch.device) -> list[Check]:
+    """Compare an implementation with float64 on the CPU, and an assignment with itself: a race differs at times."""
+    inputs = inputs_of(case).on(device)
+    if case.change == "channels":
+        inputs = inputs._replace(predictions=other_layout(inputs.predictions))
+    got = run(case, inputs, implementation)
+    found = compare(f"{name}, {implementation}", got, expected(case), GRADIENT[case.precision])
+    if case.setting.task == "assigner":
+        others = (run(case, inputs, implementation) for _ in range(REPEATS[device.type]))
+        differing = sum(any(not torch.equal(other[key], got[key]) for key in got) for other in others)
+        found.append(check(f"{name}, {implementation}: runs that differ", differing, 0))
     return found
 
 
-def kept_checks(progress: Progress, name: str, what: str, run: Callable[[], list[Check]]) -> list[Check]:
-    """Checks of one contender, or the reason why it is left out."""
-    if reason := progress.left_out(name):
-        return [{"what": what, "reason": reason, "ok": True}]
-    checks: list[Check] = progress.entry(name, run)
-    return checks
-
-
-def compared(
-    what: str,
-    got: Callable[[], Mapping[str, Tensor]],
-    expected: Mapping[str, Tensor],
-    device: torch.device,
-    gradient_limit: float = GRADIENT["fp32"],
+def contender_checks(
+    setting: Setting, precision: str, name: str, device: torch.device, folders: Sequence[Path] = ()
 ) -> list[Check]:
-    """Compare, or give the reason why it is impossible. An error of the device itself is raised again."""
-    try:
-        return compare(what, got(), expected, gradient_limit)
-    except (MissingError, ContractError) as error:
-        return [{"what": what, "reason": str(error), "ok": True}]
-    except Exception as error:
-        settle(device)
-        return [{"what": what, "reason": f"{type(error).__name__}: {first_line(error)}", "ok": False}]
+    """Compare a contender with float64 on the CPU, on an input set that is not its first."""
+    case = Case(setting, precision)
+    first = inputs_of(case)
+    contender = make(setting, name, [first.on(device), first.turned(1).on(device)], folders)
+    contender(0)
+    result = contender(1)
+    settle(device)  # not every runtime waits before it returns results
+    what = f"{setting.task} {precision}, {name}"
+    return compare(what, by_name(result), expected(case, turned=1), GRADIENT[precision])
 
 
-def expected_of(setting: Setting, inputs: Inputs) -> dict[str, Tensor]:
-    """Expected results: dense in float64 on the CPU, gradients by autograd."""
+def inputs_of(case: Case) -> Inputs:
+    """Inputs of a case on the CPU."""
+    inputs = make_inputs(case.setting, case.precision, seed=7, strides=case.strides, reg_max=case.reg_max)
+    if case.change in ("ties", "not finite"):
+        scores, boxes, points = (tensor.clone() for tensor in inputs.predictions)
+        if case.change == "ties":
+            scores.fill_(0.5)
+            boxes.copy_(inputs.truth.gt_bboxes[:, :1].expand_as(boxes))
+        else:
+            scores[:, 1::5], boxes[:, ::3] = torch.nan, torch.nan
+        inputs = inputs._replace(predictions=(scores, boxes, points))
+    if case.change == "factors":
+        weights = torch.arange(case.setting.batch * case.setting.classes) % 4 / 2  # of which a quarter is 0
+        regions = {"ignore_idx": torch.zeros(1), "ignore_bboxes": torch.tensor([[0.4, 0.4, 0.5, 0.6]])}
+        batch = {**inputs.batch, "class_weights": weights.view(case.setting.batch, -1), **regions}
+        inputs = inputs._replace(batch=batch)
+    return inputs
+
+
+def other_layout(predictions: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Class scores with anchors innermost, or maps with channels innermost."""
+    if predictions[0].dim() == 3:
+        return predictions[0].mT.contiguous().mT, *predictions[1:]
+    return tuple(level.contiguous(memory_format=torch.channels_last) for level in predictions)
+
+
+@lru_cache(maxsize=2)
+def expected(case: Case, turned: int = 0) -> dict[str, Tensor]:
+    """Expected results: in float64 on the CPU, by the implementation that is fastest there; gradients by autograd."""
+    inputs = inputs_of(case)
+    return run(case._replace(change=""), (inputs.turned(turned) if turned else inputs).widened(), "sparse")
+
+
+def run(case: Case, inputs: Inputs, implementation: str) -> dict[str, Tensor]:
+    """Results of an implementation by name."""
+    setting, options = case.setting, dict(case.options)
     if setting.task == "assigner":
-        return by_name(setting, ours(setting, "dense", [inputs])(0))
+        options = {**HYPERPARAMETERS, **PRESETS[contenders.PRESET], "num_classes": setting.classes, **options}
+        assigner = TaskAlignedAssigner(**options, implementation=implementation)
+        return by_name(assigner(*inputs.predictions, *inputs.truth))
+    criterion = criterion_of(setting, implementation, strides=case.strides, reg_max=case.reg_max, **options)
     leaves = [level.detach().requires_grad_() for level in inputs.predictions]
-    joined = join_predictions(leaves, STRIDES, setting.classes, 16)
-    loss = criterion_of(setting, "dense").from_padded(joined, inputs.truth).loss
-    expected = {"loss": loss.detach()}
-    if setting.task == "loss+grad":
-        expected["gradient"] = joined_maps(torch.autograd.grad(loss, leaves))
-    return expected
+    half = torch.bfloat16 if leaves[0].device.type == "cpu" else torch.float16
+    with torch.autocast(leaves[0].device.type, half, enabled=case.change == "autocast"):
+        loss, _ = criterion(leaves, inputs.batch)
+    return by_name((loss.detach(), *torch.autograd.grad(loss, leaves)))
 
 
-def by_name(setting: Setting, result: Any) -> dict[str, Tensor]:
-    """Convert a contender's result to tensors by name, in float64 on the CPU."""
-    if isinstance(result, Mapping):
-        named = {name: widened(value) for name, value in result.items()}
-        gradients = [named.pop(name) for name in sorted(named) if name.startswith("grad_")]
-        if gradients:
-            named["gradient"] = joined_maps(gradients)
-        return named
-    if setting.task == "assigner":
-        return {name: widened(value) for name, value in result._asdict().items()}
-    if setting.task == "loss":
+def by_name(result: Any) -> dict[str, Tensor]:
+    """Convert a loss, a loss with its gradients, an assignment, or outputs by name to float64 on the CPU."""
+    if isinstance(result, Tensor):
         return {"loss": widened(result)}
+    if isinstance(result, Mapping) or hasattr(result, "_asdict"):
+        named = {name: widened(value) for name, value in (getattr(result, "_asdict", lambda: result)()).items()}
+        gradients = [named.pop(name) for name in sorted(named) if name.startswith("grad_")]
+        return {**named, "gradient": joined(gradients)} if gradients else named
     loss, *gradients = (widened(value) for value in result)
-    return {"loss": loss, "gradient": joined_maps(gradients)}
+    return {"loss": loss, "gradient": joined(gradients)}
 
 
-def joined_maps(maps: Sequence[Tensor]) -> Tensor:
+def joined(maps: Sequence[Tensor]) -> Tensor:
     """Concatenate the gradients of all maps to one vector."""
     return torch.cat([level.flatten() for level in maps])
 
 
 def widened(value: Any) -> Tensor:
-    """Copy to the CPU, and convert floats to float64."""
-    tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value.numpy()))
-    tensor = tensor.detach().cpu()
+    """Copy a tensor, an array or a value of ONNX Runtime to the CPU, and convert floats to float64."""
+    if not isinstance(value, Tensor):
+        value = torch.from_numpy(np.array(value.numpy() if hasattr(value, "numpy") else value))
+    tensor: Tensor = value.detach().cpu()
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def compare(
-    what: str, got: Mapping[str, Tensor], expected: Mapping[str, Tensor], gradient_limit: float = GRADIENT["fp32"]
+    what: str, got: Mapping[str, Tensor], wanted: Mapping[str, Tensor], gradient_limit: float = GRADIENT["fp32"]
 ) -> list[Check]:
     """Compare the loss and its gradient, or the decisions and the scores of an assignment."""
-    if "loss" in expected:
-        loss, want = float(got["loss"]), float(expected["loss"])
+    if "loss" in wanted:
+        loss, want = float(got["loss"]), float(wanted["loss"])
         found = [check(f"{what}: loss, relative", abs(loss - want) / max(abs(want), 1.0), LOSS)]
-        if "gradient" in expected:
-            gradient, target = got["gradient"], expected["gradient"]
-            found.append(check(f"{what}: gradient", float((gradient - target).norm() / target.norm()), gradient_limit))
+        if "gradient" in got:
+            difference = (got["gradient"] - wanted["gradient"]).norm() / wanted["gradient"].norm()
+            found.append(check(f"{what}: gradient", float(difference), gradient_limit))
         return found
-    mask, target = got["fg_mask"].bool(), expected["fg_mask"]
-    same = (mask == target) & (got["target_labels"] == expected["target_labels"])
+    mask, target = got["fg_mask"].bool(), wanted["fg_mask"]
+    same = (mask == target) & (got["target_labels"] == wanted["target_labels"])
     positives = max(int(target.sum()), 1)
-    differing = float((~same).sum()) / positives
-    scores = (got["target_scores"] - expected["target_scores"])[same].abs()
+    scores = (got["target_scores"] - wanted["target_scores"])[same].abs()
+    most = max(DECISIONS, FEWEST_DECISIONS / positives)
     return [
-        check(
-            f"{what}: decisions that differ, of all positive", differing, max(DECISIONS, FEWEST_DECISIONS / positives)
-        ),
+        check(f"{what}: decisions that differ, of all positive", float((~same).sum()) / positives, most),
         check(f"{what}: scores where they agree", float(scores.max()) if scores.numel() else 0.0, SCORES),
     ]
 
@@ -177,77 +181,3 @@ def compare(
 def check(what: str, figure: float, limit: float) -> Check:
     """A comparison; NaN is never within the limit."""
     return {"what": what, "figure": figure, "limit": limit, "ok": bool(figure <= limit)}
-
-
-CASES = (Case(2, 5, pyramid(64, 96, STRIDES), 3), Case(1, 1, pyramid(64, 64, STRIDES), 1))
-
-
-def implementations(device: torch.device) -> tuple[str, ...]:
-    """Implementations that run on a device."""
-    return "auto", "dense", "sparse", *(("triton",) if device.type == "cuda" and available() else ())
-
-
-def oracle_checks(device: torch.device, progress: Progress | None = None) -> list[Check]:
-    """Compare small cases with the oracle in float64.
-
-    Args:
-        device: Device of the assigner.
-        progress: Decides which implementations run, and records their checks.
-    """
-    return _each(device, progress or Progress(), "oracle", partial(_oracle, device))
-
-
-def sample_checks(device: torch.device, progress: Progress | None = None) -> list[Check]:
-    """Compare loss and gradients of the committed sample, from the ragged batch on.
-
-    Args:
-        device: Device of the criterion.
-        progress: Decides which implementations run, and records their checks.
-    """
-    expected = _step("dense", torch.device("cpu"), torch.float64, batch_there=True)
-    return _each(device, progress or Progress(), "sample", partial(_sample, device, expected))
-
-
-def _each(device: torch.device, progress: Progress, what: str, check: Callable[[str], list[Check]]) -> list[Check]:
-    found: list[Check] = []
-    for name in progress.order(implementations(device)):
-        found += kept_checks(progress, name, f"{what}, {name}", partial(check, name))
-    return found
-
-
-def _oracle(device: torch.device, implementation: str) -> list[Check]:
-    found: list[Check] = []
-    for seed, case in enumerate(CASES):
-        inputs = sample_assigner_inputs(case, STRIDES, seed)
-        want = oracle.assign(*(tensor.double().numpy() for tensor in inputs), **HYPERPARAMETERS)
-        expected = {name: torch.from_numpy(np.array(value)) for name, value in want._asdict().items()}
-        assigner = TaskAlignedAssigner(**HYPERPARAMETERS, num_classes=case.num_classes, implementation=implementation)
-
-        def got(
-            assigner: TaskAlignedAssigner = assigner, inputs: tuple[Tensor, ...] = tuple(inputs)
-        ) -> dict[str, Tensor]:
-            result = assigner(*(tensor.to(device) for tensor in inputs))
-            return {name: widened(value) for name, value in result._asdict().items()}
-
-        found += compared(f"oracle, {case.batch} x {case.slots}, {implementation}", got, expected, device)
-    return found
-
-
-def _sample(device: torch.device, expected: dict[str, Tensor], implementation: str) -> list[Check]:
-    found: list[Check] = []
-    for there in (False, True):
-        run = partial(_step, implementation, device, torch.float32, there)
-        where = "device" if there else "CPU"
-        found += compared(f"sample, {implementation}, batch on the {where}", run, expected, device)
-    return found
-
-
-def _step(implementation: str, where: torch.device, dtype: torch.dtype, batch_there: bool) -> dict[str, Tensor]:
-    sample = load_sample()
-    batch = {name: torch.from_numpy(values) for name, values in sample.batch.items()}
-    criterion = DetectionLoss(1, STRIDES, implementation=implementation)
-    leaves = [torch.from_numpy(level).to(where, dtype).requires_grad_() for level in sample.feats]
-    loss, _ = criterion(leaves, {name: values.to(where) if batch_there else values for name, values in batch.items()})
-    gradients = torch.autograd.grad(loss, leaves)
-    settle(where)
-    return {"loss": widened(loss), "gradient": joined_maps([widened(part) for part in gradients])}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.contenders import STRIDES, Setting
 from benchmarks.gpu.floor import REG_MAX
-from yolo_assigner.export.samples import ragged_batch, sample_assigner_inputs, sample_loss_inputs
+from yolo_assigner.export.samples import Case, pyramid, ragged_batch, sample_assigner_inputs, sample_loss_inputs
 from yolo_loss import GroundTruth
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -39,15 +39,32 @@ class Inputs(NamedTuple):
 
     def widened(self) -> Inputs:
         """Convert the set to float64."""
-        boxes = self.truth.gt_bboxes.double()
         return Inputs(
             tuple(tensor.double() for tensor in self.predictions),
-            self.truth._replace(gt_bboxes=boxes),
+            self.truth._replace(gt_bboxes=self.truth.gt_bboxes.double()),
             {name: values.double() if name == "bboxes" else values for name, values in self.batch.items()},
         )
 
+    def turned(self, images: int) -> Inputs:
+        """Make a further set of the same images, rotated by a number of places, in memory of their own."""
+        batch = dict(self.batch)
+        if batch:
+            batch["batch_idx"] = (batch["batch_idx"] + images) % self.truth.gt_bboxes.shape[0]
+            # Data loaders give boxes sorted by image, and the reference needs them so.
+            order = batch["batch_idx"].argsort(stable=True)
+            batch = {name: values[order] for name, values in batch.items()}
+        # Points have no image axis.
+        predictions = (tensor.clone() if tensor.dim() == 2 else tensor.roll(images, 0) for tensor in self.predictions)
+        return Inputs(tuple(predictions), GroundTruth(*(field.roll(images, 0) for field in self.truth)), batch)
 
-def make_inputs(setting: Setting, precision: str, seed: int = 1) -> Inputs:
+
+def make_inputs(
+    setting: Setting,
+    precision: str = "fp32",
+    seed: int = 1,
+    strides: tuple[float, ...] = STRIDES,
+    reg_max: int = REG_MAX,
+) -> Inputs:
     """Make one set on the CPU.
 
     Args:
@@ -55,47 +72,29 @@ def make_inputs(setting: Setting, precision: str, seed: int = 1) -> Inputs:
         precision: ``fp32``, or ``fp16`` or ``bf16`` for class scores or maps; boxes and points stay float32, because
             float16 has steps of half a pixel above 512.
         seed: Seed of the values.
+        strides: Pixels per cell of each level.
+        reg_max: R.
     """
-    made = _made(setting._replace(task="assigner" if setting.task == "assigner" else "loss"), seed)
-    narrowed = 1 if setting.task == "assigner" else len(made.predictions)
-    types = PRECISIONS[precision]
-    first = tuple(tensor.to(types) for tensor in made.predictions[:narrowed])
+    of_assigner = setting.task == "assigner"
+    made = _made(setting._replace(task="assigner" if of_assigner else "loss"), seed, strides, reg_max)
+    narrowed = 1 if of_assigner else len(strides)
+    first = tuple(tensor.to(PRECISIONS[precision]) for tensor in made.predictions[:narrowed])
     return made._replace(predictions=(*first, *made.predictions[narrowed:]))
 
 
 @lru_cache(maxsize=2)  # a setting's tasks and precisions follow one another
-def _made(setting: Setting, seed: int) -> Inputs:
+def _made(setting: Setting, seed: int, strides: tuple[float, ...], reg_max: int) -> Inputs:
+    image = setting.image
+    case = Case(setting.batch, setting.slots, pyramid(image, image, strides), setting.classes)
     if setting.task == "assigner":
-        scores, boxes, points, *rest = sample_assigner_inputs(setting.case, STRIDES, seed)
+        scores, boxes, points, *rest = sample_assigner_inputs(case, strides, seed)
         return Inputs((scores, boxes, points), GroundTruth(*rest), {})
-    feats, *rest = sample_loss_inputs(setting.case, STRIDES, REG_MAX, seed)
+    feats, *rest = sample_loss_inputs(case, strides, reg_max, seed)
     truth = GroundTruth(*rest)
-    return Inputs(tuple(feats), truth, ragged_batch(truth, (setting.image, setting.image)))
-
-
-def turned(inputs: Inputs, images: int) -> Inputs:
-    """Make a further set of the same images in another order, in memory of their own.
-
-    Args:
-        inputs: The first set.
-        images: Number of places by which the images are rotated.
-    """
-    count = inputs.truth.gt_bboxes.shape[0]
-    batch = dict(inputs.batch)
-    if batch:
-        batch["batch_idx"] = (batch["batch_idx"] + images) % count
-        # Data loaders give boxes sorted by image, and the reference needs them so.
-        order = batch["batch_idx"].argsort(stable=True)
-        batch = {name: values[order] for name, values in batch.items()}
-    return Inputs(
-        # Points have no image axis.
-        tuple(tensor.clone() if tensor.dim() == 2 else tensor.roll(images, 0) for tensor in inputs.predictions),
-        GroundTruth(*(field.roll(images, 0) for field in inputs.truth)),
-        {name: values.clone() for name, values in batch.items()},
-    )
+    return Inputs(tuple(feats), truth, ragged_batch(truth, (image, image)))
 
 
 def input_sets(setting: Setting, precision: str, device: torch.device, sets: int) -> list[Inputs]:
     """Make several sets on a device, which take turns."""
     first = make_inputs(setting, precision).on(device)
-    return [first, *(turned(first, number) for number in range(1, sets))]
+    return [first, *(first.turned(number) for number in range(1, sets))]

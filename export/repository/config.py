@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainValidator, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from yolo_assigner.export.contract import KINDS, PRECISIONS
+from yolo_assigner.export.contract import KINDS, PRECISIONS, SPARSE_KINDS
 from yolo_assigner.export.to_tensorrt.contract import RUNTIMES
 from yolo_assigner.export.to_tensorrt.profiles import ProfileRequest, parse_profile
 
@@ -118,6 +118,7 @@ class ModelTable(Table):
     @model_validator(mode="after")
     def _check(self) -> ModelTable:
         self._check_choices()
+        self._check_targets()
         self._check_detector()
         if min(self.num_classes) < 1:
             raise ValueError(
@@ -138,6 +139,15 @@ class ModelTable(Table):
         for key, choices in {"kinds": KINDS, "precisions": PRECISIONS, "targets": TARGETS}.items():
             for value in getattr(self, key):
                 one_of(value, choices, f"{key}:")
+
+    def _check_targets(self) -> None:
+        others = [target for target in self.targets if target != ONNX_RUNTIME]
+        for kind in SPARSE_KINDS:
+            if kind in self.kinds and others:
+                raise ValueError(
+                    f"{kind} lists candidate pairs, which {others[0]} cannot; give it a table of its own with "
+                    f'targets = ["{ONNX_RUNTIME}"]'
+                )
 
     def _check_detector(self) -> None:
         given = {"weights": self.weights, "scale": self.scale}

@@ -131,6 +131,10 @@ def _hyperparameters(table: ModelTable, config: BuildConfig, kind: str, num_clas
         one_of(name, names, "hyperparameters: key")
         if name in ("num_classes", "scale"):
             raise ValueError(f"{name} is among the hyper-parameters; write it in the [[models]] table itself")
+    if kind != DETECTOR and given.get("end_to_end"):
+        raise ValueError(
+            f"end_to_end is set, but {kind} has no detector; give {DETECTOR} a [[models]] table of its own"
+        )
     return Hyperparameters(**given, num_classes=num_classes, scale=table.scale if kind == DETECTOR else None)
 
 

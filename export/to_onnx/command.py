@@ -54,7 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         option = OPTIONS[field.name]
         group = detector if option.kinds == DETECTOR_KINDS else others
         flag = f"--{field.name.replace('_', '-')}"
-        group.add_argument(flag, type=option.parse, default=field.default, metavar=option.metavar, help=option.help)
+        if option.parse is None:
+            group.add_argument(flag, action="store_true", help=option.help)
+        else:
+            group.add_argument(flag, type=option.parse, default=field.default, metavar=option.metavar, help=option.help)
     parser.set_defaults(run=run)
 
 
@@ -107,14 +110,13 @@ def export_command(contract: Contract, runtime: str, name: str, out: Path) -> st
     if contract.kind == "detector_loss":
         words += ["--weights", "FILE"]
     given = contract.hyperparameters
-    # Other defaults follow from these two.
-    decisive = {key: given[key] for key in ("preset", "strides") if key in given}
-    defaults = Hyperparameters(**decisive).as_contract() | {
-        key: value for key, value in Hyperparameters().as_contract().items() if key in decisive
-    }
+    # Other defaults follow from these.
+    decisive = {key: given[key] for key in ("preset", "strides", "end_to_end") if key in given}
+    plain = Hyperparameters().as_contract()
+    defaults = Hyperparameters(**decisive).as_contract() | {key: plain.get(key) for key in decisive}
     for key, value in given.items():
         if value is not None and value != defaults.get(key):
-            words += [f"--{key.replace('_', '-')}", _option_value(value)]
+            words += [f"--{key.replace('_', '-')}", *([] if value is True else [_option_value(value)])]
     return shlex.join(words)
 
 

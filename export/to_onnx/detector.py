@@ -31,8 +31,9 @@ def check_source(kind: str, hyperparameters: Hyperparameters, weights: Path | No
     Raises:
         ValueError: Weights or scale are missing or superfluous, or no detector has these strides.
     """
+    end_to_end = hyperparameters.end_to_end or None
     if kind != "detector_loss":
-        for name, value in (("weights", weights), ("scale", hyperparameters.scale)):
+        for name, value in (("weights", weights), ("scale", hyperparameters.scale), ("end_to_end", end_to_end)):
             if value is not None:
                 raise ValueError(f"{name} is {value}, but {kind} has no detector; leave it out or export detector_loss")
         return
@@ -52,9 +53,8 @@ def detector_config(hyperparameters: Hyperparameters) -> DetectorConfig:
     strides = hyperparameters.strides
     for name, pyramid in PYRAMIDS.items():
         if pyramid.strides == strides:
-            return DetectorConfig(
-                str(hyperparameters.scale), hyperparameters.num_classes, hyperparameters.reg_max, name
-            )
+            scale, classes, bins = str(hyperparameters.scale), hyperparameters.num_classes, hyperparameters.reg_max
+            return DetectorConfig(scale, classes, bins, name, hyperparameters.end_to_end)
     known = " or ".join(str(pyramid.strides) for pyramid in PYRAMIDS.values())
     raise ValueError(f"strides is {strides}, but the maps of detectors have {known}; give those of the weights")
 
@@ -64,7 +64,7 @@ def detector_from_checkpoint(path: Path, hyperparameters: Hyperparameters) -> De
 
     Args:
         path: A file that ``models.load_checkpoint`` reads.
-        hyperparameters: Supplies scale, number of classes, bins and, by the strides, the pyramid.
+        hyperparameters: Supplies scale, number of classes, bins, branches and, by the strides, the pyramid.
 
     Raises:
         FileNotFoundError: The file does not exist.
@@ -90,9 +90,11 @@ def detector_from_onnx(path: Path, hyperparameters: Hyperparameters) -> Detectio
     shapes = {name: tuple(tensor.shape) for name, tensor in _weights(detector).items()}
     if shapes != {name: tuple(tensor.shape) for name, tensor in weights.items()}:
         config = detector.config
+        branches = 2 if config.end_to_end else 1
         raise ContractError(
-            f"{path} does not hold a detector of scale {config.scale}, {config.nc} classes, reg_max {config.reg_max} "
-            f"and strides {config.strides}; export it again with `yolo-assigner export onnx --model detector_loss`"
+            f"{path} does not hold a detector of scale {config.scale}, {config.nc} classes, reg_max {config.reg_max}, "
+            f"strides {config.strides} and {branches} branches; export it again with "
+            "`yolo-assigner export onnx --model detector_loss`"
         )
     detector.load_state_dict(weights, strict=False)
     return detector

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
+import torch.fx
 from onnxscript import ir, optimizer
 
 from yolo_assigner.export.contract import Contract, TensorSpec, file_hash, write_atomically
@@ -121,7 +123,7 @@ def _trace(
     # These would log every skipped torchvision operator and every empty list among the attributes.
     for name in ("torch.onnx._internal.exporter._registration", "onnx_ir._convenience"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _no_stack_traces():
         warnings.simplefilter("ignore")  # deprecations inside the exporter; `verify` finds wrong results
         program = torch.onnx.export(
             graph,
@@ -139,6 +141,17 @@ def _trace(
     if program is None:
         raise RuntimeError("torch.onnx.export returned nothing")
     return program
+
+
+@contextmanager
+def _no_stack_traces() -> Iterator[None]:
+    """Trace without the stack of each operation, a tenth of the time; ``_simplify`` would remove them."""
+    before = torch.fx.config.do_not_emit_stack_traces
+    torch.fx.config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        torch.fx.config.do_not_emit_stack_traces = before
 
 
 def _dynamic_axes(specs: Sequence[TensorSpec], strides: Sequence[float]) -> list[dict[int, Any]]:

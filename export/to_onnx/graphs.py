@@ -12,14 +12,18 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from yolo_assigner.export.contract import SPARSE_KINDS
 from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.specs import extra_input_specs
 from yolo_assigner.models import DetectionModel
+from yolo_assigner.models.head import BranchMaps
 from yolo_loss import ClassInputs, DetectionLoss, GroundTruth, LossResult, TaskAlignedAssigner
 from yolo_loss.assigner import IMPLEMENTATIONS
 from yolo_loss.assignment.targets import labels_and_boxes, scores_by_comparison, scores_by_scatter
 from yolo_loss.collate import add_empty_slot
+from yolo_loss.end_to_end import combine
 from yolo_loss.execution.channels import Channels, ClassScores
+from yolo_loss.explain.explain import explain_padded, explanation_outputs
 from yolo_loss.predictions import join_predictions
 from yolo_loss.reductions.foreground import RowGradients, Rows
 from yolo_loss.structures import Assignment, Predictions
@@ -72,8 +76,11 @@ class LossGraph(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Compute the loss, its parts and the targets of raw maps and padded ground truth."""
         padded = add_empty_slot(GroundTruth(gt_labels, gt_bboxes, mask_gt))
-        result = self.criterion.from_padded(_join(self.criterion, feats), padded, self.class_inputs(further))
-        return _results(self.criterion, result, padded)
+        return _results(self.criterion, self.evaluate(feats, padded, further), padded)
+
+    def evaluate(self, feats: list[Tensor], padded: GroundTruth, further: Sequence[Tensor]) -> LossResult:
+        """Compute the loss of raw maps and ground truth with at least one slot."""
+        return self.criterion.from_padded(_join(self.criterion, feats), padded, self.class_inputs(further))
 
     def class_inputs(self, further: Sequence[Tensor]) -> ClassInputs:
         """Name the inputs that follow the ground truth, and add an empty region, so that none of their axes is 0."""
@@ -132,25 +139,78 @@ class LossGradGraph(LossGraph):
         return *_results(self.criterion, result, padded), *gradients
 
 
+class ExplainGraph(LossGraph):
+    """``yolo_loss.explain`` as a graph with dynamic B, M (0 included), I (0 included), map sizes, and P."""
+
+    def forward(
+        self, feats: list[Tensor], gt_labels: Tensor, gt_bboxes: Tensor, mask_gt: Tensor, *further: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Compute the loss with its shares, what became of each ground truth, and of each candidate."""
+        predictions, truth = _join(self.criterion, feats), GroundTruth(gt_labels, gt_bboxes, mask_gt)
+        explanation = explain_padded(self.criterion, predictions, truth, self.class_inputs(further))
+        return tuple(explanation_outputs(explanation).values())
+
+
+class EndToEndLossGraph(nn.Module):
+    """The losses of a one-to-many and a one-to-one branch as a graph, with the inputs of :class:`LossGraph`.
+
+    Args:
+        one2many: The loss of the one-to-many branch.
+        one2one: The loss of the one-to-one branch.
+        share: Share of the one-to-many loss in the loss of both.
+    """
+
+    def __init__(self, one2many: LossGraph, one2one: LossGraph, share: float) -> None:
+        super().__init__()
+        self.one2many = one2many
+        self.one2one = one2one
+        self.share = share
+
+    def forward(
+        self, feats: list[Tensor], gt_labels: Tensor, gt_bboxes: Tensor, mask_gt: Tensor, *further: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Compute the loss of both branches and the targets of the second; then the losses of each, with the first's.
+
+        ``feats`` are the maps of the one-to-many branch, then those of the one-to-one branch.
+        """
+        padded = add_empty_slot(GroundTruth(gt_labels, gt_bboxes, mask_gt))
+        levels = len(feats) // 2
+        many = self.one2many.evaluate(feats[:levels], padded, further)
+        one = self.one2one.evaluate(feats[levels:], padded, further)
+        _, *own = _results(self.one2one.criterion, one, padded)
+        both = combine(many, one, self.share)
+        return both.loss, *own, one.loss, many.loss, many.loss_items, many.image_sums, *many.assignment
+
+
 class DetectorLossGraph(nn.Module):
     """A detector in eval mode with the loss of its maps.
 
     B, M (0 included), H and W (multiples of the largest stride) are dynamic.
 
     ``yolo_assigner.export.to_onnx.detector`` finds the weights in the graph by the attribute's name, ``detector``.
+
+    Args:
+        loss: The loss of the detector's maps.
+        detector: The detector.
     """
 
-    def __init__(self, criterion: DetectionLoss, detector: DetectionModel, further: Sequence[str] = ()) -> None:
+    def __init__(self, loss: LossGraph | EndToEndLossGraph, detector: DetectionModel) -> None:
         super().__init__()
         self.detector = detector
-        self.loss = LossGraph(criterion, further)
+        self.loss = loss
 
     def forward(
         self, images: Tensor, gt_labels: Tensor, gt_bboxes: Tensor, mask_gt: Tensor, *further: Tensor
     ) -> tuple[Tensor, ...]:
-        """Compute the outputs of :class:`LossGraph`, predictions and raw maps of images and padded ground truth."""
+        """Compute the loss's outputs, predictions and raw maps of images and padded ground truth."""
         predictions, maps = self.detector(images)
-        return *self.loss(maps, gt_labels, gt_bboxes, mask_gt, *further), predictions, *maps
+        levels = all_levels(maps)
+        return *self.loss(levels, gt_labels, gt_bboxes, mask_gt, *further), predictions, *levels
+
+
+def all_levels(maps: list[Tensor] | BranchMaps) -> list[Tensor]:
+    """List the maps of a detector, with two branches those of ``one2many``, then those of ``one2one``."""
+    return maps if isinstance(maps, list) else [*maps["one2many"], *maps["one2one"]]
 
 
 def _join(criterion: DetectionLoss, feats: list[Tensor]) -> Predictions:
@@ -172,7 +232,8 @@ def _targets(assignment: Assignment, padded: GroundTruth, num_classes: int, impl
     return labels, boxes, scores, assignment.fg_mask, assignment.target_gt_idx, assignment.target_weights
 
 
-LOSS_GRAPHS = {"loss": LossGraph, "loss_grad": LossGradGraph}
+# Graphs of one criterion that the graph of a loss is not part of.
+GRAPHS_OF_MAPS = {"loss_grad": LossGradGraph, "explain": ExplainGraph}
 
 
 def build_graph(
@@ -184,25 +245,41 @@ def build_graph(
         kind: One of ``yolo_assigner.export.contract.KINDS``.
         hyperparameters: Hyper-parameters of the model.
         implementation: Implementation of the assignment, ``dense`` or ``sparse``.
-        detector: The detector of a ``detector_loss``, in eval mode.
+        detector: The detector of a ``detector_loss``, in eval mode; None: only what follows its maps, which are the
+            first input.
 
     Raises:
-        ValueError: The implementation is unknown.
+        ValueError: The implementation is unknown, or the kind does not have it.
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"implementation is {implementation!r}, but a graph has one of {', '.join(IMPLEMENTATIONS)}; choose one"
         )
+    if kind in SPARSE_KINDS and implementation != "sparse":
+        raise ValueError(
+            f"implementation is {implementation!r}, but {kind} lists candidate pairs, which only sparse does; export "
+            "it for ONNX Runtime, without --for or --implementation"
+        )
     if kind == "assigner":
         assigner = TaskAlignedAssigner(**hyperparameters.assigner_arguments(), implementation=implementation)
         return AssignerGraph(assigner).eval()
-    criterion = build_criterion(hyperparameters, implementation)
     further = [spec.name for spec in extra_input_specs(hyperparameters)]
-    if detector is not None:
-        return DetectorLossGraph(criterion, detector, further).eval()
-    return LOSS_GRAPHS[kind](criterion, further).eval()
+    if kind in GRAPHS_OF_MAPS:
+        return GRAPHS_OF_MAPS[kind](build_criterion(hyperparameters, implementation), further).eval()
+    loss = _build_loss(hyperparameters, implementation, further)
+    return (loss if detector is None else DetectorLossGraph(loss, detector)).eval()
+
+
+def _build_loss(
+    hyperparameters: Hyperparameters, implementation: str, further: Sequence[str]
+) -> LossGraph | EndToEndLossGraph:
+    loss = LossGraph(build_criterion(hyperparameters, implementation), further)
+    if not hyperparameters.end_to_end:
+        return loss
+    one2one = DetectionLoss(**hyperparameters.one2one_arguments(), implementation=implementation)
+    return EndToEndLossGraph(loss, LossGraph(one2one, further), hyperparameters.effective()["one2many_share"])
 
 
 def build_criterion(hyperparameters: Hyperparameters, implementation: str) -> DetectionLoss:
-    """Build the criterion of these hyper-parameters."""
+    """Build the criterion of these hyper-parameters; with two branches that of the one-to-many branch."""
     return DetectionLoss(**hyperparameters.criterion_arguments(), implementation=implementation)

@@ -97,6 +97,18 @@ def sum_of_axes(x: ir.Value, dim: Sequence[int], keepdim: bool = False, *, dtype
     return _op.Squeeze(_op.MatMul(_ones(columns, 1), columns), _op.Constant(value_ints=[1, 2]))
 
 
+def sort(x: ir.Value, dim: int = -1, descending: bool = False) -> Any:
+    """Translate ``sort`` to TopK, which puts the smaller index first among equal values, hence is stable."""
+    axis = dim % _rank(x)
+    count = _op.Shape(x, start=axis, end=axis + 1)
+    return _op.TopK(x, count, axis=axis, largest=int(descending))
+
+
+def stable_sort(x: ir.Value, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:  # noqa: ARG001
+    """Translate ``sort`` with ``stable``."""
+    return sort(x, dim, descending)
+
+
 def _ones(x: ir.Value, axis: int) -> Any:
     # (1, 1, N) for an axis of size N. As the right factor, ones would make one product of all images.
     ones = _op.Expand(_op.Constant(value_float=1.0), _op.Shape(x, start=axis, end=axis + 1))
@@ -174,6 +186,8 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.floor_divide.default: floor_divide,
     torch.ops.aten.log1p.default: log1p,
     torch.ops.aten.softplus.default: softplus,
+    torch.ops.aten.sort.default: sort,
+    torch.ops.aten.sort.stable: stable_sort,
     torch.ops.aten.sum.dim_IntList: sum_of_axes,
     torch.ops.aten.index_select.default: index_select,
     torch.ops.aten.nonzero.default: nonzero,

@@ -7,7 +7,7 @@ import contextlib
 import sys
 from pathlib import Path
 
-from yolo_assigner.export.contract import PRECISIONS, load_contract
+from yolo_assigner.export.contract import PRECISIONS, SPARSE_KINDS, load_contract
 from yolo_assigner.export.to_tensorrt.contract import RUNTIMES, EngineContract, profile_words, target_text
 
 SUMMARY = "build a TensorRT engine of a dense model, as `export onnx --for tensorrt` writes it"
@@ -80,6 +80,11 @@ def _check_implementation(model: Path) -> None:
     if not path.is_file():  # as the build will say
         return
     contract = load_contract(path)
+    if contract.kind in SPARSE_KINDS:
+        raise ValueError(
+            f"{model} is of kind {contract.kind}, which lists candidate pairs, and TensorRT has no lists; serve the "
+            "ONNX file, with ONNX Runtime"
+        )
     if contract.formulation != "dense":
         command = export_command(contract, "tensorrt", f"{contract.name}-dense", model.parent)
         raise ValueError(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # it loads torch, which `--help` does without
 SUMMARY = "compare exported models with torch float64"
 EXAMPLES = "  yolo-assigner export verify artifacts"
 # Outputs that are equal or wrong: indices and masks.
-DECISIONS = ("target_labels", "fg_mask", "target_gt_idx")
+DECISIONS = ("target_labels", "fg_mask", "target_gt_idx", "reason", "pair_outcome", "pair_lost_to")
 # Columns of the summary, each with the beginnings of the names of its outputs.
 COLUMNS = {
     "targets": ("target_scores", "target_weights", "target_bboxes"),
@@ -92,7 +92,7 @@ def summary(verified: Sequence[tuple[Contract, Sequence[Difference]]]) -> str:
     heads = ["model", "formulation", "precision", "decisions that differ", *COLUMNS, ""]
     lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
     for contract, differences in verified:
-        wrong = sum(d.largest for d in differences if d.output in DECISIONS)
+        wrong = sum(d.largest for d in differences if _of_branch(d.output) in DECISIONS)
         figures = [_worst(differences, begins) for begins in COLUMNS.values()]
         verdict = "ok" if all(d.passed for d in differences) else "FAILED"
         cells = [contract.name, contract.formulation, contract.precision, f"{wrong:.0f}", *figures, verdict]
@@ -101,5 +101,10 @@ def summary(verified: Sequence[tuple[Contract, Sequence[Difference]]]) -> str:
 
 
 def _worst(differences: Sequence[Difference], begins: tuple[str, ...]) -> str:
-    found = [d.largest for d in differences if d.output.startswith(begins)]
+    found = [d.largest for d in differences if _of_branch(d.output).startswith(begins)]
     return f"{max(found):.1e}" if found else ""
+
+
+def _of_branch(output: str) -> str:
+    """An output's name without its branch."""
+    return output.removeprefix("one2many_").removeprefix("one2one_")

@@ -12,18 +12,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from onnxscript import ir, optimizer
+from torch import Tensor
 
 from yolo_assigner.export.contract import Contract, TensorSpec
 from yolo_assigner.export.hyperparameters import Hyperparameters
-from yolo_assigner.export.samples import sample_inputs
-from yolo_assigner.export.specs import map_specs, output_specs
+from yolo_assigner.export.samples import sample_behind_maps, sample_inputs
+from yolo_assigner.export.specs import map_specs
 from yolo_assigner.export.to_onnx.detector import detector_from_onnx
+from yolo_assigner.export.to_onnx.graphs import all_levels
 from yolo_assigner.export.verification.comparison import Difference, compare, verification_cases
 from yolo_assigner.export.verification.reference import Reference, to_float64
 from yolo_assigner.export.verification.runnable import Runnable, in_types
+from yolo_assigner.models import DetectionModel
 
 # Largest difference of a map from float64, relative to its largest magnitude. Measured: 7e-7, 2e-3 and 7e-3 for a
 # trained n detector; up to 1.4e-5, 3e-2 and 1.6e-1 for random ones of all scales, whose normalizations amplify more.
@@ -54,8 +58,24 @@ def verify_model(path: Path, contract: Contract) -> list[Difference]:
     differences: list[Difference] = []
     for seed, case in enumerate(verification_cases(contract.kind, hyperparameters)):
         inputs = in_types(sample_inputs(contract.kind, hyperparameters, case, seed + 1), contract.inputs)
-        differences += compare(case, model(inputs, names), dict(zip(names, reference(inputs), strict=True)))
+        got, want = model(inputs, names), dict(zip(names, reference(inputs), strict=True))
+        if contract.kind == "explain" and got["pair_rank"].shape == tuple(want["pair_rank"].shape):
+            metric = want["pair_metric"]
+            got, want = _with_ranked_metrics(got, metric.numpy()), _with_ranked_metrics(want, metric)
+        differences += compare(case, got, want)
     return differences
+
+
+def _with_ranked_metrics(outputs: Mapping[str, Any], metric: Any) -> dict[str, Any]:
+    """Replace ranks by the reference's metrics in their order: rounding may swap candidates of nearly equal ones.
+
+    Args:
+        outputs: Those of ``explain``, arrays or tensors.
+        metric: (P,) t of each pair in the reference, as the outputs are.
+    """
+    order = np.lexsort([np.asarray(outputs[name]) for name in ("pair_rank", "pair_slot", "pair_image")])
+    others = {name: values for name, values in outputs.items() if name != "pair_rank"}
+    return {**others, "pair_rank (metrics in its order)": metric[order]}
 
 
 @torch.no_grad()
@@ -70,10 +90,10 @@ def verify_network(path: Path, contract: Contract) -> list[Difference]:
     for seed, case in enumerate(verification_cases(contract.kind, hyperparameters)):
         inputs = in_types(sample_inputs(contract.kind, hyperparameters, case, seed + 1), contract.inputs)
         got = model(inputs, [*names, *(spec.name for spec in contract.outputs)])
-        want = dict(zip(names, detector(to_float64(inputs)[0]).maps, strict=True))
+        want = dict(zip(names, all_levels(detector(to_float64(inputs)[0]).maps), strict=True))
         differences += compare(case, got, want, NETWORK_TOLERANCES[contract.precision])
-        own = [torch.from_numpy(got[name]).double() for name in names]
-        differences += compare(case, _parts(got), _parts({"predictions": detector.head.decode(own)}))
+        own = [torch.from_numpy(got[name]) for name in names]
+        differences += compare(case, _parts(got), _parts({"predictions": _predictions(detector, own)}))
     return differences
 
 
@@ -81,21 +101,25 @@ def verify_network(path: Path, contract: Contract) -> list[Difference]:
 def verify_behind_maps(path: Path, contract: Contract) -> list[Difference]:
     """Compare everything that is computed from the maps, replaced by seeded ones, with float64."""
     hyperparameters = Hyperparameters.from_contract(contract.hyperparameters)
-    head = detector_from_onnx(path, hyperparameters).double().head
+    detector = detector_from_onnx(path, hyperparameters).double()
     specs = (*contract.inputs, *map_specs(contract.kind, hyperparameters))
     model = Runnable(_with_inputs(onnx.load(path), specs[len(contract.inputs) :]), specs)
-    reference = Reference("loss", hyperparameters, contract.formulation)
-    names = [spec.name for spec in output_specs("loss", hyperparameters)]
+    reference = Reference(contract.kind, hyperparameters, contract.formulation)
+    names = [spec.name for spec in contract.outputs]
     differences: list[Difference] = []
     for seed, case in enumerate(verification_cases("loss", hyperparameters)):
-        maps, *truth = sample_inputs("loss", hyperparameters, case, seed + 1)
+        maps, truth = sample_behind_maps(hyperparameters, case, seed + 1)
         # Only the shape of the images is read.
         images = torch.zeros((case.batch, 3, *(int(cells * hyperparameters.strides[0]) for cells in case.grids[0])))
         got = model(in_types([images, *truth, maps], specs), [spec.name for spec in contract.outputs])
-        want = dict(zip(names, reference([maps, *truth]), strict=True))
-        want["predictions"] = head.decode([level.double() for level in maps])
+        want = dict(zip(names, [*reference([maps, *truth]), _predictions(detector, maps)], strict=True))
         differences += compare(case, _parts(got), _parts(want))
     return differences
+
+
+def _predictions(detector: DetectionModel, maps: Sequence[Tensor]) -> Tensor:
+    """Decode maps in float64; with two branches those of the one-to-one branch, which come last."""
+    return detector.head.decode([level.double() for level in maps[-len(detector.head.strides) :]])
 
 
 def _parts(outputs: Mapping[str, Any]) -> dict[str, Any]:

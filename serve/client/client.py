@@ -25,6 +25,7 @@ from yolo_assigner.serve.detection.results import (
     COMPACT,
     Array,
     AssignmentResult,
+    Explanation,
     LossAndGradients,
     LossResult,
     complete_targets,
@@ -163,6 +164,20 @@ class AssignerClient:
         values = self.infer(model, inputs, (*LOSS_OUTPUTS, *outputs, *names))
         gradients = [values.pop(name) for name in names]
         return LossAndGradients(LossResult(**values), gradients)
+
+    def explain(self, feats: Sequence[Any], batch: Mapping[str, Any], *, model: str = "explain") -> Explanation:
+        """Explain why each ground truth of a batch is learned or not, with the loss by ground truth.
+
+        Args:
+            feats: As for :meth:`loss`.
+            batch: As for :meth:`loss`.
+            model: Name of a served model of kind ``explain``.
+
+        Raises:
+            ValueError: As :meth:`loss`.
+            ServerError: As :meth:`loss`.
+        """
+        return Explanation(**self.infer(model, self._loss_inputs(map_list(feats), batch), Explanation._fields))
 
     def criterion(self, model: str = "loss_grad") -> RemoteDetectionLoss:
         """Make a torch criterion, whose loss ``criterion(feats, batch)`` supports ``backward``.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 COMPACT = ("fg_mask", "target_gt_idx", "target_weights")  # the outputs from which the others follow
-NUM_SUMS = 4  # box, cls, dfl, target scores
+NUM_SUMS = 4  # box, cls, dfl or l1, target scores
 
 
 class GroundTruth(NamedTuple):
@@ -35,8 +35,8 @@ class LossResult(NamedTuple):
 
     Attributes:
         loss: () float32, the sum of the three terms, times B.
-        loss_items: (3,) float32: box, cls, dfl with their gains, before times B.
-        image_sums: (B, 4) float32, without gains, not normalised: box, cls, dfl and target-score sums.
+        loss_items: (3,) float32: box, cls, dfl (l1 with reg_max 1) with their gains, before times B.
+        image_sums: (B, 4) float32, without gains, not normalised: box, cls, dfl or l1, and target-score sums.
         target_labels: (B, A) int64, or None.
         target_bboxes: (B, A, 4) float32, pixel xyxy, or None.
         target_scores: (B, A, C) float32, or None.
@@ -113,6 +113,88 @@ def complete_targets(
     place = np.nonzero(fg_mask)
     scores[(*place, labels[place])] = target_weights[place]
     return AssignmentResult(labels, bboxes, scores, fg_mask, target_gt_idx)
+
+
+class Explanation(NamedTuple):
+    """Why each ground truth is learned or not, and the loss by ground truth; ``yolo_loss.explain`` defines the fields.
+
+    L levels, P candidate pairs. Slots and anchors are counted in their image; -1 is none.
+
+    Attributes:
+        loss: () float32, as in ``LossResult``.
+        loss_items: (3,) float32.
+        image_sums: (B, 4) float32.
+        truth_sums: (B, M, 3) float32, without gains, not normalised: box, cls and dfl sums of each ground truth.
+        background_sums: (B,) float32, cls sum of everything else.
+        truth_loss: (B, M) float32, part of ``loss`` of each ground truth.
+        background_loss: (B,) float32, part of ``loss`` of everything else.
+        reason: (B, M) int64, a ``yolo_loss.explain.Reason``.
+        num_candidates: (B, M, L) int64.
+        num_chosen: (B, M) int64, candidates that entered the top k.
+        num_lost: (B, M) int64, how many of these another ground truth took.
+        lost_to: (B, M) int64, slot of the one that took most.
+        num_assigned: (B, M) int64, anchors.
+        weight_sum: (B, M) float32, sum of their normalized alignment scores.
+        best_iou: (B, M) float32, the largest among the candidates.
+        best_iou_anchor: (B, M) int64, its anchor.
+        best_score: (B, M) float32, likewise.
+        best_score_anchor: (B, M) int64.
+        best_metric: (B, M) float32, likewise.
+        best_metric_anchor: (B, M) int64.
+        nearest_distance: (B, M) float32, pixels to the nearest anchor's centre.
+        helping_side: (B, M) float32, the smallest whole ``min_box_side`` that gives a candidate.
+        clipped_share: (B, M) float32, share of sides that the head cannot express.
+        duplicate_of: (B, M) int64, slot of a ground truth in the same place.
+        weak: (B, M) bool.
+        pair_image: (P,) int64.
+        pair_slot: (P,) int64.
+        pair_anchor: (P,) int64.
+        pair_level: (P,) int64.
+        pair_iou: (P,) float32.
+        pair_score: (P,) float32.
+        pair_metric: (P,) float32.
+        pair_rank: (P,) int64, from 1.
+        pair_outcome: (P,) int64, a ``yolo_loss.explain.Outcome``.
+        pair_lost_to: (P,) int64.
+        pair_weight: (P,) float32.
+    """
+
+    loss: Array
+    loss_items: Array
+    image_sums: Array
+    truth_sums: Array
+    background_sums: Array
+    truth_loss: Array
+    background_loss: Array
+    reason: Array
+    num_candidates: Array
+    num_chosen: Array
+    num_lost: Array
+    lost_to: Array
+    num_assigned: Array
+    weight_sum: Array
+    best_iou: Array
+    best_iou_anchor: Array
+    best_score: Array
+    best_score_anchor: Array
+    best_metric: Array
+    best_metric_anchor: Array
+    nearest_distance: Array
+    helping_side: Array
+    clipped_share: Array
+    duplicate_of: Array
+    weak: Array
+    pair_image: Array
+    pair_slot: Array
+    pair_anchor: Array
+    pair_level: Array
+    pair_iou: Array
+    pair_score: Array
+    pair_metric: Array
+    pair_rank: Array
+    pair_outcome: Array
+    pair_lost_to: Array
+    pair_weight: Array
 
 
 class Reduced(NamedTuple):

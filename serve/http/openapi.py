@@ -1,4 +1,4 @@
-"""Adding endpoints to the application with their entries in the OpenAPI document, and the page that shows it.
+"""Adding endpoints to the application with their entries in the OpenAPI document, and the two pages.
 
 Bodies are read from the raw stream and replies are written by hand, so FastAPI learns their types from the table.
 """
@@ -16,10 +16,10 @@ from fastapi.staticfiles import StaticFiles
 from pydantic.json_schema import models_json_schema
 
 from yolo_assigner.serve.http.replies import JSON_LENGTH
-from yolo_assigner.serve.http.routes import DOCS_PATH, ROUTES, STATUSES, VERSIONED, Access, Route
+from yolo_assigner.serve.http.routes import DOCS_PATH, INSPECTOR_PATH, ROUTES, STATUSES, VERSIONED, Access, Route
 from yolo_assigner.serve.http.schemas_v2 import Error
 from yolo_assigner.serve.inference.registry import VERSION, ModelInfo, ModelRegistry
-from yolo_assigner.serve.v1.examples import REDUCE_EXAMPLES, assign_examples, loss_examples
+from yolo_assigner.serve.v1.examples import REDUCE_EXAMPLES, assign_examples, explain_examples, loss_examples
 
 Handler = Callable[[Request], Awaitable[Response]]
 JSON, BINARY = "application/json", "application/octet-stream"
@@ -34,6 +34,7 @@ JSON_LENGTH_HEADER = {
 }
 REGION_EXAMPLES = {"region": {"value": {"key": "/yolo-assigner-0", "offset": 0, "byte_size": 4096}}}
 PAGE = Path(__file__).parent / "static" / "docs.html"
+INSPECTOR_PAGE = Path(__file__).parent / "static" / "inspector" / "index.html"
 # The browser loads nothing from elsewhere and sends nothing there, whatever the scripts try.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -142,6 +143,7 @@ def _body_examples(registry: ModelRegistry[ModelInfo]) -> dict[str, dict[str, An
     return {
         "/v1/loss": loss_examples(registry),
         "/v1/assign": assign_examples(registry),
+        "/v1/explain": explain_examples(registry),
         "/v1/reduce": REDUCE_EXAMPLES,
         "/v2/systemsharedmemory/region/{name}/register": REGION_EXAMPLES,
     }
@@ -160,3 +162,17 @@ def add_docs_page(app: FastAPI) -> None:
 
     files = StaticFiles(packages=[("fastapi_offline", "static"), ("yolo_assigner.serve.http", "static")])
     app.mount(DOCS_PATH, files)
+
+
+def add_inspector(app: FastAPI) -> None:
+    """Serve the page that shows which anchors learn which ground truth, and the files that it loads.
+
+    Args:
+        app: The application.
+    """
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return FileResponse(INSPECTOR_PAGE, headers=HEADERS)
+
+    app.mount(INSPECTOR_PATH, StaticFiles(packages=[("yolo_assigner.serve.http", "static/inspector")]))

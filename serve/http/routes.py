@@ -142,6 +142,12 @@ ROUTES: tuple[Route, ...] = (
         description="The task-aligned assignment, from raw or decoded predictions and boxes.",
     ),
     Route(
+        name="explain", path="/v1/explain", method="POST", admitted=True, needs_models=True, metric="explain", tag=V1,
+        summary="Why a box is learned or not", reply=v1.ExplainReply, refusals=COMPUTED, request=v1.ExplainRequest,
+        description="What became of every box and every candidate anchor, in numbers and in words, and the loss by "
+        "box. Needs a model of kind `explain`.",
+    ),
+    Route(
         name="reduce", path="/v1/reduce", method="POST", admitted=True, metric="reduce", tag=V1,
         summary="The loss of one batch over many workers", reply=v1.ReduceReply, refusals=COMPUTED,
         request=v1.ReduceRequest,
@@ -228,7 +234,12 @@ ROUTES: tuple[Route, ...] = (
 DOCS_PATH = "/docs"
 # The page that shows the OpenAPI document, and the files that it loads.
 DOCS = tuple(Route(name="docs", path=path, access=Access.OPEN) for path in (DOCS_PATH, f"{DOCS_PATH}/{{file:path}}"))
-_PATTERNS = tuple((compile_path(path)[0], route) for route in (*ROUTES, *DOCS) for path in route.paths)
+INSPECTOR_PATH = "/inspector"
+# The page at the root, which shows explanations, and the files that it loads. What it asks for needs the key.
+INSPECTOR = tuple(
+    Route(name="inspector", path=path, access=Access.OPEN) for path in ("/", f"{INSPECTOR_PATH}/{{file:path}}")
+)
+_PATTERNS = tuple((compile_path(path)[0], route) for route in (*ROUTES, *DOCS, *INSPECTOR) for path in route.paths)
 
 
 def route_of(path: str) -> Route | None:

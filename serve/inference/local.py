@@ -114,7 +114,7 @@ class LocalService:
             match call.operation:
                 case Operation.INFER:
                     return await infer(registry.find(call.target or ""), call, body, self.regions, limit, on_begun)
-                case Operation.LOSS | Operation.ASSIGN:
+                case Operation.LOSS | Operation.ASSIGN | Operation.EXPLAIN:
                     return await detect(registry, call, body, limit, on_begun)
                 case Operation.REDUCE:
                     return await asyncio.to_thread(reduce, registry, body)

@@ -19,13 +19,19 @@ from yolo_assigner.serve.wire.dtypes import Array
 
 # Bytes of ONNX Runtime's peak memory, measured on one thread with boxes around all points.
 PER_PAIR = {"dense": 32.0, "sparse": 120.0}
+# explain: lists that are kept to the end, sorted, and sent, with their text where the reply is JSON.
+PER_EXPLAINED_PAIR = 500.0
+PER_TRUTH_PAIR = 64.0  # explain: comparison of all ground truths of an image with one another
 PER_CELL = 1.0  # sparse: tables of B x M x A / 64 rows of 10, when one box has all points and the others few
 PER_CROSSING = 12.0  # sparse: comparison of boxes with blocks of rows
 PER_CHOSEN = 12.0  # dense: lists of each ground truth's topk best points
 PER_TOPK = 64.0  # sparse: a list with room for topk pairs, whatever boxes there are
-PER_REGION = 32.0  # comparison of regions to ignore with anchor points, as a pair of the dense assignment
-MOST_PER_CELL = PER_PAIR["sparse"] + PER_CELL + PER_CROSSING
+# Comparison of regions to ignore with anchor points: growth of VmHWM in one call of a sparse `loss` and a dense
+# `loss_grad`, with regions over the whole image of 640 pixels. 18 to 20 for 16 images of 200 regions, and for one of
+# 1000; 22 for one of 200, which includes what else the loss holds at that time.
+PER_REGION = 22.0
 BOXES_AT_ONCE = 2**16
+TOPKS = ("topk", "topk2", "topk_one2one", "topk2_one2one")  # hyper-parameters
 SIDE_CELLS = 64  # per side of the table in which points of any order are counted
 TOLERANCE = 5e-4  # half of the models' tolerance for equal steps, so that no row that they split counts as one here
 
@@ -80,7 +86,9 @@ def memory_bound(contract: Contract, inputs: Mapping[str, Array]) -> int:
     regions = _region_bytes(inputs, anchors)
     if contract.formulation == "dense":
         return regions + _dense_bytes(contract, images * slots, anchors)
-    return regions + math.ceil(images * slots * anchors * MOST_PER_CELL + _topk(contract) * PER_TOPK)
+    per_cell = _bytes_per_pair(contract) + PER_CELL + PER_CROSSING
+    listed = images * slots * anchors * per_cell + _truth_bytes(contract, images, slots)
+    return regions + math.ceil(listed + _topk(contract) * PER_TOPK)
 
 
 def estimate_memory(contract: Contract, inputs: Mapping[str, Array]) -> MemoryEstimate:
@@ -101,7 +109,8 @@ def estimate_memory(contract: Contract, inputs: Mapping[str, Array]) -> MemoryEs
         pairs, runs = pairs + inside, runs + crossed
     crossings: int = images * (slots + 1) * points.rows
     # The sparse assignment lists runs of points first, then expands them to pairs.
-    listed = max(pairs, runs) * PER_PAIR["sparse"] + cells * PER_CELL + crossings * PER_CROSSING
+    listed = max(pairs, runs) * _bytes_per_pair(contract) + cells * PER_CELL + crossings * PER_CROSSING
+    listed += _truth_bytes(contract, images, slots + 1)
     nbytes = regions + math.ceil(listed + _topk(contract) * PER_TOPK)
     return MemoryEstimate(images, slots, anchors, pairs, nbytes)
 
@@ -109,6 +118,16 @@ def estimate_memory(contract: Contract, inputs: Mapping[str, Array]) -> MemoryEs
 def _dense_bytes(contract: Contract, rows: int, anchors: int) -> int:
     """Bytes for so many rows of the B x M ground truths, each with all anchor points."""
     return math.ceil(rows * (anchors * PER_PAIR["dense"] + min(_topk(contract), anchors) * PER_CHOSEN))
+
+
+def _bytes_per_pair(contract: Contract) -> float:
+    """Bytes for a candidate pair of the sparse assignment."""
+    return PER_EXPLAINED_PAIR if contract.kind == "explain" else PER_PAIR["sparse"]
+
+
+def _truth_bytes(contract: Contract, images: int, slots: int) -> float:
+    """Bytes to compare the ground truths of each image with one another."""
+    return images * slots * slots * PER_TRUTH_PAIR if contract.kind == "explain" else 0.0
 
 
 def _region_bytes(inputs: Mapping[str, Array], anchors: int) -> int:
@@ -121,8 +140,12 @@ def _region_bytes(inputs: Mapping[str, Array], anchors: int) -> int:
 
 
 def _topk(contract: Contract) -> int:
-    """The larger of topk and topk2: the most candidates that a ground truth keeps."""
-    return max(int(contract.hyperparameters[name] or 0) for name in ("topk", "topk2"))
+    """The most candidates that a ground truth keeps.
+
+    Two branches of a detector are assigned one after the other, and need no more memory than one: for both 89 bytes a
+    pair were measured where they are sparse (98 for one), and 30 where they are dense.
+    """
+    return max(int(contract.hyperparameters.get(name) or 0) for name in TOPKS)
 
 
 def _sizes(contract: Contract, inputs: Mapping[str, Array]) -> tuple[int, int, int]:

@@ -18,6 +18,7 @@ class Operation(StrEnum):
     INFER = "infer"
     LOSS = "loss"
     ASSIGN = "assign"
+    EXPLAIN = "explain"
     REDUCE = "reduce"
     REGION_STATUS = "region status"
     REGION_REGISTER = "region register"

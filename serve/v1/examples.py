@@ -34,6 +34,19 @@ def loss_examples(registry: ModelRegistry[ModelInfo]) -> dict[str, Any]:
     }
 
 
+def explain_examples(registry: ModelRegistry[ModelInfo]) -> dict[str, Any]:
+    """Make examples of ``POST /v1/explain`` for the first model of kind ``explain``, if there is one."""
+    models = registry.of_kind("explain")
+    if not models:
+        return {}
+    contract = models[0].contract
+    # The second box lies between the anchors.
+    side = max(strides_of(contract))
+    thin = [0.5, 0.5 / side, 0.5, 0.5 / side]
+    batch = _batch([0, 0], [0, 0], [[0.5, 0.5, 0.6, 0.8], thin])
+    return {"maps": {"summary": "One image, the head's maps", "value": _maps(contract) | {"batch": batch}}}
+
+
 def assign_examples(registry: ModelRegistry[ModelInfo]) -> dict[str, Any]:
     """Make examples of ``POST /v1/assign`` for the models that are served."""
     examples: dict[str, Any] = {}

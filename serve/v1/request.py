@@ -16,7 +16,7 @@ from yolo_assigner.serve.detection.validate import channels_of, check_outputs
 from yolo_assigner.serve.errors import BadRequestError
 from yolo_assigner.serve.inference.loading import LoadedModels
 from yolo_assigner.serve.inference.model import Model
-from yolo_assigner.serve.v1.schemas import AssignRequest, LossRequest, PackedTensor
+from yolo_assigner.serve.v1.schemas import AssignRequest, ExplainRequest, LossRequest, PackedTensor
 from yolo_assigner.serve.wire.dtypes import Array
 from yolo_assigner.serve.wire.tensors import check_size
 from yolo_loss.checks import check_batch_size, check_maps, check_pyramid
@@ -48,7 +48,7 @@ def choose_model(registry: LoadedModels, request: LossRequest) -> Model:
         ModelFailedError: The model could not be loaded.
         BadRequestError: The named model is of another kind.
     """
-    kind, name = "assigner" if _is_decoded(request) else "loss", request.model
+    kind, name = _kind_of(request), request.model
     if name is not None:
         registry.find(name)
     models = {model.contract.name: model for model in registry.some(f"kind {kind}", lambda one: one.kind == kind)}
@@ -75,6 +75,12 @@ def read_inputs(contract: Contract, request: LossRequest) -> DetectionInputs:
         return _raw_inputs(contract, request)
     except ValueError as error:  # of the grid, the padding and the checks that the client shares
         raise BadRequestError(str(error)) from error
+
+
+def _kind_of(request: LossRequest) -> str:
+    if isinstance(request, ExplainRequest):
+        return "explain"
+    return "assigner" if _is_decoded(request) else "loss"
 
 
 def _is_decoded(request: LossRequest) -> bool:

@@ -81,6 +81,12 @@ class AssignRequest(LossRequest):
     )
 
 
+class ExplainRequest(LossRequest):
+    """Predictions and boxes as for the loss."""
+
+    pairs: bool = Field(True, description="Whether to list every candidate, a pair of a box and an anchor inside it")
+
+
 class WorkerSums(Strict):
     """The sums of one image, without gains, not normalised, as `/v1/loss` gives them."""
 
@@ -90,13 +96,24 @@ class WorkerSums(Strict):
     target_scores: NotNegative
 
 
+class WorkerSumsL1(Strict):
+    """The same for a model with reg_max 1."""
+
+    box: FiniteFloat
+    cls: FiniteFloat
+    l1: FiniteFloat
+    target_scores: NotNegative
+
+
 def _sums_form(value: Any) -> str:
-    return "object" if isinstance(value, dict | WorkerSums) else "row"
+    if isinstance(value, WorkerSumsL1) or (isinstance(value, dict) and "l1" in value):
+        return "l1_sums"
+    return "dfl_sums" if isinstance(value, dict | WorkerSums) else "row"
 
 
 SumsRow = tuple[FiniteFloat, FiniteFloat, FiniteFloat, NotNegative]
 AnySums = Annotated[
-    Annotated[WorkerSums, Tag("object")] | Annotated[SumsRow, Tag("row")],
+    Annotated[WorkerSums, Tag("dfl_sums")] | Annotated[WorkerSumsL1, Tag("l1_sums")] | Annotated[SumsRow, Tag("row")],
     Discriminator(_sums_form),
 ]
 
@@ -107,16 +124,17 @@ class ReduceRequest(Strict):
     model: str | None = Field(None, description="Model whose gains apply; the first one with gains when left out")
     workers: Row[Row[AnySums]] = Field(
         min_length=1,
-        description="Per worker the `image_sums` of its images: objects, or rows of box, cls, dfl, target-score sums",
+        description="Per worker the `image_sums` of its images, as objects or as rows of the four in the same order",
     )
 
 
 class LossItems(BaseModel):
-    """The three terms with their gains, averaged over the batch. `dfl` is l1 for models with reg_max 1."""
+    """The three terms with their gains, averaged over the batch; the third is `dfl` or `l1`."""
 
     box: float | None
     cls: float | None
-    dfl: float | None
+    dfl: float | None = Field(None, description="Distribution term; not for models with reg_max 1")
+    l1: float | None = Field(None, description="Distance term, only for models with reg_max 1")
 
 
 class ImageSums(LossItems):
@@ -169,3 +187,113 @@ class AssignReply(BaseModel):
     num_anchors: int
     images: list[ImageTargets]
     tensors: dict[str, Any] = Field(description="The outputs that were asked for, for all anchors, as nested lists")
+
+
+class ExplainedLoss(LossItems):
+    """The loss, and its three terms with their gains."""
+
+    total: float | None
+
+
+class PyramidLevel(BaseModel):
+    """A level: its cells of `stride` pixels are numbered from `first_anchor`, row by row."""
+
+    stride: float
+    height: int
+    width: int
+    first_anchor: int
+
+
+class RivalBox(BaseModel):
+    """Another box of the same image, and how many of the chosen anchors it took."""
+
+    slot: int
+    anchors: int
+
+
+class Flag(BaseModel):
+    """Something to look at, beside the reason."""
+
+    flag: Literal["clipped", "duplicate", "weak"]
+    sentence: str
+    remedy: str
+
+
+class ExplainedBox(BaseModel):
+    """What became of one box."""
+
+    slot: int = Field(description="Which of the image's boxes, in the order they were given")
+    label: int
+    bbox: list[float | None] = Field(description="Its corners x1, y1, x2, y2 in pixels")
+    reason: str = Field(
+        description="`assigned`, or why it has no anchor: `invalid`, `outside`, `no_anchor`, `no_overlap`, `no_score`, "
+        "`contested`"
+    )
+    sentence: str = Field(description="The reason in words")
+    remedy: str = Field(description="What would help")
+    num_candidates: list[int] = Field(description="Anchors of each level whose centre lies inside the box")
+    num_chosen: int = Field(description="Candidates that entered the top k")
+    num_lost: int = Field(description="How many of these another box took")
+    lost_to: int | None = Field(description="The box that took most of them")
+    num_assigned: int
+    weight_sum: float | None = Field(description="Sum of the normalized alignment scores of its anchors")
+    best_iou: float | None
+    best_iou_anchor: int | None
+    best_score: float | None
+    best_score_anchor: int | None
+    best_metric: float | None
+    best_metric_anchor: int | None
+    nearest_distance: float | None = Field(description="Pixels to the nearest anchor's centre, where none lies inside")
+    helping_side: float | None = Field(description="The smallest whole `min_box_side` that gives it a candidate; or 0")
+    clipped_share: float | None = Field(description="Share of its anchors' sides that the head cannot express")
+    duplicate_of: int | None = Field(description="The box of the image that covers the same place")
+    weak: bool = Field(description="Its sum of weights is below 0.1 of the image's median")
+    flags: list[Flag]
+    rivals: list[RivalBox] = Field(description="Who took its chosen anchors, most first")
+    loss: ExplainedLoss = Field(description="Its part of the loss; the terms without gains, not normalised")
+
+
+class Pairs(BaseModel):
+    """The candidates of one image as columns, P long each, in the order of box and anchor."""
+
+    slot: list[int]
+    anchor: list[int]
+    level: list[int]
+    iou: list[float | None]
+    score: list[float | None]
+    metric: list[float | None]
+    rank: list[int] = Field(description="Place among the box's candidates by metric, from 1")
+    outcome: list[int] = Field(description="Index into the reply's `outcomes`")
+    lost_to: list[int] = Field(description="The box that took the anchor; -1: none did")
+    weight: list[float | None] = Field(description="Normalized alignment score; 0 unless assigned")
+
+
+class ExplainedImageLoss(ImageSums):
+    """An image's part of the loss, and its sums."""
+
+    total: float | None
+    background: float | None = Field(description="What of `total` belongs to no box")
+
+
+class ExplainedImage(BaseModel):
+    """What became of the boxes of one image."""
+
+    loss: ExplainedImageLoss
+    ground_truths: list[ExplainedBox]
+    pairs: Pairs | None
+
+
+class ExplainReply(BaseModel):
+    """Why each box is learned or not. Numbers of boxes, images and losses have six digits."""
+
+    format: str
+    version: int
+    model: str
+    parameters: dict[str, Any] = Field(description="Hyper-parameters of the model")
+    imgsz: tuple[int, int]
+    levels: list[PyramidLevel]
+    outcomes: list[str]
+    reasons: dict[str, int] = Field(description="How many boxes have each reason")
+    loss: ExplainedLoss
+    images: list[ExplainedImage]
+    tensors: dict[str, Any] = Field(description="The outputs that were asked for, as nested lists")

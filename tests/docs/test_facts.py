@@ -17,7 +17,16 @@ import pytest
 
 from tests.docs.markdown import DOCS, INLINE, LINK, PAGES, ROOT, anchors, blocks, prose
 
-COMMANDS = ("export onnx", "export verify", "export tensorrt", "export all", "export triton", "serve")
+COMMANDS = (
+    "export onnx",
+    "export verify",
+    "export tensorrt",
+    "export all",
+    "export triton",
+    "serve",
+    "explain",
+    "audit",
+)
 # Pages whose options belong to other commands: the benchmarks'.
 OTHERS = ("gpu.md", "measurements.md")
 FOREIGN = {"--ipc"}  # docker's
@@ -76,7 +85,7 @@ def command_lines() -> Iterator[tuple[str, str]]:
             if block.language == "sh":
                 for line in block.code.replace("\\\n", " ").splitlines():
                     code = line.partition(" #")[0]
-                    if code.startswith("yolo-assigner ") and code.split()[1] in ("export", "serve"):
+                    if code.startswith("yolo-assigner ") and code.split()[1] in ("export", "serve", "explain", "audit"):
                         yield relative(page), code
 
 
@@ -104,7 +113,7 @@ def test_options_in_the_text(options: dict[str, set[str]]) -> None:
 
 def test_files_in_the_text() -> None:
     """Paths of this repository, as `yolo_loss/boxes.py`, in the pages for those who change the code."""
-    folders = ("yolo_loss", "models", "export", "serve", "tests", "deploy", "benchmarks", "examples")
+    folders = ("yolo_loss", "models", "audit", "export", "serve", "tests", "deploy", "benchmarks", "examples")
     named = {
         code
         for page in PAGES

@@ -30,4 +30,4 @@ def test_pictures_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert main() == 0
     drawn = {path.name for path in tmp_path.iterdir()}
     committed = {path.name for path in (ROOT / "docs" / "pictures").iterdir()}
-    assert drawn == committed - {"cpu.png", "flow.svg", "ultralytics.svg"}
+    assert drawn == committed - {"cpu.png", "flow.svg", "inspector.webp", "inspector-dark.webp", "ultralytics.svg"}

@@ -190,6 +190,10 @@ MODEL = '[[models]]\nkinds = ["loss"]\n'
         (f'{MODEL}compute_capabilities = ["8.9"]', "compute_capabilities are for tensorrt-rtx"),
         (f'{MODEL}weights = "a.pt"', "weights is 'a.pt', but only detector_loss has a detector"),
         ('[[models]]\nkinds = ["detector_loss"]\nscale = "n"', 'write weights = "FILE"'),
+        (
+            '[[models]]\nkinds = ["loss"]\nhyperparameters = { end_to_end = true }',
+            "end_to_end is set, but loss has no detector; give detector_loss a [[models]] table of its own",
+        ),
         (f"[profiles]\nbig = []\n{MODEL}", "profiles.big is [], expected a list of words"),
         (f'[profiles]\nbig = ["B=4,2,1"]\n{MODEL}', "profiles.big: profile word 'B=4,2,1' does not ascend"),
         (f"[hyperparameters]\ntopq = 3\n{MODEL}", "key 'topq' is unknown; did you mean 'topk'?"),

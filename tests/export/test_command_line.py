@@ -67,6 +67,8 @@ def contract_of(kind: str, hyperparameters: Hyperparameters, precision: str = "f
         Hyperparameters(preset="ultralytics-8.4", min_box_side=3.0, strides=(8.0, 16.0), topk2=1),
         Hyperparameters(num_classes=3, reg_max=8, topk=13, alpha=1.0, beta=5.5, eps=1e-7, gains=(1.0, 2.0, 3.25)),
         Hyperparameters(class_loss="varifocal", scale="s"),
+        Hyperparameters(scale="s", end_to_end=True),
+        Hyperparameters(scale="s", end_to_end=True, one2many_share=0.1, topk2_one2one=2),
     ],
 )
 def test_the_command_for_another_runtime_keeps_all_options(hyperparameters: Hyperparameters) -> None:
@@ -79,4 +81,6 @@ def test_the_command_for_another_runtime_keeps_all_options(hyperparameters: Hype
     names = [field.name for field in dataclasses.fields(Hyperparameters)]
     again = Hyperparameters(**{name: getattr(options, name) for name in names})
     assert again.as_contract() == hyperparameters.as_contract()
-    assert "--alpha" in words or hyperparameters.alpha == 0.5  # what is a default is not spelled out
+    # What is a default is not spelled out.
+    assert "--alpha" in words or hyperparameters.alpha == 0.5
+    assert ("--one2many-share" in words) == (hyperparameters.one2many_share is not None)

@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import KINDS
 from tests.export.engines import INSTALLED, SMALL
+from tests.exports import exported
 from yolo_assigner.export.contract import load_contract
 from yolo_assigner.export.to_tensorrt.build import BuildError, build_engine
 from yolo_assigner.export.to_tensorrt.config import capability_members, current_capability, make_config, make_profile
@@ -122,6 +123,20 @@ def test_several_profiles_make_one_engine(dense_dir: Path, tmp_path: Path, runti
     _, engine = build_engine(model, tmp_path / "new" / "folder", runtime=runtime, profiles=requests)
     contract = load_contract(dense_dir / "assigner.json")
     assert engine.profiles == tuple(resolve_profile(request, contract) for request in requests)
+
+
+@pytest.mark.parametrize("runtime", INSTALLED)
+def test_class_weights_and_regions_have_profiles(tmp_path: Path, runtime: str) -> None:
+    extra: dict[str, Any] = {"extra_inputs": ("class_weights", "ignore_bboxes")}
+    folder = exported("loss_grad", "dense", class_loss="varifocal", **extra)
+    request = parse_profile(["B=1,2,4", "M=0,3,8", "I=0,2,5", "imgsz=64"])
+    _, engine = build_engine(folder / "loss_grad.onnx", tmp_path, runtime=runtime, profiles=[request])
+    assert [spec.name for spec in engine.inputs][-3:] == ["class_weights", "ignore_bboxes", "mask_ignore"]
+    assert engine.profiles[0]["I"] == (0, 2, 5)
+    builder = (library := load_library(runtime)).Builder(make_logger(library, BuildLog()))
+    shapes = make_profile(builder, engine.inputs, engine.profiles[0])
+    assert [tuple(shape) for shape in shapes.get_shape("ignore_bboxes")] == [(1, 0, 4), (2, 2, 4), (4, 5, 4)]
+    assert [tuple(shape) for shape in shapes.get_shape("class_weights")] == [(1, 3), (2, 3), (4, 3)]
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,8 +25,8 @@ from yolo_assigner.export.to_tensorrt.profiles import parse_profile
 from yolo_assigner.serve.inference.runners.base import HOST, Device, Runner, RunnerError
 from yolo_assigner.serve.inference.runners.onnx_runtime import OnnxRuntimeRunner
 from yolo_assigner.serve.inference.runners.warm_up import tiny_inputs
-from yolo_loss import TaskAlignedAssigner
-from yolo_loss.assignment.triton import available
+from yolo_loss import DetectionLoss, TaskAlignedAssigner
+from yolo_loss.triton.launch import available
 
 pytestmark = needs_gpu
 GPU = torch.device("cuda")
@@ -47,17 +48,34 @@ def no_waiting() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("implementation", ["auto", "dense"])
+@pytest.mark.parametrize("implementation", ["auto", "dense", "triton"])
 @pytest.mark.parametrize("place", ["cuda", "cpu"])
 @pytest.mark.usefixtures("no_waiting")
 def test_a_training_step_does_not_wait(implementation: str, place: str) -> None:
+    if implementation == "triton" and not available():
+        pytest.skip("triton is not installed")
     inputs = make_inputs(USUAL, "fp32")
     batch = {name: values.to(place) for name, values in inputs.batch.items()}
     leaves = [level.cuda().requires_grad_() for level in inputs.predictions]
     criterion = criterion_of(USUAL, implementation)
+    if implementation == "triton":
+        torch.autograd.grad(criterion(leaves, batch)[0], leaves)  # loading a compiled kernel may wait
     torch.cuda.set_sync_debug_mode("error")
     loss, _ = criterion(leaves, batch)
     torch.autograd.grad(loss, leaves)
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_counting_the_boxes_of_a_batch_on_the_gpu_waits_once() -> None:
+    (inputs,) = input_sets(USUAL, "fp32", GPU, 1)
+    leaves = [level.requires_grad_() for level in inputs.predictions]
+    criterion = DetectionLoss(USUAL.classes, preset="ultralytics-8.4", topk=10)
+    criterion(leaves, inputs.batch)  # loading on first use may wait
+    torch.cuda.set_sync_debug_mode("warn")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        torch.autograd.grad(criterion(leaves, inputs.batch)[0], leaves)
+    assert sum("synchronizing" in str(warning.message) for warning in seen) == 1
 
 
 @pytest.mark.usefixtures("no_waiting")

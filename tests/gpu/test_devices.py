@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from benchmarks.contenders import Setting
-from benchmarks.gpu.contenders import ours
-from benchmarks.gpu.correctness import contender_checks, implementations, oracle_checks, sample_checks
+from benchmarks.gpu.clock import MissingError
+from benchmarks.gpu.contenders import COMPILED, EAGER, GRAPHS, has_triton, ours
+from benchmarks.gpu.correctness import contender_checks, small, smoke_checks
 from benchmarks.gpu.inputs import input_sets
-from benchmarks.gpu.waiting import may_wait, waiting_checks
+from benchmarks.gpu.smoke import CASES
 from yolo_loss import DetectionLoss, GroundTruth, TaskAlignedAssigner
 from yolo_loss.assignment import dense
 from yolo_loss.predictions import join_predictions
@@ -29,18 +30,23 @@ def setting_of(task: str, device: torch.device, slots: int = 20) -> Setting:
 @pytest.mark.parametrize("task", ["assigner", "loss", "loss+grad"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_every_way_is_right(task: str, precision: str, device: torch.device) -> None:
-    compiling = device.type == "cuda" and precision == "fp32"
-    checks = contender_checks(setting_of(task, device), precision, device, (), lambda _: None, compiling)
-    assert [check for check in checks if not check["ok"]] == []
-    compared = {check["what"].split(":")[0].split(", ")[1] for check in checks if "figure" in check}
-    assert compared >= {"auto", "sparse", *(["auto graph"] if device.type == "cuda" else [])}
+    on_gpu = device.type == "cuda"
+    names = [name for name in EAGER if name != "triton" or has_triton(device)]
+    names += [*GRAPHS, *(COMPILED if precision == "fp32" else ())] if on_gpu else []
+    for name in names:
+        checks = contender_checks(setting_of(task, device), precision, name, device)
+        assert checks
+        assert [check for check in checks if not check["ok"]] == []
 
 
-def test_the_oracle_and_the_sample(device: torch.device) -> None:
-    checks = [*oracle_checks(device), *sample_checks(device)]
-    each = len(implementations(device))
-    assert len(checks) == each * (4 + 4)
-    assert [check for check in checks if not check["ok"]] == []
+@pytest.mark.parametrize("implementation", ["auto", "dense", "sparse", "triton"])
+def test_the_cases_of_the_benchmark(implementation: str, device: torch.device) -> None:
+    if implementation == "triton" and not has_triton(device):
+        pytest.skip("needs the package triton and a GPU")
+    for name, case in CASES.items():
+        checks = smoke_checks(name, case if device.type == "cuda" else small(case), implementation, device)
+        assert len(checks) >= 2
+        assert [check for check in checks if not check["ok"]] == []
 
 
 def test_portions_change_nothing(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
@@ -87,26 +93,12 @@ def test_gradients_without_autograd(device: torch.device) -> None:
             torch.testing.assert_close(one.view(other.shape), other, rtol=1e-4, atol=1e-6)
 
 
-def test_what_waits(device: torch.device) -> None:
-    checks = {check["what"]: check for check in waiting_checks(setting_of("loss", device), device)}
-    assert len(checks) >= 15
-    if device.type == "cpu":
-        assert all(check["reason"] for check in checks.values())
-        return
-    assert [check for check in checks.values() if not check["ok"]] == []
-    assert all(check["waits"] > 0 for what, check in checks.items() if "sparse" in what)
-    assert {may_wait(what) for what in checks} == {None, 0, 1}
-
-
 def test_models_on_the_device(device: torch.device, artifacts_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.contenders.PRESET", "yolov8")
     for task in ("assigner", "loss+grad"):
-        checks = contender_checks(
-            setting_of(task, device), "fp32", device, (artifacts_dir,), lambda _: None, compiling=False
-        )
-        found = [check for check in checks if "onnxruntime sparse" in check["what"]]
-        assert all(check["ok"] for check in found)
-        reasons = [check["reason"] for check in found if "reason" in check]
-        if reasons:
-            pytest.skip(reasons[0])
-        assert len(found) == 2
+        try:
+            checks = contender_checks(setting_of(task, device), "fp32", "onnxruntime sparse", device, (artifacts_dir,))
+        except MissingError as error:
+            pytest.skip(str(error))
+        assert len(checks) == 2
+        assert all(check["ok"] for check in checks)

@@ -220,25 +220,6 @@ def test_the_gradient_reaches_all_weights(config: DetectorConfig) -> None:
     assert without == []
 
 
-def test_exports_with_dynamic_batch_and_image_size(tiny: DetectionModel) -> None:
-    batch, rows, columns = (torch.export.Dim(name, min=2, max=40) for name in ("batch", "rows", "columns"))
-    program = torch.export.export(
-        tiny, (torch.rand(2, 3, 64, 96),), dynamic_shapes={"images": {0: batch, 2: 32 * rows, 3: 32 * columns}}
-    )
-    images = torch.rand(3, 3, 128, 64)
-    torch.testing.assert_close(program.module()(images).predictions, tiny(images).predictions)
-
-
-def test_exports_plain_distances_of_the_other_pyramids() -> None:
-    model = DetectionModel(DetectorConfig("n", 2, 1, "p6", end_to_end=True)).eval()
-    batch, rows = (torch.export.Dim(name, min=2, max=40) for name in ("batch", "rows"))
-    program = torch.export.export(
-        model, (torch.rand(2, 3, 128, 64),), dynamic_shapes={"images": {0: batch, 2: 64 * rows}}
-    )
-    images = torch.rand(3, 3, 192, 64)
-    torch.testing.assert_close(program.module()(images).predictions, model(images).predictions)
-
-
 def test_the_pyramid_with_stride_64_needs_multiples_of_64() -> None:
     with pytest.raises(ValueError, match="96 x 64; resize or pad both sides to multiples of 64"):
         empty(DetectorConfig("n", pyramid="p6"))(torch.rand(1, 3, 96, 64, device="meta"))

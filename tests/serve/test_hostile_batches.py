@@ -21,6 +21,7 @@ from yolo_assigner.serve.errors import BadRequestError
 from yolo_assigner.serve.wire.dtypes import Array
 from yolo_loss import DetectionLoss
 
+EVERY_INPUT: dict[str, Any] = {"extra_inputs": ("class_weights", "ignore_bboxes"), "class_loss": "varifocal"}
 BATCHES, AT_ONCE = 200, 20
 # Of single precision, beside the largest number of the same tensor.
 TOLERANCE = 1e-5
@@ -31,8 +32,8 @@ Model = tuple[Contract, Runnable]
 
 @pytest.fixture(scope="module")
 def models(artifacts_dir: Path, dense_dir: Path) -> list[Model]:
-    """``loss`` and ``loss_grad``, sparse and dense, and ``loss_grad`` of the other class loss."""
-    others = [exported("loss_grad", formulation, "varifocal") for formulation in ("sparse", "dense")]
+    """``loss`` and ``loss_grad``, sparse and dense, and ``loss_grad`` of the other class loss, one with every input."""
+    others = [exported("loss_grad", "sparse", "varifocal"), exported("loss_grad", "dense", **EVERY_INPUT)]
     found = [pair for folder in (artifacts_dir, dense_dir, *others) for pair in find_contracts(folder)]
     return [(contract, Runnable(path, contract.inputs)) for path, contract in found if contract.maps]
 
@@ -57,12 +58,23 @@ def request_of(hostile: HostileBatch, contract: Contract) -> Outputs:
     feats = {f"feat_{level}": feat.numpy() for level, feat in enumerate(hostile.feats)}
     images, _, height, width = hostile.feats[0].shape
     batch_idx, cls, bboxes = (hostile.batch[name].numpy() for name in ("batch_idx", "cls", "bboxes"))
+    feats |= without_effect(contract, images)
     none = {"gt_labels": (0, 1), "gt_bboxes": (0, 4), "mask_gt": (0, 1)}
     types = {"gt_labels": np.int64, "gt_bboxes": np.float32, "mask_gt": np.bool_}
     # Maps are judged before boxes, as everywhere.
     check_inputs(contract, feats | {name: np.zeros((images, *none[name]), types[name]) for name in none})
     truth = pad_ground_truth(batch_idx, cls, bboxes, images, (8 * height, 8 * width), NUM_CLASSES)
     return check_inputs(contract, feats | truth._asdict())
+
+
+def without_effect(contract: Contract, images: int) -> Outputs:
+    """Class weights of 1 and no region to ignore, where a model takes them."""
+    inputs: Outputs = {
+        "class_weights": np.ones((images, NUM_CLASSES), np.float32),
+        "ignore_bboxes": np.zeros((images, 0, 4), np.float32),
+        "mask_ignore": np.zeros((images, 0, 1), np.bool_),
+    }
+    return {spec.name: inputs[spec.name] for spec in contract.inputs if spec.name in inputs}
 
 
 def assert_same(got: Outputs, want: Outputs, label: str) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import trustme
 
-from tests.exports import exported
+from tests.exports import OTHER_ASSIGNER, exported
 from tests.serve.conftest import ROOT, Live, assigner_inputs, binary_rows, copy_as, start, stop, worker_of
 from tests.serve.test_failed_models import edit, index, no_graph
 from tests.serve.test_tls import command
@@ -32,7 +32,7 @@ OUTPUTS = {"outputs": [{"name": "target_weights"}]}
 CALLERS, EXCHANGES = 3, 3
 MODEL, OTHER = "model-b", "model-a"
 # Of the assigner, which loads soonest, with results of their own.
-VERSIONS: dict[str, dict[str, Any]] = {"first": {}, "second": {"min_box_side": 16.0, "topk2": 2}}
+VERSIONS: dict[str, dict[str, Any]] = {"first": {}, "second": OTHER_ASSIGNER}
 
 
 def put(folder: Path, version: str, name: str = MODEL) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tests import oracle
-from tests.exports import exported
+from tests.exports import OTHER_ASSIGNER, exported
 from yolo_assigner.export.samples import Case, pyramid, sample_assigner_inputs
 from yolo_loss import TaskAlignedAssigner
 from yolo_loss.assigner import IMPLEMENTATIONS
@@ -130,11 +130,10 @@ def test_hyperparameters(options: dict[str, Any], implementation: str) -> None:
 
 
 def test_options_are_exported(implementation: str) -> None:
-    options: dict[str, Any] = {"min_box_side": 16.0, "topk2": 2}
-    path = exported("assigner", implementation, **options) / "assigner.onnx"
+    path = exported("assigner", implementation, **OTHER_ASSIGNER) / "assigner.onnx"
     inputs = sample_assigner_inputs(CASES["crowded"], STRIDES, 6)
     plain = expected(inputs, np.float32)
-    want = expected(inputs, np.float32, **options)
+    want = expected(inputs, np.float32, **OTHER_ASSIGNER)
     assert (plain.fg_mask != want.fg_mask).any()
     assert_same(onnx_run(path)(inputs), want)
 

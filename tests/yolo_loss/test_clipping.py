@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from yolo_loss import DetectionLoss, LossResult
+from yolo_loss import DetectionLoss, EndToEndLoss, LossResult
 
 CELLS = 9
 WARNING = "even the level of stride 8 ends at 24 pixels"
@@ -65,6 +67,49 @@ def test_what_a_coarser_level_reaches_is_counted_only() -> None:
 def test_without_boxes_nothing_is_clipped() -> None:
     result = DetectionLoss(1, (8,), 4).evaluate([maps()], {"batch_idx": [], "cls": [], "bboxes": []})
     assert sides(result) == (0, 0.0)
+
+
+class Operations(TorchDispatchMode):
+    """Counts what torch computes."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def operations(call: Callable[[], object]) -> int:
+    counted = Operations()
+    with counted:
+        call()
+    return counted.count
+
+
+def test_nothing_is_counted_where_nothing_reads_it() -> None:
+    criterion = DetectionLoss(1, (8,), 4, topk=1)
+    batch = {"batch_idx": [0], "cls": [0], "bboxes": [[0.5, 0.5, 7 / CELLS, 5 / CELLS]]}
+    with pytest.warns(UserWarning, match=WARNING):  # as long as it has not warned, it counts to warn
+        criterion([maps()], batch)
+    assert criterion.evaluate([maps()], batch, count_clipped=False).clipped is None
+    assert sides(criterion.evaluate([maps()], batch)) == (2, 28.0)
+    counted = operations(lambda: criterion.evaluate([maps()], batch))
+    saved = operations(lambda: criterion.evaluate([maps()], batch, count_clipped=False))
+    assert operations(lambda: criterion([maps()], batch)) == saved < counted
+
+
+def test_both_parts_of_an_end_to_end_loss_count_or_do_not() -> None:
+    criterion = EndToEndLoss(1, (8,), 4, epochs=2)
+    parts = {"one2many": [maps()], "one2one": [maps()]}
+    batch = {"batch_idx": [0], "cls": [0], "bboxes": [[0.5, 0.5, 7 / CELLS, 5 / CELLS]]}
+    with pytest.warns(UserWarning, match=WARNING):
+        counted = criterion.evaluate(parts, batch)
+    assert counted.one2many.clipped is not None
+    assert counted.one2one.clipped is not None
+    result = criterion.evaluate(parts, batch, count_clipped=False)
+    assert (result.one2many.clipped, result.one2one.clipped) == (None, None)
 
 
 def test_a_result_of_another_device_is_warned_of_when_asked() -> None:

@@ -1,1 +1,1 @@
-"""Assignment of anchors to ground truths: dense over all pairs, sparse over candidate pairs, or in Triton kernels."""
+"""Assignment of anchors to ground truths: dense over all pairs, or sparse over candidate pairs."""

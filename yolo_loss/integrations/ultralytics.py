@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from yolo_loss.assigner import TaskAlignedAssigner
-from yolo_loss.criterion import DetectionLoss
+from yolo_loss.criterion import DetectionLoss, head_of
 from yolo_loss.integrations.ultralytics_criterion import (
     KEEP_THEIRS,
     LOSSES,
@@ -25,7 +25,6 @@ from yolo_loss.integrations.ultralytics_criterion import (
     EndToEndCriterion,
     Options,
     Unpickled,
-    head_of,
     original,
     release_preset,
     with_preset,

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from yolo_loss.criterion import gains_of, v8DetectionLoss
+from yolo_loss.criterion import gains_of, head_of, v8DetectionLoss
 from yolo_loss.end_to_end import EndToEndLoss
 from yolo_loss.losses import loss_from_sums
 from yolo_loss.option_checks import stride_list
@@ -108,7 +108,8 @@ class DetectionCriterion(Unpickled):
             expect their sum, or (3,) without names, get that.
         """
         self.detection_loss.gains = gains_of(self.model)
-        result = self.detection_loss.evaluate(preds, with_class_weights(self.model, batch))
+        batch = with_class_weights(self.model, batch)
+        result = self.detection_loss.evaluate(preds, batch, count_clipped=False)
         _, terms = loss_from_sums(result.image_sums, self.detection_loss.gains)
         return answer(self.form, terms * result.image_sums.shape[0], terms, self.detection_loss.loss_names)
 
@@ -129,20 +130,6 @@ def with_class_weights(model: Any, batch: Mapping[str, Any]) -> Mapping[str, Any
     """The batch with the model's ``class_weights`` (C,), where it has some and the batch has none."""
     weights = getattr(model, "class_weights", None)
     return batch if weights is None else {"class_weights": weights, **batch}
-
-
-def head_of(model: Any) -> Any:
-    """The last module of a detector.
-
-    Raises:
-        ValueError: The model is no detector of Ultralytics.
-    """
-    try:
-        return model.model[-1]
-    except (AttributeError, TypeError) as error:
-        raise ValueError(
-            f"{type(model).__name__} has no model[-1]; pass the detector, which of a YOLO object is its .model"
-        ) from error
 
 
 def refuse_other_heads(model: Any) -> None:
@@ -312,7 +299,7 @@ class EndToEndCriterion(Unpickled):
         """
         loss, gains = self.detection_loss, gains_of(self.model)
         loss.one2many.gains = loss.one2one.gains = gains
-        result = loss.evaluate(preds, with_class_weights(self.model, batch))
+        result = loss.evaluate(preds, with_class_weights(self.model, batch), count_clipped=False)
         _, many = loss_from_sums(result.one2many.image_sums, gains)
         _, one = loss_from_sums(result.one2one.image_sums, gains)
         terms = many * loss.one2many_share + one * (1 - loss.one2many_share)

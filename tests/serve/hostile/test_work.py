@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis.strategies import booleans, floats, integers, lists, sampled_from, tuples
 
-from tests.exports import exported
+from tests.exports import OTHER_ASSIGNER, exported
 from tests.serve.conftest import Live, assigner_inputs, binary_rows, loss_inputs
 from tests.serve.hostile.conftest import WORK_LIMIT
+from tests.serve.peak import peak_growth
 from yolo_assigner.export.contract import find_contracts
 from yolo_assigner.serve.detection.grid import anchor_points
 from yolo_assigner.serve.errors import TooLargeError
@@ -111,31 +110,15 @@ def test_a_dense_model_counts_all_pairs(dense_dir: Path) -> None:
     check_memory(contract, inputs, GIB)
 
 
-MEASURE = """
-import resource, sys
-import numpy as np, onnxruntime
-options = onnxruntime.SessionOptions()
-options.intra_op_num_threads = 1
-session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
-inputs = dict(np.load(sys.argv[2]))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-session.run(["fg_mask"], inputs)
-print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
-"""
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system counts in other units")
 def test_a_large_topk_is_counted(tmp_path: Path) -> None:
     """Four hundred small boxes have few candidates, whatever topk allows."""
-    ((path, contract),) = find_contracts(exported("assigner", "sparse", topk=100_000))
+    ((path, contract),) = find_contracts(exported("assigner", "sparse", **OTHER_ASSIGNER))
     inputs = assigner_inputs(images=1, slots=400, side=640)
     low = np.random.default_rng(0).uniform(0, 500, (1, 400, 2))
     inputs["gt_bboxes"] = np.concatenate((low, low + 60), axis=2).astype(np.float32)
     inputs["mask_gt"][:] = True
-    kept: dict[str, Any] = dict(inputs)
-    np.savez(tmp_path / "inputs.npz", **kept)
-    command = [sys.executable, "-c", MEASURE, str(path), str(tmp_path / "inputs.npz")]
-    taken = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    taken = peak_growth(path, inputs, "fg_mask", tmp_path)
     estimate = estimate_memory(contract, inputs).nbytes
     usual = dataclasses.replace(contract, hyperparameters={**contract.hyperparameters, "topk": 10})
     assert taken < 1.5 * estimate
