@@ -49,18 +49,18 @@ def as_array(tensor: Tensor) -> numpy.typing.NDArray[Any] | None:
     return tensor.numpy() if type(tensor) is Tensor and tensor.device.type == "cpu" else None
 
 
-def repeat(values: Tensor, segment: Tensor, count: Tensor) -> Tensor:
+def repeat(values: Tensor, segment: Tensor, count: Tensor | None) -> Tensor:
     """The value of each entry's segment, for entries that are stored segment by segment.
 
     Args:
         values: (G,) of each segment.
         segment: (P,) int64, the segment of each entry, ascending.
-        count: (G,) int64, entries of each segment.
+        count: (G,) int64, entries of each segment, with which a CPU is faster; or None.
 
     Returns:
         (P,).
     """
-    array, counts = as_array(values), as_array(count)
+    array, counts = as_array(values), None if count is None else as_array(count)
     if array is None or counts is None or segment.shape[0] < MIN_ARRAY:
         return values.index_select(0, segment)
     return torch.from_numpy(numpy.repeat(array, counts))  # reads no index

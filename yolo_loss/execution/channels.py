@@ -74,7 +74,7 @@ class Channels(NamedTuple):
             elements, begin, step = self._rows(image[part, None], channels)
             elements.index_copy_(0, begin.add_(anchor[part, None] * step).flatten(), values[part].flatten())
 
-    def pick_rows(self, image: Tensor, channel: Tensor, row: Tensor, anchor: Tensor, per_row: Tensor) -> Tensor:
+    def pick_rows(self, image: Tensor, channel: Tensor, row: Tensor, anchor: Tensor, per_row: Tensor | None) -> Tensor:
         """Gather single elements at many anchors from few (image, channel) rows.
 
         Args:
@@ -82,7 +82,7 @@ class Channels(NamedTuple):
             channel: (G,) from 0 to size - 1.
             row: (P,) from 0 to G - 1, ascending.
             anchor: (P,) from 0 to A_i - 1.
-            per_row: (G,) entries of each row.
+            per_row: (G,) entries of each row, as in ``repeat``.
 
         Returns:
             (P,).
@@ -127,14 +127,14 @@ class ClassScores(NamedTuple):
         """Select images."""
         return self._replace(levels=[level.of_images(images) for level in self.levels])
 
-    def of_pairs(self, labels: Tensor, slot: Tensor, anchor: Tensor, per_slot: Tensor) -> Tensor:
+    def of_pairs(self, labels: Tensor, slot: Tensor, anchor: Tensor, per_slot: Tensor | None = None) -> Tensor:
         """Gather the probability of each pair's ground-truth class at its anchor.
 
         Args:
             labels: (B, M).
             slot: (P,) b * M + m, ascending.
             anchor: (P,) b * A + a, counted over all levels.
-            per_slot: (B * M,) pairs of each ground truth.
+            per_slot: (B * M,) pairs of each ground truth, as in ``repeat``.
 
         Returns:
             (P,).
