@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from yolo_loss.anchors import decode_levels, cached_anchors
+from yolo_loss.anchors import cached_anchors, decode_levels
 from yolo_loss.assigner import TaskAlignedAssigner, preset_options
 from yolo_loss.checks import Array
 from yolo_loss.class_factors import ClassFactors, class_factors
