@@ -8,8 +8,9 @@ from torch import Tensor
 from yolo_loss.assignment.segment_ops import segment_sum
 from yolo_loss.class_factors import ClassFactors
 from yolo_loss.execution.buffers import constants
+from yolo_loss.execution.products import softplus
 from yolo_loss.explain.structures import LossShares
-from yolo_loss.losses import assigned_class_loss, background_class_loss_of_levels, loss_from_sums, softplus
+from yolo_loss.losses import assigned_class_loss, background_class_loss_of_levels, loss_from_sums
 from yolo_loss.reductions.foreground import Foreground, find_foreground, foreground_rows, row_losses
 from yolo_loss.reductions.sparse import sum_per_image
 from yolo_loss.structures import Assignment, Gains, GroundTruth, Predictions
