@@ -17,7 +17,7 @@ from PIL import Image
 from examples.dataset import FOLDER, NAMES
 from yolo_assigner.__main__ import main
 from yolo_assigner.audit import shard as shards
-from yolo_assigner.audit.pictures import Example
+from yolo_assigner.audit.pictures import Example, read_example
 
 SIZE = 320
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "audit.md"
@@ -67,12 +67,11 @@ def test_an_interrupted_audit_goes_on(
 ) -> None:
     Image.new("RGB", (64, 48)).save(trees / "images" / "A.png")
     words = ("--data", trees, "--weights", weights, "--imgsz", str(SIZE), "--shard-size", "1")
-    read = shards.read_example
 
     def interrupted(item: Any, *others: Any) -> Example:
         if NAMES[0] in item.name:
             raise KeyboardInterrupt
-        return read(item, *others)
+        return read_example(item, *others)
 
     with monkeypatch.context() as patched:
         patched.setattr(shards, "read_example", interrupted)

@@ -75,7 +75,7 @@ def test_counts() -> None:
     assert found.by_size["8 to 16"] == {"no_anchor": 2}
     assert found.flags == {"clipped": 1, "duplicate": 1, "weak": 1}
     # Of three assigned objects one is clipped, at half of its sides.
-    assert (found.clipped_boxes, found.clipped_sides) == (pytest.approx(1 / 3), pytest.approx(1 / 6))
+    assert [found.clipped_boxes, found.clipped_sides] == pytest.approx([1 / 3, 1 / 6])
     # Objects of 16 to 32 pixels: 8, 8, 4 and 8 candidates.
     assert found.candidates["16 to 32"] == (4, 0, 7.0, [4.5, 1.25, 1.25])
     assert found.candidates["8 to 16"] == (2, 2, 0.0, [0, 0, 0])
