@@ -32,7 +32,7 @@ CLS = 1
 @pytest.mark.parametrize("reg_max", [16, 1, 10])
 @pytest.mark.parametrize("class_loss", ["bce", "varifocal"])
 def test_agrees_with_float64(reg_max: int, class_loss: str) -> None:
-    got, want = compare(sample(reg_max=reg_max), reg_max=reg_max, class_loss=class_loss)
+    got, want = compare(sample(reg_max=reg_max, seed=3), reg_max=reg_max, class_loss=class_loss)
     assert want.result.assignment.fg_mask.any(1).all()
     assert_alike(got, want)
 
