@@ -165,7 +165,7 @@ def test_the_command_serves_the_client_beside_another_project(environment: Envir
     ("words", "code", "said"),
     [
         ((), 2, "no command"),
-        (("exprot",), 2, "unknown command 'exprot'; choose one of export, serve, audit"),
+        (("exprot",), 2, "unknown command 'exprot'; choose one of export, serve, explain, audit"),
         (("--help",), 0, "usage: yolo-assigner"),
         (("--version",), 0, "yolo-assigner 0."),
         (("export", "--help"), 0, "usage: yolo-assigner export"),

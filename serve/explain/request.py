@@ -55,7 +55,8 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
     match path.suffix:
         case ".npz":
             try:
-                with np.load(path, allow_pickle=False) as stored:
+                # Opened here: where numpy fails it leaves its own file open.
+                with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                     return {name: stored[name] for name in stored.files}
             except zipfile.BadZipFile as error:
                 raise ValueError(f"{path} is no npz file ({error}); write it with numpy.savez") from error

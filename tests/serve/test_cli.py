@@ -137,7 +137,8 @@ registry = open_artifacts(Path(sys.argv[1]), RunnerOptions(threads=1))
 asyncio.run(registry.load())
 assert registry.ready
 registry.close()
-checks = {"yolo_loss", "yolo_loss.checks", "yolo_loss.option_checks"}  # shared with training, and free of torch
+shared = ["checks", "option_checks", *(f"explain{name}" for name in ("", ".document", ".listing", ".reasons"))]
+checks = {"yolo_loss", *(f"yolo_loss.{name}" for name in shared)}  # shared with training, and free of torch
 training = {"torch", "yolo_loss", "models", "examples"}
 print(*sorted(name for name in sys.modules if name.split(".")[0] in training and name not in checks))
 """

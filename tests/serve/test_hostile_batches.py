@@ -23,8 +23,9 @@ from yolo_loss import DetectionLoss
 
 EVERY_INPUT: dict[str, Any] = {"extra_inputs": ("class_weights", "ignore_bboxes"), "class_loss": "varifocal"}
 BATCHES, AT_ONCE = 200, 20
-# Of single precision, beside the largest number of the same tensor.
-TOLERANCE = 1e-5
+# Of single precision, beside the largest number of the same tensor: beside float64 the weights are up to 1.6e-6 off in
+# torch, and 9.0e-6 in a graph, since u^6 multiplies the rounding of a distance.
+TOLERANCE = 2e-5
 SMALLEST = 1e-6
 Outputs = dict[str, Array]
 Model = tuple[Contract, Runnable]

@@ -203,7 +203,15 @@ def test_header_length_in_the_middle_of_the_json(live: Live) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/v3", "/v2/", "/v2/models", "/v2/models/nobody", "/v2/models/loss/versions/2", "/v2/models/loss/infer/x"],
+    [
+        "/nothing",
+        "/v3",
+        "/v2/",
+        "/v2/models",
+        "/v2/models/nobody",
+        "/v2/models/loss/versions/2",
+        "/v2/models/loss/infer/x",
+    ],
 )
 def test_unknown_paths(live: Live, path: str) -> None:
     refused(live.send("GET", path), status=404)

@@ -9,20 +9,29 @@ import pytest
 from starlette.routing import Mount, Route
 
 from tests.serve.test_app import Started, SumRunner
-from yolo_assigner.serve.http.routes import DOCS, DOCS_PATH, ROUTES, STATUSES, Access, route_of
+from yolo_assigner.serve.http.routes import (
+    DOCS,
+    DOCS_PATH,
+    INSPECTOR,
+    INSPECTOR_PATH,
+    ROUTES,
+    STATUSES,
+    Access,
+    route_of,
+)
 
 PARAMETERS = {"name": "loss", "version": "1", "file": "docs.js"}
 
 
 def served() -> list[tuple[str, set[str]]]:
-    """Paths and methods of the application, but for the OpenAPI document and the files of its page."""
+    """Paths and methods of the application, but for the OpenAPI document and the files of the pages."""
     found: list[tuple[str, set[str]]] = []
     for route in Started(SumRunner()).app.routes:
         if isinstance(route, Route) and route.path != "/openapi.json":
             found.append((route.path, route.methods or set()))
         else:
             assert isinstance(route, Route | Mount)
-            assert route.path in ("/openapi.json", DOCS_PATH)
+            assert route.path in ("/openapi.json", DOCS_PATH, INSPECTOR_PATH)
     return found
 
 
@@ -32,7 +41,7 @@ def filled(path: str) -> str:
 
 
 def test_the_application_serves_the_table_and_nothing_else() -> None:
-    listed = {path for route in (*ROUTES, DOCS[0]) for path in route.paths}
+    listed = {path for route in (*ROUTES, DOCS[0], INSPECTOR[0]) for path in route.paths}
     assert {path for path, _ in served()} == listed
     for route in ROUTES:
         for path in route.paths:

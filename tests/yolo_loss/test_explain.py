@@ -557,10 +557,11 @@ def test_nothing_carries_a_gradient_and_half_precision_is_widened() -> None:
     assert want.shares is not None
     assert got.shares.loss.dtype == torch.float32
     assert not got.shares.loss.requires_grad
-    for one, other in zip(
-        (*got.truths, *got.pairs, *got.shares), (*want.truths, *want.pairs, *want.shares), strict=True
-    ):
+    for one, other in zip((*got.truths, *got.pairs), (*want.truths, *want.pairs), strict=True):
         assert torch.equal(one, other)
+    # Half-precision maps are read in other pieces, so sums may be rounded otherwise.
+    for one, other in zip(got.shares, want.shares, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 
 def test_every_form_of_predictions_is_explained_alike() -> None:

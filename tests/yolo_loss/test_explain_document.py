@@ -128,7 +128,7 @@ def test_pairs_are_columns_of_each_image() -> None:
         np.testing.assert_allclose(joined, getattr(pairs, name).numpy(), rtol=1e-6)
     counts = [len(image["pairs"]["slot"]) for image in document["images"]]
     assert counts == torch.bincount(pairs.pair_image).tolist()
-    assert document["outcomes"] == ["assigned", "below_topk", "lost_to", "dropped_by_topk2"]
+    assert document["outcomes"] == ["assigned", "below_topk", "lost_to", "dropped_by_topk2", "outside"]
     short = explain_document(criterion, feats, batch, pairs=False)
     assert [image["pairs"] for image in short["images"]] == [None, None]
 
