@@ -12,33 +12,11 @@ from yolo_assigner.audit.structures import Changes
 from yolo_assigner.audit.what_if import Tried, choose, count_candidates, larger_grid
 from yolo_loss.criterion import DetectionLoss
 from yolo_loss.explain import Explanation, explain_document, explain_loss
+from yolo_loss.explain.document import TRUTH_FIELDS
 from yolo_loss.predictions import RawOutput
 
 # Columns that the explanation's document has under the same name.
-SAME = (
-    "slot",
-    "label",
-    "reason",
-    "sentence",
-    "remedy",
-    "num_candidates",
-    "num_chosen",
-    "num_lost",
-    "lost_to",
-    "num_assigned",
-    "weight_sum",
-    "best_iou",
-    "best_score",
-    "best_metric",
-    "best_iou_anchor",
-    "best_score_anchor",
-    "best_metric_anchor",
-    "nearest_distance",
-    "helping_side",
-    "clipped_share",
-    "duplicate_of",
-    "weak",
-)
+SAME = ("slot", "label", "reason", "sentence", "remedy", *TRUTH_FIELDS)
 
 
 class Picture(NamedTuple):

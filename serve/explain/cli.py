@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from yolo_assigner.export.hyperparameters import END_TO_END_OPTIONS, OPTIONS, Hyperparameters
+from yolo_assigner.export.hyperparameters import OPTIONS, Hyperparameters
 from yolo_assigner.serve.errors import ServeError
 from yolo_assigner.serve.explain.compute import Document, explain_by_model, explain_by_torch
 from yolo_assigner.serve.explain.report import match_photos, read_photos, write_report
@@ -27,8 +27,7 @@ examples:
   yolo-assigner export onnx --model explain --num-classes 80 --out artifacts
   yolo-assigner explain request.npz --artifacts artifacts --out report.html"""
 UNUSABLE = 2
-# Of the graph or of a detector, not of the assignment.
-LEFT_OUT = ("extra_inputs", "scale", "end_to_end", *END_TO_END_OPTIONS)
+HYPERPARAMETERS = [name for name, option in OPTIONS.items() if "explain" in option.kinds and not option.of_graph]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     model.add_argument("--model", metavar="NAME", help="one of kind explain; by default the first")
     others = parser.add_argument_group("hyper-parameters", "without --artifacts; defaults are those of YOLOv8's loss")
     for field in fields(Hyperparameters):
-        if field.name not in LEFT_OUT:
+        if field.name in HYPERPARAMETERS:
             option = OPTIONS[field.name]
             text = f"{option.help} (default: {field.default})"
             if field.name == "num_classes":
@@ -87,8 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _explain(options: argparse.Namespace, request: RequestFile) -> Document:
-    names = [field.name for field in fields(Hyperparameters) if field.name not in LEFT_OUT]
-    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    given = {name: value for name in HYPERPARAMETERS if (value := getattr(options, name)) is not None}
     if options.artifacts is None:
         if options.model is not None:
             raise ValueError("--model names an exported model; give --artifacts, too")
