@@ -3,6 +3,9 @@
 Needs neither torch nor the server.
 """
 
-from yolo_assigner.serve.client.client import AssignerClient, ServerError
+from yolo_assigner.serve.client.asynchronous import AsyncAssignerClient
+from yolo_assigner.serve.client.client import AssignerClient
+from yolo_assigner.serve.client.errors import ServerError
+from yolo_assigner.serve.client.servers import RetryPolicy
 
-__all__ = ["AssignerClient", "ServerError"]
+__all__ = ["AssignerClient", "AsyncAssignerClient", "RetryPolicy", "ServerError"]

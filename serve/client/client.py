@@ -9,23 +9,31 @@ Takes numpy arrays or torch tensors without importing torch, and sends binary te
 
 from __future__ import annotations
 
-import ssl
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
+from urllib.parse import quote
 
 import numpy as np
-from geventhttpclient.response import HTTPParseError
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.utils import np_to_triton_dtype
 
+from yolo_assigner.serve.client.errors import ServerError
+from yolo_assigner.serve.client.predictions import Decoded, Maps, Predictions, keep_tensor
+from yolo_assigner.serve.client.servers import OK, RetryPolicy, Servers
+from yolo_assigner.serve.client.thin import ModelOptions, ScoresAndBoxes, divide, find_needed, join, read_options
+from yolo_assigner.serve.client.transport import Outgoing, Reply
 from yolo_assigner.serve.detection.collate import class_inputs, pad_ground_truth
+from yolo_assigner.serve.detection.grid import points_of
 from yolo_assigner.serve.detection.results import (
     COMPACT,
     Array,
     AssignmentResult,
     Explanation,
+    GroundTruth,
     LossAndGradients,
     LossResult,
     complete_targets,
@@ -42,73 +50,70 @@ from yolo_loss.checks import (
     check_slots,
     map_list,
 )
-from yolo_loss.option_checks import stride_list
+from yolo_loss.option_checks import stride_list, whole_number
 
 if TYPE_CHECKING:
     from yolo_assigner.serve.client.torch_criterion import RemoteDetectionLoss
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 LOSS_OUTPUTS = ("loss", "loss_items", "image_sums")
-
-
-class ServerError(RuntimeError):
-    """The server refused the request or could not be reached; the text is the reason.
-
-    Attributes:
-        status: HTTP status; None: there was no reply.
-    """
-
-    def __init__(self, text: str, status: int | None = None) -> None:
-        super().__init__(text)
-        self.status = status
-
-
-class _Connection(InferenceServerClient):  # type: ignore[misc]  # it has no types
-    """The protocol's client, with a look at the reply's headers, which it does not return."""
-
-    def _post(self, *arguments: Any, **named: Any) -> Any:
-        reply = super()._post(*arguments, **named)
-        server = reply.get(SERVER_HEADER)
-        try:
-            check_peer(SERVER_HEADER, None if server is None else str(server))
-        except ValueError as error:
-            reply.release()
-            raise ServerError(str(error), reply.status_code) from error
-        return reply
+TRUTH_TYPES = (np.int64, np.float32, np.bool_)
+MOST_RELOADS = 3  # of a model during one assignment, after which everything is sent
+LENGTH_HEADER = "Inference-Header-Content-Length"
+MOST_ERROR_BYTES = 1000  # of a reply that is not in the protocol's form, a proxy's page for example
 
 
 class AssignerClient:
-    """A connection to a server. Use one per thread.
+    """A connection to a server, or to one of several. Threads may share it.
+
+    A request is sent again where that can help, as :class:`RetryPolicy` says: none changes anything in a server.
 
     Client and server tell each other their versions; other servers of the same protocol send none, and are accepted.
 
     Args:
-        url: ``host:port``, with or without ``http://``, or ``https://host:port`` for TLS.
+        url: ``host:port``, with or without ``http://``, or ``https://host:port`` for TLS. Several servers of the same
+            models: a list of them; each request goes to the one with the fewest replies pending that is in order.
         half: Send maps and scores as FP16: half the bytes, three digits. Boxes and points always go as FP32, since FP16
             has steps of half a pixel above 512.
         strides: Pixels per cell of the served loss model's levels, one for each map.
-        timeout: Seconds to wait for the connection and for each reply.
+        timeout: Seconds to wait for the connection and for each part of a reply.
         key: API key, where the server needs one.
         ca_file: PEM file of the authority that signed the server's certificate; None: the widely trusted ones.
+        retry: How often and how long a request is tried; None: as ``RetryPolicy()``.
+        thin: Whether :meth:`assign` and :meth:`assign_from_maps` leave out what cannot change the result, where the
+            server says how its model finds candidates. The targets are equal to the bit with and without.
+        concurrency: Most calls of :meth:`submit` at the same time, and most requests that assignments are divided into.
 
     Raises:
-        ValueError: A stride is not above 0, or ``ca_file`` cannot be used or was given without TLS.
+        ValueError: A stride is not above 0, an address is none, a number of ``timeout`` or ``retry`` is out of range,
+            or ``ca_file`` cannot be used or was given without TLS.
     """
 
     def __init__(
         self,
-        url: str,
+        url: str | Sequence[str],
         *,
         half: bool = False,
         strides: Sequence[int] = (8, 16, 32),
         timeout: float = 60.0,
         key: str | None = None,
         ca_file: str | Path | None = None,
+        retry: RetryPolicy | None = None,
+        thin: bool = True,
+        concurrency: int = 8,
     ) -> None:
-        self._url, address = url.rstrip("/"), url.removeprefix("http://").removeprefix("https://").rstrip("/")
         self._scores_type = np.dtype(np.float16 if half else np.float32)
         self._strides = stride_list("strides", strides)
         self._headers = {CLIENT_HEADER: OURS} | ({"Authorization": f"Bearer {key}"} if key else {})
-        self._http = _Connection(address, connection_timeout=timeout, network_timeout=timeout, **_tls(url, ca_file))
+        self._servers = Servers([url] if isinstance(url, str) else list(url), ca_file, timeout, retry or RetryPolicy())
+        self._thin = thin
+        self._options: dict[str, ModelOptions] = {}
+        # Two pools: a call that waits for its requests must not keep them from being sent.
+        threads = whole_number("concurrency", concurrency)
+        self._callers = ThreadPoolExecutor(threads, "yolo-assigner-call")
+        self._senders = ThreadPoolExecutor(threads, "yolo-assigner-send")
 
     def __enter__(self) -> Self:
         return self
@@ -119,8 +124,30 @@ class AssignerClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connection."""
-        self._http.close()
+        """Wait for requests that are under way, and close the connections."""
+        self._callers.shutdown()
+        self._senders.shutdown()
+        self._servers.close()
+
+    def submit(self, method: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> Future[T]:
+        """Begin a call and return at once, so that the caller's next step runs meanwhile.
+
+        The arguments must not be changed before the call is done. Cancelling the future withdraws a call that has not
+        begun::
+
+            future = client.submit(client.assign, scores, boxes, points, labels, truth, mask)
+            ...
+            targets = future.result()
+
+        Args:
+            method: A method of this client.
+            *arguments: Its arguments.
+            **named: Its named arguments.
+
+        Returns:
+            The future of what the method returns or raises.
+        """
+        return self._callers.submit(method, *arguments, **named)
 
     def loss(
         self, feats: Sequence[Any], batch: Mapping[str, Any], *, model: str = "loss", outputs: Sequence[str] = ()
@@ -218,38 +245,103 @@ class AssignerClient:
             ValueError: Shapes disagree, there is no image or anchor point, or a class does not exist.
             ServerError: The server refused, or could not be reached.
         """
-        given = {
-            "pd_scores": as_array("pd_scores", pd_scores, np.float32),
-            "pd_bboxes": as_array("pd_bboxes", pd_bboxes, np.float32),
-            "anc_points": as_array("anc_points", anc_points, np.float32),
-            "gt_labels": as_array("gt_labels", gt_labels),
-            "gt_bboxes": as_array("gt_bboxes", gt_bboxes, np.float32),
-            "mask_gt": as_array("mask_gt", mask_gt, flags=True),
-        }
-        check_padded(given)
-        images, _, classes = given["pd_scores"].shape
+        predictions = Decoded(keep_tensor("pd_scores", pd_scores), keep_tensor("pd_bboxes", pd_bboxes))
+        truth = GroundTruth(
+            as_array("gt_labels", gt_labels),
+            as_array("gt_bboxes", gt_bboxes, np.float32),
+            as_array("mask_gt", mask_gt, flags=True),
+        )
+        points = as_array("anc_points", anc_points, np.float32)
+        named = {"pd_scores": predictions.scores, "pd_bboxes": predictions.boxes, "anc_points": points}
+        check_padded(named | truth._asdict())
+        check_points(points)
+        return self._assign(model, predictions, points, truth)
+
+    def assign_from_maps(
+        self, feats: Sequence[Any], batch: Mapping[str, Any], *, reg_max: int = 16, model: str = "assigner"
+    ) -> AssignmentResult:
+        """Compute the task-aligned assignment of a head's maps; only what the server needs is decoded.
+
+        Args:
+            feats: One map (B, 4R + C, H_i, W_i) per stride.
+            batch: ``batch_idx`` (T,), ``cls`` (T,) and ``bboxes`` (T, 4), as for :meth:`loss`.
+            reg_max: R.
+            model: Name of the served model, of kind ``assigner``.
+
+        Returns:
+            As :meth:`assign`, with the boxes of the batch in pixels and M the largest count of an image.
+
+        Raises:
+            ValueError: As :meth:`loss`; or the maps have no class.
+            ServerError: As :meth:`loss`.
+        """
+        maps = {f"feats[{level}]": keep_tensor(f"feats[{level}]", feat) for level, feat in enumerate(map_list(feats))}
+        image_size = self._check_maps(maps)
+        images, channels = next(iter(maps.values())).shape[:2]
+        if channels <= 4 * whole_number("reg_max", reg_max):
+            raise ValueError(
+                f"feats[0] has {channels} channels, no more than the 4 x {reg_max} of boxes; give the head's reg_max"
+            )
+        truth = pad_ground_truth(
+            **batch_columns(batch), batch_size=images, image_size=image_size, num_classes=channels - 4 * reg_max
+        )
+        sizes = [feat.shape[2:] for feat in maps.values()]
+        points = points_of(sizes, self._strides)
+        return self._assign(model, Maps(list(maps.values()), self._strides, points, reg_max), points, truth)
+
+    def _assign(self, model: str, predictions: Predictions, points: Array, truth: GroundTruth) -> AssignmentResult:
+        images, _, classes = predictions.shape
         check_batch_size(images)
-        check_points(given["anc_points"])
-        check_slots(given["gt_labels"], given["mask_gt"], classes, negative=False)
-        types: dict[str, Any] = {"pd_scores": self._scores_type, "gt_labels": np.int64, "mask_gt": np.bool_}
+        check_slots(truth.gt_labels, truth.mask_gt, classes, negative=False)
         with np.errstate(invalid="ignore"):  # labels of padding may be anything
-            inputs = {name: np.ascontiguousarray(array, types.get(name, np.float32)) for name, array in given.items()}
+            truth = GroundTruth(*(np.ascontiguousarray(a, t) for a, t in zip(truth, TRUTH_TYPES, strict=True)))
+        points = np.ascontiguousarray(points, np.float32)
+        targets = self._thin_targets(model, predictions, points, truth)
+        if targets is None:
+            scores, boxes = self._rounded(predictions.everything())
+            inputs = {"pd_scores": scores, "pd_bboxes": boxes, "anc_points": points}
+            targets = self.infer(model, inputs | truth._asdict(), COMPACT)
         # The other outputs follow from these and the inputs.
-        targets = self.infer(model, inputs, COMPACT)
-        return complete_targets(inputs["gt_labels"], inputs["gt_bboxes"], **targets, num_classes=classes)
+        return complete_targets(truth.gt_labels, truth.gt_bboxes, **targets, num_classes=classes)
+
+    def _rounded(self, decoded: ScoresAndBoxes) -> ScoresAndBoxes:
+        return ScoresAndBoxes(
+            np.ascontiguousarray(decoded.scores, self._scores_type), np.ascontiguousarray(decoded.boxes, np.float32)
+        )
+
+    def _thin_targets(
+        self, model: str, predictions: Predictions, points: Array, truth: GroundTruth
+    ) -> dict[str, Array] | None:
+        """Compute the ``COMPACT`` targets from what can matter; None where the model must be sent everything."""
+        for _ in range(MOST_RELOADS if self._thin else 0):
+            options = self._options.get(model) or self._fetch_options(model)
+            if options is None:
+                return None
+            needed = find_needed(points, truth, options.min_box_side)
+            parts = divide(self._rounded(predictions.pick(needed)), points, truth, needed)
+            replies = self._send_all(model, [part.inputs for part in parts])
+            # A model that was reloaded meanwhile may enlarge boxes to another side.
+            if self._fetch_options(model) == options:
+                return join(parts, replies, predictions.shape[:2])
+        return None
 
     def _loss_inputs(self, feats: list[Any], batch: Mapping[str, Any]) -> dict[str, Array]:
         maps = {f"feats[{level}]": as_array(f"feats[{level}]", feat, np.float32) for level, feat in enumerate(feats)}
-        check_maps(maps, self._strides)
-        check_pyramid(maps, self._strides)
-        images, _, rows, columns = next(iter(maps.values())).shape
-        check_batch_size(images)
-        image_size = (int(rows * self._strides[0]), int(columns * self._strides[0]))
+        image_size = self._check_maps(maps)
+        images = len(next(iter(maps.values())))
         truth = pad_ground_truth(**batch_columns(batch), batch_size=images, image_size=image_size)
         inputs = {
             f"feat_{level}": np.ascontiguousarray(feat, self._scores_type) for level, feat in enumerate(maps.values())
         }
         return inputs | truth._asdict() | class_inputs(batch, images, image_size)
+
+    def _check_maps(self, maps: Mapping[str, Any]) -> tuple[int, int]:
+        """Check maps by their names in an error, and return the image's height and width."""
+        check_maps(maps, self._strides)
+        check_pyramid(maps, self._strides)
+        images, _, rows, columns = next(iter(maps.values())).shape
+        check_batch_size(images)
+        return int(rows * self._strides[0]), int(columns * self._strides[0])
 
     def infer(self, model: str, arrays: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         """Send arrays to a model as they are, for models and outputs that the other methods do not know.
@@ -270,34 +362,52 @@ class AssignerClient:
             tensor = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
             inputs.append(tensor.set_data_from_numpy(array))
         requested = [InferRequestedOutput(name, binary_data=True) for name in outputs]
+        body, length = InferenceServerClient.generate_request_body(inputs, outputs=requested)
+        headers = self._headers | ({} if length is None else {LENGTH_HEADER: str(length)})
+        reply = self._servers.send(Outgoing("POST", f"{_path(model)}/infer", body, headers))
+        _check_reply(reply)
+        length_of_reply = reply.headers.get(LENGTH_HEADER.lower())
         try:
-            reply = self._http.infer(model, inputs, outputs=requested, headers=dict(self._headers))
-        except InferenceServerException as error:
-            status = error.status()
-            text = str(error.message())
-            raise ServerError(text, int(status) if str(status).isdigit() else None) from error
-        except ssl.SSLError as error:
-            raise ServerError(
-                f"no TLS with {self._url} ({error}); give ca_file, the authority that signed its certificate, or an "
-                "http:// address where it has none"
-            ) from error
-        except (OSError, HTTPParseError) as error:
-            raise ServerError(
-                f"no reply from {self._url} ({error}); is `yolo-assigner serve` running there? With TLS, write https://"
-            ) from error
-        return {name: reply.as_numpy(name) for name in outputs}
+            result = InferenceServerClient.parse_response_body(
+                reply.body,
+                header_length=None if length_of_reply is None else int(length_of_reply),
+                content_encoding=reply.headers.get("content-encoding"),
+            )
+            return {name: result.as_numpy(name) for name in outputs}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ServerError(f"the reply is none of the inference protocol ({error!r})", reply.status) from error
+
+    def _fetch_options(self, model: str) -> ModelOptions | None:
+        """Ask for what a request of this model may leave out; None: nothing, or the server does not say."""
+        reply = self._servers.send(Outgoing("GET", f"{_path(model)}/config", None, self._headers))
+        options = read_options(reply.body) if reply.status == OK else None
+        if options is None:
+            self._options.pop(model, None)
+        else:
+            self._options[model] = options
+        return options
+
+    def _send_all(self, model: str, requests: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
+        """Send requests for targets at the same time."""
+        if len(requests) == 1:
+            return [self.infer(model, requests[0], COMPACT)]
+        return list(self._senders.map(lambda inputs: self.infer(model, inputs, COMPACT), requests))
 
 
-def _tls(url: str, ca_file: str | Path | None) -> dict[str, Any]:
-    """Options of the client library for TLS."""
-    if not url.startswith("https://"):
-        if ca_file is not None:
-            raise ValueError(f"ca_file is for TLS, but the address is {url}; write https:// before it")
-        return {}
-    if ca_file is None:
-        return {"ssl": True}
+def _path(model: str) -> str:
+    return f"/v2/models/{quote(model, safe='')}"
+
+
+def _check_reply(reply: Reply) -> None:
+    """Refuse a server of another protocol, and pass on the reason of a refusal."""
     try:
-        ssl.create_default_context(cafile=ca_file)
-    except OSError as error:
-        raise ValueError(f"ca_file {ca_file} cannot be used ({error}); give a PEM file with certificates") from error
-    return {"ssl": True, "ssl_options": {"ca_certs": str(ca_file)}}
+        check_peer(SERVER_HEADER, reply.headers.get(SERVER_HEADER.lower()))
+    except ValueError as error:
+        raise ServerError(str(error), reply.status) from error
+    if reply.status == OK:
+        return
+    try:
+        text = str(json.loads(reply.body)["error"])
+    except (ValueError, KeyError, TypeError):
+        text = f"status {reply.status}: {reply.body[:MOST_ERROR_BYTES].decode(errors='replace')}"
+    raise ServerError(text, reply.status)

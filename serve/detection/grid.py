@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from yolo_assigner.export.contract import Contract, ContractError
-from yolo_assigner.serve.wire.dtypes import Array
+from yolo_assigner.serve.detection.results import Array
 
 
 def strides_of(contract: Contract) -> list[int]:
@@ -74,7 +74,7 @@ def anchor_points(image_size: tuple[int, int], strides: Sequence[int]) -> Array:
     return points_of(level_sizes(image_size, strides), strides)
 
 
-def points_of(sizes: Sequence[tuple[int, int]], strides: Sequence[int]) -> Array:
+def points_of(sizes: Sequence[tuple[int, int]], strides: Sequence[float]) -> Array:
     """Make the centres of all cells, level by level, row by row, x fastest.
 
     Args:

@@ -22,6 +22,7 @@ from yolo_assigner.serve.settings import Settings
 from yolo_assigner.serve.versions import CLIENT_HEADER, check_peer
 from yolo_assigner.serve.wire.dtypes import wire_name
 from yolo_assigner.serve.wire.request import parse_object
+from yolo_assigner.serve.wire.response import dump_json
 from yolo_loss import __version__
 
 EXTENSIONS = ("binary_tensor_data",)
@@ -206,9 +207,12 @@ def model_config(model: ModelInfo) -> dict[str, Any]:
     """A model's configuration in Triton's terms.
 
     ``max_batch_size`` is 0, so that ``dims`` has every axis, also the first one, which callers may make as long as
-    they like.
+    they like. ``parameters`` are the contract's hyper-parameters as JSON.
     """
     contract, limits = model.contract, model.limits
+    hyperparameters = {
+        name: {"string_value": dump_json(value).decode()} for name, value in contract.hyperparameters.items()
+    }
     delay = {"max_queue_delay_microseconds": int(limits.seconds * 1e6)}
     return {
         "name": contract.name,
@@ -216,6 +220,7 @@ def model_config(model: ModelInfo) -> dict[str, Any]:
         "max_batch_size": 0,
         "input": [_describe(spec) for spec in contract.inputs],
         "output": [_describe(spec) for spec in contract.outputs],
+        "parameters": hyperparameters,
         **({"dynamic_batching": delay} if model.dynamic_batching else {}),
     }
 

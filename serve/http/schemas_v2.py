@@ -74,6 +74,12 @@ class TensorConfig(BaseModel):
     dims: list[Annotated[int, Field(ge=-1)]]
 
 
+class ModelParameter(BaseModel):
+    """A hyper-parameter in Triton's terms."""
+
+    string_value: str
+
+
 class ModelConfig(BaseModel):
     """A model in Triton's terms."""
 
@@ -82,6 +88,7 @@ class ModelConfig(BaseModel):
     max_batch_size: Size
     input: list[TensorConfig]
     output: list[TensorConfig]
+    parameters: dict[str, ModelParameter]
 
 
 class ModelState(BaseModel):

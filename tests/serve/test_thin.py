@@ -1,0 +1,302 @@
+"""Thin requests, with only the anchors and classes that matter: their targets are those of full ones, to the bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.exports import OTHER_ASSIGNER, exported
+from tests.serve.conftest import Live, start, stop
+from yolo_assigner.serve.client import AssignerClient
+from yolo_assigner.serve.client import client as client_module
+from yolo_assigner.serve.client.predictions import Decoded, Maps
+from yolo_assigner.serve.client.thin import (
+    ModelOptions,
+    Part,
+    covered,
+    divide,
+    enlarge,
+    find_needed,
+    join,
+    read_options,
+)
+from yolo_assigner.serve.detection.grid import anchor_points, points_of
+from yolo_assigner.serve.detection.results import COMPACT, Array, GroundTruth, complete_targets
+from yolo_loss import TaskAlignedAssigner
+from yolo_loss.assignment.params import enlarge as enlarge_tensors
+
+STRIDES = (8, 16, 32)
+LARGE, SMALL = 10**9, 0  # what a request costs, so that one or many are sent
+
+OPTIONS = st.fixed_dictionaries(
+    {
+        "topk": st.sampled_from([1, 3, 10, 1000]),
+        "alpha": st.sampled_from([0.0, 0.5, 1.0]),
+        "beta": st.sampled_from([0.0, 1.0, 6.0]),
+        "min_box_side": st.sampled_from([None, 0.0, 7.0, 16.0, 40.0]),
+        "topk2": st.sampled_from([None, 1, 2]),
+        "eps": st.sampled_from([1e-9, 1.0]),
+        "implementation": st.sampled_from(["dense", "sparse"]),
+    }
+)
+
+
+def batch(seed: int, images: int, slots: int, classes: int, *, regular: bool) -> dict[str, Array]:
+    """Predictions and boxes with many ties, anchors on edges, boxes without any anchor and images without any box."""
+    random = np.random.default_rng(seed)
+    points = anchor_points((96, 64), STRIDES)
+    if not regular:
+        points = random.permutation(points + random.uniform(-3, 3, points.shape).astype(np.float32))
+    corner = random.integers(0, 15, (images, slots, 2)) * 4.0
+    side = random.choice([1.0, 3.0, 8.0, 24.0, 60.0], (images, slots, 2))
+    truth = np.concatenate((corner, corner + side), axis=-1).astype(np.float32)
+    shown = random.integers(0, 96, (images, len(points), 2))
+    boxes = np.concatenate((shown, shown + random.choice([8, 24, 40], shown.shape)), axis=-1).astype(np.float32)
+    if slots:  # half of the predictions are one of two boxes, or nearly
+        chosen = truth[np.arange(images)[:, None], random.integers(0, min(slots, 2), boxes.shape[:2])]
+        boxes = np.where(random.random((*boxes.shape[:2], 1)) < 0.5, chosen + random.choice([0, 1], boxes.shape), boxes)
+    mask = (random.random((images, slots, 1)) < 0.7) & (random.random((images, 1, 1)) < 0.8)
+    labels = random.integers(0, classes, (images, slots, 1))
+    return {
+        "pd_scores": random.choice([0.0, 0.25, 0.5, 1.0], (images, len(points), classes)).astype(np.float32),
+        "pd_bboxes": boxes.astype(np.float32),
+        "anc_points": points,
+        "gt_labels": np.where(mask, labels, random.choice([-1, 0], labels.shape)),
+        "gt_bboxes": truth,
+        "mask_gt": mask,
+    }
+
+
+def compact(assigner: TaskAlignedAssigner, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """The three targets that are sent, from the module."""
+    targets = assigner(*(torch.from_numpy(array) for array in inputs.values()))
+    weights = targets.target_scores.amax(dim=-1)
+    return dict(zip(COMPACT, map(np.asarray, (targets.fg_mask, targets.target_gt_idx, weights)), strict=True))
+
+
+def thin_parts(inputs: Mapping[str, Array], min_box_side: float | None) -> list[Part]:
+    """The requests of a batch."""
+    truth = GroundTruth(inputs["gt_labels"], inputs["gt_bboxes"], inputs["mask_gt"])
+    needed = find_needed(inputs["anc_points"], truth, min_box_side)
+    picked = Decoded(inputs["pd_scores"], inputs["pd_bboxes"]).pick(needed)
+    return divide(picked, inputs["anc_points"], truth, needed)
+
+
+def assert_equal(ours: Any, theirs: Any) -> None:
+    """Equal to the bit, in the same types."""
+    for name, one, other in zip(ours._fields, ours, theirs, strict=True):
+        assert one.dtype == np.asarray(other).dtype
+        np.testing.assert_array_equal(one, other, err_msg=name)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    images=st.integers(1, 4),
+    slots=st.integers(0, 5),
+    classes=st.integers(1, 6),
+    regular=st.booleans(),
+    request_bytes=st.sampled_from([SMALL, LARGE]),
+    options=OPTIONS,
+)
+def test_targets_are_those_of_all_anchors(
+    seed: int, images: int, slots: int, classes: int, regular: bool, request_bytes: int, options: dict[str, Any]
+) -> None:
+    """For every option, one request for each image or one for all, M = 0 and images without boxes among them."""
+    inputs = batch(seed, images, slots, classes, regular=regular)
+    full = TaskAlignedAssigner(num_classes=classes, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("yolo_assigner.serve.client.thin.REQUEST_BYTES", request_bytes)
+        parts = thin_parts(inputs, options["min_box_side"])
+    assert len(parts) <= (1 if request_bytes == LARGE else images)
+    replies = []
+    for part in parts:
+        assert part.inputs["pd_scores"].shape[2] <= classes
+        assigner = TaskAlignedAssigner(num_classes=part.inputs["pd_scores"].shape[2], **options)
+        replies.append(compact(assigner, part.inputs))
+    targets = join(parts, replies, inputs["pd_scores"].shape[:2])
+    ours = complete_targets(inputs["gt_labels"], inputs["gt_bboxes"], **targets, num_classes=classes)
+    assert_equal(ours, full(*(torch.from_numpy(array) for array in inputs.values())))
+
+
+def test_by_hand() -> None:
+    """Two images of 32 x 16 pixels with stride 8, so 4 x 2 points at (4, 4), (12, 4), ...
+
+    The first has a box from (0, 0) to (16, 8), with the points 0 and 1 inside, of class 7, and one of class 2 from
+    (9, 9) to (11, 16), which has no point, but has point 5 at (12, 12) when it is enlarged to 8 pixels: 6 to 14.
+    The second has no box.
+    """
+    points = anchor_points((16, 32), [8])
+    labels = np.array([[[7], [2]], [[0], [0]]])
+    boxes = np.array([[[0, 0, 16, 8], [9, 9, 11, 16]], [[0, 0, 0, 0]] * 2], np.float32)
+    mask = np.array([[[True], [True]], [[False], [False]]])
+    scores = np.arange(2 * 8 * 9, dtype=np.float32).reshape(2, 8, 9)
+    predicted = np.arange(2 * 8 * 4, dtype=np.float32).reshape(2, 8, 4)
+    inputs = dict(zip(("pd_scores", "pd_bboxes", "anc_points"), (scores, predicted, points), strict=True))
+    inputs |= {"gt_labels": labels, "gt_bboxes": boxes, "mask_gt": mask}
+    (part,) = thin_parts(inputs, None)
+    assert (part.images.tolist(), part.anchors.tolist()) == ([0], [0, 1])
+    np.testing.assert_array_equal(part.inputs["pd_scores"], scores[:1, :2][:, :, [2, 7]])
+    np.testing.assert_array_equal(part.inputs["pd_bboxes"], predicted[:1, :2])
+    assert part.inputs["gt_labels"].tolist() == [[[1], [0]]]
+    (part,) = thin_parts(inputs, 8.0)
+    assert part.anchors.tolist() == [0, 1, 5]
+
+
+@pytest.mark.parametrize("regular", [True, False])
+def test_covered_points_are_found_in_both_ways(regular: bool) -> None:
+    """By rows and columns, or box by box where every point has its own: the twin of the dense rule."""
+    inputs = batch(3, 3, 5, 2, regular=regular)
+    points, boxes = inputs["anc_points"], inputs["gt_bboxes"]
+    inside = np.minimum(points - boxes[:, :, None, :2], boxes[:, :, None, 2:] - points).min(axis=-1) > 0
+    valid = inputs["mask_gt"][..., 0]
+    np.testing.assert_array_equal(covered(points, boxes, valid), (inside & valid[..., None]).any(axis=1))
+    assert inside.any()
+
+
+def test_boxes_are_enlarged_at_least_as_the_model_does() -> None:
+    boxes = batch(4, 3, 5, 2, regular=True)["gt_bboxes"] + np.float32(1 / 3)
+    theirs = enlarge_tensors(torch.from_numpy(boxes), 16.0).numpy()
+    ours = enlarge(boxes, 16.0)
+    assert (ours[..., :2] <= theirs[..., :2]).all()
+    assert (ours[..., 2:] >= theirs[..., 2:]).all()
+    np.testing.assert_allclose(ours, theirs, atol=0.01)
+
+
+@pytest.fixture(scope="module")
+def other() -> Iterator[Live]:
+    """A server of an assigner with ``min_box_side`` and ``topk2``."""
+    server = start("--artifacts", exported("assigner", "sparse", **OTHER_ASSIGNER))
+    yield server
+    assert stop(server) == 0
+
+
+@pytest.fixture(params=["live", "other"])
+def url(request: pytest.FixtureRequest) -> str:
+    """The address of either server."""
+    return str(request.getfixturevalue(request.param).url)
+
+
+@pytest.mark.parametrize("request_bytes", [SMALL, LARGE])
+def test_a_served_model_gives_the_same(url: str, request_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrays and tensors, in one request or several."""
+    monkeypatch.setattr("yolo_assigner.serve.client.thin.REQUEST_BYTES", request_bytes)
+    with AssignerClient(url) as thin, AssignerClient(url, thin=False) as full:
+        found = []
+        for seed in range(4):
+            inputs = batch(seed, 3, 5 if seed else 0, 4, regular=True)
+            expected = full.assign(*inputs.values())
+            assert_equal(thin.assign(*inputs.values()), expected)
+            assert_equal(thin.assign(*map(torch.from_numpy, inputs.values())), expected)
+            found.append(int(expected.fg_mask.sum()))
+    assert found[0] == 0
+    assert sum(found) > 0
+
+
+def count_bytes(client: AssignerClient, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The bytes of a client's requests from now on."""
+    sent: list[int] = []
+    infer = client.infer
+
+    def listen(model: str, arrays: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        sent.append(sum(array.nbytes for array in arrays.values()))
+        return infer(model, arrays, outputs)
+
+    monkeypatch.setattr(client, "infer", listen)
+    return sent
+
+
+def test_fewer_bytes_are_sent(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 20 classes one, and of 2100 anchors those of one box; of a batch without boxes nothing."""
+    points = anchor_points((320, 320), STRIDES)
+    inputs = {
+        "pd_scores": np.full((1, len(points), 20), 0.5, np.float32),
+        "pd_bboxes": np.tile(np.array([100, 100, 140, 140], np.float32), (1, len(points), 1)),
+        "anc_points": points,
+        "gt_labels": np.full((1, 1, 1), 19),
+        "gt_bboxes": np.array([[[100, 100, 140, 140]]], np.float32),
+        "mask_gt": np.ones((1, 1, 1), np.bool_),
+    }
+    with AssignerClient(live.url) as client:
+        sent = count_bytes(client, monkeypatch)
+        assert client.assign(*inputs.values()).fg_mask.sum() == 10
+        client.assign(*(inputs | {"mask_gt": inputs["mask_gt"] & False}).values())
+    anchors = 4 * 4 + 3 * 3 + 1  # those at 108 to 132, at 104 to 136, and at 112
+    assert sent == [anchors * (4 + 16 + 8) + 8 + 16 + 1]
+
+
+@pytest.mark.parametrize("reg_max", [1, 16])
+@pytest.mark.parametrize("convert", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
+def test_assignment_from_maps(live: Live, reg_max: int, convert: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal to decoding everything, whichever is sent, and to the torch module on decoded maps."""
+    random = np.random.default_rng(5)
+    sizes = [(96 // stride, 64 // stride) for stride in STRIDES]
+    feats = [random.normal(1, 1, (2, 4 * reg_max + 3, *size)).astype(np.float32) for size in sizes]
+    truth = {
+        "batch_idx": np.array([1, 1, 1]),
+        "cls": np.array([2, 0, 2]),
+        "bboxes": np.array([[0.5, 0.5, 0.5, 0.5], [0.2, 0.3, 0.3, 0.3], [0.6, 0.5, 0.02, 0.9]], np.float32),
+    }
+    given_feats = [convert(feat) for feat in feats]
+    with AssignerClient(live.url) as thin, AssignerClient(live.url, thin=False) as full:
+        sent, all_sent = count_bytes(thin, monkeypatch), count_bytes(full, monkeypatch)
+        ours = thin.assign_from_maps(given_feats, truth, reg_max=reg_max)
+        assert_equal(ours, full.assign_from_maps(given_feats, truth, reg_max=reg_max))
+        with pytest.raises(ValueError, match="give the head's reg_max"):
+            thin.assign_from_maps(given_feats, truth, reg_max=17)
+    assert 0 < sum(sent) < sum(all_sent) / 2
+    points = points_of(sizes, STRIDES)
+    scores, boxes = Maps(given_feats, STRIDES, points, reg_max).everything()
+    module = TaskAlignedAssigner(topk=10, num_classes=3, alpha=0.5, beta=6.0)
+    gt = np.array([[[0, 0, 0, 0]] * 3, [[16, 24, 48, 72], [3.2, 14.4, 22.4, 43.2], [37.76, 4.8, 39.04, 91.2]]])
+    labels, mask = np.array([[0, 0, 0], [2, 0, 2]])[..., None], np.array([[False] * 3, [True] * 3])[..., None]
+    expected = module(*map(torch.from_numpy, (scores, boxes, points, labels, gt.astype(np.float32), mask)))
+    np.testing.assert_array_equal(ours.fg_mask, expected.fg_mask)
+    np.testing.assert_array_equal(ours.target_gt_idx, expected.target_gt_idx)
+    assert ours.fg_mask[1].any()
+
+
+def test_decoding_is_that_of_the_loss() -> None:
+    """In numpy and in torch, of two different maps and a stride."""
+    from yolo_loss import decode, make_anchors
+
+    random = np.random.default_rng(6)
+    feats = [random.normal(0, 3, (2, 64 + 2, 96 // stride, 64 // stride)).astype(np.float32) for stride in STRIDES]
+    tensors = [torch.from_numpy(feat) for feat in feats]
+    points, strides = make_anchors(tensors, STRIDES)
+    flat = torch.cat([tensor.flatten(2) for tensor in tensors], dim=2)
+    boxes = decode(flat[:, :64], points, 16) * strides
+    grid = (points * strides).numpy()
+    for given_feats in (feats, tensors):
+        decoded = Maps(given_feats, STRIDES, grid, 16).everything()
+        np.testing.assert_allclose(decoded.boxes, boxes, rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(decoded.scores, flat[:, 64:].sigmoid().transpose(1, 2), rtol=1e-5)
+
+
+def test_a_model_that_is_reloaded_meanwhile(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it turns out to enlarge boxes otherwise than thought, the request is made again."""
+    inputs = batch(1, 2, 4, 3, regular=True)
+    with AssignerClient(live.url) as client, AssignerClient(live.url, thin=False) as full:
+        expected = full.assign(*inputs.values())
+        sent = count_bytes(client, monkeypatch)
+        client.assign(*inputs.values())
+        monkeypatch.setattr(client_module, "read_options", lambda _: ModelOptions(4.0))
+        assert_equal(client.assign(*inputs.values()), expected)
+    assert len(sent) == 3
+
+
+def test_servers_that_do_not_say_get_everything() -> None:
+    """Engines take no fewer anchors than they were built for, and other servers have no such parameters."""
+    config: dict[str, Any] = {"platform": "onnxruntime_onnx", "parameters": {"min_box_side": {"string_value": "16.0"}}}
+    assert read_options(json.dumps(config).encode()) == ModelOptions(16.0)
+    config["parameters"]["min_box_side"]["string_value"] = "null"
+    assert read_options(json.dumps(config).encode()) == ModelOptions(None)
+    assert read_options(json.dumps(config | {"platform": "tensorrt_plan"}).encode()) is None
+    assert read_options(json.dumps(config | {"parameters": {}}).encode()) is None
+    assert read_options(b"<html>") is None
