@@ -84,11 +84,13 @@ class AssignerClient:
         retry: How often and how long a request is tried; None: as ``RetryPolicy()``.
         thin: Whether :meth:`assign` and :meth:`assign_from_maps` leave out what cannot change the result, where the
             server says how its model finds candidates. The targets are equal to the bit with and without.
+        request_bytes: What a further request costs, in bytes that take as long. An assignment is sent in one request
+            for each image or in one for all; the first has fewer bytes, and is always chosen with 0.
         concurrency: Most calls of :meth:`submit` at the same time, and most requests that assignments are divided into.
 
     Raises:
-        ValueError: A stride is not above 0, an address is none, a number of ``timeout`` or ``retry`` is out of range,
-            or ``ca_file`` cannot be used or was given without TLS.
+        ValueError: A stride is not above 0, another number is out of range, an address is none, or ``ca_file`` cannot
+            be used or was given without TLS.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class AssignerClient:
         ca_file: str | Path | None = None,
         retry: RetryPolicy | None = None,
         thin: bool = True,
+        request_bytes: int = 2**19,
         concurrency: int = 8,
     ) -> None:
         self._scores_type = np.dtype(np.float16 if half else np.float32)
@@ -109,6 +112,7 @@ class AssignerClient:
         self._headers = {CLIENT_HEADER: OURS} | ({"Authorization": f"Bearer {key}"} if key else {})
         self._servers = Servers([url] if isinstance(url, str) else list(url), ca_file, timeout, retry or RetryPolicy())
         self._thin = thin
+        self._request_bytes = whole_number("request_bytes", request_bytes, 0)
         self._options: dict[str, ModelOptions] = {}
         # Two pools: a call that waits for its requests must not keep them from being sent.
         threads = whole_number("concurrency", concurrency)
@@ -318,7 +322,7 @@ class AssignerClient:
             if options is None:
                 return None
             needed = find_needed(points, truth, options.min_box_side)
-            parts = divide(self._rounded(predictions.pick(needed)), points, truth, needed)
+            parts = divide(self._rounded(predictions.pick(needed)), points, truth, needed, self._request_bytes)
             replies = self._send_all(model, [part.inputs for part in parts])
             # A model that was reloaded meanwhile may enlarge boxes to another side.
             if self._fetch_options(model) == options:

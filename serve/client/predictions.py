@@ -48,8 +48,13 @@ class Decoded(NamedTuple):
 
     def pick(self, needed: Needed) -> ScoresAndBoxes:
         """Read the needed anchors, (N, K) and (N, 4)."""
-        image, anchor = needed.image, needed.anchor
-        scores = self.scores[image[:, None], anchor[:, None], needed.classes[image]]
+        image, anchor, classes = needed.image, needed.anchor, needed.classes[needed.image]
+        if isinstance(self.scores, np.ndarray) and self.scores.flags.c_contiguous:
+            # One index: indexing with three takes several times as long.
+            row = image * self.scores.shape[1] + anchor
+            scores = self.scores.reshape(-1).take(row[:, None] * self.scores.shape[2] + classes)
+        else:
+            scores = self.scores[image[:, None], anchor[:, None], classes]
         return _as_arrays(scores, self.boxes[image, anchor])
 
     def everything(self) -> ScoresAndBoxes:

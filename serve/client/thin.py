@@ -22,8 +22,6 @@ MARGIN = 1e-3
 # Cells of the table of rows and columns, per point, up to which it is made: for points of a few levels it has one or
 # two, for arbitrary points as many as there are points.
 CELLS_PER_POINT = 8
-# What a further request costs beside its bytes, in bytes that take as long.
-REQUEST_BYTES = 2**19
 
 
 class ScoresAndBoxes(NamedTuple):
@@ -165,7 +163,7 @@ def enlarge(boxes: Array, min_side: float | None) -> Array:
     return np.concatenate((np.where(small, centre - half, low), np.where(small, centre + half, high)), axis=-1)
 
 
-def divide(picked: ScoresAndBoxes, points: Array, truth: GroundTruth, needed: Needed) -> list[Part]:
+def divide(picked: ScoresAndBoxes, points: Array, truth: GroundTruth, needed: Needed, request_bytes: int) -> list[Part]:
     """Divide what is needed into requests: one for each image, or one for all.
 
     The points of a request are those of all its images. So one for all sends more, and is faster where images are small
@@ -176,6 +174,7 @@ def divide(picked: ScoresAndBoxes, points: Array, truth: GroundTruth, needed: Ne
         points: (A, 2) pixels.
         truth: Padded ground truth.
         needed: As found for these.
+        request_bytes: What a further request costs beside its bytes, in bytes that take as long.
 
     Returns:
         The requests, of images with any anchor.
@@ -184,8 +183,8 @@ def divide(picked: ScoresAndBoxes, points: Array, truth: GroundTruth, needed: Ne
     if not len(images):
         return []
     widths = needed.num_classes[images] + 4
-    apart = 4 * (needed.counts[images] * widths).sum() + len(images) * REQUEST_BYTES
-    together = 4 * len(np.unique(needed.anchor)) * len(images) * widths.max() + REQUEST_BYTES
+    apart = 4 * (needed.counts[images] * widths).sum() + len(images) * request_bytes
+    together = 4 * len(np.unique(needed.anchor)) * len(images) * widths.max() + request_bytes
     groups = np.split(images, len(images)) if apart < together else [images]
     return [_part(picked, points, truth, needed, group) for group in groups]
 

@@ -11,6 +11,8 @@ from http.client import BadStatusLine, HTTPConnection, HTTPException, HTTPSConne
 from pathlib import Path
 from typing import NamedTuple
 
+import certifi
+
 MARK = "HTTP/1.1"  # how a reply begins
 PIECE = 2**20  # bytes of a reply that are read at once
 
@@ -181,6 +183,9 @@ def _tls_context(url: str, ca_file: str | Path | None) -> ssl.SSLContext | None:
             raise ValueError(f"ca_file is for TLS, but the address is {url}; write https:// before it")
         return None
     try:
-        return ssl.create_default_context(cafile=ca_file)
+        context = ssl.create_default_context(cafile=ca_file)
+        if ca_file is None:
+            context.load_verify_locations(certifi.where())  # where the system has no list
+        return context
     except OSError as error:
         raise ValueError(f"ca_file {ca_file} cannot be used ({error}); give a PEM file with certificates") from error

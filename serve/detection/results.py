@@ -102,15 +102,15 @@ def complete_targets(
     Returns:
         Background anchors have the label and box of slot 0; without any slot, label C and a box of zeros.
     """
-    images, slots, _ = gt_labels.shape
-    if slots:
-        image = np.arange(images)[:, None]
-        labels, bboxes = gt_labels[image, target_gt_idx, 0].clip(min=0), gt_bboxes[image, target_gt_idx]
-    else:
-        labels = np.full(fg_mask.shape, num_classes, np.int64)
-        bboxes = np.zeros((*fg_mask.shape, 4), np.float32)
-    scores = np.zeros((*fg_mask.shape, num_classes), np.float32)
+    labels = np.full(fg_mask.shape, num_classes, np.int64)
+    bboxes = np.zeros((*fg_mask.shape, 4), np.float32)
     place = np.nonzero(fg_mask)
+    if gt_labels.shape[1]:
+        # Looking up all anchors, most of them background, takes several times as long.
+        labels[:], bboxes[:] = gt_labels[:, 0].clip(min=0), gt_bboxes[:, :1]
+        slot = place[0], target_gt_idx[place]
+        labels[place], bboxes[place] = gt_labels[(*slot, 0)].clip(min=0), gt_bboxes[slot]
+    scores = np.zeros((*fg_mask.shape, num_classes), np.float32)
     scores[(*place, labels[place])] = target_weights[place]
     return AssignmentResult(labels, bboxes, scores, fg_mask, target_gt_idx)
 

@@ -81,12 +81,12 @@ def compact(assigner: TaskAlignedAssigner, inputs: Mapping[str, Array]) -> dict[
     return dict(zip(COMPACT, map(np.asarray, (targets.fg_mask, targets.target_gt_idx, weights)), strict=True))
 
 
-def thin_parts(inputs: Mapping[str, Array], min_box_side: float | None) -> list[Part]:
+def thin_parts(inputs: Mapping[str, Array], min_box_side: float | None, request_bytes: int = SMALL) -> list[Part]:
     """The requests of a batch."""
     truth = GroundTruth(inputs["gt_labels"], inputs["gt_bboxes"], inputs["mask_gt"])
     needed = find_needed(inputs["anc_points"], truth, min_box_side)
     picked = Decoded(inputs["pd_scores"], inputs["pd_bboxes"]).pick(needed)
-    return divide(picked, inputs["anc_points"], truth, needed)
+    return divide(picked, inputs["anc_points"], truth, needed, request_bytes)
 
 
 def assert_equal(ours: Any, theirs: Any) -> None:
@@ -111,9 +111,7 @@ def test_targets_are_those_of_all_anchors(
     """For every option, one request for each image or one for all, M = 0 and images without boxes among them."""
     inputs = batch(seed, images, slots, classes, regular=regular)
     full = TaskAlignedAssigner(num_classes=classes, **options)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("yolo_assigner.serve.client.thin.REQUEST_BYTES", request_bytes)
-        parts = thin_parts(inputs, options["min_box_side"])
+    parts = thin_parts(inputs, options["min_box_side"], request_bytes)
     assert len(parts) <= (1 if request_bytes == LARGE else images)
     replies = []
     for part in parts:
@@ -184,10 +182,9 @@ def url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.mark.parametrize("request_bytes", [SMALL, LARGE])
-def test_a_served_model_gives_the_same(url: str, request_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_served_model_gives_the_same(url: str, request_bytes: int) -> None:
     """Arrays and tensors, in one request or several."""
-    monkeypatch.setattr("yolo_assigner.serve.client.thin.REQUEST_BYTES", request_bytes)
-    with AssignerClient(url) as thin, AssignerClient(url, thin=False) as full:
+    with AssignerClient(url, request_bytes=request_bytes) as thin, AssignerClient(url, thin=False) as full:
         found = []
         for seed in range(4):
             inputs = batch(seed, 3, 5 if seed else 0, 4, regular=True)
