@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from benchmarks.common.client import infer_head
 from tests.serve.cluster.running import REPLICA, Cluster, cluster, shared_memory
-from tests.serve.conftest import assigner_inputs, binary_rows
+from tests.serve.conftest import ROOT, assigner_inputs, binary_rows
 from tests.serve.hostile.wire import Reply, Wire
 from tests.served import serving
 from yolo_assigner.serve.client import AssignerClient
@@ -78,6 +79,17 @@ def refused(reply: Reply, status: int) -> str:
     assert (reply.status, reply.headers["content-type"]) == (status, "application/json")
     assert reply.body.startswith(b'{"error":"')
     return reply.body.decode()
+
+
+def test_ray_takes_the_config_file() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    from yolo_assigner.serve.cluster import application
+
+    config = yaml.safe_load((ROOT / "deploy/ray-serve.yaml").read_text(encoding="utf-8"))
+    (given,) = ServeDeploySchema.model_validate(config).applications
+    assert given.import_path == f"{application.__name__}:{application.build.__name__}"
+    assert application.build(given.args) is not None
 
 
 def test_answers_are_those_of_one_server_to_the_bit(running: Cluster, assigner_dir: Path) -> None:
