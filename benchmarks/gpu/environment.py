@@ -19,7 +19,14 @@ ROOT = Path(__file__).parent.parent.parent
 # What `python -m benchmarks.gpu.pack` makes, to be carried to the machine with the GPU.
 PACK = ROOT / ".gpu"
 # The code that decides the figures.
-SOURCES = ("yolo_loss", "export", "serve/inference/runners", "benchmarks/contenders.py", "benchmarks/gpu")
+SOURCES = (
+    "yolo_loss",
+    "export",
+    "serve/inference/runners",
+    "benchmarks/contenders.py",
+    "benchmarks/common/inputs.py",
+    "benchmarks/gpu",
+)
 PACKAGES = ("torch", "triton", "onnx", "onnxruntime", "onnxruntime-gpu", "ultralytics")
 
 
