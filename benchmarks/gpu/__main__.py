@@ -119,7 +119,7 @@ def work(todo: Sequence[Unit], results: Results, device: torch.device, seconds: 
             continue
         results.begin(unit.name, unit.contender)
         # Ends the process from a thread of its own, also where the driver never returns.
-        faulthandler.dump_traceback_later(stall, exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(stall, exit=True, file=2)
         results.keep(unit.name, entry := attempt(unit, device))
         faulthandler.cancel_dump_traceback_later()
         if entry.get("broke"):
