@@ -122,20 +122,27 @@ def main() -> int:
     before = shared_memory()
     asked = answered(options.artifacts, [(case.model, inputs_of(case, seed)) for seed, case in enumerate(LOAD)])
     run = Run(options.artifacts.resolve(), asked, options.connections, options.rounds)
-    parts = {name: PARTS[name](run) for name in options.parts}
-    left = sorted(shared_memory() - before)
-    counted = {
-        name: {**part, "failed": len(part["failed"]), "examples": part["failed"][:MOST_SHOWN]}
-        for name, part in parts.items()
-    }
-    results = {"machine": {**machine(), **versions(("ray",))}, "ingress": options.ingress, **counted, "left": left}
-    write_json(options.out or RESULTS / f"ray_{options.ingress}.json", results)
+    out = options.out or RESULTS / f"ray_{options.ingress}.json"
+    parts: dict[str, dict[str, Any]] = {}
+    for name in options.parts:
+        parts[name] = PARTS[name](run)
+        left = sorted(shared_memory() - before)
+        about = {"machine": {**machine(), **versions(("ray",))}, "ingress": options.ingress}
+        write_json(out, {**about, **short(parts), "left": left})
     failed = [text for part in parts.values() for text in part["failed"]] + [f"left: {name}" for name in left]
     rows = [(name, part["what"], part["answers"], len(part["failed"])) for name, part in parts.items()]
     print("\n" + table(("part", "what", "right answers", "failed"), rows))
     for text in failed[:MOST_SHOWN]:
         print(text)
     return 1 if failed else 0
+
+
+def short(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Parts with the number of failures and some of them."""
+    return {
+        name: {**part, "failed": len(part["failed"]), "examples": part["failed"][:MOST_SHOWN]}
+        for name, part in parts.items()
+    }
 
 
 def answered(artifacts: Path, requests: Sequence[tuple[str, dict[str, Array]]]) -> list[Asked]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,3 +96,12 @@ def test_the_config_file_has_settings_that_exist() -> None:
     settings = replica_settings(application["args"])
     assert (settings.ray_gpus, settings.ray_max_replicas, settings.ray_revision) == (1.0, 8, "1")
     assert settings.host == config["http_options"]["host"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
+def test_without_ray_the_command_says_what_to_install(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "yolo_assigner", "serve", "--ray", "--artifacts", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 2
+    assert "install yolo-assigner[ray]" in done.stderr
+    assert "Traceback" not in done.stderr

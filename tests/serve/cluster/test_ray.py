@@ -31,12 +31,18 @@ ENDED_SECONDS = 20.0
 
 @pytest.fixture(scope="module")
 def running(assigner_dir: Path) -> Iterator[Cluster]:
-    """A cluster of one replica for one request at a time; it ends with nothing left."""
+    """A cluster of one replica; it ends when the requests under way are answered, and nothing is left."""
     before = shared_memory()
     limits = ("--max-request-bytes", str(LIMIT), "--max-requests", "2", "--ray-cpus", "0.5")
     with cluster(assigner_dir, *WORDS, *limits) as made:
         yield made
-        assert made.stop() == 0
+        with Wire(made.port) as wire:
+            rest = begun(wire)
+            made.process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)  # until it has begun to stop
+            wire.write((rest,))
+            assert wire.reply().status == 200
+        assert made.process.wait(timeout=60) == 0
         until = time.monotonic() + ENDED_SECONDS
         while made.processes() and time.monotonic() < until:
             time.sleep(0.1)
