@@ -118,7 +118,8 @@ def _row(
 ) -> dict[str, Any]:
     boxes = dict(zip(("x1", "y1", "x2", "y2"), truth["bbox"], strict=True))
     label = dict(zip(("label_x", "label_y", "label_w", "label_h"), picture.boxes[truth["slot"]].tolist(), strict=True))
-    sums = {f"{term}_sum": truth["loss"][term] for term in ("box", "cls", "dfl")}
+    # With R = 1 the third term is called l1.
+    sums = {f"{term.replace('l1', 'dfl')}_sum": value for term, value in truth["loss"].items() if term != "total"}
     same = {name: truth[name] for name in SAME}
     return {"image": picture.name, **boxes, **label, **same, **sums, "stride": _stride(truth, levels), **counts}
 
