@@ -30,7 +30,7 @@ from benchmarks.load.cases import ARTIFACTS, MIDDLE, NUM_CLASSES, ODD, SMALL, TI
 from examples.service import export_once
 from tests.serve.cluster.running import MARK, REPLICA, free_port, marked, shared_memory
 from tests.served import serving
-from yolo_assigner.serve.client import AssignerClient, ServerError
+from yolo_assigner.serve.client import AssignerClient, RetryPolicy, ServerError
 from yolo_assigner.serve.wire.dtypes import Array
 
 LOAD = [Case(model, size, "binary") for model in ("assigner", "loss") for size in (TINY, SMALL, ODD, MIDDLE)]
@@ -44,7 +44,7 @@ OVERLOADED = 4  # requests that the proxy admits while it is overloaded
 OURS = f"{OVERLOADED} requests are under way"  # as the service refuses what is too much
 BUSY = 503
 MOST_SHOWN = 20
-TRIES, AGAIN, AGAIN_SECONDS = 60, (None, 502, BUSY), 0.25
+RETRIES, ONCE = RetryPolicy(tries=100), RetryPolicy(tries=1)  # the first until its deadline, two minutes
 TURNS = 5  # of each large body
 SPAWN = multiprocessing.get_context("spawn")  # a forked process would inherit Ray's threads
 BACK_SECONDS = 120.0  # that a killed replica may take to be replaced, and the cluster to end
@@ -291,10 +291,10 @@ def ask_until(url: str, asked: Sequence[Asked], stop: Event, retries: bool, seed
     """Send requests, one after the other, until told to stop."""
     chosen = random.Random(seed)  # noqa: S311
     answers, failed, refused = 0, list[str](), Counter[int]()
-    with AssignerClient(url) as client:
+    with AssignerClient(url, retry=RETRIES if retries else ONCE) as client:
         while not stop.is_set():
             try:
-                faults = _answer(client, chosen.choice(asked), TRIES if retries else 1)
+                faults = fault(client, chosen.choice(asked))
             except ServerError as error:
                 refused[error.status or 0] += 1
                 faults = [] if error.status == BUSY and str(error).startswith(OURS) else [f"{error.status}: {error}"]
@@ -302,18 +302,6 @@ def ask_until(url: str, asked: Sequence[Asked], stop: Event, retries: bool, seed
                 answers += not faults
             failed += faults
     return Tally(answers, failed, dict(refused))
-
-
-def _answer(client: AssignerClient, one: Asked, tries: int) -> list[str]:
-    """Ask, and ask again where that is safe: inference changes nothing."""
-    while True:
-        try:
-            return fault(client, one)
-        except ServerError as error:
-            tries -= 1
-            if not tries or error.status not in AGAIN:
-                raise
-            time.sleep(AGAIN_SECONDS)
 
 
 def fault(client: AssignerClient, one: Asked) -> list[str]:
