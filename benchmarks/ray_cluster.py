@@ -254,7 +254,7 @@ def overload(run: Run) -> dict[str, Any]:
 
 
 def _part(what: str, tallies: Sequence[Tally], refusals_allowed: bool) -> dict[str, Any]:
-    refused = sum((Counter(tally.refused) for tally in tallies), Counter())
+    refused = sum((Counter(tally.refused) for tally in tallies), Counter())  # without those of zero
     failed = [text for tally in tallies for text in tally.failed]
     if refused and not refusals_allowed:
         failed.append(f"refused: {dict(refused)}")
@@ -296,8 +296,9 @@ def ask_until(url: str, asked: Sequence[Asked], stop: Event, retries: bool, seed
             try:
                 faults = fault(client, chosen.choice(asked))
             except ServerError as error:
-                refused[error.status or 0] += 1
-                faults = [] if error.status == BUSY and str(error).startswith(OURS) else [f"{error.status}: {error}"]
+                ours = error.status == BUSY and str(error).startswith(OURS)
+                refused[BUSY] += ours
+                faults = [] if ours else [f"{error.status}: {error}"]
             else:
                 answers += not faults
             failed += faults
