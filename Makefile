@@ -60,8 +60,8 @@ $(RAY)/.ready: constraints.txt $(READY)
 	$(RAY)/bin/python -m pip install --progress-bar on $(PIP_FLAGS) -c constraints.txt "ray[data,serve]"
 	@touch $@
 
-test-ray: $(RAY)/.ready  ## run the service on a Ray cluster of this machine
-	OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest tests/serve/cluster
+test-ray: $(RAY)/.ready  ## run the service and whole data sets on a Ray cluster of this machine
+	OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest tests/serve/cluster tests/audit/test_ray_data.py
 
 # Of `python -m tests.runtimes`: all runtimes and kinds, and no page, unless named.
 RUNTIMES ?=

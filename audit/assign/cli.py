@@ -76,7 +76,7 @@ def _assign(options: argparse.Namespace) -> int:
     facts = _run(source, settings, options.output, manner)
     bad = [one for shard in facts for one in shard.bad]
     images, objects, assigned = (sum(getattr(one, name) for one in facts) for name in ("images", "objects", "assigned"))
-    print(f"{assigned} anchors learn {objects} objects in {images} images of {len(facts) - len(bad)} files")
+    print(f"{assigned} anchors learn {objects} objects; images: {images}, files: {len(facts) - len(bad)}")
     print(f"written: {options.output}")
     return tell_bad(bad)
 

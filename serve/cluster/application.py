@@ -17,7 +17,7 @@ from yolo_assigner.serve.settings import Settings
 NAME = "yolo-assigner"
 START_TRIES = 3  # of a replica, before the deployment counts as failed
 HEALTH_SECONDS = 5.0  # between two checks of a replica; one that ended is noticed at once
-LOAD_SECONDS = 600.0  # that the first check may wait for the models
+CHECK_SECONDS = 30.0  # that a check may take, but for the first one, which waits for the models
 WAIT_SECONDS = 0.5  # between looks whether a replica that is to end still has requests
 RETRY_SECONDS = 1.0  # as the service says itself when it is full
 SURGE_PERCENT = 100  # of the replicas may be started beside the old ones, as far as the cluster has room
@@ -53,7 +53,7 @@ def deployment_options(settings: Settings) -> dict[str, Any]:
         "graceful_shutdown_timeout_s": settings.drain_seconds,
         "graceful_shutdown_wait_loop_s": WAIT_SECONDS,
         "health_check_period_s": HEALTH_SECONDS,
-        "health_check_timeout_s": LOAD_SECONDS,
+        "health_check_timeout_s": CHECK_SECONDS,
         "max_constructor_retry_count": START_TRIES,
         "max_surge_percent": SURGE_PERCENT,
         "rolling_update_percentage": 1.0,

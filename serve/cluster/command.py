@@ -10,15 +10,16 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from typing import Any
 
 import ray
 from ray import serve
 
-from yolo_assigner.serve.cli import KEEP_ALIVE_SECONDS, UNUSABLE
+from yolo_assigner.serve.cli import KEEP_ALIVE_SECONDS, UNUSABLE, make_service
 from yolo_assigner.serve.cluster.application import NAME, build
 from yolo_assigner.serve.cluster.guard import CALLBACK, IMPORT_PATH
-from yolo_assigner.serve.cluster.options import arguments_of, proxy_variables
+from yolo_assigner.serve.cluster.options import arguments_of, proxy_variables, replica_settings
 from yolo_assigner.serve.settings import Configuration, Settings
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
@@ -40,6 +41,7 @@ def run(configuration: Configuration) -> int:
     arguments = arguments_of(configuration)
     settings = configuration.settings
     application = build(arguments)
+    make_service(replica_settings(arguments)).close()  # faults of the artifacts show before a cluster is started
     os.environ |= cluster_variables(settings, arguments)
     stop = threading.Event()
     try:
@@ -50,7 +52,7 @@ def run(configuration: Configuration) -> int:
         serve.run(application, name=NAME, route_prefix="/")
     except (RuntimeError, ray.exceptions.RayError) as error:
         print(f"serve: no replica could be started: {error}", file=sys.stderr)
-        _stop()
+        ray.shutdown()
         return UNUSABLE
     scheme = "https" if settings.ssl_certfile else "http"
     print(f"serving on {scheme}://{settings.host}:{settings.port}", flush=True)
@@ -86,5 +88,8 @@ def http_options(settings: Settings) -> dict[str, Any]:
 
 
 def _stop() -> None:
+    """End the cluster, the replicas first: Ray would end its proxies with the requests that are under way."""
+    with suppress(TimeoutError):  # Ray waits for a minute
+        serve.delete(NAME)
     serve.shutdown()
     ray.shutdown()

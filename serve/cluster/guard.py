@@ -15,7 +15,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from yolo_assigner.serve.errors import BusyError, ServeError
-from yolo_assigner.serve.http.admission import Admission, AdmissionGate
+from yolo_assigner.serve.http.admission import RESERVATION, Admission, AdmissionGate
 from yolo_assigner.serve.http.auth import KeyGuard, Keys, keys_of
 from yolo_assigner.serve.http.body import REMEDY, Limit
 from yolo_assigner.serve.http.headers import header_number
@@ -93,7 +93,9 @@ class BoundedBodies:
             await send_error(error, scope, receive, send)
             return
         counted = _Counted(self._limit, receive, send)
-        await self._app(scope, counted.receive, counted.send)
+        # Ray pickles the scope for the replica, which has places of its own.
+        plain = {name: value for name, value in scope.items() if name != RESERVATION}
+        await self._app(plain, counted.receive, counted.send)
         if counted.refusal is not None and not counted.answered:
             await send_error(counted.refusal, scope, receive, send)
 

@@ -96,7 +96,7 @@ def test_targets_are_those_of_the_loss(tmp_path: Path, capsys: pytest.CaptureFix
     assert targets.names == NAMES
     assert targets.image_size == (416, 416)
     assert assigned > 500
-    assert printed.out.startswith(f"{assigned} anchors learn {objects} objects in 7 images of 3 files\n")
+    assert printed.out.startswith(f"{assigned} anchors learn {objects} objects; images: 7, files: 3\n")
 
 
 def test_options_are_those_of_the_training(tmp_path: Path) -> None:
@@ -131,6 +131,11 @@ def test_the_page_describes_every_column() -> None:
     rows = re.findall(r"^\| `(\w+)` \| ([\w\[\]]+) \| (.*) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     assert rows == [tuple(column) for column in COLUMNS]
     assert [field.metadata[b"meaning"].decode() for field in schema()] == [column.meaning for column in COLUMNS]
+
+
+def test_the_run_of_the_docs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert assign("--input", FOLDER, "--output", tmp_path) == 0
+    assert f"```text\n{capsys.readouterr().out.splitlines()[0]}\n" in PAGE.read_text(encoding="utf-8")
 
 
 def test_what_is_there_is_kept(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from yolo_assigner.__main__ import main
 from yolo_assigner.audit.ray_data import run_on_ray
 from yolo_assigner.audit.runner import DIED_TWICE, Manner, compute_shards
 
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = pytest.mark.filterwarnings("default")  # Ray Data warns of its own options
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -28,6 +28,11 @@ if __name__ == "__main__":
 """
 
 
+def processes_of(folder: Path) -> list[int]:
+    """The processes that wrote files; one that is killed may leave an empty one."""
+    return [int(text) for path in folder.iterdir() if (text := path.read_text())]
+
+
 def test_a_process_that_dies_spoils_no_shard_but_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = ["a", "die", "b", "die once", "RuntimeError", *"cdef"]
     facts = compute_shards(TASK, plan(tmp_path, names), len(names), Manner(2))
@@ -47,14 +52,13 @@ def test_a_process_that_dies_spoils_no_shard_but_its_own(tmp_path: Path, capsys:
 def test_other_errors_end_the_run(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no room"):
         compute_shards(TASK, plan(tmp_path, ["a", "OSError", "sleep"]), 3, Manner(2))
-    processes = [int(path.read_text()) for path in tmp_path.iterdir()]
-    assert not any(map(is_running, processes))
+    assert not any(map(is_running, processes_of(tmp_path)))
 
 
 def test_leaving_the_pool_ends_its_processes(tmp_path: Path) -> None:
     with closing(run_pool(compute, plan(tmp_path, ["sleep", "a", "b"]), 2)) as outcomes:
         assert next(outcomes).facts
-    assert not any(is_running(int(path.read_text())) for path in tmp_path.iterdir())
+    assert not any(map(is_running, processes_of(tmp_path)))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
@@ -64,8 +68,8 @@ def test_the_processes_end_with_their_owner(tmp_path: Path) -> None:
     command = [sys.executable, str(script), str(tmp_path)]
     with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}) as owner:
         try:
-            wait_until(lambda: len([path for path in tmp_path.iterdir() if path.read_text()]) == 2)
-            processes = [int(path.read_text()) for path in tmp_path.iterdir()]
+            wait_until(lambda: len(processes_of(tmp_path)) == 2)
+            processes = processes_of(tmp_path)
         finally:
             owner.kill()
     wait_until(lambda: not any(map(is_running, processes)))

@@ -30,8 +30,8 @@ COMMANDS = (
 )
 PROGRAMS = {command.split()[0] for command in COMMANDS}
 # Pages whose options belong to other commands: the benchmarks'.
-OTHERS = ("gpu.md", "measurements.md")
-FOREIGN = {"--ipc"}  # docker's
+OTHERS = ("gpu.md", "measurements.md", "scaling.md")
+FOREIGN = {"--ipc", "--http-restricted-api"}  # docker's and Triton's
 
 
 def relative(page: Path) -> str:

@@ -134,10 +134,12 @@ class Proxy:
 
     def __init__(self) -> None:
         self.received: list[Message] = []
+        self.scopes: list[Scope] = []
         self.go_on = asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read all, wait, answer."""
+        self.scopes.append(scope)
         while True:
             self.received.append(await receive())
             if self.received[-1]["type"] == "http.disconnect":
@@ -188,6 +190,8 @@ def test_keys_are_asked_for_before_anything_is_read() -> None:
     assert asyncio.run(ask(guard)).status == 401
     assert proxy.received == []
     assert asyncio.run(ask(guard, headers=[("authorization", f"Bearer {KEY}")])).status == 200
+    assert set(proxy.scopes[0]) == {"type", "method", "path", "headers", "state"}  # Ray pickles it
+    assert proxy.scopes[0]["state"] == {"key_name": "environment:1"}
 
 
 def test_limits_and_keys_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from tests.serve.conftest import ROOT
 from yolo_assigner.serve.cluster.options import arguments_of, proxy_variables, replica_settings
 from yolo_assigner.serve.settings import MIB, Configuration, defaults_for, read_settings
 from yolo_assigner.serve.system import memory_limit
@@ -83,3 +88,20 @@ def test_threads_are_the_cores_that_ray_reserves() -> None:
 def test_proxies_are_told_limits_and_the_file_of_keys() -> None:
     given = {"artifacts": "a", "max_requests": 3, "api_key_file": "/k", "batch_images": 4}
     assert proxy_variables(given) == {"YOLO_ASSIGNER_MAX_REQUESTS": "3", "YOLO_ASSIGNER_API_KEY_FILE": "/k"}
+
+
+def test_the_config_file_has_settings_that_exist() -> None:
+    config = yaml.safe_load((ROOT / "deploy/ray-serve.yaml").read_text(encoding="utf-8"))
+    (application,) = config["applications"]
+    settings = replica_settings(application["args"])
+    assert (settings.ray_gpus, settings.ray_max_replicas, settings.ray_revision) == (1.0, 8, "1")
+    assert settings.host == config["http_options"]["host"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
+def test_without_ray_the_command_says_what_to_install(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "yolo_assigner", "serve", "--ray", "--artifacts", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 2
+    assert "install yolo-assigner[ray]" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from benchmarks.common.client import infer_head
 from tests.serve.cluster.running import REPLICA, Cluster, cluster, shared_memory
-from tests.serve.conftest import assigner_inputs, binary_rows
+from tests.serve.conftest import ROOT, assigner_inputs, binary_rows
 from tests.serve.hostile.wire import Reply, Wire
 from tests.served import serving
 from yolo_assigner.serve.client import AssignerClient
@@ -30,12 +31,18 @@ ENDED_SECONDS = 20.0
 
 @pytest.fixture(scope="module")
 def running(assigner_dir: Path) -> Iterator[Cluster]:
-    """A cluster of one replica for one request at a time; it ends with nothing left."""
+    """A cluster of one replica; it ends when the requests under way are answered, and nothing is left."""
     before = shared_memory()
     limits = ("--max-request-bytes", str(LIMIT), "--max-requests", "2", "--ray-cpus", "0.5")
     with cluster(assigner_dir, *WORDS, *limits) as made:
         yield made
-        assert made.stop() == 0
+        with Wire(made.port) as wire:
+            rest = begun(wire)
+            made.process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)  # until it has begun to stop
+            wire.write((rest,))
+            assert wire.reply().status == 200
+        assert made.process.wait(timeout=60) == 0
         until = time.monotonic() + ENDED_SECONDS
         while made.processes() and time.monotonic() < until:
             time.sleep(0.1)
@@ -78,6 +85,17 @@ def refused(reply: Reply, status: int) -> str:
     assert (reply.status, reply.headers["content-type"]) == (status, "application/json")
     assert reply.body.startswith(b'{"error":"')
     return reply.body.decode()
+
+
+def test_ray_takes_the_config_file() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    from yolo_assigner.serve.cluster import application
+
+    config = yaml.safe_load((ROOT / "deploy/ray-serve.yaml").read_text(encoding="utf-8"))
+    (given,) = ServeDeploySchema.model_validate(config).applications
+    assert given.import_path == f"{application.__name__}:{application.build.__name__}"
+    assert application.build(given.args) is not None
 
 
 def test_answers_are_those_of_one_server_to_the_bit(running: Cluster, assigner_dir: Path) -> None:
