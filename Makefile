@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 REFERENCE ?= .venv-reference
 TRITON ?= .venv-triton
+RAY ?= .venv-ray
 # Extra words for pip, for example an index that has torch's CPU build.
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu test-triton test-runtimes lint format docs parity bench train image-check clean
+.PHONY: help setup demo test test-gpu test-triton test-ray test-runtimes lint format docs parity bench train image-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -49,6 +50,19 @@ $(TRITON)/.ready: tests/requirements-triton.txt $(READY)
 test-triton: $(TRITON)/.ready  ## run the Triton kernels in Triton's interpreter, and compile them
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(TRITON)/bin/python -m pytest -n $(JOBS) --maxprocesses 4 --dist worksteal \
 		tests/yolo_loss/triton
+
+# Likewise on top of $(VENV): Ray brings fifty packages.
+$(RAY)/.ready: constraints.txt $(READY)
+	@echo "== setting up $(RAY) (Ray)"
+	$(BIN)/python -m venv $(RAY)
+	$(RAY)/bin/python -c "import pathlib, site, sys; \
+		pathlib.Path(site.getsitepackages()[0], 'base.pth').write_text(sys.argv[1])" \
+		"$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')"
+	$(RAY)/bin/python -m pip install --progress-bar on $(PIP_FLAGS) -c constraints.txt "ray[data,serve]"
+	@touch $@
+
+test-ray: $(RAY)/.ready  ## run the service and whole data sets on a Ray cluster of this machine
+	OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest tests/serve/cluster tests/audit/test_ray_data.py
 
 # Of `python -m tests.runtimes`: all runtimes and kinds, and no page, unless named.
 RUNTIMES ?=

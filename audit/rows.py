@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from yolo_assigner.audit.structures import Changes
-from yolo_assigner.audit.what_if import Tried, choose, count_candidates, larger_grid
+from yolo_assigner.audit.what_if import Tried, choose, count_candidates, iou_ceiling, larger_grid
 from yolo_loss.criterion import DetectionLoss
-from yolo_loss.explain import Explanation, explain_document, explain_loss
+from yolo_loss.explain import Explanation, Reason, explain_document, explain_loss
 from yolo_loss.explain.document import TRUTH_FIELDS
 from yolo_loss.predictions import RawOutput
 
@@ -83,6 +83,9 @@ def explain_rows(
         for image, picture in enumerate(pictures)
         for slot, truth in enumerate(document["images"][image]["ground_truths"])
     ]
+    for row in rows:
+        if row["reason"] == Reason.NO_ANCHOR.word:
+            row["remedy"] += _ceiling(row, criterion, (int(height), int(width)))
     return Tables(rows, document["parameters"], tried)
 
 
@@ -115,9 +118,19 @@ def _row(
 ) -> dict[str, Any]:
     boxes = dict(zip(("x1", "y1", "x2", "y2"), truth["bbox"], strict=True))
     label = dict(zip(("label_x", "label_y", "label_w", "label_h"), picture.boxes[truth["slot"]].tolist(), strict=True))
-    sums = {f"{term}_sum": truth["loss"][term] for term in ("box", "cls", "dfl")}
+    # With R = 1 the third term is called l1.
+    sums = {f"{term.replace('l1', 'dfl')}_sum": value for term, value in truth["loss"].items() if term != "total"}
     same = {name: truth[name] for name in SAME}
     return {"image": picture.name, **boxes, **label, **same, **sums, "stride": _stride(truth, levels), **counts}
+
+
+def _ceiling(row: Mapping[str, Any], criterion: DetectionLoss, size: tuple[int, int]) -> str:
+    """What ``min_box_side`` cannot give: its anchors lie outside of the box, and so does a side of each prediction."""
+    box = [row[name] for name in ("x1", "y1", "x2", "y2")]
+    most = iou_ceiling(box, size, criterion.strides, criterion.assigner.params.eps, row["helping_side"])
+    return (
+        f" Its IoU can then be {most:.2f} at most, for the candidate lies outside of the box." if 0 < most < 1 else ""
+    )
 
 
 def _stride(truth: dict[str, Any], levels: list[dict[str, Any]]) -> float | None:

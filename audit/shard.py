@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,12 @@ from torch import Tensor
 from yolo_assigner.audit.detector import load_detector, raw_maps
 from yolo_assigner.audit.pictures import Example, place, read_example
 from yolo_assigner.audit.rows import Picture, Tables, explain_rows
+from yolo_assigner.audit.runner import Progress
 from yolo_assigner.audit.stored import read_stored
 from yolo_assigner.audit.structures import BadFile, BadFileError, Item, LossOptions, Shard, ShardFacts
 from yolo_assigner.audit.table import read_facts, write_shard
 from yolo_assigner.models import DetectionModel
 from yolo_loss.criterion import DetectionLoss
-
-# Told the number of pictures, or of files that are none, that were dealt with.
-Progress = Callable[[int], None]
 
 
 class _Findings:
@@ -87,6 +85,11 @@ def finished(shard: Shard) -> ShardFacts | None:
     return facts if facts is not None and facts.digest == shard.digest else None
 
 
+def failed(shard: Shard, bad: BadFile) -> ShardFacts:
+    """Facts of a shard that could not be computed, and has no file."""
+    return ShardFacts(shard.digest, 0, 0, 0, (bad,), {}, {})
+
+
 def criterion_of(num_classes: int, strides: Sequence[float], reg_max: int, options: LossOptions) -> DetectionLoss:
     """Make the criterion whose assignment is explained.
 
@@ -105,7 +108,7 @@ def _explain_pictures(shard: Shard, detector: DetectionModel, findings: _Finding
         if examples:
             maps = raw_maps(detector, torch.stack([example.image for example in examples]))
             pictures = [Picture(example.name, example.labels.boxes) for example in examples]
-            tables = explain_rows(criterion, maps, _batch(examples), pictures, settings.changes)
+            tables = explain_rows(criterion, maps, batch_of(examples), pictures, settings.changes)
             findings.add(tables, [len(example.labels.cls) for example in examples])
         report(len(items))
 
@@ -118,7 +121,7 @@ def _read(item: Item, shard: Shard, num_classes: int, findings: _Findings) -> Ex
         return None
 
 
-def _batch(examples: Sequence[Example]) -> dict[str, Tensor]:
+def batch_of(examples: Sequence[Example]) -> dict[str, Tensor]:
     """Join the ground truth of pictures, in the detector's square."""
     labels = [example.labels for example in examples]
     batch = {

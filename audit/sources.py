@@ -28,10 +28,10 @@ def find_source(data: Path, images: Path | None = None) -> Source:
     if data.is_dir():
         if images is not None:
             raise ValueError(f"--images is {images}, but pictures are looked for in {data}; leave --images out")
-        return _yolo_source(data)
+        return _yolo_source(data.absolute())
     if not data.is_file():
         raise ValueError(f"--data is {data}, which does not exist; give a folder with images/ and labels/, or a json")
-    return _coco_source(data, images)
+    return _coco_source(data.absolute(), images)
 
 
 def find_predictions(folder: Path, images: Path | None = None) -> Source:
@@ -47,7 +47,8 @@ def find_predictions(folder: Path, images: Path | None = None) -> Source:
     paths = _files(folder, PREDICTIONS)
     if not paths:
         raise ValueError(f"{folder} has no files {' or '.join(PREDICTIONS)}; give a folder with stored predictions")
-    return Source(tuple(Item(_name(path, folder), str(path)) for path in paths), images, stored=True)
+    items = tuple(Item(_name(path, folder), str(path.absolute())) for path in paths)
+    return Source(items, images, stored=True)
 
 
 def plan_shards(source: Source, settings: Settings, folder: Path, size: int) -> Iterator[Shard]:
@@ -65,6 +66,19 @@ def plan_shards(source: Source, settings: Settings, folder: Path, size: int) -> 
         items = source.items[number * size : (number + 1) * size]
         target = str(folder / f"{number:05d}-of-{count:05d}.parquet")
         shard = Shard(target, items, source.stored, source.categories, settings, "")
+        yield shard._replace(digest=digest_of(shard))
+
+
+def plan_target_files(source: Source, settings: Settings, folder: Path) -> Iterator[Shard]:
+    """Make a shard of each file of stored predictions, whose targets get its name and ``.parquet``.
+
+    Args:
+        source: Stored predictions.
+        settings: How shards are computed.
+        folder: Where their files are written, in folders below as those of the predictions.
+    """
+    for item in source.items:
+        shard = Shard(str(folder / f"{item.name}.parquet"), (item,), source.stored, (), settings, "")
         yield shard._replace(digest=digest_of(shard))
 
 
@@ -106,7 +120,8 @@ def _coco_source(path: Path, images: Path | None) -> Source:
         per_image: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
         for annotation in content["annotations"]:
             per_image[annotation["image_id"]].append(_needed(annotation))
-        root = images or (path.parent / "images" if (path.parent / "images").is_dir() else path.parent)
+        beside = path.parent / "images" if (path.parent / "images").is_dir() else path.parent
+        root = images.absolute() if images is not None else beside
         items = tuple(
             Item(one["file_name"], str(root / one["file_name"]), annotations=tuple(per_image[one["id"]]))
             for one in pictures

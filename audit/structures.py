@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 # Raised when what a shard holds, or how it is computed, changes: older shards are then computed again.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class BadFileError(ValueError):
@@ -132,6 +132,12 @@ class Shard(NamedTuple):
     settings: Settings
     digest: str
 
+    @property
+    def label(self) -> str:
+        """Its items in a few words."""
+        first, last = self.items[0].name, self.items[-1].name
+        return first if len(self.items) == 1 else f"{first} to {last}"
+
 
 class ShardFacts(NamedTuple):
     """What a finished shard says besides its rows.
@@ -156,9 +162,14 @@ class ShardFacts(NamedTuple):
 
 
 def digest_of(shard: Shard) -> str:
-    """Return the digest of a shard, from its settings, its items, and the sizes and times of their files."""
+    """Return the digest of a shard, from its settings, its items, and the sizes and times of their files.
+
+    Folders do not count: a set that was moved, or is called by another path on another machine, stays the same.
+    """
     files = [[_state(path) for path in (item.path, item.label) if path] for item in shard.items]
-    content = [FORMAT_VERSION, shard._replace(digest="", target=""), files]
+    items = [(item.name, item.annotations) for item in shard.items]
+    settings = shard.settings._replace(weights="")
+    content = [FORMAT_VERSION, items, shard.stored, shard.categories, settings, files]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,40 +1,19 @@
-"""The Parquet table: one row a ground truth, one file a shard, and what a shard says besides in the file's metadata.
-
-A file appears under its name only when it is complete: it is written beside and renamed.
-"""
+"""The Parquet table: one row a ground truth, one file a shard, and what a shard says besides in the file's metadata."""
 
 from __future__ import annotations
 
-import json
-import os
-import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from yolo_assigner.audit.parquet import Column, read_metadata, schema_of, write_parquet
 from yolo_assigner.audit.structures import BadFile, ShardFacts
 
 METADATA = b"yolo_assigner.audit"
 ROWS_AT_ONCE = 4096
-PARTIAL = ".partial"
-
-
-class Column(NamedTuple):
-    """A column of the table.
-
-    Attributes:
-        name: Its name.
-        kind: Name of its type in Arrow; ``int32[]`` is a list.
-        meaning: For readers; in the file, too.
-    """
-
-    name: str
-    kind: str
-    meaning: str
-
 
 COLUMNS = (
     Column("image", "string", "name of the picture, relative to the set's folder of pictures"),
@@ -50,7 +29,7 @@ COLUMNS = (
     Column("label_h", "float", "height, as a share of the picture's"),
     Column("reason", "string", "assigned, or why not: invalid, outside, no_anchor, no_overlap, no_score, contested"),
     Column("sentence", "string", "the reason in words"),
-    Column("remedy", "string", "what would help; empty where nothing has to"),
+    Column("remedy", "string", "what would help, and how far; empty where nothing has to"),
     Column("stride", "float", "stride of the level with the best candidate; null without one"),
     Column("num_candidates", "int32[]", "anchors of each level whose centre lies inside the (enlarged) box"),
     Column("num_chosen", "int32", "candidates that entered the top k"),
@@ -77,13 +56,11 @@ COLUMNS = (
     Column("larger_candidates", "int32", "its candidates with the larger input that was tried"),
     Column("finer_candidates", "int32", "its candidates with the finer level that was tried, all levels together"),
 )
-_LIST = "[]"
 
 
 def schema() -> pa.Schema:
     """Return the table's schema; every field says what it means."""
-    fields = [pa.field(c.name, _type(c.kind), metadata={"meaning": c.meaning}) for c in COLUMNS]
-    return pa.schema(fields)
+    return schema_of(COLUMNS)
 
 
 def write_shard(target: Path, rows: Sequence[dict[str, Any]], facts: ShardFacts) -> None:
@@ -94,29 +71,17 @@ def write_shard(target: Path, rows: Sequence[dict[str, Any]], facts: ShardFacts)
         rows: Values by column.
         facts: What else there is to say.
     """
-    content = json.dumps({**facts._asdict(), "bad": [bad._asdict() for bad in facts.bad]})
-    columns = schema().with_metadata({METADATA: content.encode()})
-    table = pa.Table.from_pylist(list(rows), schema=columns)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Machines and processes that happen to compute the same shard do not write into each other's file.
-    partial = target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}{PARTIAL}")
-    try:
-        with partial.open("wb") as file:
-            pq.write_table(table, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    table = pa.Table.from_pylist(list(rows), schema=schema())
+    write_parquet(target, table, METADATA, {**facts._asdict(), "bad": [bad._asdict() for bad in facts.bad]})
 
 
 def read_facts(path: Path) -> ShardFacts | None:
     """Read what a shard's file says besides its rows; None: there is no such file, or it is none of an audit."""
     try:
-        content = json.loads(pq.read_schema(path).metadata[METADATA])
+        content = read_metadata(path, METADATA) or {}
         bad = tuple(BadFile(**one) for one in content.pop("bad"))
         return ShardFacts(bad=bad, **content)
-    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
+    except (KeyError, TypeError):
         return None
 
 
@@ -131,9 +96,3 @@ def read_rows(paths: Sequence[Path], columns: Sequence[str] | None = None) -> It
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns):
                 yield from batch.to_pylist()
-
-
-def _type(kind: str) -> pa.DataType:
-    if kind.endswith(_LIST):
-        return pa.list_(_type(kind.removesuffix(_LIST)))
-    return {"string": pa.string(), "int32": pa.int32(), "float": pa.float32(), "bool": pa.bool_()}[kind]

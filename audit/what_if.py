@@ -74,6 +74,39 @@ def count_candidates(
     return torch.stack(counts, dim=1)
 
 
+def iou_ceiling(
+    box: Sequence[float], size: tuple[int, int], strides: Sequence[float], eps: float, min_box_side: float
+) -> float:
+    """The largest IoU that a prediction at any candidate of a box can have with it.
+
+    No side of a prediction can be on the other side of its anchor. So at an anchor that lies ``dx`` and ``dy`` pixels
+    outside of a box of w x h pixels, the best prediction is the box extended to the anchor: w h / ((w + dx) (h + dy)).
+
+    Args:
+        box: Pixel xyxy.
+        size: Height and width of the image in pixels.
+        strides: L strides.
+        eps: As for ``count_candidates``.
+        min_box_side: Pixels; sides are enlarged to it to find candidates.
+
+    Returns:
+        0 without candidates.
+    """
+    best = 0.0
+    corners = torch.tensor([box], dtype=torch.float32)
+    grown = enlarge(corners, min_box_side)[0].tolist()
+    for stride in strides:
+        kept = 1.0
+        for axis, cells in enumerate(-(-side // int(stride)) for side in reversed(size)):
+            centres = (torch.arange(cells) + 0.5) * stride
+            centres = centres[torch.minimum(centres - grown[axis], grown[axis + 2] - centres) > eps]
+            length = box[axis + 2] - box[axis]
+            outside = torch.maximum(box[axis] - centres, centres - box[axis + 2]).clamp(min=0)
+            kept *= length / (length + outside.min().item()) if len(centres) else 0.0
+        best = max(best, kept)
+    return best
+
+
 def _inside(low: Tensor, high: Tensor, cells: int, stride: float, eps: float) -> Tensor:
     """Centres along one axis that lie between both sides, (N,)."""
     centres = (torch.arange(cells, dtype=low.dtype) + 0.5) * stride

@@ -20,11 +20,11 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.chart import draw
+from benchmarks.common.inputs import STRIDES, TASKS, Setting, make_inputs
 from benchmarks.common.report import RESULTS, processor, table, versions
 from benchmarks.common.timing import median_ratio, take_turns
-from benchmarks.contenders import STRIDES, TASKS, Setting, contenders, implementations, settle_allocator
+from benchmarks.contenders import contenders, implementations, settle_allocator
 from benchmarks.memory import memory_row
-from yolo_assigner.export.samples import sample_assigner_inputs
 from yolo_loss.assignment.anchor_grid import candidate_ranges
 from yolo_loss.assignment.params import enlarge
 
@@ -93,9 +93,9 @@ def against_pairs(slots: int, turns: int) -> dict[str, Any]:
         turns: Turns that count.
     """
     setting = Setting("assigner", 16, slots)
-    inputs = sample_assigner_inputs(setting.case, STRIDES, seed=1)
-    boxes, valid = enlarge(inputs[4], STRIDES[1]), inputs[5].squeeze(-1).bool()
-    pairs = int(candidate_ranges(inputs[2], boxes, valid, 1e-9).length.sum())
+    inputs = make_inputs(setting)
+    boxes, valid = enlarge(inputs.truth.gt_bboxes, STRIDES[1]), inputs.truth.mask_gt.squeeze(-1).bool()
+    pairs = int(candidate_ranges(inputs.predictions[2], boxes, valid, 1e-9).length.sum())
     times = take_turns(contenders(setting), turns)
     return {
         "slots": slots,

@@ -1,27 +1,26 @@
-"""Contenders: the reference, this project in torch, and its exported models, as functions without arguments."""
+"""Contenders: the reference, this project in torch, and its exported models, as functions of an input set's number."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import cache, partial
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.common.inputs import REG_MAX, STRIDES, Inputs, Setting, make_inputs
 from yolo_assigner.export.hyperparameters import Hyperparameters
-from yolo_assigner.export.samples import Case, pyramid, ragged_batch, sample_assigner_inputs, sample_loss_inputs
 from yolo_assigner.export.specs import input_specs
-from yolo_loss import PRESETS, GroundTruth, TaskAlignedAssigner, v8DetectionLoss
+from yolo_loss import PRESETS, DetectionLoss, TaskAlignedAssigner
 from yolo_loss.assigner import IMPLEMENTATIONS
 
 if TYPE_CHECKING:
     from yolo_assigner.serve.inference.runners.onnx_runtime import OnnxRuntimeRunner
 
-STRIDES = (8.0, 16.0, 32.0)
 PRESET = "ultralytics-8.4"
 HYPERPARAMETERS: dict[str, Any] = {"topk": 10, "alpha": 0.5, "beta": 6.0}
 NAMES = ("reference", "torch", "compile", "onnx")
@@ -30,35 +29,10 @@ OUTPUTS = {
     "loss": ("loss", "loss_items"),
 }
 Contender = Callable[[], object]
+Run = Callable[[int], object]
 os.environ.setdefault("YOLO_VERBOSE", "false")
 # One process here compiles for more class counts and tasks than a user's does; each is a program of its own.
 torch._dynamo.config.recompile_limit = 64
-
-
-class Setting(NamedTuple):
-    """One line of the benchmark.
-
-    Attributes:
-        task: ``assigner``, ``loss`` (forward) or ``loss+grad`` (forward and backward).
-        batch: B.
-        slots: M.
-        image: Side in pixels.
-        classes: C.
-    """
-
-    task: str
-    batch: int
-    slots: int
-    image: int = 640
-    classes: int = 80
-
-    @property
-    def case(self) -> Case:
-        """The sizes as :mod:`yolo_assigner.export.samples` takes them."""
-        return Case(self.batch, self.slots, pyramid(self.image, self.image, STRIDES), self.classes)
-
-
-TASKS = ("assigner", "loss", "loss+grad")
 
 
 def settle_allocator() -> None:
@@ -71,93 +45,99 @@ def settle_allocator() -> None:
 
 
 def contenders(setting: Setting, names: Collection[str] = NAMES) -> dict[str, Contender]:
-    """Functions to time, on the same seeded inputs.
+    """Functions to time on the CPU, on the same seeded inputs.
 
     Args:
         setting: Task and sizes.
         names: Some of ``reference``, ``torch``, ``compile`` and ``onnx``; gradients are not exported.
     """
-    makers = _assigners(setting) if setting.task == "assigner" else _losses(setting)
-    return {name: make() for name, make in makers.items() if name in names}
-
-
-def _assigners(setting: Setting) -> dict[str, Callable[[], Contender]]:
-    from ultralytics.utils.tal import TaskAlignedAssigner as Reference
-
-    inputs = sample_assigner_inputs(setting.case, STRIDES, seed=1)
-    options = {**HYPERPARAMETERS, "num_classes": setting.classes}
-
-    def ours(compile_kernels: bool) -> Contender:
-        assigner = TaskAlignedAssigner(**options, **PRESETS[PRESET], compile_kernels=compile_kernels)
-        return lambda: assigner(*inputs)
-
-    def reference() -> Contender:
-        assigner = Reference(**options, stride=list(STRIDES))
-        return lambda: assigner(*inputs)
-
-    return {
-        "reference": reference,
-        "torch": lambda: ours(False),
-        "compile": lambda: ours(True),
-        "onnx": lambda: _onnx(setting),
+    sets = [make_inputs(setting)]
+    makers: dict[str, Callable[[], Contender]] = {
+        "reference": lambda: partial(reference(setting, sets), 0),
+        "torch": lambda: partial(ours(setting, sets), 0),
+        "compile": lambda: partial(ours(setting, sets, compile_kernels=True), 0),
     }
+    if setting.task != "loss+grad":
+        makers["onnx"] = lambda: _onnx(setting)
+    return {name: make() for name, make in makers.items() if name in names}
 
 
 def implementations(setting: Setting) -> dict[str, Contender]:
     """The assigner in each implementation, in torch and exported."""
-    inputs = sample_assigner_inputs(setting.case, STRIDES, seed=1)
+    sets = [make_inputs(setting)]
     runs: dict[str, Contender] = {}
     for name in IMPLEMENTATIONS:
-        assigner = TaskAlignedAssigner(
-            **HYPERPARAMETERS, num_classes=setting.classes, **PRESETS[PRESET], implementation=name
-        )
-        runs[f"torch {name}"] = partial(assigner, *inputs)
+        runs[f"torch {name}"] = partial(ours(setting, sets, implementation=name), 0)
         runs[f"onnx {name}"] = _onnx(setting, name)
     return runs
 
 
-def _losses(setting: Setting) -> dict[str, Callable[[], Contender]]:
-    from ultralytics.utils.loss import v8DetectionLoss as Reference
+def ours(setting: Setting, sets: Sequence[Inputs], **options: Any) -> Run:
+    """Our assigner, or our criterion alone or with its gradients.
+
+    Args:
+        setting: Task and sizes.
+        sets: Input sets.
+        **options: Further options of the assigner or the criterion, as ``implementation``.
+    """
+    if setting.task == "assigner":
+        assigner = assigner_of(setting, **options)
+        return lambda number: assigner(*sets[number].predictions, *sets[number].truth)
+    criterion = criterion_of(setting, **options)
+    leaves = [[level.detach().requires_grad_() for level in inputs.predictions] for inputs in sets]
+    return _stepping(setting, lambda number: criterion(leaves[number], sets[number].batch)[0], leaves)
+
+
+def assigner_of(setting: Setting, **options: Any) -> TaskAlignedAssigner:
+    """Our assigner with the benchmark's hyper-parameters, and other options."""
+    return TaskAlignedAssigner(**{**HYPERPARAMETERS, **PRESETS[PRESET], "num_classes": setting.classes, **options})
+
+
+def criterion_of(setting: Setting, strides: Sequence[float] = STRIDES, **options: Any) -> DetectionLoss:
+    """Our criterion with the benchmark's hyper-parameters, and other options."""
+    return DetectionLoss(
+        setting.classes, strides, **{"reg_max": REG_MAX, "preset": PRESET, **HYPERPARAMETERS, **options}
+    )
+
+
+def _stepping(setting: Setting, loss: Callable[[int], Tensor], leaves: Sequence[Sequence[Tensor]]) -> Run:
+    """Run the forward pass, or forward and backward and return the gradients."""
+    if setting.task == "loss":
+        return torch.no_grad()(loss)
+
+    def step(number: int) -> tuple[Tensor, ...]:
+        value = loss(number)
+        return value.detach(), *torch.autograd.grad(value.sum(), leaves[number])
+
+    return step
+
+
+def reference(setting: Setting, sets: Sequence[Inputs]) -> Run:
+    """The reference package on the same inputs.
+
+    Raises:
+        ImportError: It is not installed.
+    """
+    from ultralytics.utils.loss import v8DetectionLoss as ReferenceLoss
+    from ultralytics.utils.tal import TaskAlignedAssigner as ReferenceAssigner
 
     from benchmarks.parity import as_dict
-    from yolo_assigner.models import DetectionModel, DetectorConfig
+    from yolo_assigner.models import DetectionModel, DetectorConfig  # needs safetensors
 
-    feats, *rest = sample_loss_inputs(setting.case, STRIDES, 16, seed=1)
-    batch = ragged_batch(GroundTruth(*rest), (setting.image, setting.image))
-    model = DetectionModel(DetectorConfig("n", nc=setting.classes))
-    reference = Reference(model)
-    joined = as_dict(feats, setting.classes)
-
-    def ours(compile_kernels: bool) -> v8DetectionLoss:
-        return v8DetectionLoss(model, preset=PRESET, compile_kernels=compile_kernels)
-
-    def forward(loss: Callable[..., object], preds: object) -> Contender:
-        return torch.no_grad()(lambda: loss(preds, batch))
-
-    def backward(loss: Callable[..., tuple[Tensor, object]], preds: object, leaves: list[Tensor]) -> Contender:
-        return lambda: _backward(loss(preds, batch)[0], leaves)
-
-    if setting.task == "loss":
-        return {
-            "reference": lambda: forward(reference, joined),
-            "torch": lambda: forward(ours(False), feats),
-            "compile": lambda: forward(ours(True), feats),
-            "onnx": lambda: _onnx(setting),
-        }
-    leaves = [joined[name].contiguous().requires_grad_() for name in ("boxes", "scores")]
-    levels = [feat.clone().requires_grad_() for feat in feats]
-    heads = {"boxes": leaves[0], "scores": leaves[1], "feats": feats}
-    return {
-        "reference": lambda: backward(reference, heads, leaves),
-        "torch": lambda: backward(ours(False), levels, levels),
-        "compile": lambda: backward(ours(True), levels, levels),
-    }
+    if setting.task == "assigner":
+        assigner = ReferenceAssigner(**HYPERPARAMETERS, num_classes=setting.classes, stride=list(STRIDES))
+        return lambda number: assigner(*sets[number].predictions, *sets[number].truth)
+    model = DetectionModel(DetectorConfig("n", nc=setting.classes)).to(sets[0].truth.gt_bboxes.device)
+    heads = [as_dict(list(inputs.predictions), setting.classes) for inputs in sets]
+    leaves = [[head[name].contiguous().requires_grad_() for name in ("boxes", "scores")] for head in heads]
+    for head, (boxes, scores) in zip(heads, leaves, strict=True):
+        head |= {"boxes": boxes, "scores": scores}
+    return _stepping(setting, partial(_reference_loss, ReferenceLoss(model), heads, sets), leaves)
 
 
-def _backward(loss: Tensor, leaves: list[Tensor]) -> None:
-    loss.sum().backward()
-    for leaf in leaves:
-        leaf.grad = None
+def _reference_loss(criterion: Any, heads: Sequence[dict[str, Any]], sets: Sequence[Inputs], number: int) -> Tensor:
+    loss: Tensor = criterion(heads[number], sets[number].batch)[0]
+    return loss
 
 
 @cache
@@ -181,10 +161,6 @@ def _onnx(setting: Setting, implementation: str = "sparse") -> Contender:
 
 def onnx_feed(setting: Setting) -> dict[str, Any]:
     """Inputs of the exported model by name."""
-    if setting.task == "assigner":
-        tensors = list(sample_assigner_inputs(setting.case, STRIDES, seed=1))
-    else:
-        feats, *rest = sample_loss_inputs(setting.case, STRIDES, 16, seed=1)
-        tensors = [*feats, *rest]
+    inputs = make_inputs(setting)
     names = [spec.name for spec in input_specs(setting.task, Hyperparameters(num_classes=setting.classes))]
-    return {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
+    return {name: tensor.numpy() for name, tensor in zip(names, (*inputs.predictions, *inputs.truth), strict=True)}

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.common.report import RESULTS, machine, write_json
 from tests.serve.test_docs_page import Browser, browsing
 from yolo_assigner.serve.explain.compute import explain_by_torch
 from yolo_assigner.serve.explain.report import write_report
@@ -87,6 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.inspector", description=__doc__)
     parser.add_argument("--tries", type=int, default=20, help="of each interaction (default: 20)")
+    parser.add_argument("--results", type=Path, default=RESULTS / "inspector.json", help="where to write the times")
     options = parser.parse_args(arguments)
     document = explain_by_torch(crowd(), {"reg_max": 16})
     pairs = len(document["images"][0]["pairs"]["slot"])
@@ -104,6 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
     print("interaction, median and longest in ms")
     for name, found in times.items():
         print(f"{name:18} {np.median(found):6.0f} {max(found):6.0f}")
+    write_json(options.results, {"boxes": BOXES, "pairs": pairs, "milliseconds": times, "machine": machine()})
     slow = [name for name, found in times.items() if np.median(found) > BUDGET_MS]
     if slow:
         print(f"over the budget of {BUDGET_MS:g} ms: {', '.join(slow)}", file=sys.stderr)

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.contenders import Setting, contenders
+from benchmarks.common.inputs import Setting
+from benchmarks.contenders import contenders
 
 MIB = 2**20
 

@@ -17,8 +17,9 @@ import onnx.utils
 import onnxruntime
 import torch
 
+from benchmarks.common.inputs import TASKS, Setting
 from benchmarks.common.report import table
-from benchmarks.contenders import OUTPUTS, PRESET, TASKS, Setting, contenders, onnx_feed, settle_allocator
+from benchmarks.contenders import OUTPUTS, PRESET, contenders, onnx_feed, settle_allocator
 from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.to_onnx.exporter import export_onnx
 

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 CONTRACT_VERSION = 2  # version 1 had no precision
-KINDS = ("assigner", "loss", "loss_grad", "detector_loss", "explain")
+KINDS = ("assigner", "loss", "loss_grad", "detector_loss", "explain", "detector_explain")
+# Kinds that hold a detector and take images.
+DETECTOR_KINDS = ("detector_loss", "detector_explain")
 # Kinds that list pairs of ground truths and anchors, whose number depends on the data: ONNX Runtime alone runs them.
-SPARSE_KINDS = ("explain",)
+SPARSE_KINDS = ("explain", "detector_explain")
 # Name of each precision in numpy.
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 # Contracts of engines, which may lie in the same folder.

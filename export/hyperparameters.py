@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
-from yolo_assigner.export.contract import KINDS
+from yolo_assigner.export.contract import DETECTOR_KINDS, KINDS
 from yolo_loss.option_checks import (
     GAINS,
     class_weight_list,
@@ -24,8 +24,7 @@ from yolo_loss.option_checks import (
     whole_number,
 )
 
-LOSS_KINDS = ("loss", "loss_grad", "detector_loss", "explain")
-DETECTOR_KINDS = ("detector_loss",)
+LOSS_KINDS = ("loss", "loss_grad", "detector_loss", "explain", "detector_explain")
 # What a graph with a loss may take beside ground truth; regions come with a mask of the valid ones.
 EXTRA_INPUTS = ("class_weights", "ignore_bboxes")
 # Fields that only a detector with two branches has.

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from yolo_assigner.export.contract import DETECTOR_KINDS
 from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.specs import extra_input_specs
 from yolo_loss import GroundTruth, make_anchors, xyxy2xywh
@@ -124,13 +125,13 @@ def sample_inputs(
     if kind == "assigner":
         return sample_assigner_inputs(case, strides, seed)
     further = sample_extra_inputs(hyperparameters, case, seed)
-    if kind == "detector_loss":
+    if kind in DETECTOR_KINDS:
         return *sample_detector_inputs(case, strides, seed), *further
     return *sample_loss_inputs(case, strides, hyperparameters.reg_max, seed), *further
 
 
 def sample_behind_maps(hyperparameters: Hyperparameters, case: Case, seed: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Sample what the loss of a ``detector_loss`` takes: the maps of all branches; ground truth and further inputs."""
+    """Sample what follows a detector's maps: the maps of all branches; ground truth and further inputs."""
     strides, reg_max = hyperparameters.strides, hyperparameters.reg_max
     maps, *truth = sample_loss_inputs(case, strides, reg_max, seed)
     if hyperparameters.end_to_end:

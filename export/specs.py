@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from yolo_assigner.export.contract import Axis, TensorSpec
+from yolo_assigner.export.contract import DETECTOR_KINDS, Axis, TensorSpec
 from yolo_assigner.export.hyperparameters import Hyperparameters
 
 # Prefix of what the one-to-many branch of a head with two branches gives, and what that is: from its three targets and
@@ -28,7 +28,7 @@ def input_specs(kind: str, hyperparameters: Hyperparameters) -> tuple[TensorSpec
             *ground_truth,
         )
     further = extra_input_specs(hyperparameters)
-    if kind == "detector_loss":
+    if kind in DETECTOR_KINDS:
         return (TensorSpec("images", "float32", ("B", 3, "H", "W")), *ground_truth, *further)
     return (*_maps("feat", hyperparameters), *ground_truth, *further)
 
@@ -62,14 +62,15 @@ def output_specs(kind: str, hyperparameters: Hyperparameters) -> tuple[TensorSpe
         TensorSpec("loss_items", "float32", (3,)),
         TensorSpec("image_sums", "float32", ("B", 4)),
     )
-    if kind == "explain":
-        return (*losses, *_explanation(hyperparameters))
+    predictions = TensorSpec("predictions", "float32", ("B", 4 + hyperparameters.num_classes, "A"))
+    if kind in ("explain", "detector_explain"):
+        return (*losses, *_explanation(hyperparameters), *([predictions] if kind in DETECTOR_KINDS else []))
     if hyperparameters.end_to_end:
         targets = (*targets, *_branch_specs((*losses, *targets)))
     further = {
         "loss": (),
         "loss_grad": tuple(replace(spec, name=f"grad_{spec.name}") for spec in _maps("feat", hyperparameters)),
-        "detector_loss": (TensorSpec("predictions", "float32", ("B", 4 + hyperparameters.num_classes, "A")),),
+        "detector_loss": (predictions,),
     }
     return (*losses, *targets, *further[kind])
 
@@ -129,8 +130,8 @@ def _branch_specs(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
 
 
 def map_specs(kind: str, hyperparameters: Hyperparameters) -> tuple[TensorSpec, ...]:
-    """Return the named values inside the graph of a ``detector_loss``: the raw maps, where the network ends."""
-    if kind != "detector_loss":
+    """Return the named values inside the graph of a kind with a detector: the raw maps, where the network ends."""
+    if kind not in DETECTOR_KINDS:
         return ()
     if hyperparameters.end_to_end:
         return (*_maps(f"{ONE2MANY}map", hyperparameters), *_maps("one2one_map", hyperparameters))

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 
 from yolo_assigner.serve.app import AppParts, create_app
 from yolo_assigner.serve.http.admission import Admission
-from yolo_assigner.serve.http.auth import Keys, KeySource
+from yolo_assigner.serve.http.auth import keys_of
 from yolo_assigner.serve.http.connection import protocol
 from yolo_assigner.serve.http.limits import ConnectionLimits
 from yolo_assigner.serve.http.metrics import serve_metrics
@@ -59,15 +59,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(describe(configuration))
             return 0
         configure_logs(configuration.settings.log_level, configuration.settings.log_format)
+        if configuration.settings.ray:
+            return _run_on_ray(configuration)
         return _run(configuration, dropped_lines)
     except (ValueError, OSError) as error:
         print(f"serve: {error}", file=sys.stderr)
         return UNUSABLE
 
 
+def _run_on_ray(configuration: Configuration) -> int:
+    try:
+        from yolo_assigner.serve.cluster.command import run
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--ray needs Ray ({error}); install yolo-assigner[ray]") from error
+    return run(configuration)
+
+
 def _run(configuration: Configuration, dropped_lines: Callable[[], int]) -> int:
     settings = configuration.settings
-    service = _service(settings)
+    service = make_service(settings)
     if settings.ssl_certfile is not None and settings.ssl_keyfile is not None:
         check_certificate(settings.ssl_certfile, settings.ssl_keyfile, settings.keyfile_password)
     failures: list[BaseException] = []
@@ -78,7 +88,7 @@ def _run(configuration: Configuration, dropped_lines: Callable[[], int]) -> int:
 
     shorten_switch_interval()
     keep_large_blocks()
-    parts = _parts(settings, fail)
+    parts = make_parts(settings, fail)
     parts.metrics.watch_count("log_records_dropped", "Lines of the log that nobody read in time.", dropped_lines)
     parts.metrics.watch("memory_limit_bytes", "What all processes may have.", lambda: configuration.memory.nbytes)
     with closing(listen(settings)) as listener:
@@ -99,10 +109,17 @@ def _run(configuration: Configuration, dropped_lines: Callable[[], int]) -> int:
     return UNUSABLE if failures else 0
 
 
-def _parts(settings: Settings, fail: Callable[[BaseException], None]) -> AppParts:
-    secrets = (tuple(key.get_secret_value() for key in keys) for keys in (settings.api_keys, settings.admin_keys))
-    files = (settings.api_key_file, settings.admin_key_file)
-    keys = Keys(*(KeySource(file, others) for file, others in zip(files, secrets, strict=True)))
+def make_parts(settings: Settings, fail: Callable[[BaseException], None]) -> AppParts:
+    """Make the objects that the settings describe.
+
+    Args:
+        settings: Limits, keys and origins.
+        fail: Called when no model can be loaded.
+
+    Raises:
+        ValueError: A file of keys cannot be used.
+    """
+    keys = keys_of(settings)
     return AppParts(
         admission=Admission(settings.max_requests, settings.max_total_bytes),
         keys=keys,
@@ -123,8 +140,12 @@ def _reloaders(parts: AppParts, settings: Settings, config: uvicorn.Config) -> d
     return files
 
 
-def _service(settings: Settings) -> Service:
-    """Open the artifacts. Faults that show without loading the models are raised at once."""
+def make_service(settings: Settings) -> Service:
+    """Open the artifacts. Faults that show without loading the models are raised at once.
+
+    Raises:
+        ValueError: The artifacts, the engine or the shared memory cannot be used.
+    """
     device = parse_device(settings.device) if settings.device else None
     setup = Setup(
         settings.artifacts,

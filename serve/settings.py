@@ -123,6 +123,19 @@ class Settings(BaseSettings):
     log_level: Literal["critical", "error", "warning", "info", "debug"] = setting("info", "least level that is logged")
     log_format: Literal["text", "json"] = setting("text", "text for people, json for collectors")
 
+    ray: bool = setting(False, "replicas on a Ray cluster of this machine, in place of one server; yolo-assigner[ray]")
+    ray_replicas: Count = setting(1, "least replicas on Ray", "N")
+    ray_max_replicas: Count | None = setting(
+        None, "most replicas, by the requests that wait; as many as the least when not given", "N"
+    )
+    ray_cpus: float = setting(1.0, "CPU cores that Ray reserves for a replica, and threads of each model", "N")
+    ray_gpus: float = setting(0.0, "GPUs of a replica; a fraction, as 0.5, lets replicas share one", "N")
+    ray_requests: Count = setting(4, "requests at a replica at one time; others wait in Ray's proxies", "N")
+    ray_target_requests: float = setting(
+        2.0, "requests, waiting ones included, that one replica is to have; for more Ray starts others", "N"
+    )
+    ray_revision: str = setting("", "any text; with another one Ray replaces all replicas, new ones first", "TEXT")
+
     @field_validator("api_keys", "admin_keys", "allowed_host", "cors_origin", "trusted_proxy", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
@@ -193,6 +206,10 @@ class Settings(BaseSettings):
             raise ValueError("batch_wait does nothing alone; give batch_images, the most images of a call, too")
         if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
             raise ValueError("ssl_certfile and ssl_keyfile go together; give both")
+        if self.ray_max_replicas is not None and self.ray_max_replicas < self.ray_replicas:
+            raise ValueError(
+                f"ray_max_replicas {self.ray_max_replicas} is below ray_replicas {self.ray_replicas}; swap or raise it"
+            )
         return self
 
     @property
@@ -296,7 +313,7 @@ def read_settings(
     try:
         settings = Settings(_build_sources=((InitSettingsSource(Settings, flags), variables, file, defaults), {}))  # type: ignore[call-arg]
     except ValidationError as error:
-        raise ValueError(_explain(error, sources)) from error
+        raise ValueError(explain(error, sources)) from error
     return Configuration(settings, sources, show, memory)
 
 
@@ -325,8 +342,13 @@ def _file_source(path: Path) -> TomlConfigSettingsSource:
         raise ValueError(f"settings file {path} cannot be read: {error}") from error
 
 
-def _explain(error: ValidationError, sources: Mapping[str, str]) -> str:
-    """Name each wrong setting with its source, its value unless it is secret, and the remedy."""
+def explain(error: ValidationError, sources: Mapping[str, str]) -> str:
+    """Name each wrong setting with its source, its value unless it is secret, and the remedy.
+
+    Args:
+        error: Of making :class:`Settings`.
+        sources: Where values came from, by setting.
+    """
     lines = []
     for wrong in error.errors(include_url=False):
         name = str(wrong["loc"][0]) if wrong["loc"] else ""

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from examples.service import export_once
 from tests.detectors import lively_detector
 from yolo_assigner.export import cli
+from yolo_assigner.export.contract import DETECTOR_KINDS
 from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.to_onnx.detector import detector_config
 from yolo_assigner.export.to_onnx.exporter import export_onnx
@@ -117,10 +118,10 @@ def made_once(name: str, make: Callable[[Path], None], *, wait: bool = True) -> 
 
 def _model(kind: str, implementation: str, options: dict[str, Any], *, wait: bool = True) -> Path:
     def export(folder: Path) -> None:
-        detector = {"scale": "n"} if kind == "detector_loss" else {}
+        detector = {"scale": "n"} if kind in DETECTOR_KINDS else {}
         hyperparameters = Hyperparameters(**{"num_classes": NUM_CLASSES, **detector, **options})
         weights = None
-        if kind == "detector_loss":
+        if kind in DETECTOR_KINDS:
             weights = folder / "weights.safetensors"
             safetensors.torch.save_file(lively_detector(detector_config(hyperparameters)).state_dict(), weights)
         export_onnx(kind, hyperparameters, folder, implementation=implementation, weights=weights)

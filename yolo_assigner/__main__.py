@@ -16,6 +16,7 @@ commands (`yolo-assigner COMMAND --help` lists the options of one):
   serve     serve exported models over HTTP
   explain   write a page that shows why each ground truth of a batch is learned or not
   audit     explain why the objects of a data set are learned or not
+  assign    assign stored predictions of a data set, and write the targets
 """
 USAGE_ERROR = 2
 
@@ -68,12 +69,19 @@ def _audit(arguments: Sequence[str]) -> int:
     return audit(arguments)
 
 
+def _assign(arguments: Sequence[str]) -> int:
+    from yolo_assigner.audit.assign.cli import main as assign
+
+    return assign(arguments)
+
+
 # Imported when chosen: a server handles signals before it imports anything else.
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "export": _export,
     "serve": _serve,
     "explain": _explain,
     "audit": _audit,
+    "assign": _assign,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import subprocess
 import sys
 import time
@@ -72,13 +73,7 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def supervise(
-    words: Sequence[str],
-    results: Results,
-    seconds: float,
-    module: str = "benchmarks.gpu",
-    stall: float = STALL,
-) -> None:
+def supervise(words: Sequence[str], results: Results, seconds: float, module: str = "benchmarks.gpu") -> None:
     """Start the command as a worker, and again where it dies or hangs, until it succeeds or the time is over.
 
     Args:
@@ -86,40 +81,28 @@ def supervise(
         results: Results of the worker.
         seconds: Time for all workers together.
         module: Module that the worker runs.
-        stall: Seconds after which a unit counts as hanging.
     """
     deadline = time.monotonic() + seconds
     for _ in range(MOST_PROCESSES):
-        left = deadline - time.monotonic()
-        known = len(results.entries)
+        left, known = deadline - time.monotonic(), len(results.entries)
         command = [sys.executable, "-W", "ignore", "-m", module, *words, "--worker", "--minutes", str(left / 60)]
-        reason, over = watch(subprocess.Popen(command), results, deadline, stall)
-        results.end_running(reason, broke=not over)
-        if not reason or over or len(results.entries) == known:  # done, or died before the first unit
-            return
-        print(f"{reason}; going on", flush=True)
-
-
-def watch(process: subprocess.Popen[bytes], results: Results, deadline: float, stall: float) -> tuple[str, bool]:
-    """Wait for a worker; why it did not finish, or empty, and whether that was for lack of time."""
-    state, since = (results.running, -1), time.monotonic()
-    while process.poll() is None:
-        results.reload()
-        now = time.monotonic()
-        if state != (results.running, len(results.entries)):
-            state, since = (results.running, len(results.entries)), now
-        if now > deadline or (results.running and now - since > stall):
-            process.kill()
-            process.wait()
+        try:
+            status = subprocess.run(command, check=False, timeout=max(left, 0)).returncode
+        except subprocess.TimeoutExpired:
             results.reload()
-            return ("the time was over", True) if now > deadline else (f"it did not end in {stall:g} s", False)
-        time.sleep(0.1)
-    results.reload()
-    return (f"its process ended with status {process.returncode}" if process.returncode else ""), False
+            results.drop_unfinished()
+            return
+        results.reload()
+        if status == 0 or len(results.entries) == known:  # done, or died before the first unit
+            return
+        print(f"the process ended with status {status}; going on", flush=True)
 
 
-def work(todo: Sequence[Unit], results: Results, device: torch.device, seconds: float) -> int:
-    """Run what has no entry in this process; the exit code is 3 when the device no longer works."""
+def work(todo: Sequence[Unit], results: Results, device: torch.device, seconds: float, stall: float = STALL) -> int:
+    """Run what has no entry in this process; the exit code is 3 when the device no longer works.
+
+    A unit that takes longer than ``stall`` seconds ends the process.
+    """
     if device.type == "cuda":
         # The default stream makes others wait, and graphs cannot be captured in it.
         torch.cuda.set_stream(torch.cuda.Stream(device))
@@ -135,7 +118,10 @@ def work(todo: Sequence[Unit], results: Results, device: torch.device, seconds: 
             results.keep(unit.name, {"contender": unit.contender, "reason": f"left out, because of {where}"})
             continue
         results.begin(unit.name, unit.contender)
+        # Ends the process from a thread of its own, also where the driver never returns.
+        faulthandler.dump_traceback_later(stall, exit=True, file=2)
         results.keep(unit.name, entry := attempt(unit, device))
+        faulthandler.cancel_dump_traceback_later()
         if entry.get("broke"):
             return NOT_USABLE
     return 0

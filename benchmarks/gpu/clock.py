@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
 from benchmarks.common.timing import clock
+from benchmarks.contenders import Run
 
 MIB = 2**20
-Run = Callable[[int], object]
 
 
 class MissingError(RuntimeError):

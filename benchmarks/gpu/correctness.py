@@ -11,13 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import contenders
-from benchmarks.contenders import HYPERPARAMETERS, STRIDES, Setting
+from benchmarks.common.inputs import REG_MAX, STRIDES, Inputs, Setting, make_inputs
+from benchmarks.contenders import assigner_of, criterion_of
 from benchmarks.gpu.clock import settle
-from benchmarks.gpu.contenders import criterion_of, make
-from benchmarks.gpu.floor import REG_MAX
-from benchmarks.gpu.inputs import Inputs, make_inputs
-from yolo_loss import PRESETS, TaskAlignedAssigner
+from benchmarks.gpu.contenders import make
 
 Check = dict[str, Any]
 # u^6 multiplies the rounding error of an IoU by six; gradients are compared by their norm, and have the maps' type.
@@ -120,10 +117,10 @@ def run(case: Case, inputs: Inputs, implementation: str) -> dict[str, Tensor]:
     """Results of an implementation by name."""
     setting, options = case.setting, dict(case.options)
     if setting.task == "assigner":
-        options = {**HYPERPARAMETERS, **PRESETS[contenders.PRESET], "num_classes": setting.classes, **options}
-        assigner = TaskAlignedAssigner(**options, implementation=implementation)
+        assigner = assigner_of(setting, implementation=implementation, **options)
         return by_name(assigner(*inputs.predictions, *inputs.truth))
-    criterion = criterion_of(setting, implementation, strides=case.strides, reg_max=case.reg_max, **options)
+    options |= {"reg_max": case.reg_max, "max_boxes": setting.slots, "implementation": implementation}
+    criterion = criterion_of(setting, case.strides, **options)
     leaves = [level.detach().requires_grad_() for level in inputs.predictions]
     half = torch.bfloat16 if leaves[0].device.type == "cpu" else torch.float16
     with torch.autocast(leaves[0].device.type, half, enabled=case.change == "autocast"):

@@ -18,11 +18,14 @@ from benchmarks.common.report import processor
 ROOT = Path(__file__).parent.parent.parent
 # What `python -m benchmarks.gpu.pack` makes, to be carried to the machine with the GPU.
 PACK = ROOT / ".gpu"
-# The code that decides the figures; modules of this folder that only keep or print them do not.
+# The code that decides the figures.
 SOURCES = (
-    *("yolo_loss", "export", "serve/inference/runners", "benchmarks/contenders.py", "benchmarks/common/timing.py"),
-    *(f"benchmarks/gpu/{name}.py" for name in ("clock", "contenders", "correctness", "exported", "floor", "inputs")),
-    *("benchmarks/gpu/smoke.py", "benchmarks/gpu/units.py"),
+    "yolo_loss",
+    "export",
+    "serve/inference/runners",
+    "benchmarks/contenders.py",
+    "benchmarks/common/inputs.py",
+    "benchmarks/gpu",
 )
 PACKAGES = ("torch", "triton", "onnx", "onnxruntime", "onnxruntime-gpu", "ultralytics")
 
@@ -95,9 +98,6 @@ def code_hash(root: Path = ROOT, sources: Sequence[str] = SOURCES) -> str:
     """
     digest = hashlib.sha256()
     for source in sources:
-        path = root / source
-        if not path.exists():
-            raise FileNotFoundError(f"{source} is not in {root}; correct its name in benchmarks/gpu/environment.py")
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+        for file in sorted((root / source).rglob("*.py")) or [root / source]:
             digest.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
     return digest.hexdigest()[:12]

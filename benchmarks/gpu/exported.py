@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import contenders
-from benchmarks.contenders import OUTPUTS, Setting
-from benchmarks.gpu.clock import MissingError, Run
-from benchmarks.gpu.inputs import Inputs
+from benchmarks.common.inputs import Inputs, Setting
+from benchmarks.contenders import OUTPUTS, Run
+from benchmarks.gpu.clock import MissingError
 from yolo_assigner.export.contract import Contract, ContractError, find_contracts
 from yolo_assigner.export.hyperparameters import Hyperparameters
 

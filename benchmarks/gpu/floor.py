@@ -13,10 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.contenders import STRIDES, Setting
+from benchmarks.common.inputs import REG_MAX, STRIDES, Setting
 from yolo_loss import GroundTruth, make_anchors
 
-REG_MAX = 16
 FLOAT, LONG, FLAG = 4, 8, 1
 
 

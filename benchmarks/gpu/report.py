@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from benchmarks.common.inputs import TASKS
 from benchmarks.common.report import table
-from benchmarks.contenders import TASKS
 from benchmarks.gpu.contenders import EXPORTED, REFERENCE
 from benchmarks.gpu.results import Entry, Results
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 Entry = dict[str, Any]
+STARTED = "its process ended in it, or it hung"
 
 
 class Results:
@@ -24,7 +25,7 @@ class Results:
     Attributes:
         entries: Figures of this key by the units' names. One without figures has a ``reason``; where that is a failure
             also ``failed``, and ``broke`` where the device or the process was unusable afterwards.
-        running: ``name`` and ``contender`` of the unit that is running, or was when its process died; else empty.
+        others: Entries of the other keys, the oldest first.
 
     Raises:
         ValueError: The file holds something else.
@@ -32,59 +33,43 @@ class Results:
 
     def __init__(self, path: Path, key: Mapping[str, Any]) -> None:
         self._path, self._key = path, dict(key)
-        self.entries: dict[str, Entry] = {}
         self.reload()
 
     def reload(self) -> None:
-        """Read what another process has written.
-
-        Raises:
-            ValueError: The file holds something else.
-        """
+        """Read what another process has written."""
         try:
             runs = json.loads(self._path.read_text(encoding="utf-8"))["runs"] if self._path.exists() else []
-            self._others = [run for run in runs if run["key"] != self._key]
-            own: dict[str, Any] = next((run for run in runs if run["key"] == self._key), {})
+            found = {json.dumps(run["key"]): run["entries"] for run in runs}
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self._path} is no file of results ({error!r}); move it or name another") from error
-        self.entries = own.get("entries", {})
-        self.running: Entry = own.get("running", {})
+        self.entries: dict[str, Entry] = found.pop(json.dumps(self._key), {})
+        self._others = found
 
     @property
     def others(self) -> list[dict[str, Entry]]:
-        """Entries of the other keys, the oldest first."""
-        return [run["entries"] for run in self._others]
+        """Entries of the other keys."""
+        return list(self._others.values())
 
     def begin(self, name: str, contender: str) -> None:
-        """Record which unit is running, so that the one in which a process dies is known."""
-        self.running = {"name": name, "contender": contender}
-        self._write()
+        """Record a unit as broken before it runs: so it remains if its process dies."""
+        self.keep(name, failure(contender, STARTED, broke=True))
 
     def keep(self, name: str, entry: Entry) -> None:
         """Record the entry of a unit that has ended."""
-        self.running, self.entries[name] = {}, entry
+        self.entries[name] = entry
         self._write()
 
-    def end_running(self, reason: str, *, broke: bool) -> None:
-        """Record why the running unit, if there is one, was not finished.
-
-        Args:
-            reason: Why not.
-            broke: Whether its contender is to be left out from now on.
-        """
-        if self.running:
-            self.keep(self.running["name"], failure(self.running["contender"], reason, broke))
+    def drop_unfinished(self) -> None:
+        """Forget a unit that was stopped for lack of time."""
+        self.entries = {name: entry for name, entry in self.entries.items() if entry.get("reason") != STARTED}
+        self._write()
 
     def broken(self) -> dict[str, str]:
         """Contenders that broke the device or their process, with the unit in which they did."""
         return {entry["contender"]: name for name, entry in self.entries.items() if entry.get("broke")}
 
     def retry(self, again: Collection[str]) -> None:
-        """Drop entries without figures, so that they are tried anew.
-
-        Args:
-            again: Contenders that broke something, and are to run all the same.
-        """
+        """Drop entries without figures, so that they are tried anew; of those that broke something only ``again``."""
         self.entries = {
             name: entry
             for name, entry in self.entries.items()
@@ -93,10 +78,11 @@ class Results:
         self._write()
 
     def _write(self) -> None:
-        runs = [*self._others, {"key": self._key, "running": self.running, "entries": self.entries}]
+        runs = [{"key": json.loads(key), "entries": entries} for key, entries in self._others.items()]
         self._path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"runs": runs}, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps({"runs": [*runs, {"key": self._key, "entries": self.entries}]}, indent=1)
+        temporary.write_text(f"{text}\n", encoding="utf-8")
         temporary.replace(self._path)  # atomically
 
 

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from benchmarks.common.inputs import Inputs, Setting
 from benchmarks.common.timing import clock
-from benchmarks.contenders import Setting
 from benchmarks.gpu.correctness import Case, by_name, compare, expected, inputs_of
 from benchmarks.gpu.exported import check_onnx_runtime, find_model
-from benchmarks.gpu.inputs import Inputs
 from benchmarks.gpu.results import Entry
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from benchmarks.contenders import Setting
+from benchmarks.common.inputs import Setting
 from benchmarks.gpu.correctness import Case
 
 FEW = Setting("assigner", 4, 30, classes=3)

@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.contenders import TASKS, Setting
-from benchmarks.gpu.clock import MIB, QUICK, Effort, Run, copy_speed, measure, peak_mib
+from benchmarks.common.inputs import PRECISIONS, TASKS, Setting, input_sets, make_inputs
+from benchmarks.contenders import Run
+from benchmarks.gpu.clock import MIB, QUICK, Effort, copy_speed, measure, peak_mib
 from benchmarks.gpu.contenders import COMPILED, EXPORTED, OURS, REFERENCE, has_triton, make
 from benchmarks.gpu.correctness import contender_checks, small, smoke_checks
 from benchmarks.gpu.environment import describe
 from benchmarks.gpu.floor import floor_bytes, needed_of
-from benchmarks.gpu.inputs import PRECISIONS, input_sets, make_inputs
 from benchmarks.gpu.results import Entry
 from benchmarks.gpu.service import service_checks
 from benchmarks.gpu.smoke import CASES

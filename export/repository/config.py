@@ -13,13 +13,12 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainValidator, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from yolo_assigner.export.contract import KINDS, PRECISIONS, SPARSE_KINDS
+from yolo_assigner.export.contract import DETECTOR_KINDS, KINDS, PRECISIONS, SPARSE_KINDS
 from yolo_assigner.export.to_tensorrt.contract import RUNTIMES
 from yolo_assigner.export.to_tensorrt.profiles import ProfileRequest, parse_profile
 
 ONNX_RUNTIME = "onnxruntime"
 TARGETS = (ONNX_RUNTIME, *RUNTIMES)
-DETECTOR = "detector_loss"
 # Names of models are also names of files and parts of a URL.
 PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*|")
 # What a value should have been, by the type of pydantic's error.
@@ -99,8 +98,8 @@ class ModelTable(Table):
         prefix: Begins all names, to tell tables with different hyper-parameters apart.
         profiles: Names in the table ``[profiles]``, one optimisation profile each; None for all of them.
         compute_capabilities: GPUs to build engines of ``tensorrt-rtx`` for; its portable default when empty.
-        weights: Path of the detector's state dict, relative to the file; ``detector_loss`` only.
-        scale: Scale of the detector; ``detector_loss`` only.
+        weights: Path of the detector's state dict, relative to the file; ``DETECTOR_KINDS`` only.
+        scale: Scale of the detector; likewise.
         hyperparameters: Fields of ``Hyperparameters``, over those of the whole file.
     """
 
@@ -151,14 +150,16 @@ class ModelTable(Table):
 
     def _check_detector(self) -> None:
         given = {"weights": self.weights, "scale": self.scale}
-        if DETECTOR not in self.kinds:
+        detectors = [kind for kind in self.kinds if kind in DETECTOR_KINDS]
+        if not detectors:
             for key, value in given.items():
                 if value is not None:
                     raise ValueError(
-                        f"{key} is {value!r}, but only {DETECTOR} has a detector; leave it out or add that kind"
+                        f"{key} is {value!r}, but only {' and '.join(DETECTOR_KINDS)} have a detector; leave it out or "
+                        "add such a kind"
                     )
         elif None in given.values():
-            raise ValueError(f'{DETECTOR} holds a detector; write weights = "FILE" and scale = "n"')
+            raise ValueError(f'{detectors[0]} holds a detector; write weights = "FILE" and scale = "n"')
 
 
 class FileTable(Table):

@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
 
-from yolo_assigner.export.contract import ENGINE_SUFFIX, Contract
+from yolo_assigner.export.contract import DETECTOR_KINDS, ENGINE_SUFFIX, Contract
 from yolo_assigner.export.hyperparameters import Hyperparameters
-from yolo_assigner.export.repository.config import DETECTOR, ONNX_RUNTIME, BuildConfig, ModelTable, one_of
+from yolo_assigner.export.repository.config import ONNX_RUNTIME, BuildConfig, ModelTable, one_of
 from yolo_assigner.export.specs import input_specs, output_specs
 from yolo_assigner.export.to_tensorrt.contract import ENGINE_FOLDER, RUNTIMES, Profile, engine_stem
 from yolo_assigner.export.to_tensorrt.profiles import ProfileRequest, default_profile, resolve_profile
@@ -102,7 +102,7 @@ def _targets(table: ModelTable, config: BuildConfig) -> Iterator[Target]:
     runtimes = [runtime for runtime in RUNTIMES if runtime in table.targets]
     for kind, classes, precision in product(table.kinds, table.num_classes, table.precisions):
         hyperparameters = _hyperparameters(table, config, kind, classes)
-        weights = config.path.parent / table.weights if kind == DETECTOR and table.weights else None
+        weights = config.path.parent / table.weights if kind in DETECTOR_KINDS and table.weights else None
         if ONNX_RUNTIME in table.targets:
             name = _name(table, kind, classes, precision)
             yield OnnxTarget(name, kind, hyperparameters, "sparse", precision, weights)
@@ -131,15 +131,15 @@ def _hyperparameters(table: ModelTable, config: BuildConfig, kind: str, num_clas
         one_of(name, names, "hyperparameters: key")
         if name in ("num_classes", "scale"):
             raise ValueError(f"{name} is among the hyper-parameters; write it in the [[models]] table itself")
-    if kind != DETECTOR and given.get("end_to_end"):
+    if kind not in DETECTOR_KINDS and given.get("end_to_end"):
         raise ValueError(
-            f"end_to_end is set, but {kind} has no detector; give {DETECTOR} a [[models]] table of its own"
+            f"end_to_end is set, but {kind} has no detector; give {DETECTOR_KINDS[0]} a [[models]] table of its own"
         )
-    return Hyperparameters(**given, num_classes=num_classes, scale=table.scale if kind == DETECTOR else None)
+    return Hyperparameters(**given, num_classes=num_classes, scale=table.scale if kind in DETECTOR_KINDS else None)
 
 
 def _name(table: ModelTable, kind: str, classes: int, precision: str) -> str:
-    scale = table.scale if kind == DETECTOR else None
+    scale = table.scale if kind in DETECTOR_KINDS else None
     parts = (table.prefix, kind, scale, f"c{classes}", precision if precision != "fp32" else None)
     return "-".join(part for part in parts if part)
 

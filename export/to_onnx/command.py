@@ -10,8 +10,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from yolo_assigner.export.contract import KINDS, PRECISIONS, Contract
-from yolo_assigner.export.hyperparameters import DETECTOR_KINDS, OPTIONS, Hyperparameters
+from yolo_assigner.export.contract import DETECTOR_KINDS, KINDS, PRECISIONS, Contract
+from yolo_assigner.export.hyperparameters import OPTIONS, Hyperparameters
 
 SUMMARY = "write a model as ONNX with its contract"
 EXAMPLES = """\
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision", default="fp32", choices=PRECISIONS, help="type of predictions and images, and of a detector"
     )
-    detector = parser.add_argument_group("detector", "of --model detector_loss")
+    detector = parser.add_argument_group("detector", "of --model detector_loss and detector_explain")
     detector.add_argument("--weights", type=Path, metavar="FILE", help="its state dict, by torch or safetensors")
     others = parser.add_argument_group("hyper-parameters", "defaults are those of YOLOv8's detection loss")
     for field in fields(Hyperparameters):
@@ -107,7 +107,7 @@ def export_command(contract: Contract, runtime: str, name: str, out: Path) -> st
     words += ["--name", name, "--out", str(out)]
     if contract.precision != "fp32":
         words += ["--precision", contract.precision]
-    if contract.kind == "detector_loss":
+    if contract.kind in DETECTOR_KINDS:
         words += ["--weights", "FILE"]
     given = contract.hyperparameters
     # Other defaults follow from these.

@@ -1,4 +1,4 @@
-"""The detector of a ``detector_loss`` model, loaded from a checkpoint or from the exported ONNX file."""
+"""The detector of a model that holds one, loaded from a checkpoint or from the exported ONNX file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import onnx
 import torch
 from torch import Tensor
 
-from yolo_assigner.export.contract import ContractError
+from yolo_assigner.export.contract import DETECTOR_KINDS, ContractError
 from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.models import PYRAMIDS, DetectionModel, DetectorConfig, load_checkpoint
 
@@ -32,13 +32,13 @@ def check_source(kind: str, hyperparameters: Hyperparameters, weights: Path | No
         ValueError: Weights or scale are missing or superfluous, or no detector has these strides.
     """
     end_to_end = hyperparameters.end_to_end or None
-    if kind != "detector_loss":
+    if kind not in DETECTOR_KINDS:
         for name, value in (("weights", weights), ("scale", hyperparameters.scale), ("end_to_end", end_to_end)):
             if value is not None:
                 raise ValueError(f"{name} is {value}, but {kind} has no detector; leave it out or export detector_loss")
         return
     if weights is None or hyperparameters.scale is None:
-        raise ValueError("detector_loss holds a detector; give its state dict (--weights FILE) and scale (--scale n)")
+        raise ValueError(f"{kind} holds a detector; give its state dict (--weights FILE) and scale (--scale n)")
     if not weights.is_file():
         raise ValueError(f"weights is {weights}, which is no file; give a state dict that torch or safetensors wrote")
     detector_config(hyperparameters)
@@ -76,7 +76,7 @@ def detector_from_checkpoint(path: Path, hyperparameters: Hyperparameters) -> De
 
 
 def detector_from_onnx(path: Path, hyperparameters: Hyperparameters) -> DetectionModel:
-    """Load the detector from an exported ``detector_loss`` model, in float32 and eval mode.
+    """Load the detector from an exported model that holds one, in float32 and eval mode.
 
     Args:
         path: The ONNX file.
@@ -101,7 +101,7 @@ def detector_from_onnx(path: Path, hyperparameters: Hyperparameters) -> Detectio
 
 
 def load_detector_weights(path: Path) -> dict[str, Tensor]:
-    """Load the detector's weights from an exported ``detector_loss`` model.
+    """Load the detector's weights from an exported model that holds one.
 
     Args:
         path: The ONNX file, in any precision.

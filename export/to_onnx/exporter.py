@@ -53,7 +53,7 @@ def export_onnx(
         name: Name under which the model is served; the kind if None.
         implementation: Implementation of the assignment: ``sparse``, the fastest in ONNX Runtime, or ``dense``, which
             TensorRT takes.
-        weights: State dict of the detector; ``detector_loss`` only.
+        weights: State dict of the detector, for kinds that hold one.
         precision: One of ``PRECISIONS``; see :func:`yolo_assigner.export.to_onnx.precision.narrow`.
 
     Returns:

@@ -145,8 +145,12 @@ class ExplainGraph(LossGraph):
     def forward(
         self, feats: list[Tensor], gt_labels: Tensor, gt_bboxes: Tensor, mask_gt: Tensor, *further: Tensor
     ) -> tuple[Tensor, ...]:
-        """Compute the loss with its shares, what became of each ground truth, and of each candidate."""
-        predictions, truth = _join(self.criterion, feats), GroundTruth(gt_labels, gt_bboxes, mask_gt)
+        """Compute the loss with its shares, what became of each ground truth, and of each candidate.
+
+        Of the maps of a detector with two branches those of the one-to-many branch, which come first, are explained.
+        """
+        maps = feats[: len(self.criterion.strides)]
+        predictions, truth = _join(self.criterion, maps), GroundTruth(gt_labels, gt_bboxes, mask_gt)
         explanation = explain_padded(self.criterion, predictions, truth, self.class_inputs(further))
         return tuple(explanation_outputs(explanation).values())
 
@@ -182,30 +186,30 @@ class EndToEndLossGraph(nn.Module):
         return both.loss, *own, one.loss, many.loss, many.loss_items, many.image_sums, *many.assignment
 
 
-class DetectorLossGraph(nn.Module):
-    """A detector in eval mode with the loss of its maps.
+class DetectorGraph(nn.Module):
+    """A detector in eval mode with what is computed from its maps.
 
     B, M (0 included), H and W (multiples of the largest stride) are dynamic.
 
     ``yolo_assigner.export.to_onnx.detector`` finds the weights in the graph by the attribute's name, ``detector``.
 
     Args:
-        loss: The loss of the detector's maps.
+        behind_maps: Takes the maps: the loss, or its explanation.
         detector: The detector.
     """
 
-    def __init__(self, loss: LossGraph | EndToEndLossGraph, detector: DetectionModel) -> None:
+    def __init__(self, behind_maps: nn.Module, detector: DetectionModel) -> None:
         super().__init__()
         self.detector = detector
-        self.loss = loss
+        self.behind_maps = behind_maps
 
     def forward(
         self, images: Tensor, gt_labels: Tensor, gt_bboxes: Tensor, mask_gt: Tensor, *further: Tensor
     ) -> tuple[Tensor, ...]:
-        """Compute the loss's outputs, predictions and raw maps of images and padded ground truth."""
+        """Compute the outputs of what follows the maps, predictions and raw maps of images and padded ground truth."""
         predictions, maps = self.detector(images)
         levels = all_levels(maps)
-        return *self.loss(levels, gt_labels, gt_bboxes, mask_gt, *further), predictions, *levels
+        return *self.behind_maps(levels, gt_labels, gt_bboxes, mask_gt, *further), predictions, *levels
 
 
 def all_levels(maps: list[Tensor] | BranchMaps) -> list[Tensor]:
@@ -233,7 +237,7 @@ def _targets(assignment: Assignment, padded: GroundTruth, num_classes: int, impl
 
 
 # Graphs of one criterion that the graph of a loss is not part of.
-GRAPHS_OF_MAPS = {"loss_grad": LossGradGraph, "explain": ExplainGraph}
+GRAPHS_OF_MAPS = {"loss_grad": LossGradGraph, "explain": ExplainGraph, "detector_explain": ExplainGraph}
 
 
 def build_graph(
@@ -245,8 +249,8 @@ def build_graph(
         kind: One of ``yolo_assigner.export.contract.KINDS``.
         hyperparameters: Hyper-parameters of the model.
         implementation: Implementation of the assignment, ``dense`` or ``sparse``.
-        detector: The detector of a ``detector_loss``, in eval mode; None: only what follows its maps, which are the
-            first input.
+        detector: The detector of a kind that holds one, in eval mode; None: only what follows its maps, which are
+            the first input.
 
     Raises:
         ValueError: The implementation is unknown, or the kind does not have it.
@@ -264,10 +268,12 @@ def build_graph(
         assigner = TaskAlignedAssigner(**hyperparameters.assigner_arguments(), implementation=implementation)
         return AssignerGraph(assigner).eval()
     further = [spec.name for spec in extra_input_specs(hyperparameters)]
+    graph: nn.Module
     if kind in GRAPHS_OF_MAPS:
-        return GRAPHS_OF_MAPS[kind](build_criterion(hyperparameters, implementation), further).eval()
-    loss = _build_loss(hyperparameters, implementation, further)
-    return (loss if detector is None else DetectorLossGraph(loss, detector)).eval()
+        graph = GRAPHS_OF_MAPS[kind](build_criterion(hyperparameters, implementation), further)
+    else:
+        graph = _build_loss(hyperparameters, implementation, further)
+    return (graph if detector is None else DetectorGraph(graph, detector)).eval()
 
 
 def _build_loss(

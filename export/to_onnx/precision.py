@@ -36,7 +36,7 @@ def narrow(model: onnx.ModelProto, contract: Contract, precision: str) -> tuple[
 
     Returns:
         The model and its contract. Inputs with predictions or images have the narrow type and are cast to float32 where
-        the assignment and the loss read them. The network of a ``detector_loss`` computes in the narrow type up to its
+        the assignment and the loss read them. A detector's network computes in the narrow type up to its
         raw maps, with rounded weights. The contract has the new precision, input types and opset, but the file and
         hash of the given model.
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from yolo_assigner.export.contract import DETECTOR_KINDS
 from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.samples import Case, pyramid
 
@@ -73,7 +74,7 @@ def verification_cases(kind: str, hyperparameters: Hyperparameters) -> list[Case
     Images are whole cells of the coarsest map.
     """
     classes = hyperparameters.num_classes
-    if kind == "detector_loss":
+    if kind in DETECTOR_KINDS:
         # Few cases of images, since the network is slow; what follows the maps is verified with the cases of `loss`.
         sizes = [(1, 0, (96, 64)), (1, 1, (32, 32)), (2, 5, (320, 256))]
         return [_case(batch, slots, image, hyperparameters) for batch, slots, image in sizes]

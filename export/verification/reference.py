@@ -21,7 +21,7 @@ class Reference:
     """Computes all outputs of a model in the graph's order.
 
     Args:
-        kind: Kind of the model; of a ``detector_loss`` what follows its maps, which are the first input.
+        kind: Kind of the model; of one with a detector what follows its maps, which are the first input.
         hyperparameters: Its hyper-parameters.
         implementation: Its implementation of the assignment.
     """

@@ -1,9 +1,9 @@
 """Verification of exported models: ONNX Runtime against torch float64, with inputs of other sizes than for tracing.
 
-The two halves of a ``detector_loss`` are verified separately. Rounding in sixty layers reaches the maps, and an anchor
-that is chosen by the last digit of a metric may then be another one. So the network is measured by its maps, and the
-rest gets seeded maps instead of the network's, with the tolerances of a ``loss``. The reference takes the weights from
-the file, so the error of rounding them to 16 bits is not included.
+The two halves of a model with a detector are verified separately. Rounding in sixty layers reaches the maps, and an
+anchor that is chosen by the last digit of a metric may then be another one. So the network is measured by its maps, and
+the rest gets seeded maps instead of the network's, with the tolerances of a ``loss``. The reference takes the weights
+from the file, so the error of rounding them to 16 bits is not included.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from onnxscript import ir, optimizer
 from torch import Tensor
 
-from yolo_assigner.export.contract import Contract, TensorSpec
+from yolo_assigner.export.contract import DETECTOR_KINDS, Contract, TensorSpec
 from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.samples import sample_behind_maps, sample_inputs
 from yolo_assigner.export.specs import map_specs
@@ -38,18 +38,18 @@ def verify_model(path: Path, contract: Contract) -> list[Difference]:
     """Compare a model in ONNX Runtime with torch in float64.
 
     Args:
-        path: The ONNX file. The reference of a ``detector_loss`` takes the weights from it.
+        path: The ONNX file. The reference of a detector takes the weights from it.
         contract: Its contract, which supplies the hyper-parameters.
 
     Returns:
-        One difference per case and output. For a ``detector_loss`` raw maps are included, and predictions are split
+        One difference per case and output. For a detector raw maps are included, and predictions are split
         into boxes and classes.
 
     Raises:
         CannotRunError: ONNX Runtime cannot run the model on the CPU.
         ContractError: The file does not hold the detector that the contract describes.
     """
-    if contract.kind == "detector_loss":
+    if contract.kind in DETECTOR_KINDS:
         return [*verify_network(path, contract), *verify_behind_maps(path, contract)]
     model = Runnable(path, contract.inputs)
     hyperparameters = Hyperparameters.from_contract(contract.hyperparameters)
@@ -58,12 +58,17 @@ def verify_model(path: Path, contract: Contract) -> list[Difference]:
     differences: list[Difference] = []
     for seed, case in enumerate(verification_cases(contract.kind, hyperparameters)):
         inputs = in_types(sample_inputs(contract.kind, hyperparameters, case, seed + 1), contract.inputs)
-        got, want = model(inputs, names), dict(zip(names, reference(inputs), strict=True))
-        if contract.kind == "explain" and got["pair_rank"].shape == tuple(want["pair_rank"].shape):
-            metric = want["pair_metric"]
-            got, want = _with_ranked_metrics(got, metric.numpy()), _with_ranked_metrics(want, metric)
-        differences += compare(case, got, want)
+        want = dict(zip(names, reference(inputs), strict=True))
+        differences += compare(case, *_comparable(model(inputs, names), want))
     return differences
+
+
+def _comparable(got: Mapping[str, Any], want: Mapping[str, Tensor]) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
+    """Replace ranks, if there are as many of them, in both."""
+    if "pair_rank" not in want or got["pair_rank"].shape != tuple(want["pair_rank"].shape):
+        return got, want
+    metric = want["pair_metric"]
+    return _with_ranked_metrics(got, metric.numpy()), _with_ranked_metrics(want, metric)
 
 
 def _with_ranked_metrics(outputs: Mapping[str, Any], metric: Any) -> dict[str, Any]:
@@ -113,7 +118,7 @@ def verify_behind_maps(path: Path, contract: Contract) -> list[Difference]:
         images = torch.zeros((case.batch, 3, *(int(cells * hyperparameters.strides[0]) for cells in case.grids[0])))
         got = model(in_types([images, *truth, maps], specs), [spec.name for spec in contract.outputs])
         want = dict(zip(names, [*reference([maps, *truth]), _predictions(detector, maps)], strict=True))
-        differences += compare(case, _parts(got), _parts(want))
+        differences += compare(case, *_comparable(_parts(got), _parts(want)))
     return differences
 
 

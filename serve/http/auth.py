@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from yolo_assigner.serve.errors import ForbiddenError, ServeError, TooManyAttemptsError, UnauthorizedError
 from yolo_assigner.serve.http.replies import send_error
 from yolo_assigner.serve.http.routes import Access, route_of
+from yolo_assigner.serve.settings import Settings
 
 SHORTEST_KEY = 16  # characters; shorter ones can be guessed
 NAMED = re.compile(r"(?P<name>[\w.@-]{1,64}):(?P<secret>|\s.*)", re.ASCII)
@@ -129,6 +130,17 @@ class Keys:
         if not equal:
             raise ForbiddenError(f"the key is not good for {'administration' if administers else 'inference'}")
         return equal[0]
+
+
+def keys_of(settings: Settings) -> Keys:
+    """The keys of the settings.
+
+    Raises:
+        ValueError: As :meth:`KeySource.load`.
+    """
+    secrets = (tuple(key.get_secret_value() for key in keys) for keys in (settings.api_keys, settings.admin_keys))
+    files = (settings.api_key_file, settings.admin_key_file)
+    return Keys(*(KeySource(file, others) for file, others in zip(files, secrets, strict=True)))
 
 
 class KeyGuard:

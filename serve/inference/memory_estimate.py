@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from yolo_assigner.export.contract import Contract
+from yolo_assigner.export.contract import SPARSE_KINDS, Contract
 from yolo_assigner.serve.detection.grid import strides_of
 from yolo_assigner.serve.errors import TooLargeError
 from yolo_assigner.serve.wire.dtypes import Array
@@ -122,12 +122,12 @@ def _dense_bytes(contract: Contract, rows: int, anchors: int) -> int:
 
 def _bytes_per_pair(contract: Contract) -> float:
     """Bytes for a candidate pair of the sparse assignment."""
-    return PER_EXPLAINED_PAIR if contract.kind == "explain" else PER_PAIR["sparse"]
+    return PER_EXPLAINED_PAIR if contract.kind in SPARSE_KINDS else PER_PAIR["sparse"]
 
 
 def _truth_bytes(contract: Contract, images: int, slots: int) -> float:
     """Bytes to compare the ground truths of each image with one another."""
-    return images * slots * slots * PER_TRUTH_PAIR if contract.kind == "explain" else 0.0
+    return images * slots * slots * PER_TRUTH_PAIR if contract.kind in SPARSE_KINDS else 0.0
 
 
 def _region_bytes(inputs: Mapping[str, Array], anchors: int) -> int:

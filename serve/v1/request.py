@@ -72,6 +72,8 @@ def read_inputs(contract: Contract, request: LossRequest) -> DetectionInputs:
     try:
         if isinstance(request, AssignRequest) and _is_decoded(request):
             return _decoded_inputs(contract, request)
+        if isinstance(request, ExplainRequest) and request.images is not None:
+            return _image_inputs(contract, request)
         return _raw_inputs(contract, request)
     except ValueError as error:  # of the grid, the padding and the checks that the client shares
         raise BadRequestError(str(error)) from error
@@ -79,7 +81,7 @@ def read_inputs(contract: Contract, request: LossRequest) -> DetectionInputs:
 
 def _kind_of(request: LossRequest) -> str:
     if isinstance(request, ExplainRequest):
-        return "explain"
+        return "explain" if request.images is None else "detector_explain"
     return "assigner" if _is_decoded(request) else "loss"
 
 
@@ -109,6 +111,18 @@ def _raw_inputs(contract: Contract, request: LossRequest) -> DetectionInputs:
     sizes = [(rows, columns) for _, _, rows, columns in (level.shape for level in maps)]
     predictions = DetectionInputs(arrays, (height, width), strides, sizes, request.outputs)
     return _with_truth(predictions, contract, request, maps[0].shape[0], contract.hyperparameters["num_classes"])
+
+
+def _image_inputs(contract: Contract, request: ExplainRequest) -> DetectionInputs:
+    """Inputs of a model with a detector."""
+    if (request.feats, request.pred_distri, request.pred_scores, request.imgsz) != (None,) * 4:
+        raise BadRequestError("images go in the place of predictions; give either, and imgsz with pred_distri only")
+    images = read_tensor("images", request.images, 4)
+    height, width = images.shape[2:]
+    strides = strides_of(contract)
+    sizes = level_sizes((height, width), strides)
+    predictions = DetectionInputs({"images": images}, (height, width), strides, sizes, request.outputs)
+    return _with_truth(predictions, contract, request, len(images), contract.hyperparameters["num_classes"])
 
 
 def _decoded_inputs(contract: Contract, request: AssignRequest) -> DetectionInputs:

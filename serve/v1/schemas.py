@@ -82,8 +82,12 @@ class AssignRequest(LossRequest):
 
 
 class ExplainRequest(LossRequest):
-    """Predictions and boxes as for the loss."""
+    """Predictions as for the loss, or pictures (`images`) for a model with a detector, and the boxes."""
 
+    images: Tensor4 | None = Field(
+        None,
+        description="[B, 3, H, W] red, green, blue in 0..1, in the place of predictions; for kind `detector_explain`",
+    )
     pairs: bool = Field(True, description="Whether to list every candidate, a pair of a box and an anchor inside it")
 
 

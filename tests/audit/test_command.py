@@ -15,6 +15,7 @@ import pyarrow.dataset as ds
 from PIL import Image
 
 from examples.dataset import FOLDER, NAMES
+from tests.audit.predictions import contents, mixed_folder
 from yolo_assigner.__main__ import main
 from yolo_assigner.audit import shard as shards
 from yolo_assigner.audit.pictures import Example, read_example
@@ -84,6 +85,13 @@ def test_an_interrupted_audit_goes_on(
     assert audit(*words, "--out", tmp_path / "other") == 0
     for path in (tmp_path / "out").rglob("*.*"):
         assert path.read_bytes() == (tmp_path / "other" / path.relative_to(tmp_path / "out")).read_bytes()
+
+
+def test_several_processes_give_the_same_files(tmp_path: Path) -> None:
+    folder = mixed_folder(tmp_path / "maps")
+    for out, *words in (("one",), ("two", "--workers", "2")):
+        assert audit("--predictions", folder, "--out", tmp_path / out, *words) == 1
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from yolo_assigner.audit.shard import audit_shard
 from yolo_assigner.audit.sources import find_source, plan_shards
 from yolo_assigner.audit.structures import Changes, Settings
 from yolo_assigner.audit.table import read_rows
-from yolo_assigner.audit.what_if import Tried, choose, count_candidates
+from yolo_assigner.audit.what_if import Tried, choose, count_candidates, iou_ceiling
 from yolo_loss.assignment.params import AssignerParams
 from yolo_loss.criterion import DetectionLoss
 
@@ -72,6 +72,31 @@ def test_counted_candidates_are_those_of_the_assignment() -> None:
         assert [row["side_assigned"] for row in found.rows] == [row["num_assigned"] for row in sided.rows]
 
 
+@pytest.mark.parametrize(
+    ("box", "ceiling"),
+    [
+        # 1.5 pixels below the only candidate, of stride 8 at (100, 100): 4 / 5.5.
+        ((96.5, 101.5, 105.5, 105.5), 4 / 5.5),
+        # Also 2 pixels to its right: (4 x 3) / (6 x 4.5).
+        ((102, 101.5, 106, 104.5), 12 / 27),
+        # A candidate inside.
+        ((96, 96, 106, 106), 1.0),
+    ],
+)
+def test_no_prediction_at_a_candidate_is_better_than_the_ceiling(
+    box: tuple[float, float, float, float], ceiling: float
+) -> None:
+    found = iou_ceiling(box, (SIZE, SIZE), (8,), 1e-9, 9.0)
+    assert found == pytest.approx(ceiling)
+    low, high = torch.tensor(box[:2]), torch.tensor(box[2:])
+    anchor, half_pixels = torch.tensor([100.0, 100.0]), torch.arange(0, 8.5, 0.5)
+    sides = torch.cartesian_prod(*[half_pixels] * 4).view(-1, 2, 2)  # every prediction to 8 pixels around
+    left, right = anchor - sides[:, 0], anchor + sides[:, 1]
+    common = (torch.minimum(high, right) - torch.maximum(low, left)).clamp(min=0).prod(dim=1)
+    iou = common / ((high - low).prod() + (right - left).prod(dim=1) - common)
+    assert iou.max().item() == pytest.approx(ceiling)
+
+
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
     """One picture with boxes of 9 x 4 pixels that no anchor's centre lies in."""
@@ -90,7 +115,11 @@ def test_the_audit_says_why_small_objects_are_not_learned(small: Path, weights: 
     assert all(row["nearest_distance"] == pytest.approx(1.5, abs=1e-3) for row in rows)
     # A box of height 8 reaches 4 pixels from its middle, beyond the 3.5.
     assert [row["helping_side"] for row in rows] == [SIDE] * 4
-    assert all("min_box_side=8" in row["remedy"] for row in rows)
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "audit.md").read_text(encoding="utf-8")
+    for row in rows:
+        assert "min_box_side=8" in row["remedy"]
+        assert "can then be 0.73 at most" in row["remedy"]  # 4 / 5.5, see below
+        assert f"> {row['sentence']}\n>\n> {row['remedy']}\n" in page
     for name in ("side_candidates", "larger_candidates", "finer_candidates"):
         assert all(row[name] > 0 for row in rows), name
 

@@ -39,6 +39,19 @@ def test_every_second_step_is_written(tmp_path: Path) -> None:
     assert (facts.images, facts.truths) == (2, 98)
 
 
+def test_l1_stands_in_the_column_of_the_third_term(tmp_path: Path) -> None:
+    sample = load_sample()
+    criterion = DetectionLoss(1, reg_max=1)
+    maps = [torch.ones(2, 5, *level.shape[2:]) for level in sample.feats]
+    written = TrainingAudit(criterion, tmp_path)(0, maps, sample.batch, names=sample.names)
+    assert written is not None
+    rows = list(read_rows([written]))
+    total = max(sum(row["weight_sum"] for row in rows), 1.0)
+    shown = criterion(maps, sample.batch)[1]
+    assert criterion.loss_names[2] == "l1"
+    assert 1.5 * sum(row["dfl_sum"] for row in rows) / total == pytest.approx(float(shown[2]), rel=1e-4)
+
+
 def test_steps_are_whole_numbers(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="every is 0"):
         TrainingAudit(DetectionLoss(1), tmp_path, every=0)

@@ -35,4 +35,4 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, required=True)
     options = parser.parse_args()
     todo = [Unit(name, contender, lambda name=name: run(name)) for name, contender in CONTENDERS.items()]  # type: ignore[misc]
-    sys.exit(work(todo, Results(options.path, KEY), torch.device("cpu"), 60 * options.minutes))
+    sys.exit(work(todo, Results(options.path, KEY), torch.device("cpu"), 60 * options.minutes, stall=4))

@@ -11,13 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.contenders import Setting
+from benchmarks.common.inputs import Setting, input_sets, make_inputs
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.clock import QUICK, measure
 from benchmarks.gpu.contenders import ours
 from benchmarks.gpu.correctness import Case, compare, smoke_checks
 from benchmarks.gpu.exported import find_model
-from benchmarks.gpu.inputs import input_sets, make_inputs
 from benchmarks.gpu.units import Plan, units
 from yolo_assigner.export.contract import ContractError
 
@@ -132,7 +131,7 @@ BARE = f"""
 import sys
 sys.modules.update(dict.fromkeys({NEEDED_NOT}))  # None makes an import fail
 import torch
-from benchmarks.contenders import Setting
+from benchmarks.common.inputs import Setting, input_sets, make_inputs
 from benchmarks.gpu import __main__
 from benchmarks.gpu.correctness import contender_checks
 print([check["ok"] for check in contender_checks(Setting("loss", 1, 2, 32, 3), "fp32", "auto", torch.device("cpu"))])

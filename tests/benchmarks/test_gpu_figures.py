@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.contenders import Setting
+from benchmarks.common.inputs import Setting
 from benchmarks.gpu.contenders import REFERENCE
 from benchmarks.gpu.floor import Needed, floor_bytes, needed_of
 from benchmarks.gpu.report import EXTRA, FASTER, FLOOR, GOALS, TIME, outcome, report

@@ -26,10 +26,12 @@ COMMANDS = (
     "serve",
     "explain",
     "audit",
+    "assign",
 )
+PROGRAMS = {command.split()[0] for command in COMMANDS}
 # Pages whose options belong to other commands: the benchmarks'.
-OTHERS = ("gpu.md", "measurements.md")
-FOREIGN = {"--ipc"}  # docker's
+OTHERS = ("gpu.md", "measurements.md", "scaling.md")
+FOREIGN = {"--ipc", "--http-restricted-api"}  # docker's and Triton's
 
 
 def relative(page: Path) -> str:
@@ -85,7 +87,13 @@ def command_lines() -> Iterator[tuple[str, str]]:
             if block.language == "sh":
                 for line in block.code.replace("\\\n", " ").splitlines():
                     code = line.partition(" #")[0]
-                    if code.startswith("yolo-assigner ") and code.split()[1] in ("export", "serve", "explain", "audit"):
+                    if code.startswith("yolo-assigner ") and code.split()[1] in (
+                        "export",
+                        "serve",
+                        "explain",
+                        "audit",
+                        "assign",
+                    ):
                         yield relative(page), code
 
 

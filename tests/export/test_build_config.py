@@ -188,7 +188,7 @@ MODEL = '[[models]]\nkinds = ["loss"]\n'
         (f'{MODEL}prefix = "a/b"', "prefix is 'a/b'"),
         (f'{MODEL}profiles = ["big"]', "profiles: 'big' is unknown; choose among none"),
         (f'{MODEL}compute_capabilities = ["8.9"]', "compute_capabilities are for tensorrt-rtx"),
-        (f'{MODEL}weights = "a.pt"', "weights is 'a.pt', but only detector_loss has a detector"),
+        (f'{MODEL}weights = "a.pt"', "weights is 'a.pt', but only detector_loss and detector_explain have a detector"),
         ('[[models]]\nkinds = ["detector_loss"]\nscale = "n"', 'write weights = "FILE"'),
         (
             '[[models]]\nkinds = ["loss"]\nhyperparameters = { end_to_end = true }',

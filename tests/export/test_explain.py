@@ -10,13 +10,15 @@ import onnxruntime as ort
 import pytest
 import torch
 
+from tests.detectors import lively_detector
 from tests.exports import exported
 from yolo_assigner.export import cli
 from yolo_assigner.export.contract import load_contract
 from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.repository.config import load_config
-from yolo_assigner.export.samples import Case, pyramid, sample_loss_inputs
+from yolo_assigner.export.samples import Case, pyramid, sample_detector_inputs, sample_loss_inputs
 from yolo_assigner.export.specs import output_specs
+from yolo_assigner.export.to_onnx.detector import detector_config
 from yolo_assigner.export.to_onnx.graphs import build_graph
 from yolo_assigner.export.verification.verify import verify_model
 from yolo_loss import DetectionLoss, GroundTruth
@@ -82,6 +84,30 @@ def test_graph_and_torch_explain_alike(folder: Path, case: Case) -> None:
         assert array.shape == tuple(want[name].shape), name
         if name != "pair_rank":  # candidates whose metrics are equal but for rounding may be swapped
             np.testing.assert_allclose(array, want[name].numpy(), rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_a_detector_explains_images() -> None:
+    """Its maps and what follows them are verified as those of a `detector_loss`."""
+    made = exported("detector_explain", "sparse")
+    contract = load_contract(made / "detector_explain.json")
+    differences = verify_model(made / "detector_explain.onnx", contract)
+    names = {spec.name for spec in contract.outputs} | {"map_0", "map_1", "map_2"}
+    assert {difference.output.split(" ")[0] for difference in differences} == names
+    assert [difference for difference in differences if not difference.passed] == []
+    assert contract.inputs[0].name == "images"
+
+
+def test_of_two_branches_the_first_is_explained() -> None:
+    options = Hyperparameters(num_classes=3, scale="n", end_to_end=True, topk=7)
+    detector = lively_detector(detector_config(options))
+    images, *truth = sample_detector_inputs(Case(1, 8, pyramid(96, 96, STRIDES), 3), STRIDES, 0)
+    with torch.no_grad():
+        got = build_graph("detector_explain", options, "sparse", detector)(images, *truth)
+        maps = detector(images).maps["one2many"]
+    predictions = join_predictions(maps, STRIDES, 3, 16)
+    want = explanation_outputs(explain_padded(DetectionLoss(3, topk=7), predictions, GroundTruth(*truth)))
+    for name, array in zip(want, got, strict=False):
+        assert torch.equal(array, want[name]), name
 
 
 def test_specs_name_the_fields_in_their_order() -> None:

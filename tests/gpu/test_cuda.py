@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.contenders import Setting
+from benchmarks.common.inputs import Setting, input_sets, make_inputs
+from benchmarks.contenders import criterion_of
 from benchmarks.gpu.clock import peak_mib
-from benchmarks.gpu.contenders import criterion_of, ours
-from benchmarks.gpu.inputs import input_sets, make_inputs
+from benchmarks.gpu.contenders import ours
 from tests.gpu.conftest import needs_gpu
 from yolo_assigner.export.contract import ContractError, load_contract
 from yolo_assigner.export.samples import Case, pyramid, sample_assigner_inputs
@@ -57,7 +57,7 @@ def test_a_training_step_does_not_wait(implementation: str, place: str) -> None:
     inputs = make_inputs(USUAL, "fp32")
     batch = {name: values.to(place) for name, values in inputs.batch.items()}
     leaves = [level.cuda().requires_grad_() for level in inputs.predictions]
-    criterion = criterion_of(USUAL, implementation)
+    criterion = criterion_of(USUAL, implementation=implementation, max_boxes=USUAL.slots)
     if implementation == "triton":
         torch.autograd.grad(criterion(leaves, batch)[0], leaves)  # loading a compiled kernel may wait
     torch.cuda.set_sync_debug_mode("error")

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.contenders import Setting
+from benchmarks.common.inputs import Setting, input_sets
 from benchmarks.gpu.clock import MissingError
 from benchmarks.gpu.contenders import COMPILED, EAGER, GRAPHS, has_triton, ours
 from benchmarks.gpu.correctness import contender_checks, small, smoke_checks
-from benchmarks.gpu.inputs import input_sets
 from benchmarks.gpu.smoke import CASES
 from yolo_loss import DetectionLoss, GroundTruth, TaskAlignedAssigner
 from yolo_loss.assignment import dense

@@ -172,6 +172,7 @@ def test_refusals(server: Live) -> None:
         ({**request, "feats": request["feats"][:2]}, 400, "feats"),
         ({**request, "pairs": "yes"}, 400, "pairs: "),
         ({**request, "outputs": ["fg_mask"]}, 400, "fg_mask"),
+        ({**request, "images": [[[[0.5]]]]}, 404, "no model of kind detector_explain"),
     ):
         reply = server.send("POST", "/v1/explain", body)
         assert reply.status == status, reply.body

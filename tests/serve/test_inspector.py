@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
+import shutil
 import struct
 import time
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from urllib.parse import urljoin, urlsplit
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from examples.dataset import FOLDER, SAMPLE
 from examples.inspector_sample import explain_sample
@@ -21,7 +24,8 @@ from tests.exports import exported
 from tests.serve.conftest import Live, start, stop
 from tests.serve.test_docs_page import Browser, Links, browsing
 from tests.serve.test_web_pages import BROWSERS, KEY
-from yolo_assigner.export.contract import find_contracts
+from yolo_assigner.audit.pictures import fit, read_yolo_labels
+from yolo_assigner.audit.pictures import place as place_boxes
 from yolo_assigner.serve.explain.report import STATIC
 
 needs_browser = pytest.mark.skipif(not BROWSERS, reason="there is no Chromium")
@@ -32,10 +36,13 @@ CELLS = "[...document.querySelectorAll('#truth-rows tr')].map((row) => [...row.c
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """A service with keys and a model of kind explain."""
+    """A service with keys and a model of kind explain and one of kind detector_explain."""
     keys = tmp_path_factory.mktemp("keys") / "keys"
     keys.write_text(f"browser: {KEY}\n")
-    live = start("--artifacts", exported("explain", "sparse"), "--api-key-file", keys)
+    models = tmp_path_factory.mktemp("models")
+    for kind in ("explain", "detector_explain"):
+        shutil.copytree(exported(kind, "sparse"), models, dirs_exist_ok=True)
+    live = start("--artifacts", models, "--api-key-file", keys)
     yield live
     assert stop(live) == 0
 
@@ -181,7 +188,8 @@ def test_hovering_and_clicking_an_anchor(browser: Browser, server: Live, sample:
     move_mouse(browser, *points(document["levels"], anchor))
     tip = text_of(browser, "#tip")
     assert f"Anchor {anchor}, level 0 (stride 8)" in tip
-    assert f"Ground truth {rival}\nThe anchor learns this ground truth." in tip
+    assert f"Ground truth {rival}\nThe anchor learns this ground truth: it overlaps more" in tip
+    assert "than ground truth 39, which also chose the anchor." in tip
     assert f"Chosen, but ground truth {rival} overlaps more with the box predicted here." in tip
     assert f"rank {pairs['rank'][place]}" in tip
     move_mouse(browser, *points(document["levels"], anchor), click=True)
@@ -260,6 +268,14 @@ def test_sliders_assign_anew(browser: Browser, server: Live) -> None:
         True,
         False,
     ]
+    visit(browser, server, "#open=sample&sort=area-")
+    wanted = browser.run(CELLS)
+    assert int(wanted[0][4]) > 10 * int(wanted[-1][4])  # the largest box has most candidates
+    visit(browser, server, "#open=sample")
+    for falling in ("", "-"):
+        browser.run("document.querySelectorAll('#truth-head button')[2].click()")
+        browser.wait(f"location.hash.endsWith('sort=area{falling}')")
+    assert browser.run(CELLS) == wanted
     visit(browser, server, "#open=sample&topk=none&truth=4000&view=1,a&image=99&theme=loud")
     assert text_of(browser, "#topk-value") == "10"
     check_quiet(browser, server)
@@ -333,12 +349,7 @@ def test_dropped_files_are_explained_by_the_service(
     request = write_request(tmp_path / f"request.{ending}")
     visit(browser, server)
     drop(browser, request, FOLDER / "OSBS_029.png")
-    browser.wait("document.getElementById('key-form').checkVisibility()")
-    assert "wants a key" in text_of(browser, "#alert")
-    browser.run(f"document.getElementById('key').value = '{KEY}'")
-    browser.click("#key-form button")
-    browser.wait("document.querySelectorAll('#truth-rows tr').length")
-    assert not browser.run("document.getElementById('key-form').checkVisibility()")
+    give_key(browser)
     assert text_of(browser, "#alert") == ""
     shown = browser.run(CELLS)
     body = browser.run(f"(async () => {{{ASK}}})()".replace("KEY", KEY))
@@ -347,9 +358,18 @@ def test_dropped_files_are_explained_by_the_service(
     assert sorted(int(row[0]) for row in shown) == [truth["slot"] for truth in truths]
     for row in shown:
         assert int(row[7]) == truths[int(row[0])]["num_assigned"]
-    ((_, contract),) = find_contracts(exported("explain", "sparse"))
-    assert text_of(browser, "#source") == f"request.{ending} · model {contract.name}"
+    assert text_of(browser, "#source") == f"request.{ending} · model explain"
     check_quiet(browser, server)
+
+
+def give_key(browser: Browser) -> None:
+    """Answer the page's question for a key, and wait until the request is explained."""
+    browser.wait("document.getElementById('key-form').checkVisibility()")
+    assert "wants a key" in text_of(browser, "#alert")
+    browser.run(f"document.getElementById('key').value = '{KEY}'")
+    browser.click("#key-form button")
+    browser.wait("document.querySelectorAll('#truth-rows tr').length")
+    assert not browser.run("document.getElementById('key-form').checkVisibility()")
 
 
 ASK = """
@@ -397,17 +417,95 @@ def drop(browser: Browser, *files: Path) -> None:
     browser.run(f"(() => {{{DROP}}})()")
 
 
+LABELS = "0 0.5 0.5 0.25 0.5\n\n2 0.1 0.25 0.2 0.25 0.15 0.75\n1 0.30 0.4 0.02 0.01\n"
+
+
+def write_pictures(folder: Path) -> list[Path]:
+    """Two pictures of noise, one wide and one high, with their labels."""
+    files = []
+    for name, size in (("wide", (96, 64)), ("high", (32, 96))):
+        noise = np.random.default_rng(size[0]).integers(0, 256, (size[1], size[0], 3), np.uint8)
+        Image.fromarray(noise).save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text(LABELS)
+        files += [folder / f"{name}.png", folder / f"{name}.txt"]
+    return files
+
+
+REQUEST_OF_PICTURES = """
+const {pictureRequest} = await import("/inspector/request.js");
+const files = [...document.getElementById("files").files];
+const labels = files.filter(({name}) => name.endsWith(".txt"));
+return JSON.stringify((await pictureRequest(files.filter((file) => !labels.includes(file)), labels, 96)).body);
+"""
+
+
+@needs_browser
+def test_dropped_pictures_and_their_labels(browser: Browser, server: Live, tmp_path: Path) -> None:
+    """Pictures that need no scaling become the detector's input as `yolo-assigner audit` makes it."""
+    files = write_pictures(tmp_path)
+    visit(browser, server, "#input=96")
+    drop(browser, *files)
+    give_key(browser)
+    assert browser.run("[...document.querySelectorAll('#image option')].map((option) => option.text)") == [
+        "high.png", "wide.png",
+    ]  # fmt: skip
+    body = json.loads(browser.run(f"(async () => {{{REQUEST_OF_PICTURES}}})()"))
+    images = np.frombuffer(base64.b64decode(body["images"]["base64"]), "<f4").reshape(body["images"]["shape"])
+    for place, name in enumerate(("high", "wide")):
+        image, frame = fit(Image.open(tmp_path / f"{name}.png"), 96)
+        np.testing.assert_array_equal(images[place], image)
+        labels = read_yolo_labels(tmp_path / f"{name}.txt", 3)
+        rows = slice(3 * place, 3 * place + 3)
+        placed = place_boxes(labels.boxes, frame).numpy()
+        np.testing.assert_allclose(body["batch"]["bboxes"][rows], placed, rtol=1e-6)
+        assert body["batch"]["cls"][rows] == labels.cls.tolist()
+    assert body["batch"]["batch_idx"] == [0, 0, 0, 1, 1, 1]
+    document = server.send("POST", "/v1/explain", body, {"Authorization": f"Bearer {KEY}"}).json
+    assert document["model"] == "detector_explain"
+    truths = document["images"][0]["ground_truths"]
+    for row in browser.run(CELLS):
+        assert int(row[7]) == truths[int(row[0])]["num_assigned"]
+    # A larger input is another request, and the link carries it.
+    browser.run("document.getElementById('input-side').value = '192'")
+    browser.run("document.getElementById('input-side').dispatchEvent(new Event('change'))")
+    browser.wait("document.getElementById('truth-rows').innerText.includes('16 × 96')")  # of 64 x 192
+    browser.wait("location.hash.includes('input=192')")
+    check_quiet(browser, server)
+
+
+@needs_browser
+def test_pictures_that_cannot_be_used(browser: Browser, server: Live, tmp_path: Path) -> None:
+    visit(browser, server)
+    picture, labels, *others = write_pictures(tmp_path)
+    broken, words, points = (tmp_path / name for name in ("broken.png", "words.txt", "points.txt"))
+    broken.write_bytes(picture.read_bytes()[:60])
+    words.write_text("0 0.5 0.5 0.2 0.2\n0 0.5 0.5 0.2 wide\n")
+    points.write_text("0 0.5 0.5 0.2\n")
+    for files, text in (
+        ([picture], "wide.png has no labels; give wide.txt with it, empty if it shows no object"),
+        ([labels], "wide.txt has no picture; give wide.jpg or .png with it"),
+        ([picture, labels, others[0]], "high.png has no labels"),
+        ([broken, labels], "broken.png cannot be read as a picture"),
+        ([picture, words], "words.txt line 2 has something that is no number"),
+        ([picture, points], "points.txt line 1 has 4 numbers; give class, centre x, centre y, width, height"),
+        ([picture, labels, SAMPLE], "give one request file"),
+    ):
+        drop(browser, *files)
+        browser.wait(f"document.getElementById('alert').innerText.includes('{text}')")
+    assert browser.run("document.getElementById('inspector').hidden")
+
+
 @needs_browser
 def test_files_that_cannot_be_used(browser: Browser, server: Live, tmp_path: Path) -> None:
     visit(browser, server)
     (tmp_path / "damaged.npz").write_bytes(SAMPLE.read_bytes()[:5000])
     (tmp_path / "other.json").write_text("{}")
-    (tmp_path / "notes.txt").write_text("")
+    (tmp_path / "notes.pdf").write_text("")
     np.savez(tmp_path / "boxes.npz", cls=np.zeros(1))
     for name, words in (
         ("damaged.npz", "it has no list of its arrays"),
         ("other.json", "this is no explanation document"),
-        ("notes.txt", "notes.txt is no request file; give .npz or .safetensors"),
+        ("notes.pdf", "notes.pdf is no request file; give .npz or .safetensors"),
         ("boxes.npz", "the file has cls, but no feat_0"),
     ):
         drop(browser, tmp_path / name)

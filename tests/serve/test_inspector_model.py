@@ -36,6 +36,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"min_box_side": 7.0, "alpha": 1.0},
     {"min_box_side": 40.0, "beta": 12.0},
 )
+CHOICE = ("anchor", "slot", "rank", "metric")
 SCRIPT = """
 (async () => {
   const model = await import("/model.js");
@@ -48,11 +49,11 @@ SCRIPT = """
   }
   return JSON.stringify({
     outcome: [...found.outcome], lost_to: [...found.lostTo], weight: [...found.weight], metric: [...found.metric],
-    rank, owner: [...found.owner],
+    rank, owner: [...found.owner], anchor: [...scene.pairs.anchor], slot: [...scene.pairs.slot],
     truths: found.truths.map((sum, slot) => ({
       ...sum, ...model.describe(scene.truths[slot], sum), flags: model.flagsOf(scene.truths[slot], sum),
     })),
-    outcomes: [...found.outcome].map((_, pair) => model.describeOutcome(found, pair, rank[pair])),
+    outcomes: [...found.outcome].map((_, pair) => model.describeOutcome(scene, found, pair, rank[pair])),
   });
 })()
 """
@@ -171,22 +172,31 @@ def test_the_own_settings_give_the_document(own: dict[str, Any], browser: Browse
 def test_words_of_candidates_are_the_librarys(browser: Browser) -> None:
     from yolo_loss.explain import describe_outcome
 
+    beaten = 0
     for options in ({}, {"topk": 2, "topk2": 1}):
         inputs = crowded(2)
+        inputs.batch["bboxes"][:8] = torch.tensor([0.5, 0.5, 0.6, 0.6])
         found = asked(browser, explained(inputs), options)
-        said = 0
+        topk, said = options.get("topk", 10), 0
+        chosen: dict[int, list[int]] = {}
+        for anchor, slot, rank, metric in zip(*(found[name] for name in CHOICE), strict=True):
+            chosen.setdefault(anchor, []).extend([slot] if 0 < rank <= topk and metric > 0 else [])
         for pair, outcome in enumerate(found["outcome"]):
             if outcome < 4:
+                others = [slot for slot in chosen[found["anchor"][pair]] if slot != found["slot"][pair]]
                 want = describe_outcome(
                     outcome,
                     rank=found["rank"][pair],
-                    topk=options.get("topk", 10),
+                    topk=topk,
                     lost_to=found["lost_to"][pair],
                     topk2=options.get("topk2"),
+                    beaten=others,
                 )
                 assert found["outcomes"][pair] == want
                 said += 1
+                beaten = max(beaten, len(others) * (outcome == 0))
         assert said > 100
+    assert beaten > 3
 
 
 @pytest.mark.parametrize("value", [0.0, 0.126, 1e-5, 0.00012345, 0.5, 1.0, 3.2e-30, 0.0999, 99.4])

@@ -44,6 +44,8 @@ def test_every_setting_can_come_from_everywhere(tmp_path: Path) -> None:
         "api_key_file": "f", "admin_key_file": "g", "insecure": "true", "ssl_certfile": "c",
         "ssl_keyfile": "k", "metrics_host": "h",
         "metrics_port": "9", "log_level": "debug", "log_format": "json",
+        "ray": "true", "ray_replicas": "2", "ray_max_replicas": "3", "ray_cpus": "0.5", "ray_gpus": "0.25",
+        "ray_requests": "8", "ray_target_requests": "1.5", "ray_revision": "r",
     }  # fmt: skip
     secrets = {"api_keys": f"{KEY},{KEY}", "admin_keys": KEY, "ssl_keyfile_password": "p"}
     assert values.keys() | secrets.keys() == Settings.model_fields.keys()

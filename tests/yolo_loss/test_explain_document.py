@@ -84,7 +84,13 @@ def test_flags_and_outcomes_in_words() -> None:
     assert describe_outcome(Outcome.BELOW_TOPK, rank=3, topk=10) == "Not chosen: its metric is 0."
     assert "ground truth 5 overlaps more" in describe_outcome(Outcome.LOST_TO, rank=1, topk=10, lost_to=5)
     assert "topk2 keeps 1 " in describe_outcome(Outcome.DROPPED_BY_TOPK2, rank=2, topk=10, topk2=1)
-    assert describe_outcome(Outcome.ASSIGNED, rank=1, topk=10) == "The anchor learns this ground truth."
+    learns = "The anchor learns this ground truth"
+    assert describe_outcome(Outcome.ASSIGNED, rank=1, topk=10) == f"{learns}."
+    alone = describe_outcome(Outcome.ASSIGNED, rank=2, topk=10, beaten=[])
+    assert alone == f"{learns}: number 2 by metric, and no other chose the anchor."
+    for beaten, named in (([4], " 4"), ([1, 2], "s 1, 2"), ([1, 2, 4, 7, 8], "s 1, 2, 4 and 2 more")):
+        said = describe_outcome(Outcome.ASSIGNED, rank=2, topk=10, beaten=beaten)
+        assert said.startswith(f"{learns}: it overlaps more with the box predicted here than ground truth{named}, ")
 
 
 def test_the_document_says_what_the_tensors_say() -> None:

@@ -209,7 +209,15 @@ def describe_flags(*, clipped_share: float, duplicate_of: int, weak: bool) -> li
     return found
 
 
-def describe_outcome(outcome: int, *, rank: int, topk: int, lost_to: int = -1, topk2: int | None = None) -> str:
+def describe_outcome(
+    outcome: int,
+    *,
+    rank: int,
+    topk: int,
+    lost_to: int = -1,
+    topk2: int | None = None,
+    beaten: Sequence[int] | None = None,
+) -> str:
     """Put the outcome of a candidate into words.
 
     Args:
@@ -218,13 +226,14 @@ def describe_outcome(outcome: int, *, rank: int, topk: int, lost_to: int = -1, t
         topk: Candidates that each ground truth chooses.
         lost_to: Slot of the ground truth that took the anchor; -1: none.
         topk2: Anchors that each ground truth keeps; None: all it won.
+        beaten: Slots of the other ground truths that chose the anchor; None: not known.
 
     Raises:
         ValueError: There is no such outcome.
     """
     match Outcome(outcome):
         case Outcome.ASSIGNED:
-            return "The anchor learns this ground truth."
+            return f"The anchor learns this ground truth{_why_won(rank, beaten)}."
         case Outcome.BELOW_TOPK:
             cause = "its metric is 0" if rank <= topk else f"it is number {rank} by metric, and topk is {topk}"
             return f"Not chosen: {cause}."
@@ -232,6 +241,19 @@ def describe_outcome(outcome: int, *, rank: int, topk: int, lost_to: int = -1, t
             return f"Chosen, but ground truth {lost_to} overlaps more with the box predicted here."
         case Outcome.DROPPED_BY_TOPK2:
             return f"Won, but dropped: topk2 keeps {topk2} of the ground truth's anchors, those of larger metric."
+
+
+def _why_won(rank: int, beaten: Sequence[int] | None) -> str:
+    if beaten is None:
+        return ""
+    if not beaten:
+        return f": number {rank} by metric, and no other chose the anchor"
+    others = len(beaten) - MOST_NAMED
+    named = ", ".join(map(str, beaten[:MOST_NAMED]))
+    return (
+        f": it overlaps more with the box predicted here than ground truth{'' if len(beaten) == 1 else 's'} {named}"
+        f"{f' and {others} more' if others > 0 else ''}, which also chose the anchor"
+    )
 
 
 def _count(number: int, noun: str) -> str:

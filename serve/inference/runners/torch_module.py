@@ -10,7 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from yolo_assigner.export.contract import Contract
+from yolo_assigner.export.contract import DETECTOR_KINDS, Contract
 from yolo_assigner.serve.inference.runners.base import Device, RunnerError
 from yolo_assigner.serve.wire.dtypes import Array
 
@@ -90,7 +90,7 @@ def _build(path: Path, contract: Contract) -> Any:
 
     hyperparameters = Hyperparameters.from_contract(contract.hyperparameters)
     detector = None
-    if contract.kind == "detector_loss":
+    if contract.kind in DETECTOR_KINDS:
         from yolo_assigner.export.to_onnx.detector import detector_from_onnx
 
         detector = detector_from_onnx(path, hyperparameters)

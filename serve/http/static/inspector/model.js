@@ -40,7 +40,7 @@ export function readScene(document, image) {
   };
   const last = levels.at(-1);
   const anchors = last.first_anchor + last.height * last.width;
-  const scene = { levels, parameters, truths, loss, anchors, pairs: columns, height: imgsz[0], width: imgsz[1] };
+  const scene = { levels, parameters, truths, loss, anchors, pairs: columns, powers: {}, height: imgsz[0], width: imgsz[1] };
   scene.bySlot = startsOf(columns.slot, truths.length);
   scene.byAnchor = pairsByAnchor(columns.anchor, anchors);
   scene.needed = neededSides(scene);
@@ -157,15 +157,25 @@ function candidatesAt(scene, side) {
 }
 
 function metricsOf(scene, { alpha, beta }) {
-  const { score, iou, metric } = scene.pairs;
+  const { metric } = scene.pairs;
   const { alpha: ownAlpha, beta: ownBeta } = scene.parameters;
   if (alpha === ownAlpha && beta === ownBeta) return metric;
+  const [scores, ious] = [powersOf(scene, "score", alpha), powersOf(scene, "iou", beta)];
   const found = new Float32Array(metric.length);
   for (let pair = 0; pair < found.length; pair++) {
-    const value = f32(power(score[pair], alpha) * power(iou[pair], beta));
+    const value = f32(scores[pair] * ious[pair]);
     found[pair] = value > 0 ? value : 0;
   }
   return found;
+}
+
+/** A column of the pairs to a power; the last one is kept, as only one of two exponents changes at a time. */
+function powersOf(scene, column, exponent) {
+  const kept = scene.powers[column];
+  if (kept?.exponent === exponent) return kept.values;
+  const values = scene.pairs[column].map((base) => power(base, exponent));
+  scene.powers[column] = { exponent, values };
+  return values;
 }
 
 /** base^exponent in float32, with the products and roots of the exported models. */
@@ -415,11 +425,11 @@ export function flagsOf(truth, sum) {
 }
 
 /** What became of a candidate, in the words of yolo_loss.explain. */
-export function describeOutcome(found, pair, rank) {
+export function describeOutcome(scene, found, pair, rank) {
   const { topk, topk2, side } = found.settings;
   switch (found.outcome[pair]) {
     case ASSIGNED:
-      return "The anchor learns this ground truth.";
+      return `The anchor learns this ground truth${whyWon(beatenAt(scene, found, pair), rank)}.`;
     case BELOW_TOPK:
       return `Not chosen: ${rank <= topk ? "its metric is 0" : `it is number ${rank} by metric, and topk is ${topk}`}.`;
     case LOST_TO:
@@ -429,6 +439,21 @@ export function describeOutcome(found, pair, rank) {
     default:
       return `No candidate: the anchor's centre is not in the box${side ? ` enlarged to ${side} pixels` : ""}.`;
   }
+}
+
+/** Slots of the other ground truths that chose a pair's anchor. */
+function beatenAt(scene, found, pair) {
+  const { starts, order } = scene.byAnchor;
+  const anchor = scene.pairs.anchor[pair];
+  return [...order.subarray(starts[anchor], starts[anchor + 1])]
+    .filter((other) => other !== pair && found.chosen[other]).map((other) => scene.pairs.slot[other]);
+}
+
+function whyWon(beaten, rank) {
+  if (beaten.length === 0) return `: number ${rank} by metric, and no other chose the anchor`;
+  const others = beaten.length - MOST_NAMED;
+  const named = beaten.slice(0, MOST_NAMED).join(", ") + (others > 0 ? ` and ${others} more` : "");
+  return `: it overlaps more with the box predicted here than ground truth${beaten.length === 1 ? "" : "s"} ${named}, which also chose the anchor`;
 }
 
 /** Parts of a ground truth's loss by term, which add up to its total; null without a loss. */

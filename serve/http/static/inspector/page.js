@@ -5,9 +5,9 @@ import {
   readScene, sameSettings,
 } from "./model.js";
 import { COLOURS, Picture, SHAPES, markerPath } from "./picture.js";
-import { askService, explainRequest, pictureNames, readTensors } from "./request.js";
+import { askService, explainRequest, pictureNames, pictureRequest, readTensors } from "./request.js";
 import {
-  ROWS, bodyRows, candidateCells, candidateRows, element, headCells, lossBar, reasonWord, shortNumber, sortRows, toCsv,
+  COLUMNS, ROWS, bodyRows, candidateCells, candidateRows, element, headCells, lossBar, reasonWord, shortNumber, sortRows, toCsv,
   truthRows,
 } from "./table.js";
 
@@ -16,13 +16,14 @@ const NOTHING_SHOWN = 20; // cards before "Show all"
 const PAIRS_SHOWN = 6; // of an anchor, in the tip and the panel
 const ZOOM_STEP = 1.4;
 const LISTS_WAIT = 120; // milliseconds
+const USUAL_SIDE = 640; // of the square that pictures are fitted into, pixels
 const SLIDERS = ["topk", "alpha", "beta", "side"];
 const at = (id) => document.getElementById(id);
 
 const state = {
   document: null, scene: null, own: null, found: null, rows: null, names: [], bitmaps: [], title: "", source: "",
   image: 0, settings: null, selection: { slot: -1, anchor: -1 }, hidden: new Set(), theme: "auto", sort: null,
-  truthPage: 0, candidatePage: 0, allNothing: false, key: "", request: null, listing: 0,
+  truthPage: 0, candidatePage: 0, allNothing: false, key: "", request: null, listing: 0, inputSide: USUAL_SIDE,
 };
 const picture = new Picture(at("canvas"), at("overlay"), () => rememberSoon());
 
@@ -35,6 +36,7 @@ function open(found, { title, source, names = [], bitmaps = [], wanted = {} }) {
   at("inspector").hidden = false;
   for (const part of document.querySelectorAll(".when-open")) part.hidden = false;
   at("source").textContent = `${title}${found.model ? ` · model ${found.model}` : ""}`;
+  at("input-side-label").hidden = source !== "pictures";
   at("dfl-name").textContent = found.parameters.reg_max === 1 ? "l1" : "dfl";
   const labels = found.images.map((_, image) => names[image] ?? `Image ${image}`);
   at("image").replaceChildren(...labels.map((label, image) => element("option", { value: image }, label)));
@@ -47,6 +49,7 @@ function showImage(image, wanted = {}) {
   const own = ownSettings(scene);
   Object.assign(state, { image, scene, own, settings: { ...own, ...limitedSettings(scene, wanted.settings ?? {}) } });
   Object.assign(state, { hidden: new Set(wanted.hidden ?? []), selection: { slot: -1, anchor: -1 }, truthPage: 0 });
+  if (wanted.sort) state.sort = wanted.sort;
   state.ownFound = assign(scene, own);
   at("image").value = String(image);
   state.colours = colourTruths(scene, COLOURS.length);
@@ -74,14 +77,20 @@ async function openSample(wanted = {}) {
 
 /** Open dropped or chosen files: a document or a request file, and pictures. */
 async function openFiles(files, wanted = {}) {
-  const [pictures, others] = [[], []];
-  for (const file of files) (file.type.startsWith("image/") ? pictures : others).push(file);
-  if (others.length === 0 && pictures.length > 0 && state.document) {
+  const [pictures, labels, others] = [[], [], []];
+  for (const file of files) {
+    (file.type.startsWith("image/") ? pictures : /\.txt$/i.test(file.name) ? labels : others).push(file);
+  }
+  if (labels.length === 0 && others.length === 0 && state.document && state.source !== "pictures") {
     state.bitmaps = await bitmapsFor(pictures, state.names, state.document.images.length);
     return showImage(state.image, { ...wantedNow() });
   }
-  if (others.length !== 1) {
-    throw new Error(`give one request file (.npz, .safetensors or an explanation as .json), not ${others.length}`);
+  if (others.length === 0) return openPictures(pictures, labels, wanted);
+  if (others.length !== 1 || labels.length) {
+    throw new Error(
+      "give one request file (.npz, .safetensors or an explanation as .json), or pictures with their labels (.txt), " +
+        `not ${[...others, ...labels].map(({ name }) => name).join(" and ")}`,
+    );
   }
   const [file] = others;
   if (/\.json$/i.test(file.name)) {
@@ -89,13 +98,40 @@ async function openFiles(files, wanted = {}) {
     return show(found, file.name, []);
   }
   const tensors = await readTensors(file);
-  state.request = { body: explainRequest(tensors), show: (found) => show(found, file.name, pictureNames(tensors)) };
+  const body = explainRequest(tensors);
+  state.request = { body, show: (found) => show(found, file.name, pictureNames(tensors)) };
   return ask();
 
   async function show(found, title, names) {
     const bitmaps = await bitmapsFor(pictures, names, found.images.length);
     open(found, { title, source: "file", names, bitmaps, wanted });
   }
+}
+
+/** Let the service's detector look at pictures, and explain its loss by their labels. */
+async function openPictures(pictures, labels, wanted = {}) {
+  const { body, names, bitmaps } = await pictureRequest(pictures, labels, state.inputSide);
+  const title = names.length === 1 ? names[0] : `${names.length} pictures`;
+  const show = (found) => open(found, { title, source: "pictures", names, bitmaps, wanted });
+  const again = () => openPictures(pictures, labels, { ...wantedNow(), view: null, anchor: -1 });
+  state.request = { body, show, again };
+  return ask();
+}
+
+/** Fit the open pictures into a square of another size. */
+async function changeInputSide() {
+  const { value, min, max, step } = at("input-side");
+  if (!at("input-side").checkValidity()) throw new Error(`the input is ${value} pixels; give a multiple of ${step} from ${min} to ${max}`);
+  state.inputSide = Number(value);
+  await state.request.again();
+}
+
+/** Take the size of the input from an address, if it has one that can be. */
+function setInputSide(side) {
+  const input = at("input-side");
+  if (side !== undefined) input.value = String(side);
+  if (!input.checkValidity()) input.value = String(USUAL_SIDE);
+  state.inputSide = Number(input.value);
 }
 
 /** Send the open request, with the key that was typed; ask for one where the service wants it. */
@@ -157,15 +193,17 @@ function rememberSoon() {
 }
 
 function addressOf() {
-  const { source, image, selection, settings, own, hidden, theme } = state;
+  const { source, image, selection, settings, own, hidden, theme, inputSide, sort } = state;
   const found = new URLSearchParams();
   if (source === "sample") found.set("open", "sample");
   if (image) found.set("image", image);
+  if (inputSide !== USUAL_SIDE) found.set("input", inputSide);
   if (selection.slot >= 0) found.set("truth", selection.slot);
   if (selection.anchor >= 0) found.set("anchor", selection.anchor);
   for (const name of settings ? [...SLIDERS, "topk2"] : []) {
     if (settings[name] !== own[name]) found.set(name, settings[name] ?? "all");
   }
+  if (sort) found.set("sort", `${sort.key}${sort.falling ? "-" : ""}`);
   if (hidden.size) found.set("hidden", [...hidden].join(","));
   if (state.scene && picture.view && !picture.atFit) {
     const { x, y, zoom } = picture.view;
@@ -185,10 +223,16 @@ function readAddress(text) {
   if (given.get("topk2") === "all") settings.topk2 = null;
   const [x, y, zoom] = numbers("view");
   return {
-    open: given.get("open"), image: number("image"), slot: number("truth"), anchor: number("anchor"), settings,
-    hidden: numbers("hidden"), view: zoom === undefined ? null : { x, y, zoom },
+    open: given.get("open"), image: number("image"), inputSide: number("input"), slot: number("truth"), anchor: number("anchor"), settings,
+    hidden: numbers("hidden"), sort: sortOf(given.get("sort") ?? ""), view: zoom === undefined ? null : { x, y, zoom },
     theme: ["light", "dark"].includes(given.get("theme")) ? given.get("theme") : "auto",
   };
+}
+
+/** The order of the table that a word of an address names: a column, and "-" where it falls; null without. */
+function sortOf(word) {
+  const [key, falling] = [word.replace(/-$/, ""), word.endsWith("-")];
+  return COLUMNS.some((column) => column.key === key) ? { key, falling } : null;
 }
 
 /** The state as an address would give it, to keep it while another picture is put behind it. */
@@ -220,8 +264,8 @@ function reassign(wait = LISTS_WAIT) {
   renderChange();
   clearTimeout(state.listing);
   at("inspector").setAttribute("aria-busy", "true");
-  if (wait) state.listing = setTimeout(renderLists, wait);
-  else renderLists();
+  if (wait) state.listing = setTimeout(() => renderLists(), wait);
+  else for (const render of LISTS) render();
   rememberSoon();
 }
 
@@ -231,11 +275,12 @@ function allRows() {
   return state.rows;
 }
 
-function renderLists() {
-  renderNothing();
-  renderTruths();
-  renderSelection();
-  at("inspector").setAttribute("aria-busy", "false");
+const LISTS = [renderNothing, renderTruths, renderSelection, () => at("inspector").setAttribute("aria-busy", "false")];
+
+/** Make the lists anew, each in a task of its own, so that no event waits for all of them. */
+function renderLists(place = 0) {
+  LISTS[place]();
+  if (place + 1 < LISTS.length) state.listing = setTimeout(() => renderLists(place + 1));
 }
 
 function renderSliders() {
@@ -244,8 +289,9 @@ function renderSliders() {
   at("side").disabled = scene.listedSide === 0;
   at("topk").max = String(Math.max(40, own.topk));
   at("side-note").textContent = scene.listedSide === 0
-    ? "The candidates of enlarged boxes are not in this document; a model that is exported with min_box_side lists them."
-    : `Boxes can be enlarged up to ${scene.listedSide} pixels, for which this document lists candidates.`;
+    ? "No minimum side can be tried here: this explanation lists no candidates of enlarged boxes. That of a model that is " +
+      "exported with --min-box-side does, and that of yolo-assigner explain."
+    : `A minimum side of up to ${scene.listedSide} pixels can be tried: up to there this explanation lists candidates.`;
   for (const name of SLIDERS) {
     at(name).value = String(settings[name]);
     at(`${name}-value`).textContent = name === "side" && settings[name] === 0 ? "none" : String(settings[name]);
@@ -357,6 +403,7 @@ function sortBy(key) {
   state.sort = { key, falling };
   state.truthPage = 0;
   renderTruths();
+  rememberSoon();
   at("truth-head").querySelector(`th[aria-sort]:not([aria-sort="none"]) button`).focus();
 }
 
@@ -465,11 +512,12 @@ function pairsAt(anchor) {
 }
 
 function pairNumbers({ pair, rank }) {
-  const { scene: { pairs }, found } = state;
+  const { scene, found } = state;
+  const { pairs } = scene;
   const place = rank();
   const numbers = `score ${shortNumber(pairs.score[pair])}, IoU ${shortNumber(pairs.iou[pair])}, metric ${shortNumber(found.metric[pair])}, rank ${place}`;
   const weight = found.weight[pair] > 0 ? `, weight ${shortNumber(found.weight[pair])}` : "";
-  return { numbers: numbers + weight, outcome: describeOutcome(found, pair, place) };
+  return { numbers: numbers + weight, outcome: describeOutcome(scene, found, pair, place) };
 }
 
 function whereIs(anchor) {
@@ -697,6 +745,7 @@ function listen() {
     state.key = at("key").value.trim();
     attempt(ask);
   });
+  at("input-side").addEventListener("change", () => attempt(changeInputSide));
   at("image").addEventListener("change", () => showImage(Number(at("image").value), { settings: { ...state.settings } }));
   for (const name of SLIDERS) at(name).addEventListener("input", () => changeSettings({ [name]: Number(at(name).value) }));
   at("one-to-one").addEventListener("change", () => {
@@ -754,6 +803,7 @@ function start() {
   listen();
   const wanted = readAddress(location.hash.slice(1));
   setTheme(wanted.theme);
+  setInputSide(wanted.inputSide);
   const report = embedded();
   if (report) attempt(() => openEmbedded(report, wanted));
   else if (wanted.open === "sample") attempt(() => openSample(wanted));

@@ -1,9 +1,12 @@
-// Request files and what is asked of the service: npz and safetensors in, the JSON of POST /v1/explain out.
+// What is asked of the service: npz, safetensors, or pictures with their labels in, the JSON of POST /v1/explain out.
 
 const ZIP_END = 0x06054b50; // end of the central directory
 const ZIP_ENTRY = 0x02014b50;
 const END_SIZE = 22;
 const MOST_COMMENT = 0xffff;
+const PADDING = "rgb(114 114 114)"; // the grey that YOLO detectors are trained with
+const BOX_NUMBERS = 5; // class, centre x, centre y, width, height
+const LEAST_OUTLINE = 7; // a class and three points
 const NUMPY = { f2: "F16", f4: "F32", f8: "F64", i8: "I64", i4: "I32", i2: "I16", i1: "I8", u1: "U8", b1: "BOOL" };
 const BYTES = { F16: 2, BF16: 2, F32: 4, F64: 8, I64: 8, I32: 4, I16: 2, I8: 1, U8: 1, BOOL: 1 };
 const READERS = {
@@ -45,6 +48,89 @@ export function explainRequest(tensors) {
   const boxes = numbersOf(tensors.bboxes);
   const bboxes = Array.from({ length: boxes.length / 4 }, (_, row) => boxes.slice(4 * row, 4 * row + 4));
   return { feats, batch: { batch_idx: numbersOf(tensors.batch_idx), cls: numbersOf(tensors.cls), bboxes } };
+}
+
+/**
+ * Pictures as a detector takes them: each in the middle of a square, with its labels.
+ *
+ * Args: picture files; label files in YOLO's format, of the same names; the side of the square in pixels.
+ * Returns: `body`, the JSON of POST /v1/explain; `names`; and `bitmaps`, the squares.
+ */
+export async function pictureRequest(pictures, labels, side) {
+  const pairs = pairUp(pictures, labels);
+  const fitted = await Promise.all(pairs.map(({ picture }) => fitPicture(picture, side)));
+  const batch = { batch_idx: [], cls: [], bboxes: [] };
+  for (const [image, { label }] of pairs.entries()) {
+    const { left, top, width, height } = fitted[image].frame;
+    for (const [cls, x, y, w, h] of readLabels(await label.text(), label.name)) {
+      batch.batch_idx.push(image);
+      batch.cls.push(cls);
+      batch.bboxes.push([left + x * width, top + y * height, w * width, h * height]);
+    }
+  }
+  const values = new Float32Array(3 * side * side * pairs.length);
+  fitted.forEach(({ pixels }, image) => copyPlanes(pixels, values.subarray(3 * side * side * image)));
+  const shape = [pairs.length, 3, side, side];
+  const images = { shape, dtype: "float32", base64: base64(new Uint8Array(values.buffer)) };
+  return { body: { images, batch }, names: pairs.map(({ picture }) => picture.name), bitmaps: fitted.map(({ bitmap }) => bitmap) };
+}
+
+/** Each picture with its labels: the files of one name, or the only two. */
+function pairUp(pictures, labels) {
+  if (pictures.length === 1 && labels.length === 1) return [{ picture: pictures[0], label: labels[0] }];
+  const stem = ({ name }) => name.replace(/\.[^.]*$/, "");
+  const [named, wanted] = [new Map(labels.map((label) => [stem(label), label])), new Set(pictures.map(stem))];
+  const alone = labels.find((label) => !wanted.has(stem(label)));
+  if (alone) throw new Error(`${alone.name} has no picture; give ${stem(alone)}.jpg or .png with it`);
+  const bare = pictures.find((picture) => !named.has(stem(picture)));
+  if (bare) throw new Error(`${bare.name} has no labels; give ${stem(bare)}.txt with it, empty if it shows no object`);
+  return [...pictures].sort((one, other) => (one.name < other.name ? -1 : 1))
+    .map((picture) => ({ picture, label: named.get(stem(picture)) }));
+}
+
+/** Fit a picture into a square, its sides in proportion: the square, its pixels, and where the picture lies, as shares. */
+async function fitPicture(file, side) {
+  const picture = await createImageBitmap(file).catch(() => {
+    throw new Error(`${file.name} cannot be read as a picture`);
+  });
+  const scale = side / Math.max(picture.width, picture.height);
+  const [width, height] = [picture.width, picture.height].map((length) => Math.max(Math.round(length * scale), 1));
+  const [left, top] = [(side - width) >> 1, (side - height) >> 1];
+  const square = new OffscreenCanvas(side, side);
+  const context = square.getContext("2d", { willReadFrequently: true });
+  context.fillStyle = PADDING;
+  context.fillRect(0, 0, side, side);
+  context.imageSmoothingQuality = "high";
+  context.drawImage(picture, left, top, width, height);
+  const { data } = context.getImageData(0, 0, side, side);
+  const frame = { left: left / side, top: top / side, width: width / side, height: height / side };
+  return { pixels: data, frame, bitmap: square.transferToImageBitmap() };
+}
+
+/** Copy the red, the green and the blue of pixels, in [0, 1], one after the other. */
+function copyPlanes(pixels, planes) {
+  const count = pixels.length / 4;
+  for (let colour = 0; colour < 3; colour++) {
+    for (let pixel = 0; pixel < count; pixel++) planes[colour * count + pixel] = pixels[4 * pixel + colour] / 255;
+  }
+}
+
+/** The rows of a label file: class, centre x, centre y, width, height, as shares of the picture. */
+function readLabels(text, name) {
+  const lines = text.split(/\r?\n/).map((line, index) => ({ numbers: line.split(/\s+/).filter(Boolean).map(Number), place: index + 1 }));
+  return lines.filter(({ numbers }) => numbers.length).map(({ numbers, place }) => {
+    if (!numbers.every(Number.isFinite)) throw new Error(`${name} line ${place} has something that is no number`);
+    if (numbers.length === BOX_NUMBERS) return numbers;
+    if (numbers.length < LEAST_OUTLINE || numbers.length % 2 === 0) {
+      throw new Error(
+        `${name} line ${place} has ${numbers.length} numbers; give class, centre x, centre y, width, height, or a ` +
+          "class and three or more points",
+      );
+    }
+    const along = (axis) => numbers.slice(1).filter((_, index) => index % 2 === axis);
+    const [left, right, top, bottom] = [along(0), along(1)].flatMap((places) => [Math.min(...places), Math.max(...places)]);
+    return [numbers[0], (left + right) / 2, (top + bottom) / 2, right - left, bottom - top];
+  });
 }
 
 /** Send a request to the service; the key may be empty. Raises an error with a `status` when it is refused. */

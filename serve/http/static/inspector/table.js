@@ -126,7 +126,7 @@ export function candidateRows(scene, found, slot) {
   return ranked(scene, found, slot).map(({ pair, rank }) => ({
     pair, rank, anchor: scene.pairs.anchor[pair], ...anchorAt(scene, scene.pairs.anchor[pair]),
     score: scene.pairs.score[pair], iou: scene.pairs.iou[pair], metric: found.metric[pair],
-    weight: found.weight[pair], outcome: OUTCOMES[found.outcome[pair]], words: describeOutcome(found, pair, rank),
+    weight: found.weight[pair], outcome: OUTCOMES[found.outcome[pair]], words: describeOutcome(scene, found, pair, rank),
   }));
 }
 

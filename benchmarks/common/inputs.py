@@ -1,4 +1,4 @@
-"""Inputs of one setting on a device, in several sets with memory of their own."""
+"""Sizes of a benchmark, and seeded inputs of them on a device, in several sets with memory of their own."""
 
 from __future__ import annotations
 
@@ -8,12 +8,35 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.contenders import STRIDES, Setting
-from benchmarks.gpu.floor import REG_MAX
 from yolo_assigner.export.samples import Case, pyramid, ragged_batch, sample_assigner_inputs, sample_loss_inputs
 from yolo_loss import GroundTruth
 
+STRIDES, REG_MAX = (8.0, 16.0, 32.0), 16
+TASKS = ("assigner", "loss", "loss+grad")
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Setting(NamedTuple):
+    """One line of a benchmark.
+
+    Attributes:
+        task: ``assigner``, ``loss`` (forward) or ``loss+grad`` (forward and backward).
+        batch: B.
+        slots: M.
+        image: Side in pixels.
+        classes: C.
+    """
+
+    task: str
+    batch: int
+    slots: int
+    image: int = 640
+    classes: int = 80
+
+    @property
+    def case(self) -> Case:
+        """The sizes as :mod:`yolo_assigner.export.samples` takes them."""
+        return Case(self.batch, self.slots, pyramid(self.image, self.image, STRIDES), self.classes)
 
 
 class Inputs(NamedTuple):
