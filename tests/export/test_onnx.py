@@ -13,7 +13,7 @@ import pytest
 from onnxscript import optimizer
 
 from tests.conftest import KINDS
-from tests.exports import exported_by_command
+from tests.exports import TINY, exported_by_command
 from yolo_assigner.export import cli
 from yolo_assigner.export.contract import file_hash, find_contracts, load_contract
 from yolo_assigner.export.hyperparameters import Hyperparameters
@@ -89,8 +89,7 @@ def test_a_lost_eps_is_detected(artifacts_dir: Path, tmp_path: Path, capsys: pyt
 
 
 def test_command_line_writes_what_verify_accepts(capsys: pytest.CaptureFixture[str]) -> None:
-    words = "--model loss --num-classes 2 --strides 8,16 --reg-max 1 --topk 4 --preset ultralytics-8.4 --name tiny"
-    folder = exported_by_command(f"{words} --class-loss varifocal --gains 1,2,3")
+    folder = exported_by_command(TINY)
     ((path, contract),) = find_contracts(folder)
     assert (path.name, contract.name, contract.kind) == ("tiny.onnx", "tiny", "loss")
     assert contract.hyperparameters["min_box_side"] == 16.0
