@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from yolo_loss.boxes import dist2bbox
+from yolo_loss.execution.buffers import is_plain
 from yolo_loss.execution.channels import Channels
 from yolo_loss.execution.chunks import image_slices, map_chunks
 from yolo_loss.execution.compilation import kernel
@@ -67,8 +68,7 @@ def cached_anchors(feats: Sequence[Tensor], strides: Sequence[float]) -> tuple[T
     Returns:
         As there; not to be written to.
     """
-    ordinary = feats and all(type(feat) is Tensor and feat.device.type == "cpu" for feat in feats)
-    if not ordinary or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if not feats or not is_plain(*feats):
         return make_anchors(feats, strides)
     sizes = tuple((feat.shape[2], feat.shape[3], compute_dtype(feat)) for feat in feats)
     return _anchors_of(sizes, tuple(strides))
@@ -157,11 +157,19 @@ def _expectation_by_exponentials(levels: Sequence[Tensor], reg_max: int, dtype: 
     values = exponentials(levels, dtype).unflatten(1, (4, reg_max))
     total = values.sum(dim=2)  # (B, 4, A)
     distance = torch.matmul(torch.arange(reg_max, dtype=dtype), values).div_(total)
-    exact = (total >= LEAST_SUM) & (total <= LARGEST_SUM)
-    if bool(exact.all()):
+    if _all_between(total, LEAST_SUM, LARGEST_SUM):
         return distance
+    exact = (total >= LEAST_SUM) & (total <= LARGEST_SUM)
     logits = torch.cat([level.to(dtype) for level in levels], dim=2).unflatten(1, (4, reg_max))
     return torch.where(exact, distance, _expectation_by_softmax(logits))
+
+
+def _all_between(values: Tensor, least: float, largest: float) -> bool:
+    """Whether all values are numbers between two bounds; one pass, where comparisons take four."""
+    if not values.numel():
+        return True
+    low, high = values.aminmax()
+    return least <= float(low) and float(high) <= largest
 
 
 def _expectation_by_softmax(logits: Tensor) -> Tensor:
