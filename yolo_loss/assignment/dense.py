@@ -166,9 +166,10 @@ def _first_largest(values: Tensor) -> Tensor:
     """Index along M of the largest of (B, M, A), among equal ones the smallest, (B, 1, A) int64."""
     if not is_plain(values):
         return values.argmax(dim=1, keepdim=True)
-    # On a CPU argmax takes an element at a time.
-    slots = torch.arange(values.shape[1], device=values.device)[:, None]
-    return torch.where(values == values.amax(dim=1, keepdim=True), slots, values.shape[1]).amin(dim=1, keepdim=True)
+    # On a CPU argmax takes an element at a time, and so do reductions of int64.
+    slots = torch.arange(values.shape[1], dtype=torch.int32, device=values.device)[:, None]
+    is_largest = values == values.amax(dim=1, keepdim=True)
+    return torch.where(is_largest, slots, values.shape[1]).amin(dim=1, keepdim=True).long()
 
 
 def normalize_scores(assigned: Tensor, metric: Tensor, ious: Tensor, eps: float) -> Assignment:
@@ -185,7 +186,7 @@ def normalize_scores(assigned: Tensor, metric: Tensor, ious: Tensor, eps: float)
     Returns:
         The assignment in compact form.
     """
-    fg_mask = assigned.any(dim=1)  # (B, A)
+    fg_mask = assigned.sum(dim=1, dtype=torch.int32) > 0  # (B, A)
     gt_idx = _first_largest(assigned.to(torch.int32)).squeeze(1)  # (B, A), 0 on background
     max_metric = torch.where(assigned, metric, 0.0).amax(dim=-1)  # (B, M)
     max_iou = torch.where(assigned, ious, 0.0).amax(dim=-1)
