@@ -46,6 +46,10 @@ class ClassFactors(NamedTuple):
             logits = torch.where(self.unweighted.unsqueeze(2), -math.inf, logits)
         return logits if self.ignored is None else torch.where(self.ignored.unsqueeze(1), -math.inf, logits)
 
+    def mask_level(self, logits: Channels) -> Channels:
+        """``mask`` for the channels of a level."""
+        return Channels(self.mask(logits.view()), 0, logits.size)
+
     def zero_(self, gradient: Tensor) -> None:
         """Set the gradients (B, C, A) of logits that do not count to 0, in place."""
         if self.unweighted is not None:
