@@ -88,7 +88,7 @@ $(REFERENCE)/.ready: benchmarks/requirements-reference.txt pyproject.toml constr
 	@echo "== setting up $(REFERENCE) (the AGPL-3.0 reference, to measure against)"
 	$(PYTHON) -m venv $(REFERENCE)
 	$(REFERENCE)/bin/python -m pip install --progress-bar on $(PIP_FLAGS) -c constraints.txt \
-		-r benchmarks/requirements-reference.txt -e ".[cpu,export]" matplotlib tqdm pytest pytest-timeout
+		-r benchmarks/requirements-reference.txt -e ".[audit,cpu,export]" matplotlib pytest pytest-timeout
 	@touch $@
 
 parity: $(REFERENCE)/.ready  ## differences from the reference
