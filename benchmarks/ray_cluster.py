@@ -30,7 +30,7 @@ from benchmarks.load.cases import ARTIFACTS, MIDDLE, NUM_CLASSES, ODD, SMALL, TI
 from examples.service import export_once
 from tests.serve.cluster.running import MARK, REPLICA, free_port, marked, shared_memory
 from tests.served import serving
-from yolo_assigner.serve.client import AssignerClient, ServerError
+from yolo_assigner.serve.client import AssignerClient, RetryPolicy, ServerError
 from yolo_assigner.serve.wire.dtypes import Array
 
 LOAD = [Case(model, size, "binary") for model in ("assigner", "loss") for size in (TINY, SMALL, ODD, MIDDLE)]
@@ -291,7 +291,7 @@ def ask_until(url: str, asked: Sequence[Asked], stop: Event, retries: bool, seed
     """Send requests, one after the other, until told to stop."""
     chosen = random.Random(seed)  # noqa: S311
     answers, failed, refused = 0, list[str](), Counter[int]()
-    with AssignerClient(url) as client:
+    with AssignerClient(url, retry=RetryPolicy(tries=1)) as client:
         while not stop.is_set():
             try:
                 faults = _answer(client, chosen.choice(asked), TRIES if retries else 1)
