@@ -80,7 +80,9 @@ def in_onnx(setting: Setting) -> tuple[Counter[str], Counter[str]]:
         events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     costs, calls = Counter[str](), Counter[str]()
     for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("kernel_time"):
+        # The time of a Scan is that of the operators inside it.
+        is_operator = event.get("cat") == "Node" and event["name"].endswith("kernel_time")
+        if is_operator and event["args"]["op_name"] != "Scan":
             costs[event["args"]["op_name"]] += event["dur"]
             calls[event["args"]["op_name"]] += 1
     return costs, Counter({name: count // CALLS for name, count in calls.items()})

@@ -44,7 +44,7 @@ OVERLOADED = 4  # requests that the proxy admits while it is overloaded
 OURS = f"{OVERLOADED} requests are under way"  # as the service refuses what is too much
 BUSY = 503
 MOST_SHOWN = 20
-TRIES, AGAIN, AGAIN_SECONDS = 60, (None, 502, BUSY), 0.25
+RETRIES, ONCE = RetryPolicy(tries=100), RetryPolicy(tries=1)  # the first until its deadline, two minutes
 TURNS = 5  # of each large body
 SPAWN = multiprocessing.get_context("spawn")  # a forked process would inherit Ray's threads
 BACK_SECONDS = 120.0  # that a killed replica may take to be replaced, and the cluster to end
@@ -254,7 +254,7 @@ def overload(run: Run) -> dict[str, Any]:
 
 
 def _part(what: str, tallies: Sequence[Tally], refusals_allowed: bool) -> dict[str, Any]:
-    refused = sum((Counter(tally.refused) for tally in tallies), Counter())
+    refused = sum((Counter(tally.refused) for tally in tallies), Counter())  # without those of zero
     failed = [text for tally in tallies for text in tally.failed]
     if refused and not refusals_allowed:
         failed.append(f"refused: {dict(refused)}")
@@ -291,29 +291,18 @@ def ask_until(url: str, asked: Sequence[Asked], stop: Event, retries: bool, seed
     """Send requests, one after the other, until told to stop."""
     chosen = random.Random(seed)  # noqa: S311
     answers, failed, refused = 0, list[str](), Counter[int]()
-    with AssignerClient(url, retry=RetryPolicy(tries=1)) as client:
+    with AssignerClient(url, retry=RETRIES if retries else ONCE) as client:
         while not stop.is_set():
             try:
-                faults = _answer(client, chosen.choice(asked), TRIES if retries else 1)
+                faults = fault(client, chosen.choice(asked))
             except ServerError as error:
-                refused[error.status or 0] += 1
-                faults = [] if error.status == BUSY and str(error).startswith(OURS) else [f"{error.status}: {error}"]
+                ours = error.status == BUSY and str(error).startswith(OURS)
+                refused[BUSY] += ours
+                faults = [] if ours else [f"{error.status}: {error}"]
             else:
                 answers += not faults
             failed += faults
     return Tally(answers, failed, dict(refused))
-
-
-def _answer(client: AssignerClient, one: Asked, tries: int) -> list[str]:
-    """Ask, and ask again where that is safe: inference changes nothing."""
-    while True:
-        try:
-            return fault(client, one)
-        except ServerError as error:
-            tries -= 1
-            if not tries or error.status not in AGAIN:
-                raise
-            time.sleep(AGAIN_SECONDS)
 
 
 def fault(client: AssignerClient, one: Asked) -> list[str]:

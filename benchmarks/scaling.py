@@ -38,7 +38,6 @@ SETTLED = 0.2  # share of the simulated requests that does not count
 IMAGES, ANCHORS, CLASSES, REG_MAX, BOXES, STEP_SECONDS = 16, 8400, 80, 16, 30, 0.25
 FLOAT = 4  # bytes
 TRUTH = IMAGES * BOXES * (8 + 4 * FLOAT + 1)  # bytes of labels, boxes and flags
-THIN = 20  # times fewer bytes of thin requests than of scores and boxes
 WORKERS = (8, 32, 128, 512)
 GIGABIT = 1e9 / 8  # bytes a second
 HOST_CORES, ENGINE_MS = 64, (1.0, 5.0, 20.0)
@@ -293,30 +292,32 @@ def _client(port: int, begun: Any, ended: Event, counts: Any) -> None:
     counts.put(count)
 
 
-class Requests(NamedTuple):
+class Way(NamedTuple):
     """One way to send a step of a training job.
 
     Attributes:
         name: For the table.
-        sent: Bytes of a request.
-        received: Bytes of the reply.
+        moved: Bytes of all its requests and replies.
+        requests: Number of its requests.
     """
 
     name: str
-    sent: int
-    received: int
+    moved: float
+    requests: int = 1
 
 
-def ways() -> list[Requests]:
-    """The ways to send a step: raw maps, scores and boxes, or only what an assignment needs."""
+def ways() -> list[Way]:
+    """The ways to send a step: raw maps, scores and boxes, or only what an assignment needs, as measured."""
     maps = IMAGES * ANCHORS * (4 * REG_MAX + CLASSES) * FLOAT
     predictions = IMAGES * ANCHORS * (CLASSES + 4) * FLOAT
     # COMPACT outputs of the assigner: index (8 bytes), flag and weight of each anchor.
     targets = IMAGES * ANCHORS * (8 + 1 + FLOAT)
+    thin = json.loads((RESULTS / "transport_thin.json").read_text(encoding="utf-8"))["batches"]["trees"]
     return [
-        Requests("raw maps, the loss back", maps + TRUTH, 1000),
-        Requests("scores and boxes", predictions + TRUTH, targets),
-        Requests("thin", predictions // THIN + TRUTH, targets // THIN),
+        Way("raw maps, the loss back", maps + TRUTH),
+        Way("scores and boxes", predictions + TRUTH + targets),
+        Way("thin", 1e6 * thin["default"]["megabytes"]),
+        Way("thin, an image a request", 1e6 * thin["apart"]["megabytes"], IMAGES),
     ]
 
 
@@ -324,10 +325,10 @@ def job_table() -> str:
     """Bytes of training jobs, and the network that they need."""
     rows = []
     for way in ways():
-        worker = (way.sent + way.received) / STEP_SECONDS
+        worker = way.moved / STEP_SECONDS
         totals = [f"{workers * worker / GIGABIT:.3g}" for workers in WORKERS]
-        rows.append((way.name, f"{way.sent / 1e6:.3g}", f"{way.received / 1e6:.2g}", f"{worker / 1e6:.3g}", *totals))
-    head = ("a step as", "MB sent", "MB back", "MB/s of a worker", *(f"{n} workers, Gbit/s" for n in WORKERS))
+        rows.append((way.name, way.requests, f"{way.moved / 1e6:.3g}", f"{worker / 1e6:.3g}", *totals))
+    head = ("a step as", "requests", "MB", "MB/s of a worker", *(f"{n} workers, Gbit/s" for n in WORKERS))
     return table(head, rows)
 
 
@@ -343,12 +344,12 @@ def http_seconds(nbytes: float) -> float:
 
 
 def host_table() -> str:
-    """Simulated requests a second of hosts with GPUs, for engines of several speeds and 512 workers."""
+    """Simulated steps a second of hosts with GPUs, for engines of several speeds and 512 workers."""
     rows = []
     for way in ways():
-        nbytes = float(way.sent + way.received)
+        http = way.requests * http_seconds(way.moved / way.requests)
         for milliseconds in ENGINE_MS:
-            cost = Costs(0.0, http_seconds(nbytes), milliseconds / 1000, nbytes)
+            cost = Costs(0.0, http, milliseconds / 1000, way.moved)
             rates = [
                 simulate(cost, Host(HOST_CORES, replicas, gigabits * GIGABIT, False), WORKERS[-1], STEP_SECONDS)
                 for replicas, gigabits in HOSTS

@@ -29,12 +29,19 @@ from yolo_assigner.export.to_onnx.exporter import export_onnx
 ROOT = Path(__file__).parents[1]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yolo-assigner"
 NUM_CLASSES = 3
+# Every input that a model may take, and the other class loss.
+EVERY_INPUT: dict[str, Any] = {"extra_inputs": ("class_weights", "ignore_bboxes"), "class_loss": "varifocal"}
 # Hyper-parameters of an assigner that decides otherwise than the usual one, and takes any number of candidates.
 OTHER_ASSIGNER: dict[str, Any] = {"topk": 100_000, "min_box_side": 16.0, "topk2": 2}
 # Hyper-parameters of a detector that shares nothing with the usual one but its classes and scale.
 OTHER_DETECTOR: dict[str, Any] = {"strides": (8, 16, 32, 64), "reg_max": 1, "extra_inputs": ("ignore_bboxes",)}
 # Those of one with two branches, with the share of the third of five epochs.
 END_TO_END: dict[str, Any] = {"end_to_end": True, "reg_max": 1, "one2many_share": 0.45}
+# Words of a loss without distributions, of two levels and one class, with a name of its own.
+TINY = (
+    "--model loss --num-classes 1 --strides 8,16 --reg-max 1 --topk 4 --preset ultralytics-8.4 --name tiny"
+    " --class-loss varifocal --gains 1,2,3"
+)
 # Number of source states whose models are kept.
 KEPT = 4
 
@@ -74,10 +81,13 @@ def exported_by_command(words: str) -> Path:
 
 
 def exported_for_examples() -> Path:
-    """Return the read-only folder of the models that the examples and the tutorial export, of one class."""
+    """Return the read-only folder of the models that the examples and the tutorial export, of one class.
+
+    In the implementation that is exported sooner; both give the same results.
+    """
 
     def export(folder: Path) -> None:
-        export_once(folder, 1, ("assigner", "loss", "loss_grad"))
+        export_once(folder, 1, ("assigner", "loss", "loss_grad"), ("--implementation", "dense"))
 
     return made_once("examples", export)
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from yolo_loss.boxes import dist2bbox
+from yolo_loss.execution.buffers import is_plain
 from yolo_loss.execution.channels import Channels
-from yolo_loss.execution.chunks import image_slices, map_chunks
+from yolo_loss.execution.chunks import image_slices, map_chunks, map_images
 from yolo_loss.execution.compilation import kernel
 from yolo_loss.execution.products import exponentials, in_place
 
@@ -67,8 +68,7 @@ def cached_anchors(feats: Sequence[Tensor], strides: Sequence[float]) -> tuple[T
     Returns:
         As there; not to be written to.
     """
-    ordinary = feats and all(type(feat) is Tensor and feat.device.type == "cpu" for feat in feats)
-    if not ordinary or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if not feats or not is_plain(*feats):
         return make_anchors(feats, strides)
     sizes = tuple((feat.shape[2], feat.shape[3], compute_dtype(feat)) for feat in feats)
     return _anchors_of(sizes, tuple(strides))
@@ -96,13 +96,16 @@ def decode(pred_distri: Tensor, anchor_points: Tensor, reg_max: int) -> Tensor:
     return _boxes_from_distances(_expected_distances(pred_distri, reg_max), anchor_points)
 
 
-def decode_levels(levels: Sequence[Channels], anchor_points: Tensor, reg_max: int) -> Tensor:
+def decode_levels(
+    levels: Sequence[Channels], anchor_points: Tensor, reg_max: int, *, image_by_image: bool = False
+) -> Tensor:
     """``decode`` for levels that are not joined.
 
     Args:
         levels: 4R channels of each level, of any floating dtype.
         anchor_points: (A, 2) grid units.
         reg_max: R.
+        image_by_image: Whether a graph takes one image after the other, as ``map_images`` does.
 
     Returns:
         (B, A, 4) boxes xyxy in grid units, in the points' dtype.
@@ -112,8 +115,19 @@ def decode_levels(levels: Sequence[Channels], anchor_points: Tensor, reg_max: in
         chunks = [[view[images] for view in views] for images in image_slices(*views)]
         distance = torch.cat([_expectation_by_exponentials(chunk, reg_max, dtype) for chunk in chunks])
         return _boxes_from_distances(distance, anchor_points)
+    if image_by_image and torch.compiler.is_exporting():
+        distance = map_images(
+            lambda sources: _distances_of(levels, sources, reg_max, dtype), [c.source for c in levels]
+        )
+        return _boxes_from_distances(distance, anchor_points)
     parts = [map_chunks(view, lambda chunk: _expected_distances(chunk.to(dtype), reg_max)) for view in views]
     return _boxes_from_distances(torch.cat(parts, dim=2), anchor_points)
+
+
+def _distances_of(levels: Sequence[Channels], sources: Sequence[Tensor], reg_max: int, dtype: torch.dtype) -> Tensor:
+    """Expected distances (b, 4, A) of all levels, read from other sources (b, ...)."""
+    views = [level._replace(source=source).view() for level, source in zip(levels, sources, strict=True)]
+    return torch.cat([_expected_distances(view.to(dtype), reg_max) for view in views], dim=2)
 
 
 def decode_rows(rows: Tensor, points: Tensor, reg_max: int) -> Tensor:
@@ -157,11 +171,19 @@ def _expectation_by_exponentials(levels: Sequence[Tensor], reg_max: int, dtype: 
     values = exponentials(levels, dtype).unflatten(1, (4, reg_max))
     total = values.sum(dim=2)  # (B, 4, A)
     distance = torch.matmul(torch.arange(reg_max, dtype=dtype), values).div_(total)
-    exact = (total >= LEAST_SUM) & (total <= LARGEST_SUM)
-    if bool(exact.all()):
+    if _all_between(total, LEAST_SUM, LARGEST_SUM):
         return distance
+    exact = (total >= LEAST_SUM) & (total <= LARGEST_SUM)
     logits = torch.cat([level.to(dtype) for level in levels], dim=2).unflatten(1, (4, reg_max))
     return torch.where(exact, distance, _expectation_by_softmax(logits))
+
+
+def _all_between(values: Tensor, least: float, largest: float) -> bool:
+    """Whether all values are numbers between two bounds; one pass, where comparisons take four."""
+    if not values.numel():
+        return True
+    low, high = values.aminmax()
+    return least <= float(low) and float(high) <= largest
 
 
 def _expectation_by_softmax(logits: Tensor) -> Tensor:

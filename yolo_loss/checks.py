@@ -332,9 +332,9 @@ def check_points(points: Array) -> None:
     Raises:
         ValueError: A coordinate is not finite, or beyond ``MAX_COORDINATE``.
     """
-    lost = ~(np.abs(_comparable(points)) <= MAX_COORDINATE).all(axis=1)
-    if lost.any():
-        place = int(np.argmax(lost))
+    sizes = np.abs(_comparable(points))
+    if not sizes.max(initial=0) <= MAX_COORDINATE:  # neither for NaN
+        place = int(np.argmax(~(sizes <= MAX_COORDINATE).all(axis=1)))
         raise ValueError(
             f"anc_points[{place}] is {points[place].tolist()}; give finite pixels, as the grid of the levels has them, "
             f"not beyond {MAX_COORDINATE}"

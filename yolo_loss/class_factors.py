@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from yolo_loss.assignment.dense import is_inside
-from yolo_loss.execution.buffers import to_device
+from yolo_loss.execution.buffers import constants
 from yolo_loss.execution.channels import Channels
 from yolo_loss.execution.chunks import chunk_slices, runs_unchunked
 from yolo_loss.structures import Assignment, ClassInputs, Predictions
@@ -45,6 +45,10 @@ class ClassFactors(NamedTuple):
         if self.unweighted is not None:
             logits = torch.where(self.unweighted.unsqueeze(2), -math.inf, logits)
         return logits if self.ignored is None else torch.where(self.ignored.unsqueeze(1), -math.inf, logits)
+
+    def mask_level(self, logits: Channels) -> Channels:
+        """``mask`` for the channels of a level."""
+        return Channels(self.mask(logits.view()), 0, logits.size)
 
     def zero_(self, gradient: Tensor) -> None:
         """Set the gradients (B, C, A) of logits that do not count to 0, in place."""
@@ -103,7 +107,7 @@ def factors_of_levels(factors: ClassFactors | None, levels: Sequence[Channels]) 
 
 @torch.no_grad()
 def class_factors(
-    constants: Sequence[float] | None,
+    fixed: Sequence[float] | None,
     inputs: ClassInputs,
     predictions: Predictions,
     assignment: Assignment,
@@ -112,7 +116,7 @@ def class_factors(
     """Combine the weights of the classes, and find the anchors to ignore.
 
     Args:
-        constants: (C,) weights for every image; None: 1.
+        fixed: (C,) weights for every image; None: 1.
         inputs: Weights and regions of this batch.
         predictions: The head's output.
         assignment: Its targets.
@@ -121,7 +125,7 @@ def class_factors(
     Returns:
         The factors; None where all are 1.
     """
-    weights, ignored = _combine(constants, inputs.class_weights, predictions), None
+    weights, ignored = _combine(fixed, inputs.class_weights, predictions), None
     if inputs.ignore_bboxes is not None and inputs.mask_ignore is not None:
         points = predictions.anchor_points * predictions.strides
         boxes = inputs.ignore_bboxes.to(points.dtype)
@@ -133,13 +137,13 @@ def class_factors(
     return ClassFactors(weights, None if values is not None and not values.any() else unweighted, ignored)
 
 
-def _combine(constants: Sequence[float] | None, of_batch: Tensor | None, predictions: Predictions) -> Tensor | None:
+def _combine(fixed: Sequence[float] | None, of_batch: Tensor | None, predictions: Predictions) -> Tensor | None:
     """Weights (B, C); None: all 1."""
     like, images = predictions.anchor_points, predictions.levels[0].scores_source.shape[0]
     weights = None if of_batch is None else of_batch.to(like.dtype)
-    if constants is not None:
-        fixed = to_device(torch.tensor(constants, dtype=like.dtype), like.device)  # (C,)
-        weights = fixed.expand(images, -1) if weights is None else weights * fixed
+    if fixed is not None:
+        every = constants(fixed, like)  # (C,)
+        weights = every.expand(images, -1) if weights is None else weights * every
     return weights
 
 

@@ -41,6 +41,20 @@ def count_clipped_sides(predictions: Predictions, ground_truth: GroundTruth, ass
     return ClippedSides(clipped.sum(), torch.cat((pixels, pixels.new_zeros(1))).amax())
 
 
+def may_exceed_every_level(
+    ground_truth: GroundTruth, reg_max: int, strides: Sequence[float], min_box_side: float | None
+) -> bool:
+    """Whether a box on a CPU is so large that a side of it may be beyond even the coarsest level.
+
+    An anchor lies inside its box, so that no side is farther from it than the box is wide or high.
+    """
+    boxes = ground_truth.gt_bboxes
+    if not boxes.numel():
+        return False
+    largest = float((boxes[..., 2:] - boxes[..., :2]).amax())
+    return not max(largest, min_box_side or 0.0) <= longest_distance(reg_max) * max(strides)
+
+
 def longest_distance(reg_max: int) -> float:
     """The longest distance that R bins express, in grid units."""
     return reg_max - 1 - 0.01

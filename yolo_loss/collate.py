@@ -55,18 +55,17 @@ def _pad(
     height, width = image_size
     scale = constants((width, height, width, height), bboxes_xywh)
     boxes = xywh2xyxy(bboxes_xywh * scale)  # (T, 4)
-    # Not bincount, which synchronises with a GPU to read the largest index.
-    counts = batch_idx.new_zeros(batch_size).index_add(0, batch_idx, torch.ones_like(batch_idx))  # (B,)
+    # One comparison and one running sum in place of a sort: on a GPU every operation counts.
+    belongs = batch_idx == torch.arange(batch_size, device=batch_idx.device)[:, None]  # (B, T)
+    counts = belongs.sum(dim=1)  # (B,)
     if slots is None:
         slots = int(counts.max()) if batch_size else 0
     else:
         _check_counts(counts, slots)
-    order = torch.argsort(batch_idx, stable=True)
-    image = batch_idx[order]
-    rank = torch.arange(len(order), device=image.device) - (counts.cumsum(0) - counts)[image]  # (T,) index in its image
+    rank = belongs.cumsum(dim=1).gather(0, batch_idx[None]).squeeze(0) - 1  # (T,) place in its image, in order
 
-    gt_labels = cls.new_zeros((batch_size, slots, 1)).index_put((image, rank), cls[order, None])
-    gt_bboxes = boxes.new_zeros((batch_size, slots, 4)).index_put((image, rank), boxes[order])
+    gt_labels = cls.new_zeros((batch_size, slots, 1)).index_put((batch_idx, rank), cls[:, None])
+    gt_bboxes = boxes.new_zeros((batch_size, slots, 4)).index_put((batch_idx, rank), boxes)
     return GroundTruth(gt_labels, gt_bboxes, gt_bboxes.sum(dim=-1, keepdim=True) > 0)
 
 

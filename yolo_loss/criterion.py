@@ -12,7 +12,7 @@ from yolo_loss.anchors import cached_anchors, decode_levels
 from yolo_loss.assigner import TaskAlignedAssigner, preset_options
 from yolo_loss.checks import Array
 from yolo_loss.class_factors import ClassFactors, class_factors
-from yolo_loss.clipping import count_clipped_sides, warn_of_clipped_sides
+from yolo_loss.clipping import count_clipped_sides, may_exceed_every_level, warn_of_clipped_sides
 from yolo_loss.collate import add_empty_slot, class_inputs_of, pad_to_device
 from yolo_loss.execution.channels import ClassScores
 from yolo_loss.execution.compilation import kernels_compiled, uncompiled, without_autocast
@@ -189,6 +189,9 @@ class DetectionLoss(nn.Module):
         may_warn = like.device.type == "cpu" and not self._has_warned
         if self.reg_max == 1 or with_transforms or not (count_clipped or may_warn):
             return result
+        side = self.assigner.params.min_box_side
+        if not count_clipped and not may_exceed_every_level(ground_truth, self.reg_max, self.strides, side):
+            return result
         if result.clipped is None:
             result = result._replace(clipped=count_clipped_sides(predictions, ground_truth, result.assignment))
         if may_warn:
@@ -287,7 +290,11 @@ class DetectionLoss(nn.Module):
         # Detached, because no_grad does not stop forward-mode derivatives.
         predictions = detached(predictions)
         points, strides = predictions.anchor_points, predictions.strides
-        boxes = decode_levels(predictions.pred_distri, points, self.reg_max) * strides  # (B, A, 4) pixels
+        # TensorRT gets the dense implementation, without loops.
+        loops = self.assigner.implementation != "dense"
+        boxes = decode_levels(predictions.pred_distri, points, self.reg_max, image_by_image=loops)
+        # Side by side, as they lie in memory: a product along the last axis of four takes runtimes ten times as long.
+        boxes = (boxes.transpose(1, 2) * strides.t()).transpose(1, 2)  # (B, A, 4) pixels
         scores = ClassScores(predictions.pred_scores, points.dtype, logits=True)
         return ground_truth, self.assigner.assign(scores, boxes, points * strides, ground_truth)
 

@@ -103,11 +103,11 @@ def background_class_loss(logits: Channels, class_loss: str, factors: ClassFacto
     Returns:
         (B,) float32 or float64.
     """
+    if _exports_products(class_loss, factors):
+        return background_class_loss_of_levels([logits], class_loss, factors)
     dtype = compute_dtype(logits.source)
     if factors is not None:
         return _background_class_loss_with(factors, logits, dtype, class_loss)
-    if class_loss == "bce" and torch.compiler.is_exporting():
-        return sum_by_products(logits, dtype)
     if class_loss == "bce" and compiling_kernels():
         return sum_by_planes(logits, dtype)
     return map_chunks(logits.view(), lambda chunk: _sum_background(chunk, dtype, class_loss))
@@ -115,8 +115,6 @@ def background_class_loss(logits: Channels, class_loss: str, factors: ClassFacto
 
 def _background_class_loss_with(factors: ClassFactors, logits: Channels, dtype: torch.dtype, class_loss: str) -> Tensor:
     """``background_class_loss`` with factors: sums per class that are weighted afterwards, without a dense weight."""
-    if factors.class_weights is None and torch.compiler.is_exporting():
-        return background_class_loss(Channels(factors.mask(logits.view()), 0, logits.size), class_loss)
     view = logits.view()
     return torch.cat(
         [_sum_weighted(view[images], factors.of_images(images), dtype, class_loss) for images in image_slices(view)]
@@ -140,11 +138,18 @@ def background_class_loss_of_levels(
     levels: Sequence[Channels], class_loss: str, factors: ClassFactors | None = None
 ) -> Tensor:
     """``background_class_loss`` of all levels together, (B,); the factors are those of all anchors."""
+    pairs = [*zip(levels, factors_of_levels(factors, levels), strict=True)]
+    dtype = compute_dtype(*(level.source for level in levels))
+    if _exports_products(class_loss, factors):
+        return sum_by_products([level if own is None else own.mask_level(level) for level, own in pairs], dtype)
     if class_loss == "bce" and factors is None and in_place([level.source for level in levels]):
-        return softplus_sums([level.view() for level in levels], compute_dtype(*(level.source for level in levels)))
-    pairs = zip(levels, factors_of_levels(factors, levels), strict=True)
-    sums = [background_class_loss(level, class_loss, own) for level, own in pairs]
-    return torch.stack(sums).sum(dim=0)
+        return softplus_sums([level.view() for level in levels], dtype)
+    return torch.stack([background_class_loss(level, class_loss, own) for level, own in pairs]).sum(dim=0)
+
+
+def _exports_products(class_loss: str, factors: ClassFactors | None) -> bool:
+    """Whether the class loss of a graph is a sum by products, in which no element has a weight of its own."""
+    return class_loss == "bce" and torch.compiler.is_exporting() and (factors is None or factors.class_weights is None)
 
 
 def background_class_gradient(logits: Tensor, class_loss: str) -> Tensor:
@@ -241,29 +246,39 @@ def _background_varifocal(x: Tensor) -> Tensor:
     return 0.75 * x.sigmoid().square() * softplus(x)
 
 
-def sum_by_products(logits: Channels, dtype: torch.dtype) -> Tensor:
-    """Sum softplus over channels and anchors in few large operations, for export.
+def sum_by_products(levels: Sequence[Channels], dtype: torch.dtype) -> Tensor:
+    """Sum softplus over channels and anchors of all levels in few large operations, for export.
 
     softplus(x) = max(x, 0) + log(1 + e^-|x|), and one logarithm of a product of such factors replaces many.
 
     Args:
-        logits: C channels of a level.
+        levels: C channels of each level.
         dtype: The dtype to compute in.
 
     Returns:
         (B,).
     """
-    # Each part is sliced from the map itself: a slice of a slice would be copied twice.
-    half = logits.size // 2
-    cuts = ((0, half), (half, half), (2 * half, logits.size % 2))
-    parts = [logits.narrow(first, size).view().to(dtype) for first, size in cuts if size]
-    positive = torch.stack([part.clamp(min=0.0).sum(dim=(1, 2)) for part in parts]).sum(dim=0)
-    excess = _merge(*(torch.exp(-part.abs()) for part in parts))
+    halves = [_in_halves(level, dtype) for level in levels]
+    positive = torch.cat([reduce(torch.add, (_sum_channels(p.clamp(min=0.0)) for p in parts)) for parts in halves], 2)
+    excess = torch.cat([_merge(*(torch.exp(-part.abs()) for part in parts)) for parts in halves], 2)
     for _ in range(HALVINGS - 1):
         half = excess.shape[1] // 2
         if half:
             excess = _merge(*excess.split([half, half, *[1] * (excess.shape[1] % 2)], dim=1))
-    return positive + torch.log1p(excess).sum(dim=(1, 2))
+    return (positive + _sum_channels(torch.log1p(excess))).sum(dim=(1, 2))
+
+
+def _in_halves(level: Channels, dtype: torch.dtype) -> list[Tensor]:
+    """The channels of a level in two halves and, of an odd number, a last one."""
+    # Each part is sliced from the map itself: a slice of a slice would be copied twice.
+    half = level.size // 2
+    cuts = ((0, half), (half, half), (2 * half, level.size % 2))
+    return [level.narrow(first, size).view().to(dtype) for first, size in cuts if size]
+
+
+def _sum_channels(x: Tensor) -> Tensor:
+    """Sum (B, C, A) over channels to (B, 1, A), as a product that reads memory in its order."""
+    return torch.matmul(x.new_ones((1, x.shape[1])), x)
 
 
 @kernel

@@ -46,10 +46,14 @@ def test_workers_that_think_long_are_not_slowed_down() -> None:
 
 def test_bytes_of_the_table_are_those_of_real_requests() -> None:
     size = Size(IMAGES, BOXES, 640, 640)
-    raw, predictions, _ = ways()
-    assert raw.sent == sum(array.nbytes for array in inputs_of(Case("loss", size, "binary"), 0).values())
+    raw, predictions, thin, apart = ways()
+    assert raw.moved == sum(array.nbytes for array in inputs_of(Case("loss", size, "binary"), 0).values())
     inputs = inputs_of(Case("assigner", size, "binary"), 0)
-    assert predictions.sent == sum(array.nbytes for array in inputs.values()) - inputs["anc_points"].nbytes
+    sent = sum(array.nbytes for array in inputs.values()) - inputs["anc_points"].nbytes
+    assert predictions.moved == sent + 16 * 8400 * 13
+    full = json.loads((RESULTS / "transport_thin.json").read_text(encoding="utf-8"))["batches"]["trees"]["full"]
+    assert predictions.moved == pytest.approx(1e6 * full["megabytes"], rel=0.01)
+    assert apart.moved < thin.moved < predictions.moved
 
 
 def test_http_takes_what_the_transport_benchmark_measured() -> None:

@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from tests.exports import OTHER_DETECTOR, exported
+from tests.exports import EVERY_INPUT, OTHER_DETECTOR, exported
 from yolo_assigner.export.contract import Contract, load_contract
 from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.samples import Case, pyramid, sample_inputs
@@ -21,9 +21,9 @@ from yolo_assigner.export.verification.verify import verify_model
 
 BOTH = ("class_weights", "ignore_bboxes")
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "l1": ("loss_grad", "sparse", {"reg_max": 1, "extra_inputs": BOTH, "class_weights": (0.5, 0.0, 2.0)}),
-    "dense": ("loss_grad", "dense", {"extra_inputs": BOTH, "class_loss": "varifocal"}),
-    "served": ("loss", "sparse", {"extra_inputs": BOTH}),
+    "l1": ("loss_grad", "sparse", {**EVERY_INPUT, "reg_max": 1, "class_weights": (0.5, 0.0, 2.0)}),
+    "dense": ("loss_grad", "dense", EVERY_INPUT),
+    "served": ("loss", "sparse", EVERY_INPUT),
     "detector": ("detector_loss", "sparse", OTHER_DETECTOR),
 }
 

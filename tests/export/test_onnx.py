@@ -13,7 +13,7 @@ import pytest
 from onnxscript import optimizer
 
 from tests.conftest import KINDS
-from tests.exports import exported_by_command
+from tests.exports import TINY, exported_by_command
 from yolo_assigner.export import cli
 from yolo_assigner.export.contract import file_hash, find_contracts, load_contract
 from yolo_assigner.export.hyperparameters import Hyperparameters
@@ -65,15 +65,29 @@ def test_file_has_no_local_paths(artifacts_dir: Path) -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_dense_graphs_have_only_operators_of_tensorrt(dense_dir: Path, name: str) -> None:
-    # Its parser supports neither scatter with reduction nor sequences, and needs constant axes for reductions.
+    # Its parser supports neither scatter with reduction nor sequences, and needs constant axes for reductions. A loop
+    # would keep it from fusing.
     graph = onnx.load(dense_dir / f"{name}.onnx").graph
     produced = {output for node in graph.node for output in node.output if node.op_type != "Constant"}
-    assert not {node.op_type for node in graph.node} & {"NonZero", "Compress", "SplitToSequence", "SequenceAt"}
+    unwanted = {"NonZero", "Compress", "SplitToSequence", "SequenceAt", "Scan", "Loop", "If"}
+    assert not {node.op_type for node in graph.node} & unwanted
     for node in graph.node:
         reductions = [attribute.s for attribute in node.attribute if attribute.name == "reduction"]
         assert reductions in ([], [b"none"]), f"{node.name} reduces"
         if node.op_type.startswith("Reduce") and len(node.input) > 1:
             assert node.input[1] not in produced, f"{node.name} reduces over computed axes"
+
+
+def test_sparse_losses_read_maps_image_by_image(artifacts_dir: Path) -> None:
+    # Decoding and class term.
+    loops = [node for node in onnx.load(artifacts_dir / "loss.onnx").graph.node if node.op_type == "Scan"]
+    assert len(loops) == 2
+    assert all({"Exp", "Slice"} <= {inner.op_type for inner in body_of(loop).node} for loop in loops)
+
+
+def body_of(loop: onnx.NodeProto) -> onnx.GraphProto:
+    body: onnx.GraphProto = next(attribute.g for attribute in loop.attribute if attribute.name == "body")
+    return body
 
 
 def test_a_lost_eps_is_detected(artifacts_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,8 +103,7 @@ def test_a_lost_eps_is_detected(artifacts_dir: Path, tmp_path: Path, capsys: pyt
 
 
 def test_command_line_writes_what_verify_accepts(capsys: pytest.CaptureFixture[str]) -> None:
-    words = "--model loss --num-classes 2 --strides 8,16 --reg-max 1 --topk 4 --preset ultralytics-8.4 --name tiny"
-    folder = exported_by_command(f"{words} --class-loss varifocal --gains 1,2,3")
+    folder = exported_by_command(TINY)
     ((path, contract),) = find_contracts(folder)
     assert (path.name, contract.name, contract.kind) == ("tiny.onnx", "tiny", "loss")
     assert contract.hyperparameters["min_box_side"] == 16.0

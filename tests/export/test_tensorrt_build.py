@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import KINDS
 from tests.export.engines import INSTALLED, SMALL
-from tests.exports import exported
+from tests.exports import EVERY_INPUT, exported
 from yolo_assigner.export.contract import load_contract
 from yolo_assigner.export.to_tensorrt.build import BuildError, build_engine
 from yolo_assigner.export.to_tensorrt.config import capability_members, current_capability, make_config, make_profile
@@ -127,8 +127,7 @@ def test_several_profiles_make_one_engine(dense_dir: Path, tmp_path: Path, runti
 
 @pytest.mark.parametrize("runtime", INSTALLED)
 def test_class_weights_and_regions_have_profiles(tmp_path: Path, runtime: str) -> None:
-    extra: dict[str, Any] = {"extra_inputs": ("class_weights", "ignore_bboxes")}
-    folder = exported("loss_grad", "dense", class_loss="varifocal", **extra)
+    folder = exported("loss_grad", "dense", **EVERY_INPUT)
     request = parse_profile(["B=1,2,4", "M=0,3,8", "I=0,2,5", "imgsz=64"])
     _, engine = build_engine(folder / "loss_grad.onnx", tmp_path, runtime=runtime, profiles=[request])
     assert [spec.name for spec in engine.inputs][-3:] == ["class_weights", "ignore_bboxes", "mask_ignore"]

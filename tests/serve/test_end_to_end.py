@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from tests.exports import END_TO_END, exported
+from tests.exports import END_TO_END, TINY, exported, exported_by_command
 from tests.serve.conftest import Live, Reply, binary_rows, loss_inputs, start, stop
 from yolo_assigner.export.contract import load_contract
 from yolo_assigner.serve.client import AssignerClient
@@ -21,7 +21,7 @@ from yolo_assigner.serve.inference.runners.warm_up import warm_up
 from yolo_assigner.serve.v1.schemas import LossReply, ReduceReply
 from yolo_assigner.serve.wire.dtypes import Array
 
-BATCH: dict[str, Any] = {"batch_idx": [1, 0], "cls": [2, 0], "bboxes": [[0.5, 0.5, 0.5, 0.5], [0.3, 0.3, 0.4, 0.4]]}
+BATCH: dict[str, Any] = {"batch_idx": [1, 0], "cls": [0, 0], "bboxes": [[0.5, 0.5, 0.5, 0.5], [0.3, 0.3, 0.4, 0.4]]}
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +31,9 @@ def detector() -> Path:
 
 @pytest.fixture(scope="module")
 def server(detector: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """Serves the detector, and losses with and without distributions."""
+    """Serves the detector, and a loss without distributions."""
     folder = tmp_path_factory.mktemp("served")
-    for source, name in ((detector, "detector_loss"), (exported("loss", "sparse", reg_max=1), "loss")):
+    for source, name in ((detector, "detector_loss"), (exported_by_command(TINY), "tiny")):
         for suffix in (".onnx", ".json"):
             shutil.copy(source / f"{name}{suffix}", folder)
     live = start("--artifacts", folder)
@@ -81,19 +81,19 @@ def test_the_torch_runner_gives_them_too(detector: Path) -> None:
 
 
 def test_typed_json_names_the_third_term(server: Live) -> None:
-    maps = [np.abs(np.random.default_rng(side).normal(1, 1, (2, 7, side, side))).tolist() for side in (8, 4, 2)]
+    maps = [np.abs(np.random.default_rng(side).normal(1, 1, (2, 5, side, side))).tolist() for side in (8, 4)]
     reply = ok(server.send("POST", "/v1/loss", {"feats": maps, "batch": BATCH}))
     LossReply.model_validate(reply)
     assert list(reply["loss_items"]) == ["box", "cls", "l1"]
     assert [list(sums) for sums in reply["image_sums"]] == [["box", "cls", "l1", "target_scores"]] * 2
     assert reply["loss_items"]["l1"] > 0
-    reduced = ok(server.send("POST", "/v1/reduce", {"workers": [reply["image_sums"]], "model": "loss"}))
+    reduced = ok(server.send("POST", "/v1/reduce", {"workers": [reply["image_sums"]], "model": "tiny"}))
     ReduceReply.model_validate(reduced)
     assert reduced["loss_items"] == pytest.approx(reply["loss_items"], rel=1e-6)
     # Rows, and the name that every third term had.
     renamed = [{"dfl" if name == "l1" else name: value for name, value in sums.items()} for sums in reply["image_sums"]]
     for workers in ([[list(sums.values()) for sums in renamed]], [renamed]):
-        assert ok(server.send("POST", "/v1/reduce", {"workers": workers, "model": "loss"})) == reduced
+        assert ok(server.send("POST", "/v1/reduce", {"workers": workers, "model": "tiny"})) == reduced
 
 
 def test_each_branch_of_a_shared_batch_is_reduced_by_itself(server: Live, detector: Path) -> None:
@@ -106,7 +106,7 @@ def test_each_branch_of_a_shared_batch_is_reduced_by_itself(server: Live, detect
 
 def test_a_detector_is_no_model_for_maps(server: Live) -> None:
     reply = server.send("POST", "/v1/loss", {"model": "detector_loss", "feats": [], "batch": BATCH})
-    assert (reply.status, reply.error) == (400, "model 'detector_loss' is not of kind loss; those are loss")
+    assert (reply.status, reply.error) == (400, "model 'detector_loss' is not of kind loss; those are tiny")
 
 
 def test_sums_of_another_kind_of_head_are_refused(live: Live) -> None:

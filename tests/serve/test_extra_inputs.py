@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.exports import exported
+from tests.exports import EVERY_INPUT, exported
 from tests.serve.conftest import Live, json_rows, loss_inputs, start, stop
 from tests.serve.peak import peak_growth
 from yolo_assigner.export.contract import Contract, load_contract
@@ -36,7 +36,7 @@ FURTHER: dict[str, Any] = {"class_weights": WEIGHTS, **REGIONS}
 
 @pytest.fixture(scope="module")
 def artifacts() -> Path:
-    return exported("loss", "sparse", extra_inputs=("class_weights", "ignore_bboxes"))
+    return exported("loss", "sparse", **EVERY_INPUT)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def maps() -> list[Any]:
 
 
 def expected(batch: dict[str, Any]) -> LossResult:
-    return DetectionLoss(3).evaluate([torch.from_numpy(feat) for feat in maps()], batch)
+    return DetectionLoss(3, class_loss="varifocal").evaluate([torch.from_numpy(feat) for feat in maps()], batch)
 
 
 def named_inputs() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from yolo_assigner.export.samples import Case, pyramid, ragged_batch, sample_ass
 from yolo_loss import DetectionLoss, Gains, GroundTruth, TaskAlignedAssigner, pad_ground_truth
 from yolo_loss.assigner import IMPLEMENTATIONS
 from yolo_loss.assignment.dense import assign_in_chunks
-from yolo_loss.execution.buffers import constants
+from yolo_loss.execution.buffers import constants, kept_constants
 from yolo_loss.predictions import join_predictions
 from yolo_loss.reductions.foreground import Rows, find_foreground, indices_true_first, row_gradients
 from yolo_loss.reductions.gradients import sparse_gradients
@@ -112,6 +112,9 @@ def test_constants() -> None:
     like = torch.empty(2, dtype=torch.float64)
     assert torch.equal(constants((0.1, 2.0), like), torch.tensor((0.1, 2.0), dtype=torch.float64))
     assert constants((0.1, 2.0), like.to("meta")).shape == (2,)
+    kept = [kept_constants((0.1, 2.0), torch.float64, like.device, stream) for stream in (0, 0, 1)]
+    assert torch.equal(kept[0], constants((0.1, 2.0), like))
+    assert kept[0] is kept[1] is not kept[2]
 
 
 def test_slots_that_are_given() -> None:

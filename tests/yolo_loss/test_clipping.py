@@ -100,6 +100,17 @@ def test_nothing_is_counted_where_nothing_reads_it() -> None:
     assert operations(lambda: criterion([maps()], batch)) == saved < counted
 
 
+def test_sides_are_looked_at_where_a_box_is_large_enough() -> None:
+    """R = 4 ends at 2.99 cells, so no side of a box of 2.9 is longer. It is not counted to warn, one of 3 cells is."""
+    criterion = DetectionLoss(1, (8,), 4, topk=1)
+
+    def count(cells: float) -> int:
+        batch = {"batch_idx": [0], "cls": [0], "bboxes": [[0.5, 0.5, cells / CELLS, cells / CELLS]]}
+        return operations(lambda: criterion([maps()], batch))
+
+    assert count(2.9) < count(3.0)
+
+
 def test_both_parts_of_an_end_to_end_loss_count_or_do_not() -> None:
     criterion = EndToEndLoss(1, (8,), 4, epochs=2)
     parts = {"one2many": [maps()], "one2one": [maps()]}

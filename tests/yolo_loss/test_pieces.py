@@ -143,7 +143,8 @@ def test_softplus_sum_by_products_loses_no_digits(classes: int, level: float) ->
     maps = Channels(level + spread, 5, classes)
     want = softplus(maps.view().double()).sum(dim=(1, 2))
     for got in (
-        *(way(maps, torch.float32) for way in (sum_by_products, sum_by_planes)),
+        sum_by_products([maps], torch.float32),
+        sum_by_planes(maps, torch.float32),
         softplus_sums([maps.view()], torch.float32),
     ):
         torch.testing.assert_close(got.double(), want, rtol=1e-6, atol=0)

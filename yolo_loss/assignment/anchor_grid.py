@@ -20,7 +20,7 @@ from yolo_loss.assignment.segment_ops import (
     segment_sum,
     true_indices,
 )
-from yolo_loss.execution.buffers import MIN_ARRAY, as_array, repeat
+from yolo_loss.execution.buffers import MIN_ARRAY, is_plain, repeat
 
 # How far, in steps, a member may lie from its position in an exactly regular run.
 TOLERANCE = 1e-3
@@ -117,7 +117,7 @@ def expand_ranges(ranges: IndexRanges) -> CandidatePairs:
     total = as_size(length.sum())
     offset = begin - (length.cumsum(0) - length)
     position = torch.arange(total, device=slot.device)
-    listed = as_array(length) is not None and total >= MIN_ARRAY  # by numpy, which needs no source
+    listed = is_plain(length) and total >= MIN_ARRAY  # by numpy, which needs no source
     source = position if listed else segment_ids(length, total)
     return CandidatePairs(repeat(slot, source, length), repeat(offset, source, length) + position)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from yolo_loss.assignment.params import AssignerParams, enlarge, power
 from yolo_loss.boxes import box_geometry, ciou_of_geometry
+from yolo_loss.execution.buffers import is_plain
 from yolo_loss.execution.channels import ClassScores
 from yolo_loss.execution.chunks import chunk_slices, concatenate_assignments
 from yolo_loss.execution.compilation import kernel
@@ -93,7 +94,7 @@ def is_inside(anc_points: Tensor, boxes: Tensor, eps: float) -> Tensor:
         (B, M, A) bool.
     """
     x1, y1, x2, y2 = boxes.split(1, dim=-1)  # each (B, M, 1)
-    x, y = anc_points.unbind(-1)  # each (A,)
+    x, y = (coordinate.contiguous() for coordinate in anc_points.unbind(-1))  # each (A,)
     inside_x = torch.minimum(x - x1, x2 - x)  # (B, M, A)
     inside_y = torch.minimum(y - y1, y2 - y)
     return torch.minimum(inside_x, inside_y) > eps
@@ -155,10 +156,20 @@ def resolve_conflicts(chosen: Tensor, ious: Tensor, candidates: Tensor) -> Tenso
         (B, M, A) bool with at most one True along M.
     """
     contested = chosen.sum(dim=1, keepdim=True, dtype=torch.int32) > 1  # (B, 1, A)
-    winner = torch.where(candidates, ious, -1.0).argmax(dim=1, keepdim=True)  # (B, 1, A), ties: smallest index
+    winner = _first_largest(torch.where(candidates, ious, -1.0))  # (B, 1, A)
     slots = torch.arange(chosen.shape[1], device=chosen.device)[:, None]  # (M, 1)
     # and/or/not in place of where: ONNX Runtime has no Where for bool.
     return (contested & (winner == slots)) | (~contested & chosen)
+
+
+def _first_largest(values: Tensor) -> Tensor:
+    """Index along M of the largest of (B, M, A), among equal ones the smallest, (B, 1, A) int64."""
+    if not is_plain(values):
+        return values.argmax(dim=1, keepdim=True)
+    # On a CPU argmax takes an element at a time, and so do reductions of int64.
+    slots = torch.arange(values.shape[1], dtype=torch.int32, device=values.device)[:, None]
+    is_largest = values == values.amax(dim=1, keepdim=True)
+    return torch.where(is_largest, slots, values.shape[1]).amin(dim=1, keepdim=True).long()
 
 
 def normalize_scores(assigned: Tensor, metric: Tensor, ious: Tensor, eps: float) -> Assignment:
@@ -175,8 +186,8 @@ def normalize_scores(assigned: Tensor, metric: Tensor, ious: Tensor, eps: float)
     Returns:
         The assignment in compact form.
     """
-    fg_mask = assigned.any(dim=1)  # (B, A)
-    gt_idx = assigned.to(torch.int32).argmax(dim=1)  # (B, A), 0 on background
+    fg_mask = assigned.sum(dim=1, dtype=torch.int32) > 0  # (B, A)
+    gt_idx = _first_largest(assigned.to(torch.int32)).squeeze(1)  # (B, A), 0 on background
     max_metric = torch.where(assigned, metric, 0.0).amax(dim=-1)  # (B, M)
     max_iou = torch.where(assigned, ious, 0.0).amax(dim=-1)
     anchor_metric = metric.gather(1, gt_idx.unsqueeze(1)).squeeze(1)  # (B, A)

@@ -132,8 +132,8 @@ def segment_count_true(flags: Tensor, length: Tensor) -> Tensor:
 
 def true_indices(flags: Tensor) -> Tensor:
     """Indices (N,) int64 of the true flags of a (K,) bool tensor, ascending."""
-    array = as_array(flags)
-    if array is None or flags.shape[0] < MIN_ARRAY:
+    array = as_array(flags, MIN_ARRAY)
+    if array is None:
         return flags.nonzero().squeeze(1)
     return torch.from_numpy(numpy.flatnonzero(array))
 

@@ -133,7 +133,7 @@ def _assign_chunk(chunk: ImageChunk, params: AssignerParams) -> Assignment:
 def _find_candidates(chunk: ImageChunk, params: AssignerParams) -> Candidates:
     pairs = expand_ranges(chunk.ranges)
     per_slot = segment_sum(chunk.ranges.slot, chunk.ranges.length, chunk.labels.shape[0] * chunk.labels.shape[1])
-    iou = _iou_of_pairs(chunk.truth, chunk.predicted, pairs, per_slot)
+    iou = iou_of_pairs(chunk.truth, chunk.predicted, pairs, per_slot)
     if params.beta > 0:
         # A pair without overlap has metric 0: it is never chosen, and it wins no anchor from a pair that is.
         overlaps = keep_dummy(iou > 0)
@@ -146,7 +146,7 @@ def _find_candidates(chunk: ImageChunk, params: AssignerParams) -> Candidates:
 
 
 @kernel
-def _iou_of_pairs(truth: BoxGeometry, predicted: BoxGeometry, pairs: CandidatePairs, per_slot: Tensor) -> Tensor:
+def iou_of_pairs(truth: BoxGeometry, predicted: BoxGeometry, pairs: CandidatePairs, per_slot: Tensor) -> Tensor:
     """CIoU of each pair (P,), not clamped."""
     return ciou_of_geometry(
         truth.apply(lambda field: repeat(field.flatten(), pairs.slot, per_slot)),
@@ -158,10 +158,14 @@ def _iou_of_pairs(truth: BoxGeometry, predicted: BoxGeometry, pairs: CandidatePa
 def _metric_of_pairs(
     scores: ClassScores, labels: Tensor, pairs: CandidatePairs, per_slot: Tensor, iou: Tensor, params: AssignerParams
 ) -> tuple[Tensor, Tensor]:
-    """IoU u and metric t = s^alpha * u^beta of each pair, (P,) each; NaN and values not above 0 become 0."""
+    """``iou_and_metric`` of each pair."""
+    return iou_and_metric(scores.of_pairs(labels, pairs.slot, pairs.anchor, per_slot), iou, params)
+
+
+def iou_and_metric(scores: Tensor, iou: Tensor, params: AssignerParams) -> tuple[Tensor, Tensor]:
+    """IoU u and metric t = s^alpha * u^beta, (P,) each, from scores and CIoU; NaN and values not above 0 become 0."""
     iou = torch.where(iou > 0, iou, 0.0)
-    class_scores = scores.of_pairs(labels, pairs.slot, pairs.anchor, per_slot)
-    metric = power(class_scores, params.alpha) * power(iou, params.beta)
+    metric = power(scores, params.alpha) * power(iou, params.beta)
     return iou, torch.where(metric > 0, metric, 0.0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy
@@ -35,18 +36,24 @@ def lazy_zeros_like(tensor: Tensor) -> Tensor:
     return lazy_zeros(tensor.shape, tensor) if tensor.is_contiguous() else torch.zeros_like(tensor)
 
 
-def as_array(tensor: Tensor) -> numpy.typing.NDArray[Any] | None:
+def is_plain(*tensors: Tensor) -> bool:
+    """Whether tensors are ordinary ones on a CPU, neither of a graph nor of a transform or a subclass."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    return all(type(tensor) is Tensor and tensor.device.type == "cpu" for tensor in tensors)
+
+
+def as_array(tensor: Tensor, least: int = 0) -> numpy.typing.NDArray[Any] | None:
     """A tensor's memory as an array, for the few operations in which numpy is several times faster.
 
     Args:
         tensor: Without a gradient, of a dtype that numpy has.
+        least: Shortest length for which that is so.
 
     Returns:
-        The array, not copied; None on a GPU, in graphs and under transforms.
+        The array, not copied; None for a shorter tensor, on a GPU, in graphs and under transforms.
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return None
-    return tensor.numpy() if type(tensor) is Tensor and tensor.device.type == "cpu" else None
+    return tensor.numpy() if is_plain(tensor) and tensor.shape[0] >= least else None
 
 
 def repeat(values: Tensor, segment: Tensor, count: Tensor | None) -> Tensor:
@@ -60,14 +67,13 @@ def repeat(values: Tensor, segment: Tensor, count: Tensor | None) -> Tensor:
     Returns:
         (P,).
     """
-    array, counts = as_array(values), None if count is None else as_array(count)
-    if array is None or counts is None or segment.shape[0] < MIN_ARRAY:
+    if count is None or not is_plain(values, segment, count) or segment.shape[0] < MIN_ARRAY:
         return values.index_select(0, segment)
-    return torch.from_numpy(numpy.repeat(array, counts))  # reads no index
+    return torch.from_numpy(numpy.repeat(values.numpy(), count.numpy()))  # reads no index
 
 
 def constants(values: Sequence[float], like: Tensor) -> Tensor:
-    """Make a tensor of a few numbers without waiting for a GPU.
+    """Make a tensor of a few numbers without waiting for a GPU, on which it is kept for the next call.
 
     ``torch.tensor`` would upload them, and wait until the GPU has finished all queued work.
 
@@ -76,11 +82,27 @@ def constants(values: Sequence[float], like: Tensor) -> Tensor:
         like: Gives dtype and device.
 
     Returns:
-        (N,).
+        (N,), not to be written to.
     """
     if like.device.type == "cpu":
         return torch.tensor(values, dtype=like.dtype, device=like.device)
-    return torch.cat([like.new_full((1,), value) for value in values])
+    plain = type(like) is Tensor and not torch._C._are_functorch_transforms_active()
+    # What a CUDA graph records is computed when it is replayed, and memory of one stream is not ready for another.
+    if like.device.type != "cuda" or not plain or torch.cuda.is_current_stream_capturing():
+        return _filled(values, like.dtype, like.device)
+    return kept_constants(tuple(values), like.dtype, like.device, torch.cuda.current_stream(like.device).cuda_stream)
+
+
+def _filled(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.cat([torch.full((1,), value, dtype=dtype, device=device) for value in values])
+
+
+@lru_cache(maxsize=64)
+def kept_constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.device, stream: int) -> Tensor:  # noqa: ARG001
+    """:func:`constants`, the same tensor each time, for one stream of a GPU."""
+    # Tensors of inference mode could not be used in a training step later.
+    with torch.inference_mode(False):
+        return _filled(values, dtype, device)
 
 
 def to_device(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:

@@ -64,6 +64,31 @@ def image_slices(*tensors: Tensor) -> list[slice]:
     return chunk_slices([size] * tensors[0].shape[0], ELEMENTS_PER_CHUNK)
 
 
+def map_images(function: Callable[[Sequence[Tensor]], Tensor], tensors: Sequence[Tensor]) -> Tensor:
+    """Apply a function that treats images independently to a batch; in a graph to one image after the other.
+
+    A runtime executes a graph operator by operator. The intermediate results of one image stay in the processor's
+    cache, those of a batch do not.
+
+    Args:
+        function: From tensors (b, ...) to (b, ...).
+        tensors: (B, ...) each, B >= 1 in a graph.
+
+    Returns:
+        (B, ...).
+    """
+    if not torch.compiler.is_exporting():
+        return function(tensors)
+    from torch._higher_order_ops.scan import scan  # becomes ONNX's Scan
+
+    def of_image(carry: Tensor, parts: list[Tensor]) -> tuple[Tensor, Tensor]:
+        return carry.clone(), function([part.unsqueeze(0) for part in parts]).squeeze(0)
+
+    # torch requires a state that passes from one image to the next; nothing is in it.
+    results: Tensor = scan(of_image, tensors[0].new_zeros(()), list(tensors))[1]
+    return results
+
+
 def concatenate_assignments(parts: Sequence[Assignment]) -> Assignment:
     """Join the assignments of chunks in their order."""
     return parts[0] if len(parts) == 1 else Assignment(*(torch.cat(fields) for fields in zip(*parts, strict=True)))

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from yolo_loss.assignment.anchor_grid import candidate_ranges, expand_ranges
-from yolo_loss.assignment.params import AssignerParams, enlarge, power
+from yolo_loss.assignment.params import AssignerParams, enlarge
 from yolo_loss.assignment.segment_ops import segment_sum
-from yolo_loss.boxes import box_geometry, ciou_of_geometry
+from yolo_loss.assignment.sparse import iou_and_metric, iou_of_pairs
+from yolo_loss.boxes import box_geometry
 from yolo_loss.execution.channels import ClassScores
 from yolo_loss.explain.reasons import Outcome
 from yolo_loss.structures import Assignment, GroundTruth
@@ -99,17 +100,13 @@ def measure_candidates(
         params: Hyper-parameters.
     """
     boxes, valid = ground_truth.gt_bboxes, ground_truth.mask_gt.squeeze(-1)
-    pairs = expand_ranges(candidate_ranges(anc_points, enlarge(boxes, params.min_box_side), valid, params.eps))
-    truth = box_geometry(boxes.unbind(-1)).apply(lambda field: field.flatten().index_select(0, pairs.slot))
-    predicted = box_geometry([side.contiguous() for side in pd_bboxes.unbind(-1)])
-    predicted = predicted.apply(lambda field: field.flatten().index_select(0, pairs.anchor))
-    iou = ciou_of_geometry(truth, predicted)
-    iou = torch.where(iou > 0, iou, 0.0)
-    labels = ground_truth.gt_labels.squeeze(-1).clamp(min=0)
-    per_slot = segment_sum(pairs.slot, torch.ones_like(pairs.slot), labels.numel())
+    ranges = candidate_ranges(anc_points, enlarge(boxes, params.min_box_side), valid, params.eps)
+    pairs, labels = expand_ranges(ranges), ground_truth.gt_labels.squeeze(-1).clamp(min=0)
+    per_slot = segment_sum(ranges.slot, ranges.length, labels.numel())
+    truth, predicted = (box_geometry([side.contiguous() for side in b.unbind(-1)]) for b in (boxes, pd_bboxes))
+    iou = iou_of_pairs(truth, predicted, pairs, per_slot)
     score = scores.of_pairs(labels, pairs.slot, pairs.anchor, per_slot)
-    metric = power(score, params.alpha) * power(iou, params.beta)
-    metric = torch.where(metric > 0, metric, 0.0)
+    iou, metric = iou_and_metric(score, iou, params)
     return _set_dummy_aside(Candidates(*pairs, iou, score, metric), pd_bboxes.shape[0] * pd_bboxes.shape[1])
 
 

@@ -16,6 +16,7 @@ from yolo_loss.anchors import compute_dtype
 from yolo_loss.class_factors import ClassFactors, factors_of_levels
 from yolo_loss.execution.buffers import constants, lazy_zeros_like
 from yolo_loss.execution.channels import Channels
+from yolo_loss.execution.chunks import map_images
 from yolo_loss.execution.compilation import compiling_kernels, kernels_compiled
 from yolo_loss.execution.products import in_place, softplus_sums_with_gradient
 from yolo_loss.execution.transforms import batched, detached, transformed
@@ -88,8 +89,20 @@ def sum_per_image(
         class_loss: ``bce`` or ``varifocal``.
         factors: Factors of the class loss's elements; None: all 1.
     """
-    background = background_class_loss_of_levels(predictions.pred_scores, class_loss, factors)
+    background = _background_image_by_image(predictions.pred_scores, class_loss, factors)
     return _add_rows(background, foreground, losses)
+
+
+def _background_image_by_image(levels: Sequence[Channels], class_loss: str, factors: ClassFactors | None) -> Tensor:
+    """``background_class_loss_of_levels`` through ``map_images``."""
+    given = {} if factors is None else {name: field for name, field in factors._asdict().items() if field is not None}
+
+    def of_images(tensors: Sequence[Tensor]) -> Tensor:
+        own = [level._replace(source=source) for level, source in zip(levels, tensors[: len(levels)], strict=True)]
+        fields = dict(zip(given, tensors[len(levels) :], strict=True))
+        return background_class_loss_of_levels(own, class_loss, ClassFactors(**fields) if fields else None)
+
+    return map_images(of_images, [*(level.source for level in levels), *given.values()])
 
 
 def _add_rows(background: Tensor, foreground: Foreground, losses: RowLosses) -> Tensor:

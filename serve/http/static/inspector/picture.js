@@ -13,6 +13,7 @@ const LARGEST = 8;
 const REACH = 14; // CSS pixels from which a positive anchor is hit
 const MOST_ZOOM = 40; // times the size that fits
 const DIMMED = 0.4;
+const LEAST_DASHED = 12; // CSS pixels, the shorter side
 
 /** Draws a scene and finds what is at a point; says by `onView` when the view has changed. */
 export class Picture {
@@ -261,9 +262,15 @@ function drawBoxes(context, picture) {
   };
   for (const rectangles of groups) stroke(rectangles, DARK, 3.5);
   COLOURS.forEach((colour, index) => stroke(groups[index], colour, 1.75));
+  stroke(groups.at(-1).filter((rectangle) => !isDashed(rectangle)), "#ffffff", 1.5);
   context.setLineDash([5, 4]);
-  stroke(groups.at(-1), "#ffffff", 2);
+  stroke(groups.at(-1).filter(isDashed), "#ffffff", 2);
   context.setLineDash([]);
+}
+
+/** Whether a rectangle is large enough for dashes to be seen as such. */
+function isDashed([, , width, height]) {
+  return Math.min(width, height) >= LEAST_DASHED;
 }
 
 function isShown(picture, [x, y, width, height]) {
@@ -379,11 +386,12 @@ function selectionShapes(picture) {
   if (selection.slot >= 0) {
     const { bbox } = scene.truths[selection.slot];
     const area = enlarged(bbox, found.settings.side);
-    const box = rectanglePath(rectangleOf(picture, bbox));
+    const rectangle = rectangleOf(picture, bbox);
     if (area.some((side, index) => side !== bbox[index])) {
       shapes.push(...twoTone(rectanglePath(rectangleOf(picture, area)), 1.5, "3 4"));
     }
-    shapes.push(...twoTone(box, 2.5, found.truths[selection.slot].assigned ? "" : "6 4"));
+    const dashed = !found.truths[selection.slot].assigned && isDashed(rectangle);
+    shapes.push(...twoTone(rectanglePath(rectangle), 2.5, dashed ? "6 4" : ""));
     shapes.push(...candidateShapes(picture));
   }
   if (selection.anchor >= 0) {
