@@ -25,7 +25,7 @@ from yolo_loss.option_checks import real_number, whole_number
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-BAD_GATEWAY, UNAVAILABLE = 502, 503
+FAILED, BAD_GATEWAY, UNAVAILABLE = 500, 502, 503
 OK = 200
 HEALTH = Outgoing("GET", "/v2/health/ready", None, {})
 HEALTH_SECONDS = 2.0
@@ -36,9 +36,10 @@ class RetryPolicy(NamedTuple):
     """How often and how long a request is tried.
 
     A request is sent again when there is no connection, when the connection fails or ends within the reply, after 502,
-    and after 503, where ``Retry-After`` is heeded. It is not sent again after any other status, after a reply that
-    did not come within the client's ``timeout`` (the server may still be computing it), after a failed TLS handshake,
-    or after this server's 503 without ``Retry-After``: that model cannot be loaded.
+    after 503, where ``Retry-After`` is heeded, and after a 500 without a body, as proxies send whose server died. It is
+    not sent again after any other status, after a reply that did not come within the client's ``timeout`` (the server
+    may still be computing it), after a failed TLS handshake, or after this server's 503 without ``Retry-After``: that
+    model cannot be loaded.
 
     Attributes:
         tries: Most tries of a request, the first included; 1: never again.
@@ -201,6 +202,8 @@ class Servers:
 def _is_worth_a_retry(outcome: Reply | Exception) -> bool:
     if isinstance(outcome, Reply):
         ours = SERVER_HEADER.lower() in outcome.headers
+        if outcome.status == FAILED:  # a proxy's whose server died has no body, any server's own says why
+            return not ours and not outcome.body
         final = ours and "retry-after" not in outcome.headers
         return outcome.status == BAD_GATEWAY or (outcome.status == UNAVAILABLE and not final)
     if isinstance(outcome, ssl.SSLError):
