@@ -37,29 +37,28 @@ test: $(READY)  ## run every test
 test-gpu: $(READY)  ## run the tests that need a GPU
 	$(BIN)/python -m pytest -o addopts= -m gpu -rs -W default tests/gpu
 
-# On top of $(VENV), so that torch is not installed twice.
-$(TRITON)/.ready: tests/requirements-triton.txt $(READY)
-	@echo "== setting up $(TRITON) (Triton and its interpreter)"
-	$(BIN)/python -m venv $(TRITON)
-	$(TRITON)/bin/python -c "import pathlib, site, sys; \
+# Makes the environment of the target, whose words for pip are $(1), on top of $(VENV): torch is not installed twice.
+define on_top
+	$(BIN)/python -m venv $(@D)
+	$(@D)/bin/python -c "import pathlib, site, sys; \
 		pathlib.Path(site.getsitepackages()[0], 'base.pth').write_text(sys.argv[1])" \
 		"$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')"
-	$(TRITON)/bin/python -m pip install --progress-bar on $(PIP_FLAGS) -c constraints.txt -r tests/requirements-triton.txt
+	$(@D)/bin/python -m pip install --progress-bar on $(PIP_FLAGS) -c constraints.txt $(1)
 	@touch $@
+endef
+
+$(TRITON)/.ready: tests/requirements-triton.txt $(READY)
+	@echo "== setting up $(TRITON) (Triton and its interpreter)"
+	$(call on_top,-r tests/requirements-triton.txt)
 
 test-triton: $(TRITON)/.ready  ## run the Triton kernels in Triton's interpreter, and compile them
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(TRITON)/bin/python -m pytest -n $(JOBS) --maxprocesses 4 --dist worksteal \
 		tests/yolo_loss/triton
 
-# Likewise on top of $(VENV): Ray brings fifty packages.
+# Not in $(VENV): Ray brings fifty packages. A comma between its extras would end the words.
 $(RAY)/.ready: constraints.txt $(READY)
 	@echo "== setting up $(RAY) (Ray)"
-	$(BIN)/python -m venv $(RAY)
-	$(RAY)/bin/python -c "import pathlib, site, sys; \
-		pathlib.Path(site.getsitepackages()[0], 'base.pth').write_text(sys.argv[1])" \
-		"$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')"
-	$(RAY)/bin/python -m pip install --progress-bar on $(PIP_FLAGS) -c constraints.txt "ray[data,serve]"
-	@touch $@
+	$(call on_top,"ray[data]" "ray[serve]")
 
 test-ray: $(RAY)/.ready  ## run the service and whole data sets on a Ray cluster of this machine
 	OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest tests/serve/cluster tests/audit/test_ray_data.py
