@@ -24,6 +24,7 @@ from yolo_assigner.serve.wire.response import dump_json
 
 MOST_HEAD = 2**16  # bytes of a request's head; also of trailers, and of what stands between two parts of a body
 MOST_HEADERS = 256
+TOO_LONG = f"the request has more than {MOST_HEAD} bytes beside its body; send shorter headers"
 BAD, SLOW, LARGE, UNSUPPORTED, BUSY = 400, 408, 431, 501, 503
 # Heads and chunked bodies end with an empty line, so data up to the first one has at most one beginning of a request.
 EMPTY_LINE = re.compile(rb"\n\r?\n")
@@ -131,7 +132,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head is complete; refuse it or start the application."""
         self._in_head = False
-        self._refusal = _head_fault(self.headers, self.parser.get_http_version())
+        self._refusal = _head_fault(self.url, self.headers, self.parser.get_http_version())
         if self._refusal is None and not self._busy and (full := self.limits.why_full(self.transport)):
             self._refusal = BUSY, full
         if self._refusal is not None:
@@ -207,7 +208,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._refuse(*(self._refusal or (BAD, NOT_HTTP)))
         self._beside_body = self._beside_body + len(data) if went_on and not self._got_body else 0
         if self._in_message and self._beside_body > MOST_HEAD:
-            self._refuse(LARGE, f"the request has more than {MOST_HEAD} bytes beside its body; send shorter headers")
+            self._refuse(LARGE, TOO_LONG)
         self._dropped += len(data)
 
     @property
@@ -312,12 +313,15 @@ class GuardedProtocol(HttpToolsProtocol):
         self._writing.begin_closing(self.transport)
 
 
-def _head_fault(headers: Sequence[tuple[bytes, bytes]], version: str) -> tuple[int, str] | None:
-    """Find faults that the parser does not: Host and Transfer-Encoding, by RFC 9112, sections 3.2 and 6.1.
+def _head_fault(url: bytes, headers: Sequence[tuple[bytes, bytes]], version: str) -> tuple[int, str] | None:
+    """Find faults that the parser does not: length, and Host and Transfer-Encoding by RFC 9112, sections 3.2 and 6.1.
 
     Returns:
         Status and text of a refusal; None for a valid head.
     """
+    # A head that comes in one piece is complete before its pieces can be counted.
+    if len(url) + sum(len(name) + len(value) + len(": \r\n") for name, value in headers) > MOST_HEAD:
+        return LARGE, TOO_LONG
     hosts = sum(name == b"host" for name, _ in headers)
     if hosts > 1 or (hosts == 0 and version >= "1.1"):
         return BAD, f"the request has {hosts} Host headers; send one"

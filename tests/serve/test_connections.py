@@ -24,7 +24,7 @@ from tests.serve.conftest import ROOT, Live, start, stop
 from tests.serve.hostile.requests import Request, good_requests
 from tests.serve.hostile.wire import NoReplyError, Wire
 from yolo_assigner.serve.http.admission import Admission, AdmissionGate
-from yolo_assigner.serve.http.connection import protocol
+from yolo_assigner.serve.http.connection import MOST_HEAD, protocol
 from yolo_assigner.serve.http.limits import MAX_BUFFERED_BYTES, ConnectionLimits
 from yolo_assigner.serve.http.metrics import Metrics
 from yolo_assigner.serve.http.observe import LINES_A_SECOND, Observer, Refusals
@@ -272,6 +272,18 @@ def test_a_refusal_at_the_connection_is_counted_and_logged_with_its_id(
     text = json.loads(reply.body)["error"]
     assert logged == [(identifier, f"{status} at the connection from {peer}: {text}")]
     assert counted(metrics, "connection") == {reason: 1}
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 40])
+@pytest.mark.parametrize("line", [b"GET /%s HTTP/1.1\r\nHost: a\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nA: %s\r\n\r\n"])
+def test_a_long_head_is_refused_however_it_comes(line: bytes, pieces: int) -> None:
+    """Also where all of it lies in the socket before the server reads."""
+    for size, status in ((MOST_HEAD - 100, 200), (MOST_HEAD + 1, 431)):
+        sent = line % (b"a" * size)
+        step = -(-len(sent) // pieces)
+        with small_server(b"", ConnectionLimits()) as port, Wire(port) as wire:
+            wire.write([part for place in range(0, len(sent), step) for part in (sent[place : place + step], 0.002)])
+            assert wire.reply().status == status
 
 
 def test_a_body_that_breaks_off_is_counted_once_and_keeps_its_id(logged: list[tuple[str, str]]) -> None:
