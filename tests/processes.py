@@ -47,9 +47,9 @@ def marked(mark: str, begins: bytes = b"", variable: str = STARTED) -> list[int]
 
 @contextmanager
 def nothing_left(seconds: float = ENDED_SECONDS) -> Iterator[str]:
-    """Check that the processes started within end, and that nothing new stays in shared memory.
+    """Check that the processes started within end, and that shared memory has no new object that nobody uses.
 
-    Processes that do not end are killed.
+    Processes that do not end are killed. An object that a process still maps is that process's, perhaps another test's.
 
     Args:
         seconds: How long they may take after the end.
@@ -66,7 +66,7 @@ def nothing_left(seconds: float = ENDED_SECONDS) -> Iterator[str]:
         yield mark
         until = time.monotonic() + seconds
         new = _shared_memory() - before  # what others make later is theirs
-        while (left := [*_running(mark).values(), *new & _shared_memory()]) and time.monotonic() < until:
+        while (left := [*_running(mark).values(), *_unused(new)]) and time.monotonic() < until:
             time.sleep(0.05)
         if left:
             raise RuntimeError(f"left after {seconds:g} s: {', '.join(left)}")
@@ -93,6 +93,16 @@ def _kill(pids: Iterable[int]) -> None:
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+
+def _unused(names: set[str]) -> set[str]:
+    """Those of the objects in shared memory that no process maps."""
+    unused = names & _shared_memory()
+    for folder in PROCESSES.glob("[0-9]*") if unused else ():
+        with suppress(OSError):
+            maps = (folder / "maps").read_text(encoding="utf-8", errors="replace")
+            unused = {name for name in unused if f"{SHARED_MEMORY / name}\n" not in maps}
+    return unused
 
 
 def _shared_memory() -> set[str]:

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import get_context
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,13 @@ def test_an_object_that_is_left_in_shared_memory_is_named() -> None:
             path.touch()
     finally:
         path.unlink()
+
+
+def test_an_object_that_a_process_uses_is_not_left() -> None:
+    with nothing_left(0):
+        used = SharedMemory(create=True, size=1)
+    used.close()
+    used.unlink()
 
 
 def test_a_failure_ends_what_was_started() -> None:

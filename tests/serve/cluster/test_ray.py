@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from benchmarks.common.client import infer_head
+from tests.docs.markdown import DOCS, blocks
 from tests.serve.cluster.running import REPLICA, Cluster, cluster
 from tests.serve.conftest import ROOT, assigner_inputs, binary_rows
 from tests.serve.hostile.wire import Reply, Wire
@@ -26,6 +27,7 @@ pytest.importorskip("ray.serve", reason="needs yolo-assigner[ray]: make test-ray
 OUTPUTS = ("target_labels", "target_bboxes", "target_scores", "fg_mask", "target_gt_idx", "target_weights")
 WORDS = ("--threads", "1", "--engine", "onnxruntime", "--device", "cpu")
 LIMIT = 2**22
+(PAGE,) = (page for page in DOCS if page.name == "ray.md")
 ENDED_SECONDS = 20.0
 
 
@@ -87,9 +89,20 @@ def test_ray_takes_the_config_file() -> None:
     from yolo_assigner.serve.cluster import application
 
     config = yaml.safe_load((ROOT / "deploy/ray-serve.yaml").read_text(encoding="utf-8"))
+    (more,) = (yaml.safe_load(block.code) for block in blocks(PAGE) if block.language == "yaml")
+    config["applications"][0] |= more
     (given,) = ServeDeploySchema.model_validate(config).applications
     assert given.import_path == f"{application.__name__}:{application.build.__name__}"
     assert application.build(given.args) is not None
+    assert [deployment.name for deployment in given.deployments] == [application.NAME]
+
+
+def test_the_page_says_how_long_rays_autoscaler_waits() -> None:
+    from ray.serve.config import AutoscalingConfig
+
+    usual = AutoscalingConfig()
+    assert (usual.upscale_delay_s, usual.downscale_delay_s) == (30, 600)
+    assert "waits for 30 s before it adds a replica, and for 10 minutes" in PAGE.read_text(encoding="utf-8")
 
 
 def test_answers_are_those_of_one_server_to_the_bit(running: Cluster, assigner_dir: Path) -> None:
