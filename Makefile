@@ -68,7 +68,7 @@ RUNTIMES ?=
 KINDS ?=
 TABLE ?=
 test-runtimes: $(READY)  ## run the exported models in other runtimes
-	$(BIN)/python -W ignore -m tests.runtimes $(if $(RUNTIMES),--runtimes $(RUNTIMES)) \
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.runtimes $(if $(RUNTIMES),--runtimes $(RUNTIMES)) \
 		$(if $(KINDS),--kinds $(KINDS)) $(if $(TABLE),--table $(TABLE))
 
 lint: $(READY)  ## linters and types
