@@ -16,7 +16,7 @@ from tests.serve.test_reload import VERSIONS
 @pytest.mark.skipif(sys.platform != "linux", reason="its clients are forked")
 def test_every_answer_is_from_one_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cases, "NUM_CLASSES", NUM_CLASSES)  # requests for the small models of the tests
-    folders = [exported("assigner", "sparse", **options) for options in VERSIONS.values()]
+    folders = [exported("assigner", implementation, **options) for implementation, options in VERSIONS.values()]
     asked = [Case("assigner", SMALL, "binary"), Case("assigner", SMALL, "fp16")]
     results = exchange_under_load(folders, "assigner", asked, exchanges=3, connections=2)
     assert results["failed"] == []
