@@ -77,7 +77,11 @@ def onnx_runtime(setting: Setting, implementation: str, sets: Sequence[Inputs], 
     device, asked = sets[0].truth.gt_bboxes.device, ASKED[setting.task]
     session = _session(path, asked, device)
     feeds = [
-        {spec.name: value.contiguous() for spec, value in zip(contract.inputs, values, strict=True)}
+        {
+            # Points of all images have no axis of sets.
+            spec.name: value.contiguous() if value.dim() == len(spec.axes) else value[None].contiguous()
+            for spec, value in zip(contract.inputs, values, strict=True)
+        }
         for values in ([*inputs.predictions, *inputs.truth] for inputs in sets)
     ]
     bindings = [_binding(session, tensors, asked, device) for tensors in feeds]
