@@ -332,8 +332,9 @@ def check_points(points: Array) -> None:
     Raises:
         ValueError: A coordinate is not finite, or beyond ``MAX_COORDINATE``.
     """
-    sizes = np.abs(_comparable(points))
-    if not sizes.max(initial=0) <= MAX_COORDINATE:  # neither for NaN
+    # Neither holds for NaN.
+    if not (float(points.max(initial=0)) <= MAX_COORDINATE and float(points.min(initial=0)) >= -MAX_COORDINATE):
+        sizes = np.abs(_comparable(points))
         place = int(np.argmax(~(sizes <= MAX_COORDINATE).all(axis=1)))
         raise ValueError(
             f"anc_points[{place}] is {points[place].tolist()}; give finite pixels, as the grid of the levels has them, "
