@@ -9,7 +9,6 @@ Takes numpy arrays or torch tensors without importing torch, and sends binary te
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -35,7 +34,7 @@ from yolo_assigner.serve.client.thin import (
     read_options,
     takes_sets,
 )
-from yolo_assigner.serve.client.transport import Outgoing, Reply
+from yolo_assigner.serve.client.transport import Outgoing, Reply, reason_of
 from yolo_assigner.serve.detection.collate import class_inputs, pad_ground_truth
 from yolo_assigner.serve.detection.grid import points_of
 from yolo_assigner.serve.detection.results import (
@@ -444,8 +443,7 @@ def _check_reply(reply: Reply) -> None:
         raise ServerError(str(error), reply.status) from error
     if reply.status == OK:
         return
-    try:
-        text = str(json.loads(reply.body)["error"])
-    except (ValueError, KeyError, TypeError):
+    text = reason_of(reply)
+    if text is None:
         text = f"status {reply.status}: {reply.body[:MOST_ERROR_BYTES].decode(errors='replace')}"
     raise ServerError(text, reply.status)

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from benchmarks.common.client import infer_head
-from tests.serve.cluster.running import REPLICA, Cluster, cluster, shared_memory
+from tests.docs.markdown import DOCS, blocks
+from tests.serve.cluster.running import REPLICA, Cluster, cluster
 from tests.serve.conftest import ROOT, assigner_inputs, binary_rows
 from tests.serve.hostile.wire import Reply, Wire
 from tests.served import serving
@@ -26,13 +27,13 @@ pytest.importorskip("ray.serve", reason="needs yolo-assigner[ray]: make test-ray
 OUTPUTS = ("target_labels", "target_bboxes", "target_scores", "fg_mask", "target_gt_idx", "target_weights")
 WORDS = ("--threads", "1", "--engine", "onnxruntime", "--device", "cpu")
 LIMIT = 2**22
+(PAGE,) = (page for page in DOCS if page.name == "ray.md")
 ENDED_SECONDS = 20.0
 
 
 @pytest.fixture(scope="module")
 def running(assigner_dir: Path) -> Iterator[Cluster]:
     """A cluster of one replica; it ends when the requests under way are answered, and nothing is left."""
-    before = shared_memory()
     limits = ("--max-request-bytes", str(LIMIT), "--max-requests", "2", "--ray-cpus", "0.5")
     with cluster(assigner_dir, *WORDS, *limits) as made:
         yield made
@@ -43,11 +44,6 @@ def running(assigner_dir: Path) -> Iterator[Cluster]:
             wire.write((rest,))
             assert wire.reply().status == 200
         assert made.process.wait(timeout=60) == 0
-        until = time.monotonic() + ENDED_SECONDS
-        while made.processes() and time.monotonic() < until:
-            time.sleep(0.1)
-        assert made.processes() == []
-    assert shared_memory() <= before
 
 
 def replica_of(running: Cluster) -> int:
@@ -93,9 +89,20 @@ def test_ray_takes_the_config_file() -> None:
     from yolo_assigner.serve.cluster import application
 
     config = yaml.safe_load((ROOT / "deploy/ray-serve.yaml").read_text(encoding="utf-8"))
+    (more,) = (yaml.safe_load(block.code) for block in blocks(PAGE) if block.language == "yaml")
+    config["applications"][0] |= more
     (given,) = ServeDeploySchema.model_validate(config).applications
     assert given.import_path == f"{application.__name__}:{application.build.__name__}"
     assert application.build(given.args) is not None
+    assert [deployment.name for deployment in given.deployments] == [application.NAME]
+
+
+def test_the_page_says_how_long_rays_autoscaler_waits() -> None:
+    from ray.serve.config import AutoscalingConfig
+
+    usual = AutoscalingConfig()
+    assert (usual.upscale_delay_s, usual.downscale_delay_s) == (30, 600)
+    assert "waits for 30 s before it adds a replica, and for 10 minutes" in PAGE.read_text(encoding="utf-8")
 
 
 def test_answers_are_those_of_one_server_to_the_bit(running: Cluster, assigner_dir: Path) -> None:
