@@ -100,6 +100,8 @@ def compute_shards(task: Task[F], shards: Iterable[Shard], items: int, manner: M
     """
     from tqdm import tqdm
 
+    # tqdm's own lock has a named semaphore, which a process that is killed would leave in the system.
+    tqdm.set_lock(threading.RLock())
     found: dict[str, F] = {}
     with tqdm(total=items, desc=task.title, unit=task.unit, smoothing=0) as progress:
 

@@ -72,18 +72,22 @@ def implementations(setting: Setting) -> dict[str, Contender]:
     return runs
 
 
-def ours(setting: Setting, sets: Sequence[Inputs], **options: Any) -> Run:
+def ours(setting: Setting, sets: Sequence[Inputs], autocast: bool = False, **options: Any) -> Run:
     """Our assigner, or our criterion alone or with its gradients.
 
     Args:
         setting: Task and sizes.
         sets: Input sets.
+        autocast: Whether the criterion runs under autocast, to float16 on a GPU and bfloat16 on a CPU.
         **options: Further options of the assigner or the criterion, as ``implementation``.
     """
     if setting.task == "assigner":
         assigner = assigner_of(setting, **options)
         return lambda number: assigner(*sets[number].predictions, *sets[number].truth)
-    criterion = criterion_of(setting, **options)
+    criterion: Callable[..., Any] = criterion_of(setting, **options)
+    if autocast:
+        device = sets[0].truth.gt_bboxes.device.type
+        criterion = torch.autocast(device, torch.bfloat16 if device == "cpu" else torch.float16)(criterion.__call__)
     leaves = [[level.detach().requires_grad_() for level in inputs.predictions] for inputs in sets]
     return _stepping(setting, lambda number: criterion(leaves[number], sets[number].batch)[0], leaves)
 

@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 from benchmarks.common.report import RESULTS, table, write_json
 from benchmarks.contenders import PRESET, settle_allocator
-from benchmarks.gpu.clock import peak_mib
-from benchmarks.gpu.environment import describe
+from benchmarks.gpu.measure import PEAK, memory
+from benchmarks.gpu.results import describe
 from benchmarks.memory import growth
 from yolo_assigner.models import DetectionModel, DetectorConfig
 from yolo_loss import v8DetectionLoss
@@ -245,7 +245,7 @@ def measure(case: Case, losses: Sequence[str], device: torch.device, options: An
 def peak(trainer: Trainer, name: str, device: torch.device) -> float | None:
     """Growth of the peak of memory in one step, in MiB: of torch's on a GPU, of the process's on Linux."""
     if device.type == "cuda":
-        return peak_mib(lambda _: trainer.step(name), device)
+        return memory(lambda _: trainer.step(name), device)[PEAK]
     if sys.platform != "linux":
         return None
     ctypes.CDLL(None).malloc_trim(0)  # memory that is held but free would hide what the step needs

@@ -12,15 +12,14 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common.report import first_line
-from benchmarks.gpu.clock import MissingError
-from benchmarks.gpu.environment import PACK, ROOT, key_of
+from benchmarks.common.report import RESULTS, first_line
+from benchmarks.gpu.pack import models_of
 from benchmarks.gpu.report import report
-from benchmarks.gpu.results import Results, failure
+from benchmarks.gpu.results import Entry, Results, key_of
 from benchmarks.gpu.units import Plan, Unit, units
 from yolo_assigner.export.contract import ContractError
+from yolo_assigner.serve.inference.runners.base import RunnerError
 
-RESULTS = ROOT / "benchmarks" / "results" / "gpu.json"
 NOT_USABLE = 3
 MOST_PROCESSES = 12  # workers that are started one after the other
 STALL = 120.0  # seconds after which a unit counts as hanging; compiling one takes up to a minute
@@ -34,19 +33,13 @@ def main(words: Sequence[str] | None = None) -> int:
     if device.type == "cuda" and not torch.cuda.is_available():
         print(f"torch {torch.__version__} sees no GPU; see whether nvidia-smi lists one", file=sys.stderr)
         return 2
-    todo = [
-        unit
-        for unit in units(Plan(device, options.quick, tuple(options.models)))
-        if unit.contender not in options.without and unit.name.startswith(tuple(options.only) or "")
-    ]
-    results = Results(options.out, key_of(device, options.quick))
+    every = units(Plan(device, options.quick, options.models))
+    todo = [unit for unit in every if unit.name.startswith(tuple(options.only) or "")]
+    results = Results(options.out, {**key_of(device), "quick": options.quick})
     if options.worker:
         return work(todo, results, device, options.minutes * 60)
     results.retry(options.again)
-    if options.alone:
-        work(todo, results, device, options.minutes * 60)
-    else:
-        supervise(words, results, options.minutes * 60)
+    supervise(words, results, options.minutes * 60)
     text = report(results, [unit.name for unit in todo])
     options.out.with_suffix(".md").write_text(text, encoding="utf-8")
     print(f"\n{text}\n{options.out} and its table beside it")
@@ -56,31 +49,21 @@ def main(words: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The parser of the command's options."""
     made = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    made.add_argument("--out", type=Path, default=RESULTS, help="results; what is there already is not measured again")
-    made.add_argument(
-        "--models", type=Path, nargs="+", default=[PACK / "models"], metavar="DIR", help="exported models"
-    )
+    made.add_argument("--out", type=Path, default=RESULTS / "gpu.json", help="results; nothing there is measured again")
+    made.add_argument("--models", type=Path, default=models_of(), help="folder of exported models")
     made.add_argument("--minutes", type=float, default=8.0, help="time for everything")
     made.add_argument("--device", help="the GPU where there is one, else cpu")
     made.add_argument("--quick", action="store_true", help="small and few: to see that everything works")
-    made.add_argument("--alone", action="store_true", help="in this process; a crash then ends all of it")
-    made.add_argument(
-        "--only", nargs="+", default=[], metavar="WORD", help="units whose names begin so, as `time loss`"
-    )
-    made.add_argument("--without", nargs="+", default=[], metavar="NAME", help="contenders to leave out")
+    made.add_argument("--only", nargs="+", default=[], metavar="WORD", help="units that begin so, as `time loss`")
     made.add_argument("--again", nargs="+", default=[], metavar="NAME", help="that broke the device before: run them")
-    made.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    made.add_argument("--worker", action="store_true", help="in this process, without a report; a crash then ends it")
     return made
 
 
 def supervise(words: Sequence[str], results: Results, seconds: float, module: str = "benchmarks.gpu") -> None:
-    """Start the command as a worker, and again where it dies or hangs, until it succeeds or the time is over.
+    """Start a module with these words as a worker, and again where it dies or hangs, until it succeeds or time is over.
 
-    Args:
-        words: Arguments of the worker.
-        results: Results of the worker.
-        seconds: Time for all workers together.
-        module: Module that the worker runs.
+    The seconds are for all workers together.
     """
     deadline = time.monotonic() + seconds
     for _ in range(MOST_PROCESSES):
@@ -127,16 +110,16 @@ def work(todo: Sequence[Unit], results: Results, device: torch.device, seconds: 
     return 0
 
 
-def attempt(unit: Unit, device: torch.device) -> dict[str, object]:
+def attempt(unit: Unit, device: torch.device) -> Entry:
     """Run a unit: its entry, or the reason why it has none."""
     try:
         return {**unit.run(), "contender": unit.contender}
-    except (MissingError, ContractError, ImportError) as error:
+    except (RunnerError, ContractError, ImportError) as error:
         return {"contender": unit.contender, "reason": str(error)}
     except Exception as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
         print(f"    failed: {reason}", flush=True)
-        return failure(unit.contender, reason, broke=not usable(device))
+        return {"contender": unit.contender, "reason": reason, "failed": True, "broke": not usable(device)}
 
 
 def usable(device: torch.device) -> bool:

@@ -1,20 +1,21 @@
-"""Compares results with float64 on the CPU."""
+"""Compares results with float64 on the CPU, also in cases where kernels have a path of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks import contenders
 from benchmarks.common.inputs import REG_MAX, STRIDES, Inputs, Setting, make_inputs
-from benchmarks.contenders import assigner_of, criterion_of
-from benchmarks.gpu.clock import settle
 from benchmarks.gpu.contenders import make
+from benchmarks.gpu.results import Entry
 
 Check = dict[str, Any]
 # u^6 multiplies the rounding error of an IoU by six; gradients are compared by their norm, and have the maps' type.
@@ -23,10 +24,11 @@ SCORES, LOSS, GRADIENT = 1e-4, 1e-5, {"fp32": 1e-4, "fp16": 1e-3, "bf16": 1e-2}
 # anchor, which makes two differing decisions; these exceed the share where few anchors are foreground.
 DECISIONS, FEWEST_DECISIONS = 1e-3, 2
 REPEATS = {"cpu": 1, "cuda": 8}
+SEED, OTHER_SEED = 7, 8
 
 
 class Case(NamedTuple):
-    """Inputs and options that an implementation is compared on.
+    """Inputs and options that a contender is compared on.
 
     Attributes:
         setting: Task and sizes.
@@ -45,124 +47,120 @@ class Case(NamedTuple):
     strides: tuple[float, ...] = STRIDES
     reg_max: int = REG_MAX
 
+    @property
+    def all_options(self) -> dict[str, Any]:
+        """Options of the contender, those of the pyramid included."""
+        found = {**dict(self.options), "autocast": self.change == "autocast"}
+        return found if self.setting.task == "assigner" else {**found, "strides": self.strides, "reg_max": self.reg_max}
 
-def small(case: Case) -> Case:
-    """The same in a size for CPUs."""
-    batch, slots, image, classes = map(min, case.setting[1:], (2, 4, 96, 5))
-    return case._replace(setting=Setting(case.setting.task, batch, slots, image, classes))
+    def small(self) -> Case:
+        """The same in a size for CPUs."""
+        return self._replace(setting=Setting(self.setting.task, *map(min, self.setting[1:], (2, 4, 96, 3))))
 
 
-def smoke_checks(name: str, case: Case, implementation: str, device: torch.device) -> list[Check]:
-    """Compare an implementation with float64 on the CPU, and an assignment with itself: a race differs at times."""
-    inputs = inputs_of(case).on(device)
-    if case.change == "channels":
-        inputs = inputs._replace(predictions=other_layout(inputs.predictions))
-    got = run(case, inputs, implementation)
-    found = compare(f"{name}, {implementation}", got, expected(case), GRADIENT[case.precision])
+FEW, GRAD = Setting("assigner", 4, 30, classes=3), Setting("loss+grad", 4, 30)
+FINE, COARSE = (4.0, 8.0, 16.0, 32.0), (8.0, 16.0, 32.0, 64.0)
+CASES: Mapping[str, Case] = MappingProxyType(
+    {
+        "16 x 100": Case(Setting("assigner", 16, 100)),
+        "16 x 300": Case(Setting("assigner", 16, 300)),
+        "bfloat16": Case(FEW, "bf16"),
+        "anchors innermost": Case(FEW, change="channels"),
+        "one slot, one class": Case(Setting("assigner", 1, 1, classes=1)),
+        "an odd number of anchors": Case(FEW._replace(image=96)),
+        "more candidates than anchors": Case(FEW._replace(image=32), options=(("topk", 60),)),
+        "1 candidate": Case(FEW, options=(("topk", 1),)),
+        "64 candidates": Case(FEW, options=(("topk", 64),)),
+        "one to one": Case(FEW, options=(("topk", 7), ("topk2", 1))),
+        "exponents 1 and 4.5": Case(FEW, options=(("alpha", 1.0), ("beta", 4.5))),
+        "ties": Case(FEW, change="ties"),
+        "not finite": Case(FEW, change="not finite"),
+        "four levels": Case(FEW._replace(image=320), strides=FINE),
+        "loss, channels_last": Case(GRAD, change="channels"),
+        "loss, bfloat16": Case(GRAD, "bf16"),
+        "loss, autocast": Case(GRAD, change="autocast"),
+        "loss, varifocal": Case(GRAD, options=(("class_loss", "varifocal"),)),
+        "loss, class weights and regions": Case(GRAD, change="factors"),
+        "loss, plain distances": Case(GRAD, reg_max=1),
+        "loss, four levels from 4": Case(GRAD._replace(image=320), strides=FINE),
+        "loss, four levels to 64": Case(GRAD, strides=COARSE),
+        "loss, no ground truth": Case(GRAD._replace(slots=0)),
+    }
+)
+
+
+def usual(precision: str) -> dict[str, Case]:
+    """Cases that every contender is compared on."""
+    return {f"{setting.task} {precision}": Case(setting, precision) for setting in (FEW._replace(classes=80), GRAD)}
+
+
+def checks(case: Case, name: str, device: torch.device, models: Path = Path()) -> Entry:
+    """Comparisons of a contender with float64 on the CPU, on an input set that is not its first.
+
+    An assignment is also compared with itself: a race differs at times.
+    """
+    sets = [inputs_of(case, seed).on(device) for seed in (OTHER_SEED, SEED)]
+    run = make(case.setting, name, sets, models, **case.all_options)
+    run(0)
+    got = by_name(run(1))
+    found = compare(got, expected(case), GRADIENT[case.precision])
     if case.setting.task == "assigner":
-        others = (run(case, inputs, implementation) for _ in range(REPEATS[device.type]))
+        others = (by_name(run(1)) for _ in range(REPEATS[device.type]))
         differing = sum(any(not torch.equal(other[key], got[key]) for key in got) for other in others)
-        found.append(check(f"{name}, {implementation}: runs that differ", differing, 0))
-    return found
+        found.append(check("runs that differ", differing, 0))
+    return {"checks": found}
 
 
-def contender_checks(
-    setting: Setting, precision: str, name: str, device: torch.device, folders: Sequence[Path] = ()
-) -> list[Check]:
-    """Compare a contender with float64 on the CPU, on an input set that is not its first."""
-    case = Case(setting, precision)
-    first = inputs_of(case)
-    contender = make(setting, name, [first.on(device), first.turned(1).on(device)], folders)
-    contender(0)
-    result = contender(1)
-    settle(device)  # not every runtime waits before it returns results
-    what = f"{setting.task} {precision}, {name}"
-    return compare(what, by_name(result), expected(case, turned=1), GRADIENT[precision])
-
-
-def inputs_of(case: Case) -> Inputs:
-    """Inputs of a case on the CPU."""
-    inputs = make_inputs(case.setting, case.precision, seed=7, strides=case.strides, reg_max=case.reg_max)
-    if case.change in ("ties", "not finite"):
-        scores, boxes, points = (tensor.clone() for tensor in inputs.predictions)
-        if case.change == "ties":
-            scores.fill_(0.5)
-            boxes.copy_(inputs.truth.gt_bboxes[:, :1].expand_as(boxes))
-        else:
-            scores[:, 1::5], boxes[:, ::3] = torch.nan, torch.nan
-        inputs = inputs._replace(predictions=(scores, boxes, points))
-    if case.change == "factors":
+def inputs_of(case: Case, seed: int = SEED) -> Inputs:
+    """Inputs of a case on the CPU; copies on a device keep their layout."""
+    inputs = make_inputs(case.setting, case.precision, seed, case.strides, case.reg_max)
+    first, *rest = inputs.predictions
+    if case.change == "ties":
+        first, rest[0] = torch.full_like(first, 0.5), inputs.truth.gt_bboxes[:, :1].expand_as(rest[0]).clone()
+    elif case.change == "not finite":
+        anchors = torch.arange(first.shape[1])[:, None]
+        first, rest[0] = first.where(anchors % 5 != 1, torch.nan), rest[0].where(anchors % 3 != 0, torch.nan)
+    elif case.change == "channels" and case.setting.task == "assigner":
+        first = first.mT.contiguous().mT
+    elif case.change == "channels":
+        first, *rest = (level.contiguous(memory_format=torch.channels_last) for level in inputs.predictions)
+    elif case.change == "factors":
         weights = torch.arange(case.setting.batch * case.setting.classes) % 4 / 2  # of which a quarter is 0
         regions = {"ignore_idx": torch.zeros(1), "ignore_bboxes": torch.tensor([[0.4, 0.4, 0.5, 0.6]])}
         batch = {**inputs.batch, "class_weights": weights.view(case.setting.batch, -1), **regions}
         inputs = inputs._replace(batch=batch)
-    return inputs
-
-
-def other_layout(predictions: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Class scores with anchors innermost, or maps with channels innermost."""
-    if predictions[0].dim() == 3:
-        return predictions[0].mT.contiguous().mT, *predictions[1:]
-    return tuple(level.contiguous(memory_format=torch.channels_last) for level in predictions)
+    return inputs._replace(predictions=(first, *rest))
 
 
 @lru_cache(maxsize=2)
-def expected(case: Case, turned: int = 0) -> dict[str, Tensor]:
+def expected(case: Case) -> dict[str, Tensor]:
     """Expected results: in float64 on the CPU, by the implementation that is fastest there; gradients by autograd."""
-    inputs = inputs_of(case)
-    return run(case._replace(change=""), (inputs.turned(turned) if turned else inputs).widened(), "sparse")
-
-
-def run(case: Case, inputs: Inputs, implementation: str) -> dict[str, Tensor]:
-    """Results of an implementation by name."""
-    setting, options = case.setting, dict(case.options)
-    if setting.task == "assigner":
-        assigner = assigner_of(setting, implementation=implementation, **options)
-        return by_name(assigner(*inputs.predictions, *inputs.truth))
-    options |= {"reg_max": case.reg_max, "max_boxes": setting.slots, "implementation": implementation}
-    criterion = criterion_of(setting, case.strides, **options)
-    leaves = [level.detach().requires_grad_() for level in inputs.predictions]
-    half = torch.bfloat16 if leaves[0].device.type == "cpu" else torch.float16
-    with torch.autocast(leaves[0].device.type, half, enabled=case.change == "autocast"):
-        loss, _ = criterion(leaves, inputs.batch)
-    return by_name((loss.detach(), *torch.autograd.grad(loss, leaves)))
+    options = {**case.all_options, "autocast": False, "implementation": "sparse"}
+    return by_name(contenders.ours(case.setting, [inputs_of(case).widened()], **options)(0))
 
 
 def by_name(result: Any) -> dict[str, Tensor]:
     """Convert a loss, a loss with its gradients, an assignment, or outputs by name to float64 on the CPU."""
-    if isinstance(result, Tensor):
-        return {"loss": widened(result)}
-    if isinstance(result, Mapping) or hasattr(result, "_asdict"):
-        named = {name: widened(value) for name, value in (getattr(result, "_asdict", lambda: result)()).items()}
-        gradients = [named.pop(name) for name in sorted(named) if name.startswith("grad_")]
-        return {**named, "gradient": joined(gradients)} if gradients else named
-    loss, *gradients = (widened(value) for value in result)
-    return {"loss": loss, "gradient": joined(gradients)}
+    if not hasattr(result, "_asdict") and not isinstance(result, Mapping):
+        loss, *maps = (result,) if isinstance(result, Tensor) else result
+        result = {"loss": loss, **{f"grad_{level}": gradient for level, gradient in enumerate(maps)}}
+    named = result if isinstance(result, Mapping) else result._asdict()
+    found = {}
+    for name, value in named.items():
+        tensor = value.detach().cpu() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+        found[name] = tensor.double() if tensor.is_floating_point() else tensor
+    gradients = [found.pop(name).flatten() for name in sorted(found) if name.startswith("grad_")]
+    return {**found, "gradient": torch.cat(gradients)} if gradients else found
 
 
-def joined(maps: Sequence[Tensor]) -> Tensor:
-    """Concatenate the gradients of all maps to one vector."""
-    return torch.cat([level.flatten() for level in maps])
-
-
-def widened(value: Any) -> Tensor:
-    """Copy a tensor, an array or a value of ONNX Runtime to the CPU, and convert floats to float64."""
-    if not isinstance(value, Tensor):
-        value = torch.from_numpy(np.array(value.numpy() if hasattr(value, "numpy") else value))
-    tensor: Tensor = value.detach().cpu()
-    return tensor.double() if tensor.is_floating_point() else tensor
-
-
-def compare(
-    what: str, got: Mapping[str, Tensor], wanted: Mapping[str, Tensor], gradient_limit: float = GRADIENT["fp32"]
-) -> list[Check]:
-    """Compare the loss and its gradient, or the decisions and the scores of an assignment."""
+def compare(got: Mapping[str, Tensor], wanted: Mapping[str, Tensor], gradient: float = GRADIENT["fp32"]) -> list[Check]:
+    """Compare the loss and its gradient, which has a limit of its own, or decisions and scores of an assignment."""
     if "loss" in wanted:
         loss, want = float(got["loss"]), float(wanted["loss"])
-        found = [check(f"{what}: loss, relative", abs(loss - want) / max(abs(want), 1.0), LOSS)]
-        if "gradient" in got:
+        found = [check("loss, relative", abs(loss - want) / max(abs(want), 1.0), LOSS)]
+        if "gradient" in wanted:
             difference = (got["gradient"] - wanted["gradient"]).norm() / wanted["gradient"].norm()
-            found.append(check(f"{what}: gradient", float(difference), gradient_limit))
+            found.append(check("gradient", float(difference), gradient))
         return found
     mask, target = got["fg_mask"].bool(), wanted["fg_mask"]
     same = (mask == target) & (got["target_labels"] == wanted["target_labels"])
@@ -170,8 +168,8 @@ def compare(
     scores = (got["target_scores"] - wanted["target_scores"])[same].abs()
     most = max(DECISIONS, FEWEST_DECISIONS / positives)
     return [
-        check(f"{what}: decisions that differ, of all positive", float((~same).sum()) / positives, most),
-        check(f"{what}: scores where they agree", float(scores.max()) if scores.numel() else 0.0, SCORES),
+        check("decisions that differ, of all positive", float((~same).sum()) / positives, most),
+        check("scores where they agree", float(scores.max()) if scores.numel() else 0.0, SCORES),
     ]
 
 

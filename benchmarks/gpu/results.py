@@ -6,13 +6,31 @@ measured before stays.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Collection, Mapping
+import platform
+import subprocess
+import time
+from collections.abc import Collection, Mapping, Sequence
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from benchmarks.common.report import processor
+from yolo_assigner.export.contract import write_json
+
 Entry = dict[str, Any]
 STARTED = "its process ended in it, or it hung"
+ROOT = Path(__file__).parents[2]
+PACK = ROOT / ".gpu"  # what `python -m benchmarks.gpu.pack` makes, to be carried to the machine with the GPU
+# The code that decides the figures, and the packages.
+SOURCES = (
+    *("yolo_loss", "export", "serve/inference/runners"),
+    *("benchmarks/contenders.py", "benchmarks/common/inputs.py", "benchmarks/gpu"),
+)
+PACKAGES = ("torch", "triton", "onnx", "onnxruntime", "onnxruntime-gpu", "ultralytics")
 
 
 class Results:
@@ -25,7 +43,7 @@ class Results:
     Attributes:
         entries: Figures of this key by the units' names. One without figures has a ``reason``; where that is a failure
             also ``failed``, and ``broke`` where the device or the process was unusable afterwards.
-        others: Entries of the other keys, the oldest first.
+        others: Entries by the other keys as JSON, the oldest first.
 
     Raises:
         ValueError: The file holds something else.
@@ -39,20 +57,14 @@ class Results:
         """Read what another process has written."""
         try:
             runs = json.loads(self._path.read_text(encoding="utf-8"))["runs"] if self._path.exists() else []
-            found = {json.dumps(run["key"]): run["entries"] for run in runs}
+            self.others: dict[str, dict[str, Entry]] = {json.dumps(run["key"]): run["entries"] for run in runs}
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self._path} is no file of results ({error!r}); move it or name another") from error
-        self.entries: dict[str, Entry] = found.pop(json.dumps(self._key), {})
-        self._others = found
-
-    @property
-    def others(self) -> list[dict[str, Entry]]:
-        """Entries of the other keys."""
-        return list(self._others.values())
+        self.entries: dict[str, Entry] = self.others.pop(json.dumps(self._key), {})
 
     def begin(self, name: str, contender: str) -> None:
         """Record a unit as broken before it runs: so it remains if its process dies."""
-        self.keep(name, failure(contender, STARTED, broke=True))
+        self.keep(name, {"contender": contender, "reason": STARTED, "failed": True, "broke": True})
 
     def keep(self, name: str, entry: Entry) -> None:
         """Record the entry of a unit that has ended."""
@@ -78,14 +90,57 @@ class Results:
         self._write()
 
     def _write(self) -> None:
-        runs = [{"key": json.loads(key), "entries": entries} for key, entries in self._others.items()]
+        runs = [{"key": json.loads(key), "entries": entries} for key, entries in self.others.items()]
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(".tmp")
-        text = json.dumps({"runs": [*runs, {"key": self._key, "entries": self.entries}]}, indent=1)
-        temporary.write_text(f"{text}\n", encoding="utf-8")
-        temporary.replace(self._path)  # atomically
+        write_json(self._path, {"runs": [*runs, {"key": self._key, "entries": self.entries}]})
 
 
-def failure(contender: str, reason: str, broke: bool = False) -> Entry:
-    """The entry of a unit that failed."""
-    return {"contender": contender, "reason": reason, "failed": True, **({"broke": True} if broke else {})}
+def key_of(device: torch.device) -> dict[str, Any]:
+    """Facts that figures must have in common to be set beside each other."""
+    # The first of two installations is the one that is imported.
+    installed = {found.name: found.version for found in reversed(list(distributions()))}
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "driver": output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "CUDA": torch.version.cuda,
+        **{package: installed[package] for package in PACKAGES if package in installed},
+        "Python": platform.python_version(),
+        "code": code_hash(),
+    }
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Facts for the table."""
+    return {**key_of(device), "commit": commit(), "date": time.strftime("%Y-%m-%d")}
+
+
+def commit() -> str:
+    """Short hash of the checkout's commit, that of the pack where git is missing, or ``not known``."""
+    packed = PACK / "commit"
+    known = output("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD")
+    return known or (packed.read_text(encoding="ascii").strip() if packed.exists() else "not known")
+
+
+def output(*words: str) -> str:
+    """What a command prints, or nothing where it fails."""
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def code_hash(root: Path = ROOT, sources: Sequence[str] = SOURCES) -> str:
+    """Hash of source files.
+
+    Args:
+        root: Folder of the checkout.
+        sources: Files and folders in it.
+
+    Raises:
+        FileNotFoundError: One of them was moved.
+    """
+    digest = hashlib.sha256()
+    for source in sources:
+        for file in sorted((root / source).rglob("*.py")) or [root / source]:
+            digest.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()[:12]

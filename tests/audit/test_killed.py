@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import time
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -40,11 +41,23 @@ def written(out: Path) -> int:
     return len(list(out.rglob("*.parquet")))
 
 
+def semaphores(process: ForkServerProcess) -> list[str]:
+    """Named semaphores that a process has mapped; one that is killed leaves them in the system."""
+    if sys.platform != "linux":
+        return []
+    try:
+        lines = Path(f"/proc/{process.pid}/maps").read_text(encoding="utf-8").splitlines()
+    except OSError:  # it has ended
+        return []
+    return [line for line in lines if "/dev/shm/sem." in line]  # noqa: S108
+
+
 def kill_after(process: ForkServerProcess, out: Path, files: int, delay: float) -> None:
     """Kill a run some time after it has that many files."""
     while written(out) < files and process.is_alive():
         time.sleep(0.0005)
     time.sleep(delay)
+    assert not semaphores(process)
     process.kill()
     process.join()
 

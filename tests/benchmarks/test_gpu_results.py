@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from benchmarks.gpu.__main__ import complete, supervise, work
-from benchmarks.gpu.clock import MissingError
-from benchmarks.gpu.environment import SOURCES, code_hash
-from benchmarks.gpu.results import STARTED, Entry, Results
+from benchmarks.gpu.results import SOURCES, STARTED, Entry, Results, code_hash
 from benchmarks.gpu.units import Unit
 from tests.benchmarks.dying_worker import KEY
+from yolo_assigner.serve.inference.runners.base import RunnerError
 
 HOST = torch.device("cpu")
 
@@ -43,14 +42,14 @@ def test_another_package_set_adds_an_entry(tmp_path: Path) -> None:
     other = Results(path, {**KEY, "versions": {"onnxruntime": "2"}})
     assert other.entries == {}
     other.keep("a", {"ms": 2.0})
-    assert other.others == [{"a": {"ms": 1.0}}]
+    assert list(other.others.values()) == [{"a": {"ms": 1.0}}]
     assert Results(path, KEY).entries == {"a": {"ms": 1.0}}
     assert [run["entries"]["a"]["ms"] for run in json.loads(path.read_text())["runs"]] == [1.0, 2.0]
 
 
 def test_a_unit_that_fails_has_a_reason_and_the_rest_goes_on(tmp_path: Path) -> None:
     def missing() -> Entry:
-        raise MissingError("not installed")
+        raise RunnerError("not installed")
 
     def broken() -> Entry:
         raise RuntimeError("no kernel image\nand a page of other words")

@@ -13,7 +13,8 @@ import yaml
 
 from tests.docs.markdown import DOCS, blocks
 from tests.serve.conftest import ROOT
-from yolo_assigner.serve.settings import PREFIX, Settings, read_settings
+from yolo_assigner.serve.settings import Settings, read_settings
+from yolo_assigner.serve.system import PREFIX
 
 OVERLAYS = ("cpu", "gpu", "kserve")
 OWN = ("cpu", "gpu")  # those with a Deployment of their own; KServe makes one

@@ -121,7 +121,10 @@ def test_the_log_names_the_caller_and_not_what_it_claims(kind: str, trusting: Lo
 
 
 def test_connections_to_the_server_stay_open(kind: str, assigner_dir: Path, tmp_path: Path) -> None:
-    with logged(assigner_dir, tmp_path / "log.txt") as found, before(kind, found.server) as running:
+    with (
+        logged(assigner_dir, tmp_path / "log.txt", "--no-engine-process") as found,
+        before(kind, found.server) as running,
+    ):
         for _ in range(3):
             with Wire(running.port) as wire:
                 for _ in range(10):

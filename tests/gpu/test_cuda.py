@@ -14,8 +14,8 @@ import torch
 
 from benchmarks.common.inputs import Setting, input_sets, make_inputs
 from benchmarks.contenders import criterion_of
-from benchmarks.gpu.clock import peak_mib
-from benchmarks.gpu.contenders import ours
+from benchmarks.gpu.contenders import make as ours
+from benchmarks.gpu.measure import PEAK, memory
 from tests.gpu.conftest import needs_gpu
 from yolo_assigner.export.contract import ContractError, load_contract
 from yolo_assigner.export.samples import Case, pyramid, sample_assigner_inputs
@@ -117,9 +117,7 @@ def test_tensor_float_32_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memory_of_many_boxes() -> None:
     """As much as one portion takes, and what is returned; all pairs at once would take 20 times as much."""
     setting = Setting("assigner", 16, 300)
-    peak = peak_mib(ours(setting, "auto", input_sets(setting, "fp32", GPU, 1)), GPU)
-    assert peak is not None
-    assert peak < 300
+    assert memory(ours(setting, "auto", input_sets(setting, "fp32", GPU, 1)), GPU)[PEAK] < 300
 
 
 TOO_MANY = """

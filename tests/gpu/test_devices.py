@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from benchmarks.common.inputs import Setting, input_sets
-from benchmarks.gpu.clock import MissingError
-from benchmarks.gpu.contenders import COMPILED, EAGER, GRAPHS, has_triton, ours
-from benchmarks.gpu.correctness import contender_checks, small, smoke_checks
-from benchmarks.gpu.smoke import CASES
+from benchmarks.gpu.contenders import COMPILED, EAGER, GRAPHS, has_triton
+from benchmarks.gpu.contenders import make as ours
+from benchmarks.gpu.correctness import CASES, Case, checks
+from yolo_assigner.serve.inference.runners.base import RunnerError
 from yolo_loss import DetectionLoss, GroundTruth, TaskAlignedAssigner
 from yolo_loss.assignment import dense
 from yolo_loss.predictions import join_predictions
@@ -33,9 +33,9 @@ def test_every_way_is_right(task: str, precision: str, device: torch.device) -> 
     names = [name for name in EAGER if name != "triton" or has_triton(device)]
     names += [*GRAPHS, *(COMPILED if precision == "fp32" else ())] if on_gpu else []
     for name in names:
-        checks = contender_checks(setting_of(task, device), precision, name, device)
-        assert checks
-        assert [check for check in checks if not check["ok"]] == []
+        found = checks(Case(setting_of(task, device), precision), name, device)["checks"]
+        assert found
+        assert [check for check in found if not check["ok"]] == []
 
 
 @pytest.mark.parametrize("implementation", ["auto", "dense", "sparse", "triton"])
@@ -43,9 +43,9 @@ def test_the_cases_of_the_benchmark(implementation: str, device: torch.device) -
     if implementation == "triton" and not has_triton(device):
         pytest.skip("needs the package triton and a GPU")
     for name, case in CASES.items():
-        checks = smoke_checks(name, case if device.type == "cuda" else small(case), implementation, device)
-        assert len(checks) >= 2
-        assert [check for check in checks if not check["ok"]] == []
+        found = checks(case if device.type == "cuda" else case.small(), implementation, device)["checks"]
+        assert len(found) >= 2
+        assert [check for check in found if not check["ok"]] == [], name
 
 
 def test_portions_change_nothing(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
@@ -92,12 +92,15 @@ def test_gradients_without_autograd(device: torch.device) -> None:
             torch.testing.assert_close(one.view(other.shape), other, rtol=1e-4, atol=1e-6)
 
 
-def test_models_on_the_device(device: torch.device, artifacts_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_on_the_device(
+    device: torch.device, artifacts_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("benchmarks.contenders.PRESET", "yolov8")
+    (tmp_path / "sparse").symlink_to(artifacts_dir)
     for task in ("assigner", "loss+grad"):
         try:
-            checks = contender_checks(setting_of(task, device), "fp32", "onnxruntime sparse", device, (artifacts_dir,))
-        except MissingError as error:
+            found = checks(Case(setting_of(task, device)), "onnxruntime sparse", device, tmp_path)["checks"]
+        except RunnerError as error:
             pytest.skip(str(error))
-        assert len(checks) == 2
-        assert all(check["ok"] for check in checks)
+        assert len(found) >= 2
+        assert all(check["ok"] for check in found)

@@ -21,6 +21,7 @@ import pytest
 
 from tests.control_group import memory_group
 from tests.serve.callers import LIBRARIES, Caller, calling
+from tests.served import POLL_SECONDS
 from yolo_assigner.export.contract import find_contracts
 from yolo_assigner.serve.wire.dtypes import Array, wire_name
 
@@ -110,7 +111,7 @@ def start(*arguments: str | Path, through: Sequence[str] = ()) -> Live:
     deadline = time.monotonic() + 240
     while live.send("GET", "/v2/health/ready").status != 200:
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(POLL_SECONDS)
     return live
 
 

@@ -29,13 +29,15 @@ def assign_dense(
     Args:
         scores: Class scores of all anchors.
         pd_bboxes: (B, A, 4) predicted boxes, pixel xyxy.
-        anc_points: (A, 2) pixels.
+        anc_points: (A, 2) pixels, or (S, A, 2) with S 1 or B.
         ground_truth: Padded, M >= 1.
         params: Hyper-parameters.
 
     Returns:
         The assignment in compact form.
     """
+    if anc_points.shape[:-2]:
+        anc_points = _points_of_images(anc_points, pd_bboxes.shape[0])
     if pd_bboxes.device.type == "cpu" or torch.compiler.is_compiling():
         return assign_images(scores, pd_bboxes, anc_points, ground_truth, params)
     return assign_in_chunks(scores, pd_bboxes, anc_points, ground_truth, params, PAIRS_PER_CHUNK)
@@ -54,7 +56,8 @@ def assign_in_chunks(
     assignments = []
     for chunk in chunk_slices([ground_truth.gt_bboxes.shape[1] * anchors] * images, limit):
         chunk_truth = GroundTruth(*(field[chunk] for field in ground_truth))
-        assignments.append(assign_images(scores.of_images(chunk), pd_bboxes[chunk], anc_points, chunk_truth, params))
+        points = anc_points[chunk] if anc_points.shape[:-2] else anc_points
+        assignments.append(assign_images(scores.of_images(chunk), pd_bboxes[chunk], points, chunk_truth, params))
     return concatenate_assignments(assignments)
 
 
@@ -72,6 +75,13 @@ def assign_images(
     return normalize_scores(assigned, metric, ious, params.eps)
 
 
+def _points_of_images(points: Tensor, images: int) -> Tensor:
+    """Each image's points (B, A, 2), from (S, A, 2) with S 1 or B."""
+    # Not expand: in a graph S and B are both unknown.
+    image = torch.arange(images, device=points.device)
+    return points.index_select(0, image.clamp(max=points.shape[0] - 1))
+
+
 def find_candidates(anc_points: Tensor, ground_truth: GroundTruth, params: AssignerParams) -> Tensor:
     """Find the pairs whose anchor's centre lies inside the box.
 
@@ -86,7 +96,7 @@ def is_inside(anc_points: Tensor, boxes: Tensor, eps: float) -> Tensor:
     """Whether each anchor's distance from every side of a box, towards its inside, is above ``eps``.
 
     Args:
-        anc_points: (A, 2).
+        anc_points: (A, 2) or (B, A, 2).
         boxes: (B, M, 4) xyxy in the same unit.
         eps: In the same unit.
 
@@ -94,7 +104,8 @@ def is_inside(anc_points: Tensor, boxes: Tensor, eps: float) -> Tensor:
         (B, M, A) bool.
     """
     x1, y1, x2, y2 = boxes.split(1, dim=-1)  # each (B, M, 1)
-    x, y = (coordinate.contiguous() for coordinate in anc_points.unbind(-1))  # each (A,)
+    points = anc_points.unsqueeze(1) if anc_points.shape[:-2] else anc_points
+    x, y = (coordinate.contiguous() for coordinate in points.unbind(-1))  # each (A,) or (B, 1, A)
     inside_x = torch.minimum(x - x1, x2 - x)  # (B, M, A)
     inside_y = torch.minimum(y - y1, y2 - y)
     return torch.minimum(inside_x, inside_y) > eps

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from yolo_assigner.export.contract import Contract, ContractError
+from yolo_assigner.export.contract import SPARSE_KINDS, Contract, ContractError
 from yolo_assigner.export.to_tensorrt.contract import ENGINE_FOLDER, RUNTIMES, EngineContract, find_engines
 from yolo_assigner.serve.inference.runners.base import DEVICES, HOST, Device, Runner, RunnerError
 from yolo_assigner.serve.inference.runners.warm_up import warm_up
@@ -165,6 +165,10 @@ def _engines(runtime: str, path: Path, contract: Contract) -> list[tuple[Path, E
     """Find the engine files of a runtime, those of the model's precision first."""
     folders = (path.parent, path.parent / ENGINE_FOLDER)
     found = [pair for folder in folders for pair in find_engines(folder, contract) if pair[1].runtime == runtime]
+    if not found and contract.kind in SPARSE_KINDS:
+        raise ContractError(
+            f"models of kind {contract.kind} list candidate pairs, and TensorRT has no lists; ONNX Runtime serves them"
+        )
     if not found:
         before = "" if contract.formulation == "dense" else "export the model with --for tensorrt, then "
         raise ContractError(

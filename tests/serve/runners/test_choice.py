@@ -14,7 +14,7 @@ import pytest
 
 from tests.serve.conftest import assigner_inputs
 from tests.serve.runners.test_tensorrt_engine import needs_none
-from yolo_assigner.export.contract import Contract, ContractError, load_contract
+from yolo_assigner.export.contract import SPARSE_KINDS, Contract, ContractError, load_contract
 from yolo_assigner.export.to_tensorrt.build import build_engine
 from yolo_assigner.export.to_tensorrt.contract import load_engine_contract
 from yolo_assigner.export.to_tensorrt.profiles import parse_profile
@@ -84,6 +84,17 @@ def test_a_requested_engine_is_not_replaced(with_engine: Path, artifacts_dir: Pa
         choice(artifacts_dir, "tensorrt")
     with pytest.raises(ValueError, match="engine tensorrt-rtx does not run on device cpu; choose --device cuda"):
         choice(with_engine, "tensorrt-rtx", HOST)
+
+
+@pytest.mark.parametrize("kind", SPARSE_KINDS)
+def test_no_engine_is_advised_where_none_can_be_built(kind: str, tmp_path: Path, artifacts_dir: Path) -> None:
+    contract = dataclasses.replace(load_contract(artifacts_dir / "assigner.json"), kind=kind)
+    for engine in ("tensorrt", "tensorrt-rtx"):
+        with pytest.raises(ContractError, match=rf"^models of kind {kind} .* TensorRT has no lists; ONNX Runtime"):
+            choose(tmp_path / "model.onnx", contract, RunnerOptions(engine, CUDA))
+    for candidate in choose(tmp_path / "model.onnx", contract, RunnerOptions()).candidates[:2]:
+        with pytest.raises(ContractError, match="TensorRT has no lists"):
+            candidate.make()
 
 
 @needs_none
