@@ -64,7 +64,7 @@ def test_the_commands_for_a_cluster(assigner_dir: Path, tmp_path: Path) -> None:
     home = {"HOME": str(tmp_path), "PATH": programs, "PYTHONPATH": str(ROOT)}  # Ray keeps its token there
     script = f"{commands_of_the_page(assigner_dir, tmp_path, port)}\nsleep 600"
     with nothing_left() as mark:
-        process = subprocess.Popen(["bash", "-ec", script], env=os.environ | home)
+        process = subprocess.Popen(["bash", "-ec", script], env=os.environ | home, text=True)
         try:
             wait_until_ready(port, process)
             with AssignerClient(f"127.0.0.1:{port}", key=KEY) as client:
