@@ -87,7 +87,8 @@ def ours(setting: Setting, sets: Sequence[Inputs], autocast: bool = False, **opt
     criterion: Callable[..., Any] = criterion_of(setting, **options)
     if autocast:
         device = sets[0].truth.gt_bboxes.device.type
-        criterion = torch.autocast(device, torch.bfloat16 if device == "cpu" else torch.float16)(criterion.__call__)
+        half = torch.bfloat16 if device == "cpu" else torch.float16
+        criterion = partial(_under_autocast, criterion, torch.autocast(device, half))
     leaves = [[level.detach().requires_grad_() for level in inputs.predictions] for inputs in sets]
     return _stepping(setting, lambda number: criterion(leaves[number], sets[number].batch)[0], leaves)
 
@@ -102,6 +103,11 @@ def criterion_of(setting: Setting, strides: Sequence[float] = STRIDES, **options
     return DetectionLoss(
         setting.classes, strides, **{"reg_max": REG_MAX, "preset": PRESET, **HYPERPARAMETERS, **options}
     )
+
+
+def _under_autocast(criterion: Callable[..., Any], autocast: torch.autocast, *arguments: Any) -> Any:
+    with autocast:
+        return criterion(*arguments)
 
 
 def _stepping(setting: Setting, loss: Callable[[int], Tensor], leaves: Sequence[Sequence[Tensor]]) -> Run:
