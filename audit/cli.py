@@ -8,13 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from yolo_assigner.audit.options import (
-    HelpFormatter,
-    add_head_arguments,
-    add_loss_arguments,
-    add_run_arguments,
+    add_shared_arguments,
     check_folder,
     check_positive,
     loss_options,
+    make_parser,
     manner_of,
     run_command,
     tell_bad,
@@ -51,12 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Make the parser."""
-    parser = argparse.ArgumentParser(
-        prog="yolo-assigner audit",
-        description="Explain why the objects of a data set are learned or not.",
-        epilog=EXAMPLES,
-        formatter_class=HelpFormatter,
-    )
+    parser = make_parser("audit", "Explain why the objects of a data set are learned or not.", EXAMPLES)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--data", type=Path, metavar="PATH", help="folder with images/ and labels/, or a COCO json")
     source.add_argument("--predictions", type=Path, metavar="DIR", help="folder with stored maps and ground truth")
@@ -67,9 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=16, metavar="N", help="pictures that the detector sees at once")
     parser.add_argument("--shard-size", type=int, default=256, metavar="N", help="pictures of one file of the table")
     parser.add_argument("--worst", type=int, default=100, metavar="N", help="objects that the report shows")
-    add_run_arguments(parser)
-    add_head_arguments(parser, "of --predictions; a detector's follows from its weights")
-    add_loss_arguments(parser)
+    add_shared_arguments(parser, "of --predictions; a detector's follows from its weights")
     tried = parser.add_argument_group("what would help", "computed beside; by default chosen from strides and --imgsz")
     tried.add_argument("--try-min-box-side", type=float, metavar="PIXELS", help="another min_box_side")
     tried.add_argument("--try-imgsz", type=int, metavar="PIXELS", help="another input size")

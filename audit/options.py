@@ -39,8 +39,20 @@ def run_command(command: Callable[[argparse.Namespace], int], options: argparse.
         return INTERRUPTED
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of where shards are computed."""
+def make_parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """Make the parser of ``yolo-assigner NAME``, without options."""
+    return argparse.ArgumentParser(
+        prog=f"yolo-assigner {name}", description=description, epilog=examples, formatter_class=HelpFormatter
+    )
+
+
+def add_shared_arguments(parser: argparse.ArgumentParser, head: str) -> None:
+    """Add the options of where shards are computed, of the head, and the hyper-parameters of the assignment.
+
+    Args:
+        parser: The parser.
+        head: Describes the head that the options are of.
+    """
     parser.add_argument(
         "--workers",
         type=int,
@@ -48,17 +60,9 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="processes that compute files, 1 unless given; with --ray tasks at a time, by default one a CPU",
     )
     parser.add_argument("--ray", action="store_true", help="compute files on the Ray cluster of RAY_ADDRESS, or here")
-
-
-def add_head_arguments(parser: argparse.ArgumentParser, description: str) -> None:
-    """Add the options of the head whose predictions are stored."""
-    stored = parser.add_argument_group("head", description)
+    stored = parser.add_argument_group("head", head)
     stored.add_argument("--strides", type=float, nargs="+", default=[8, 16, 32], metavar="PIXELS", help="one a level")
     stored.add_argument("--reg-max", type=int, default=16, metavar="R", help="bins per side")
-
-
-def add_loss_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the hyper-parameters of the assignment."""
     loss = parser.add_argument_group("loss", "as in the training")
     default = LossOptions()
     loss.add_argument("--topk", type=int, default=default.topk, metavar="K", help="candidates per object")

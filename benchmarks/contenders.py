@@ -87,7 +87,8 @@ def ours(setting: Setting, sets: Sequence[Inputs], autocast: bool = False, **opt
     criterion: Callable[..., Any] = criterion_of(setting, **options)
     if autocast:
         device = sets[0].truth.gt_bboxes.device.type
-        criterion = torch.autocast(device, torch.bfloat16 if device == "cpu" else torch.float16)(criterion.__call__)
+        half = torch.bfloat16 if device == "cpu" else torch.float16
+        criterion = partial(_under_autocast, criterion, torch.autocast(device, half))
     leaves = [[level.detach().requires_grad_() for level in inputs.predictions] for inputs in sets]
     return _stepping(setting, lambda number: criterion(leaves[number], sets[number].batch)[0], leaves)
 
@@ -102,6 +103,11 @@ def criterion_of(setting: Setting, strides: Sequence[float] = STRIDES, **options
     return DetectionLoss(
         setting.classes, strides, **{"reg_max": REG_MAX, "preset": PRESET, **HYPERPARAMETERS, **options}
     )
+
+
+def _under_autocast(criterion: Callable[..., Any], autocast: torch.autocast, *arguments: Any) -> Any:
+    with autocast:
+        return criterion(*arguments)
 
 
 def _stepping(setting: Setting, loss: Callable[[int], Tensor], leaves: Sequence[Sequence[Tensor]]) -> Run:
@@ -167,4 +173,5 @@ def onnx_feed(setting: Setting) -> dict[str, Any]:
     """Inputs of the exported model by name."""
     inputs = make_inputs(setting)
     names = [spec.name for spec in input_specs(setting.task, Hyperparameters(num_classes=setting.classes))]
-    return {name: tensor.numpy() for name, tensor in zip(names, (*inputs.predictions, *inputs.truth), strict=True)}
+    feed = {name: tensor.numpy() for name, tensor in zip(names, (*inputs.predictions, *inputs.truth), strict=True)}
+    return feed | ({"anc_points": feed["anc_points"][None]} if "anc_points" in feed else {})  # of all images

@@ -99,7 +99,7 @@ class Deployed(NamedTuple):
 
         from yolo_assigner.serve.cluster.application import NAME
 
-        return serve.status().applications[NAME].deployments[NAME].replica_states.get("RUNNING", 0)
+        return int(serve.status().applications[NAME].deployments[NAME].replica_states.get("RUNNING", 0))
 
 
 class Run(NamedTuple):

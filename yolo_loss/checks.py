@@ -340,9 +340,9 @@ def check_points(points: Array) -> None:
     Raises:
         ValueError: A coordinate is not finite, or beyond ``MAX_COORDINATE``.
     """
-    sizes = np.abs(_comparable(points))
-    if not sizes.max(initial=0) <= MAX_COORDINATE:  # neither for NaN
-        place = np.argwhere(~(sizes <= MAX_COORDINATE).all(axis=-1))[0]
+    # Neither holds for NaN.
+    if not (float(points.max(initial=0)) <= MAX_COORDINATE and float(points.min(initial=0)) >= -MAX_COORDINATE):
+        place = np.argwhere(~(np.abs(_comparable(points)) <= MAX_COORDINATE).all(axis=-1))[0]
         raise ValueError(
             f"anc_points[{', '.join(map(str, place))}] is {points[tuple(place)].tolist()}; give finite pixels, as the "
             f"grid of the levels has them, not beyond {MAX_COORDINATE}"

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolo_assigner.audit.options import (
-    HelpFormatter,
-    add_head_arguments,
-    add_loss_arguments,
-    add_run_arguments,
+    add_shared_arguments,
     check_folder,
     loss_options,
+    make_parser,
     manner_of,
     run_command,
     tell_bad,
@@ -50,17 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Make the parser."""
-    parser = argparse.ArgumentParser(
-        prog="yolo-assigner assign",
-        description="Assign stored predictions of a data set to its objects, and write the targets.",
-        epilog=EXAMPLES,
-        formatter_class=HelpFormatter,
-    )
+    description = "Assign stored predictions of a data set to its objects, and write the targets."
+    parser = make_parser("assign", description, EXAMPLES)
     parser.add_argument("--input", type=Path, required=True, metavar="DIR", help="folder with stored maps and boxes")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the targets")
-    add_run_arguments(parser)
-    add_head_arguments(parser, "whose maps are stored")
-    add_loss_arguments(parser)
+    add_shared_arguments(parser, "whose maps are stored")
     return parser
 
 

@@ -193,6 +193,15 @@ def assigner_inputs(
     } | _boxes(random, images, slots, side)
 
 
+def graph_inputs(
+    images: int = 2, slots: int = 3, side: int = 64, classes: int = 5, seed: int = 0, *, own_points: bool = False
+) -> dict[str, Array]:
+    """Those with the axes that an exported model's graph has: points of all images (1, A, 2), or (B, A, 2)."""
+    arrays = assigner_inputs(images, slots, side, classes, seed)
+    shift = np.arange(images if own_points else 1, dtype=np.float32)[:, None, None]
+    return arrays | {"anc_points": arrays["anc_points"] + 3 * shift}
+
+
 def _boxes(random: np.random.Generator, images: int, slots: int, side: int) -> dict[str, Array]:
     low = random.uniform(0, side / 2, (images, slots, 2))
     boxes = np.concatenate((low, low + random.uniform(8, side / 2, low.shape)), axis=-1)

@@ -20,7 +20,7 @@ import pytest
 import trustme
 
 from tests.exports import OTHER_ASSIGNER, exported
-from tests.serve.conftest import ROOT, Live, assigner_inputs, binary_rows, copy_as, start, stop, worker_of
+from tests.serve.conftest import ROOT, Live, assigner_inputs, binary_rows, copy_as, graph_inputs, start, stop, worker_of
 from tests.serve.test_failed_models import edit, index, no_graph
 from tests.serve.test_tls import command
 from yolo_assigner.export import contract
@@ -101,7 +101,7 @@ def versions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
         put(folder, version)
         runner = open_artifacts(folder, RunnerOptions(threads=1)).models[MODEL].runner
         runner.load()
-        values[version] = float(runner.infer(assigner_inputs(), [OUTPUT])[OUTPUT].sum())
+        values[version] = float(runner.infer(graph_inputs(), [OUTPUT])[OUTPUT].sum())
         runner.close()
     assert abs(values["first"] - values["second"]) > 0.1
     return values

@@ -9,20 +9,27 @@ import torch
 from torch import Tensor
 
 from yolo_loss.assignment.params import AssignerParams, enlarge, power
+from yolo_loss.assignment.segment_ops import true_indices
 from yolo_loss.boxes import box_geometry, ciou_of_geometry
 from yolo_loss.execution.buffers import is_plain
 from yolo_loss.execution.channels import ClassScores
 from yolo_loss.execution.chunks import chunk_slices, concatenate_assignments
-from yolo_loss.execution.compilation import kernel
+from yolo_loss.execution.compilation import compiling_kernels, kernel
 from yolo_loss.structures import Assignment, GroundTruth
 
 # (Ground truth, anchor) pairs that a GPU computes at once: each takes 25 bytes of live memory, and tensors of this
 # length stay in its cache from one operation to the next.
 PAIRS_PER_CHUNK = 2**22
+# Up to this share of all anchors, selecting those in any box costs less than it saves.
+MAX_CANDIDATE_SHARE = 0.5
 
 
 def assign_dense(
-    scores: ClassScores, pd_bboxes: Tensor, anc_points: Tensor, ground_truth: GroundTruth, params: AssignerParams
+    scores: ClassScores,
+    pd_bboxes: Tensor,
+    anc_points: Tensor,
+    ground_truth: GroundTruth,
+    params: AssignerParams,
 ) -> Assignment:
     """Assign at most one ground truth to each anchor.
 
@@ -38,6 +45,8 @@ def assign_dense(
     """
     if anc_points.shape[:-2]:
         anc_points = _points_of_images(anc_points, pd_bboxes.shape[0])
+    if is_plain(pd_bboxes) and not compiling_kernels():
+        return assign_candidates(scores, pd_bboxes, anc_points, ground_truth, params)
     if pd_bboxes.device.type == "cpu" or torch.compiler.is_compiling():
         return assign_images(scores, pd_bboxes, anc_points, ground_truth, params)
     return assign_in_chunks(scores, pd_bboxes, anc_points, ground_truth, params, PAIRS_PER_CHUNK)
@@ -66,8 +75,53 @@ def assign_images(
     scores: ClassScores, pd_bboxes: Tensor, anc_points: Tensor, ground_truth: GroundTruth, params: AssignerParams
 ) -> Assignment:
     """:func:`assign_dense` of all images at once."""
+    return _assign_among(find_candidates(anc_points, ground_truth, params), scores, pd_bboxes, ground_truth, params)
+
+
+def assign_candidates(
+    scores: ClassScores,
+    pd_bboxes: Tensor,
+    anc_points: Tensor,
+    ground_truth: GroundTruth,
+    params: AssignerParams,
+) -> Assignment:
+    """:func:`assign_dense` of the anchors that lie in any box, where these can be counted without waiting."""
     candidates = find_candidates(anc_points, ground_truth, params)  # (B, M, A)
-    ious, metric = align_metric(scores, pd_bboxes, ground_truth, candidates, params)
+    anchors = true_indices(candidates.flatten(0, 1).any(dim=0))
+    images, total, _ = pd_bboxes.shape
+    if anchors.shape[0] > total * MAX_CANDIDATE_SHARE:
+        return _assign_among(candidates, scores, pd_bboxes, ground_truth, params)
+    empty = pd_bboxes.new_zeros((images, total))
+    background = Assignment(empty.bool(), empty.long(), empty)
+    if not anchors.shape[0]:
+        return background
+    boxes = pd_bboxes.index_select(1, anchors)
+    found = _assign_among(candidates.index_select(2, anchors), scores, boxes, ground_truth, params, anchors)
+    return Assignment(*(field.index_copy_(1, anchors, own) for field, own in zip(background, found, strict=True)))
+
+
+def _assign_among(
+    candidates: Tensor,
+    scores: ClassScores,
+    pd_bboxes: Tensor,
+    ground_truth: GroundTruth,
+    params: AssignerParams,
+    anchors: Tensor | None = None,
+) -> Assignment:
+    """Assign some anchors, or all.
+
+    Args:
+        candidates: (B, M, N) bool.
+        scores: Class scores of all anchors.
+        pd_bboxes: (B, N, 4) predicted boxes, pixel xyxy.
+        ground_truth: Padded, M >= 1.
+        params: Hyper-parameters.
+        anchors: (N,) ascending; None: all.
+
+    Returns:
+        The assignment, (B, N).
+    """
+    ious, metric = align_metric(scores, pd_bboxes, ground_truth, candidates, params, anchors)
     chosen = select_topk(metric, params.topk)
     assigned = resolve_conflicts(chosen, ious, candidates)
     if params.topk2 is not None:
@@ -117,8 +171,11 @@ def align_metric(
     ground_truth: GroundTruth,
     candidates: Tensor,
     params: AssignerParams,
+    anchors: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute IoU u and metric t = s^alpha * u^beta of all pairs, zero outside the candidates.
+
+    The scores are those of all anchors, of which ``anchors`` selects some.
 
     Returns:
         u and t, each (B, M, A).
@@ -128,7 +185,7 @@ def align_metric(
     ious = ciou_of_geometry(truth, predicted)  # (B, M, A)
     # `> 0` and not clamp, so that a NaN prediction has IoU 0.
     ious = torch.where(candidates & (ious > 0), ious, 0.0)
-    class_scores = scores.of_slots(ground_truth.gt_labels.squeeze(-1).clamp(min=0))  # (B, M, A)
+    class_scores = scores.of_slots(ground_truth.gt_labels.squeeze(-1).clamp(min=0), anchors)  # (B, M, A)
     metric = power(class_scores, params.alpha) * power(ious, params.beta)
     return ious, torch.where(candidates & (metric > 0), metric, 0.0)
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +17,12 @@ import yaml
 
 from benchmarks.common.client import infer_head
 from tests.docs.markdown import DOCS, blocks
+from tests.processes import marked, nothing_left
 from tests.serve.cluster.running import REPLICA, Cluster, cluster
 from tests.serve.conftest import ROOT, assigner_inputs, binary_rows
 from tests.serve.hostile.wire import Reply, Wire
-from tests.served import serving
-from yolo_assigner.serve.client import AssignerClient
+from tests.served import serving, wait_until_ready
+from yolo_assigner.serve.client import AssignerClient, ServerError
 from yolo_assigner.serve.wire.dtypes import Array
 from yolo_assigner.serve.wire.response import dump_json
 
@@ -27,8 +31,51 @@ pytest.importorskip("ray.serve", reason="needs yolo-assigner[ray]: make test-ray
 OUTPUTS = ("target_labels", "target_bboxes", "target_scores", "fg_mask", "target_gt_idx", "target_weights")
 WORDS = ("--threads", "1", "--engine", "onnxruntime", "--device", "cpu")
 LIMIT = 2**22
+KEY = "a-key-of-some-length"
 (PAGE,) = (page for page in DOCS if page.name == "ray.md")
 ENDED_SECONDS = 20.0
+
+
+def commands_of_the_page(artifacts: Path, folder: Path, port: int) -> str:
+    """What starts a cluster, as the page has it, but for paths, ports and the GPU."""
+    (folder / "keys.txt").write_text(f"{KEY}\n")
+    control, dashboard = 6400 + os.getpid() % 1000, 9200 + os.getpid() % 700  # below the ports of Ray's workers
+    changes = {
+        "/run/secrets/yolo-assigner/api-keys.txt": str(folder / "keys.txt"),
+        "artifacts: /artifacts": f"artifacts: {artifacts}",
+        "ray_gpus: 1": "ray_gpus: 0",
+        "port: 8000": f"port: {port}",
+        "ray start --head": f"ray start --head --num-cpus 2 --port {control} --dashboard-port {dashboard}",
+        "serve deploy deploy/ray-serve.yaml": f"serve deploy -a http://127.0.0.1:{dashboard} {folder}/serve.yaml",
+    }
+    (shown,) = (block.code for block in blocks(PAGE) if "serve deploy" in block.code)
+    config = (ROOT / "deploy/ray-serve.yaml").read_text(encoding="utf-8")
+    for old, new in changes.items():
+        assert old in shown + config
+        shown, config = shown.replace(old, new), config.replace(old, new)
+    (folder / "serve.yaml").write_text(config)
+    return shown
+
+
+def test_the_commands_for_a_cluster(assigner_dir: Path, tmp_path: Path) -> None:
+    """Its processes are killed, since ``ray stop`` would end the clusters of others, too."""
+    port = 8000 + os.getpid() % 1000
+    programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    home = {"HOME": str(tmp_path), "PATH": programs, "PYTHONPATH": str(ROOT)}  # Ray keeps its token there
+    script = f"{commands_of_the_page(assigner_dir, tmp_path, port)}\nsleep 600"
+    with nothing_left() as mark:
+        process = subprocess.Popen(["bash", "-ec", script], env=os.environ | home, text=True)
+        try:
+            wait_until_ready(port, process)
+            with AssignerClient(f"127.0.0.1:{port}", key=KEY) as client:
+                assert client.infer("assigner", assigner_inputs(), OUTPUTS).keys() == set(OUTPUTS)
+            with AssignerClient(f"127.0.0.1:{port}") as client, pytest.raises(ServerError, match="key"):
+                client.infer("assigner", assigner_inputs(), OUTPUTS)
+        finally:
+            for pid in marked(mark):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.wait()
 
 
 @pytest.fixture(scope="module")
