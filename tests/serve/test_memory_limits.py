@@ -125,10 +125,10 @@ def test_the_engines_end_first(live: Live) -> None:
 
 
 def test_engines_ended_while_they_are_loaded_again_come_back(
-    artifacts_dir: Path, capfd: pytest.CaptureFixture[str]
+    dense_dir: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Memory is often still short then, which must not count as a failure of a model."""
-    with serving("--artifacts", artifacts_dir) as live:
+    with serving("--artifacts", dense_dir) as live:
         rows, blob = binary_rows(loss_inputs())
         assert live.infer("loss", {"inputs": rows}, blob).status == 200  # all have been loaded by now
         capfd.readouterr()

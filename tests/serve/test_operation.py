@@ -49,13 +49,13 @@ def metrics_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def guarded(artifacts_dir: Path, metrics_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def guarded(dense_dir: Path, metrics_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """A server with keys and metrics."""
     files = {name: tmp_path_factory.mktemp("keys") / name for name in ("api", "admin")}
     files["api"].write_text(f"# one\nanother-key-for-rotation\n{KEY}\n")
     files["admin"].write_text(ADMIN)
     words = ("--api-key-file", files["api"], "--admin-key-file", files["admin"], "--metrics-port", str(metrics_port))
-    live = start("--artifacts", artifacts_dir, *words)
+    live = start("--artifacts", dense_dir, *words)
     yield live
     assert stop(live) == 0
 
@@ -200,6 +200,7 @@ def test_request_identifiers_and_json_logs(assigner_dir: Path) -> None:
         str(assigner_dir),
         "--log-format",
         "json",
+        "--no-engine-process",
     ]
     environment = os.environ | {"YOLO_ASSIGNER_API_KEYS": KEY}
     with subprocess.Popen(

@@ -25,9 +25,9 @@ collect_ignore_glob = [] if DIRECTORY.is_dir() else ["test_*.py"]
 
 
 @pytest.fixture(scope="session")
-def shm(artifacts_dir: Path) -> Iterator[Live]:
+def shm(dense_dir: Path) -> Iterator[Live]:
     """Start one server for all tests of this folder."""
-    server = start("--artifacts", artifacts_dir, "--max-request-bytes", str(LIMIT), "--shared-memory", f"/{PREFIX}")
+    server = start("--artifacts", dense_dir, "--max-request-bytes", str(LIMIT), "--shared-memory", f"/{PREFIX}")
     yield server
     assert stop(server) == 0
 
