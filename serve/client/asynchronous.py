@@ -60,6 +60,8 @@ class AsyncAssignerClient:
     loss = _awaited(AssignerClient.loss)
     loss_and_gradients = _awaited(AssignerClient.loss_and_gradients)
     explain = _awaited(AssignerClient.explain)
+    detector_loss = _awaited(AssignerClient.detector_loss)
+    detector_explain = _awaited(AssignerClient.detector_explain)
     assign = _awaited(AssignerClient.assign)
     assign_from_maps = _awaited(AssignerClient.assign_from_maps)
     infer = _awaited(AssignerClient.infer)

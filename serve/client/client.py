@@ -56,6 +56,7 @@ from yolo_loss.checks import (
     check_padded,
     check_points,
     check_pyramid,
+    check_shape,
     check_slots,
     map_list,
 )
@@ -85,8 +86,8 @@ class AssignerClient:
     Args:
         url: ``host:port``, with or without ``http://``, or ``https://host:port`` for TLS. Several servers of the same
             models: a list of them; each request goes to the one with the fewest replies pending that is in order.
-        half: Send maps and scores as FP16: half the bytes, three digits. Boxes and points always go as FP32, since FP16
-            has steps of half a pixel above 512.
+        half: Send maps, scores and pictures as FP16: half the bytes, three digits. Boxes and points always go as FP32,
+            since FP16 has steps of half a pixel above 512.
         strides: Pixels per cell of the served loss model's levels, one for each map.
         timeout: Seconds to wait for the connection and for each part of a reply.
         key: API key, where the server needs one.
@@ -221,6 +222,58 @@ class AssignerClient:
         """
         return Explanation(**self.infer(model, self._loss_inputs(map_list(feats), batch), Explanation._fields))
 
+    def detector_loss(
+        self, images: Any, batch: Mapping[str, Any], *, model: str = "detector_loss", outputs: Sequence[str] = ()
+    ) -> LossResult:
+        """Compute the detection loss of pictures by a served detector.
+
+        Args:
+            images: (B, 3, H, W) floats, red, green and blue in 0..1; sides are multiples of the largest stride.
+            batch: As for :meth:`loss`.
+            model: Name of a served model of kind ``detector_loss``.
+            outputs: Names of targets to fetch as well, fields of :class:`LossResult`. What else such a model has, as
+                ``predictions``, is for :meth:`infer` with :meth:`detector_inputs`.
+
+        Raises:
+            ValueError: The images are no floats of that shape; else as :meth:`loss`.
+            ServerError: As :meth:`loss`.
+        """
+        return LossResult(**self.infer(model, self.detector_inputs(images, batch), (*LOSS_OUTPUTS, *outputs)))
+
+    def detector_explain(
+        self, images: Any, batch: Mapping[str, Any], *, model: str = "detector_explain"
+    ) -> Explanation:
+        """Explain why a served detector learns each ground truth of pictures or not, with the loss by ground truth.
+
+        Args:
+            images: As for :meth:`detector_loss`.
+            batch: As for :meth:`loss`.
+            model: Name of a served model of kind ``detector_explain``.
+
+        Raises:
+            ValueError: As :meth:`detector_loss`.
+            ServerError: As :meth:`loss`.
+        """
+        return Explanation(**self.infer(model, self.detector_inputs(images, batch), Explanation._fields))
+
+    def detector_inputs(self, images: Any, batch: Mapping[str, Any]) -> dict[str, Array]:
+        """Make the inputs of a model with a detector by name, for :meth:`infer`.
+
+        Args:
+            images: As for :meth:`detector_loss`.
+            batch: As for :meth:`loss`.
+
+        Raises:
+            ValueError: As :meth:`detector_loss`.
+        """
+        pictures = as_array("images", images, np.float32)
+        check_shape("images", pictures, (None, 3, None, None), "images, colours, rows, columns")
+        if not np.issubdtype(pictures.dtype, np.floating):
+            raise ValueError(f"images has dtype {pictures.dtype}; divide pixels by 255 as float32, to values in 0..1")
+        check_batch_size(len(pictures))
+        arrays = {"images": np.ascontiguousarray(pictures, self._scores_type)}
+        return arrays | _truth_inputs(batch, len(pictures), (pictures.shape[2], pictures.shape[3]))
+
     def criterion(self, model: str = "loss_grad") -> RemoteDetectionLoss:
         """Make a torch criterion, whose loss ``criterion(feats, batch)`` supports ``backward``.
 
@@ -354,12 +407,10 @@ class AssignerClient:
     def _loss_inputs(self, feats: list[Any], batch: Mapping[str, Any]) -> dict[str, Array]:
         maps = {f"feats[{level}]": as_array(f"feats[{level}]", feat, np.float32) for level, feat in enumerate(feats)}
         image_size = self._check_maps(maps)
-        images = len(next(iter(maps.values())))
-        truth = pad_ground_truth(**batch_columns(batch), batch_size=images, image_size=image_size)
         inputs = {
             f"feat_{level}": np.ascontiguousarray(feat, self._scores_type) for level, feat in enumerate(maps.values())
         }
-        return inputs | truth._asdict() | class_inputs(batch, images, image_size)
+        return inputs | _truth_inputs(batch, len(next(iter(maps.values()))), image_size)
 
     def _check_maps(self, maps: Mapping[str, Any]) -> tuple[int, int]:
         """Check maps by their names in an error, and return the image's height and width."""
@@ -429,6 +480,11 @@ class AssignerClient:
                 raise
         (parts, replies), (others, other_replies) = (self._send_part(model, half) for half in halve(part))
         return parts + others, replies + other_replies
+
+
+def _truth_inputs(batch: Mapping[str, Any], images: int, image_size: tuple[int, int]) -> dict[str, Array]:
+    truth = pad_ground_truth(**batch_columns(batch), batch_size=images, image_size=image_size)
+    return truth._asdict() | class_inputs(batch, images, image_size)
 
 
 def _path(model: str) -> str:

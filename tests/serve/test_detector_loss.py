@@ -16,6 +16,7 @@ import pytest
 from tests.serve.conftest import Live, assigner_inputs, binary_rows, json_rows, loss_inputs, start, stop
 from yolo_assigner.export.contract import Contract, file_hash, load_contract
 from yolo_assigner.export.to_onnx.precision import narrow
+from yolo_assigner.serve.client import AssignerClient
 from yolo_assigner.serve.detection.validate import check_inputs
 from yolo_assigner.serve.errors import BadRequestError
 from yolo_assigner.serve.wire.dtypes import NUMPY_TYPES, Array, narrows
@@ -70,6 +71,41 @@ def test_losses_and_detections_are_those_of_the_file(server: Live, detector_dir:
     assert list(got) == names
     for name, want in zip(names, session.run(names, inputs), strict=True):
         np.testing.assert_allclose(got[name], want.ravel(), rtol=1e-4, atol=1e-4)
+
+
+BATCH = {"batch_idx": [0, 1, 1], "cls": [2, 0, 1], "bboxes": [[0.5, 0.5, 0.5, 1], [0.2, 0.3, 0.2, 0.2], [0.5] * 4]}
+
+
+def test_the_client_sends_pictures(server: Live, detector_dir: Path) -> None:
+    pictures = detector_inputs()["images"]
+    with AssignerClient(server.url) as client:
+        inputs = client.detector_inputs(pictures, BATCH)
+        assert inputs["gt_bboxes"][0].tolist() == [[24, 0, 72, 64], [0, 0, 0, 0]]  # pixels of 96 x 64, and padding
+        got = client.detector_loss(pictures, BATCH, outputs=["fg_mask"])
+        (predictions,) = client.infer("detector_loss", inputs, ["predictions"]).values()
+    session = ort.InferenceSession(detector_dir / "detector_loss.onnx", providers=["CPUExecutionProvider"])
+    names = ["loss", "loss_items", "image_sums", "fg_mask", "predictions"]
+    assert got.fg_mask is not None
+    for value, want in zip((*got[:3], got.fg_mask, predictions), session.run(names, inputs), strict=True):
+        np.testing.assert_allclose(value, want, rtol=1e-4, atol=1e-4)
+    with AssignerClient(server.url, half=True) as client:
+        assert client.detector_inputs(pictures, BATCH)["images"].dtype == np.float16
+        half = client.detector_loss(pictures, BATCH).loss
+    rounded = {**inputs, "images": pictures.astype(np.float16).astype(np.float32)}
+    assert float(half) == pytest.approx(float(session.run(["loss"], rounded)[0]), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "reason"),
+    [
+        (np.zeros((2, 3, 64, 96), np.uint8), "images has dtype uint8; divide pixels by 255"),
+        (np.zeros((2, 64, 96, 3), np.float32), r"images has shape \(2, 64, 96, 3\), expected"),
+        (np.zeros((0, 3, 64, 96), np.float32), "image"),
+    ],
+)
+def test_the_client_refuses_what_are_no_pictures(pictures: Array, reason: str) -> None:
+    with AssignerClient("127.0.0.1:1") as client, pytest.raises(ValueError, match=reason):
+        client.detector_loss(pictures, BATCH)
 
 
 def test_a_float16_detector_takes_float32_pictures(server: Live) -> None:

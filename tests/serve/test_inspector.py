@@ -26,6 +26,7 @@ from tests.serve.test_docs_page import Browser, Links, browsing
 from tests.serve.test_web_pages import BROWSERS, KEY
 from yolo_assigner.audit.pictures import fit, read_yolo_labels
 from yolo_assigner.audit.pictures import place as place_boxes
+from yolo_assigner.serve.client import AssignerClient
 from yolo_assigner.serve.explain.report import STATIC
 
 needs_browser = pytest.mark.skipif(not BROWSERS, reason="there is no Chromium")
@@ -437,6 +438,22 @@ const files = [...document.getElementById("files").files];
 const labels = files.filter(({name}) => name.endsWith(".txt"));
 return JSON.stringify((await pictureRequest(files.filter((file) => !labels.includes(file)), labels, 96)).body);
 """
+
+
+def test_the_client_asks_why_a_detector_learns_the_objects_of_pictures(server: Live) -> None:
+    images = np.random.default_rng(0).uniform(0, 1, (2, 3, 64, 96)).astype(np.float32)
+    bboxes = [[0.5, 0.5, 0.5, 0.5], [0.5, 0.5, 0.25, 0.25], [0.5, 0.5, 0.001, 0.001]]
+    batch = {"batch_idx": [0, 1, 1], "cls": [0, 1, 2], "bboxes": bboxes}
+    packed = {"shape": list(images.shape), "dtype": "float32", "base64": base64.b64encode(images.tobytes()).decode()}
+    body = {"images": packed, "batch": batch, "pairs": False}
+    document = server.send("POST", "/v1/explain", body, {"Authorization": f"Bearer {KEY}"}).json
+    with AssignerClient(server.url, key=KEY) as client:
+        found = client.detector_explain(images, batch)
+    assert float(found.loss) == pytest.approx(document["loss"]["total"], rel=1e-5)
+    assert found.num_assigned.sum() > 0
+    for image, described in enumerate(document["images"]):
+        counts = [truth["num_assigned"] for truth in described["ground_truths"]]
+        assert found.num_assigned[image, : len(counts)].tolist() == counts
 
 
 @needs_browser
