@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -53,7 +54,8 @@ def commands_of_the_page(artifacts: Path, folder: Path, port: int) -> str:
     for old, new in changes.items():
         assert old in shown + config
         shown, config = shown.replace(old, new), config.replace(old, new)
-    (folder / "serve.yaml").write_text(config)
+    (scaling,) = (block.code for block in blocks(PAGE) if block.language == "yaml")
+    (folder / "serve.yaml").write_text(config + textwrap.indent(scaling, 4 * " "))
     return shown
 
 
