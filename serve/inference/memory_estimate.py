@@ -24,7 +24,7 @@ PER_EXPLAINED_PAIR = 500.0
 PER_TRUTH_PAIR = 64.0  # explain: comparison of all ground truths of an image with one another
 PER_CELL = 1.0  # sparse: tables of B x M x A / 64 rows of 10, when one box has all points and the others few
 PER_CROSSING = 12.0  # sparse: comparison of boxes with blocks of rows
-PER_LISTED_CROSSING = 64.0  # sparse, where images may have points of their own: the same, as a list
+PER_LISTED_CROSSING = 48.0  # sparse, where images may have points of their own: the same, as a list
 PER_CHOSEN = 12.0  # dense: lists of each ground truth's topk best points
 PER_TOPK = 64.0  # sparse: a list with room for topk pairs, whatever boxes there are
 # Comparison of regions to ignore with anchor points: growth of VmHWM in one call of a sparse `loss` and a dense

@@ -68,11 +68,14 @@ def test_other_pyramids(strides: tuple[float, ...]) -> None:
 def test_points_of_each_image_are_left_to_the_dense_implementation() -> None:
     """The kernels have one set of points; also where only the compact form is asked for."""
     scores, boxes, points, *truth = sample_assigner_inputs(CASE, STRIDES, seed=4)
-    inputs = (scores, boxes, points + 3.0 * torch.arange(CASE.batch)[:, None, None], *truth)
+    points = points + 3.0 * torch.arange(CASE.batch)[:, None, None]
+    inputs = (scores, boxes, points, *truth)
     want = assign(inputs, "dense")
     assert all(torch.equal(*pair) for pair in zip(assign(inputs), want, strict=True))
     classes = ClassScores((Channels(scores.transpose(1, 2), 0, CASE.num_classes),), scores.dtype)
-    compact = TaskAlignedAssigner(**NUMBERS, implementation="triton").assign(classes, *inputs[1:3], GroundTruth(*truth))
+    compact = TaskAlignedAssigner(**NUMBERS, implementation="triton").assign(
+        classes, boxes, points, GroundTruth(*truth)
+    )
     assert torch.equal(compact.fg_mask, want.fg_mask)
     assert want.fg_mask.any(dim=1).all()
 
