@@ -223,6 +223,8 @@ def resolve_conflicts(chosen: Tensor, ious: Tensor, candidates: Tensor) -> Tenso
     Returns:
         (B, M, A) bool with at most one True along M.
     """
+    if chosen.shape[1] == 1 and is_plain(chosen):
+        return chosen  # a single ground truth has no rival
     contested = chosen.sum(dim=1, keepdim=True, dtype=torch.int32) > 1  # (B, 1, A)
     winner = _first_largest(torch.where(candidates, ious, -1.0))  # (B, 1, A)
     slots = torch.arange(chosen.shape[1], device=chosen.device)[:, None]  # (M, 1)
@@ -234,6 +236,8 @@ def _first_largest(values: Tensor) -> Tensor:
     """Index along M of the largest of (B, M, A), among equal ones the smallest, (B, 1, A) int64."""
     if not is_plain(values):
         return values.argmax(dim=1, keepdim=True)
+    if values.shape[1] == 1:
+        return torch.zeros_like(values, dtype=torch.int64)
     # On a CPU argmax takes an element at a time, and so do reductions of int64.
     slots = torch.arange(values.shape[1], dtype=torch.int32, device=values.device)[:, None]
     is_largest = values == values.amax(dim=1, keepdim=True)
