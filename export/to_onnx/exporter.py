@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
-import torch.fx
 from onnxscript import ir, optimizer
 
 from yolo_assigner.export.contract import Contract, TensorSpec, file_hash, write_atomically
@@ -24,6 +22,7 @@ from yolo_assigner.export.to_onnx.detector import check_source, check_weights, d
 from yolo_assigner.export.to_onnx.graphs import build_graph
 from yolo_assigner.export.to_onnx.operators import TRANSLATIONS
 from yolo_assigner.export.to_onnx.precision import narrow
+from yolo_assigner.export.to_onnx.program import trace
 from yolo_loss import __version__
 
 OPSET = 20
@@ -123,13 +122,12 @@ def _trace(
     # These would log every skipped torchvision operator and every empty list among the attributes.
     for name in ("torch.onnx._internal.exporter._registration", "onnx_ir._convenience"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    with warnings.catch_warnings(), _no_stack_traces():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside the exporter; `verify` finds wrong results
         program = torch.onnx.export(
-            graph,
-            example,
+            trace(graph, example, dynamic_shapes),
             dynamo=True,
-            dynamic_shapes=dynamic_shapes,
+            dynamic_shapes=dynamic_shapes,  # for the names of the axes
             input_names=[spec.name for spec in inputs],
             output_names=[spec.name for spec in outputs],
             opset_version=OPSET,
@@ -141,17 +139,6 @@ def _trace(
     if program is None:
         raise RuntimeError("torch.onnx.export returned nothing")
     return program
-
-
-@contextmanager
-def _no_stack_traces() -> Iterator[None]:
-    """Trace without the stack of each operation, a tenth of the time; ``_simplify`` would remove them."""
-    before = torch.fx.config.do_not_emit_stack_traces
-    torch.fx.config.do_not_emit_stack_traces = True
-    try:
-        yield
-    finally:
-        torch.fx.config.do_not_emit_stack_traces = before
 
 
 def _dynamic_axes(specs: Sequence[TensorSpec], strides: Sequence[float]) -> list[dict[int, Any]]:

@@ -50,6 +50,23 @@ def clamp(x: ir.Value, min: _Bound = None, max: _Bound = None) -> Any:  # noqa: 
     return x
 
 
+def batch_norm(
+    x: ir.Value,
+    weight: ir.Value,
+    bias: ir.Value,
+    mean: ir.Value,
+    var: ir.Value,
+    training: bool,
+    momentum: float,
+    eps: float,
+    *_: Any,
+) -> Any:
+    """Translate ``batch_norm`` in eval mode, which alone is exported."""
+    if training:
+        raise ValueError("batch_norm is in training mode; export the module in eval mode")
+    return _op.BatchNormalization(x, weight, bias, mean, var, epsilon=eps, momentum=1 - momentum)
+
+
 def _bound(value: float | ir.Value, like: ir.Value) -> Any:
     if isinstance(value, int):
         value = _op.Constant(value_int=value)
@@ -107,6 +124,36 @@ def sort(x: ir.Value, dim: int = -1, descending: bool = False) -> Any:
 def stable_sort(x: ir.Value, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:  # noqa: ARG001
     """Translate ``sort`` with ``stable``."""
     return sort(x, dim, descending)
+
+
+def flatten(x: ir.Value, start_dim: int = 0, end_dim: int = -1) -> Any:
+    """Translate ``flatten`` to one Reshape."""
+    if not _rank(x):
+        return _op.Reshape(x, _op.Constant(value_ints=[1]))
+    start, stop = start_dim % _rank(x), end_dim % _rank(x) + 1
+    joined = [size for size in list(x.shape or ())[start:stop] if isinstance(size, int)]
+    # A known size, because -1 has no value where an axis before is empty.
+    return _reshape_axes(x, start, stop, [math.prod(joined) if len(joined) == stop - start else -1])
+
+
+def unflatten(x: ir.Value, dim: int, sizes: Sequence[int | ir.Value]) -> Any:
+    """Translate ``unflatten`` to one Reshape."""
+    start = dim % _rank(x)
+    return _reshape_axes(x, start, start + 1, sizes)
+
+
+def _reshape_axes(x: ir.Value, start: int, stop: int, sizes: Sequence[int | ir.Value]) -> Any:
+    """Give the axes from ``start`` to ``stop`` other sizes; zeros keep the axes before."""
+    shape: list[Any] = [*[0] * start, *sizes, *list(x.shape or ())[stop:]]
+    if all(isinstance(size, int) for size in shape):
+        return _op.Reshape(x, _op.Constant(value_ints=shape))
+    parts = [
+        _op.Constant(value_ints=[size]) if isinstance(size, int) else _op.Reshape(size, _op.Constant(value_ints=[1]))
+        for size in shape[: start + len(sizes)]
+    ]
+    if stop < _rank(x):
+        parts.append(_op.Shape(x, start=stop))
+    return _op.Reshape(x, _op.Concat(*parts, axis=0))
 
 
 def _ones(x: ir.Value, axis: int) -> Any:
@@ -180,9 +227,11 @@ def _polynomial(z: Any, coefficients: tuple[float, ...]) -> Any:
 
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.atan.default: atan,
+    torch.ops.aten.batch_norm.default: batch_norm,
     torch.ops.aten.clamp.default: clamp,
     torch.ops.aten.div.Tensor_mode: divide,
     torch.ops.aten.div.Scalar_mode: divide,
+    torch.ops.aten.flatten.using_ints: flatten,
     torch.ops.aten.floor_divide.default: floor_divide,
     torch.ops.aten.log1p.default: log1p,
     torch.ops.aten.softplus.default: softplus,
@@ -191,4 +240,5 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.sum.dim_IntList: sum_of_axes,
     torch.ops.aten.index_select.default: index_select,
     torch.ops.aten.nonzero.default: nonzero,
+    torch.ops.aten.unflatten.int: unflatten,
 }
