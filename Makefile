@@ -37,9 +37,10 @@ test: $(READY)  ## run every test
 test-gpu: $(READY)  ## run the tests that need a GPU
 	$(BIN)/python -m pytest -o addopts= -m gpu -rs -W default tests/gpu
 
-# Makes the environment of the target, whose words for pip are $(1), on top of $(VENV): torch is not installed twice.
+# Makes the environment of the target, whose words for pip are $(1), on top of $(VENV), also of its pip: torch is not
+# installed twice.
 define on_top
-	$(BIN)/python -m venv $(@D)
+	$(BIN)/python -m venv --without-pip $(@D)
 	$(@D)/bin/python -c "import pathlib, site, sys; \
 		pathlib.Path(site.getsitepackages()[0], 'base.pth').write_text(sys.argv[1])" \
 		"$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')"
@@ -68,7 +69,7 @@ RUNTIMES ?=
 KINDS ?=
 TABLE ?=
 test-runtimes: $(READY)  ## run the exported models in other runtimes
-	$(BIN)/python -W ignore -m tests.runtimes $(if $(RUNTIMES),--runtimes $(RUNTIMES)) \
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.runtimes $(if $(RUNTIMES),--runtimes $(RUNTIMES)) \
 		$(if $(KINDS),--kinds $(KINDS)) $(if $(TABLE),--table $(TABLE))
 
 lint: $(READY)  ## linters and types

@@ -173,4 +173,5 @@ def onnx_feed(setting: Setting) -> dict[str, Any]:
     """Inputs of the exported model by name."""
     inputs = make_inputs(setting)
     names = [spec.name for spec in input_specs(setting.task, Hyperparameters(num_classes=setting.classes))]
-    return {name: tensor.numpy() for name, tensor in zip(names, (*inputs.predictions, *inputs.truth), strict=True)}
+    feed = {name: tensor.numpy() for name, tensor in zip(names, (*inputs.predictions, *inputs.truth), strict=True)}
+    return feed | ({"anc_points": feed["anc_points"][None]} if "anc_points" in feed else {})  # of all images

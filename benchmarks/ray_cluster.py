@@ -1,4 +1,4 @@
-"""The service on a Ray cluster of this machine: replicas killed and replaced under load, large bodies, overload.
+"""The service on a Ray cluster of this machine: replicas killed, replaced and added under load, large bodies, overload.
 
 ``python -m benchmarks.ray_cluster``, in the environment of ``make test-ray``. Two replicas behind Ray's proxy, or with
 ``--ingress haproxy`` behind HAProxy; clients in processes of their own. Every answer is compared to the bit with that
@@ -8,15 +8,15 @@ of a server without Ray. Exit code 1: a request was lost or answered wrongly, or
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import random
 import signal
 import sys
 import time
-import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -28,7 +28,8 @@ from benchmarks.common.report import RESULTS, machine, table, versions, write_js
 from benchmarks.common.timing import clock
 from benchmarks.load.cases import ARTIFACTS, MIDDLE, NUM_CLASSES, ODD, SMALL, TINY, Case, Size, inputs_of
 from examples.service import export_once
-from tests.serve.cluster.running import MARK, REPLICA, free_port, marked, shared_memory
+from tests.processes import marked, nothing_left
+from tests.serve.cluster.running import REPLICA, free_port
 from tests.served import serving
 from yolo_assigner.serve.client import AssignerClient, RetryPolicy, ServerError
 from yolo_assigner.serve.wire.dtypes import Array
@@ -48,6 +49,8 @@ RETRIES, ONCE = RetryPolicy(tries=100), RetryPolicy(tries=1)  # the first until 
 TURNS = 5  # of each large body
 SPAWN = multiprocessing.get_context("spawn")  # a forked process would inherit Ray's threads
 BACK_SECONDS = 120.0  # that a killed replica may take to be replaced, and the cluster to end
+# Of Ray's autoscaler, which otherwise waits for 30 s before it adds a replica, and for 10 minutes before it ends one.
+SCALING = {"upscale_delay_s": 2.0, "downscale_delay_s": 5.0, "metrics_interval_s": 1.0, "look_back_period_s": 2.0}
 HA_PROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 
 
@@ -90,6 +93,14 @@ class Deployed(NamedTuple):
         """Process ids of the replicas."""
         return set(marked(self.mark, REPLICA))
 
+    def ready(self) -> int:
+        """Number of the replicas that get requests."""
+        from ray import serve
+
+        from yolo_assigner.serve.cluster.application import NAME
+
+        return int(serve.status().applications[NAME].deployments[NAME].replica_states.get("RUNNING", 0))
+
 
 class Run(NamedTuple):
     """What a part of the benchmark needs.
@@ -119,22 +130,27 @@ def main() -> int:
     options = parser.parse_args()
     os.environ[HA_PROXY] = str(int(options.ingress == "haproxy"))  # Ray reads it once
     export_once(options.artifacts, NUM_CLASSES, ("assigner", "loss"))
-    before = shared_memory()
     asked = answered(options.artifacts, [(case.model, inputs_of(case, seed)) for seed, case in enumerate(LOAD)])
     run = Run(options.artifacts.resolve(), asked, options.connections, options.rounds)
     out = options.out or RESULTS / f"ray_{options.ingress}.json"
     parts: dict[str, dict[str, Any]] = {}
     for name in options.parts:
-        parts[name] = PARTS[name](run)
-        left = sorted(shared_memory() - before)
+        with nothing_left():
+            parts[name] = PARTS[name](run)
         about = {"machine": {**machine(), **versions(("ray",))}, "ingress": options.ingress}
-        write_json(out, {**about, **short(parts), "left": left})
-    failed = [text for part in parts.values() for text in part["failed"]] + [f"left: {name}" for name in left]
+        write_json(out, {**about, **earlier(out), **short(parts)})
+    failed = [text for part in parts.values() for text in part["failed"]]
     rows = [(name, part["what"], part["answers"], len(part["failed"])) for name, part in parts.items()]
     print("\n" + table(("part", "what", "right answers", "failed"), rows))
     for text in failed[:MOST_SHOWN]:
         print(text)
     return 1 if failed else 0
+
+
+def earlier(out: Path) -> dict[str, Any]:
+    """Parts of an earlier run, which stay in the file until they run again."""
+    known = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+    return {name: part for name, part in known.items() if name in PARTS}
 
 
 def short(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -155,11 +171,12 @@ def answered(artifacts: Path, requests: Sequence[tuple[str, dict[str, Array]]]) 
 
 
 @contextmanager
-def deployed(artifacts: Path, **settings: Any) -> Iterator[Deployed]:
+def deployed(artifacts: Path, scaling: Mapping[str, float] | None = None, **settings: Any) -> Iterator[Deployed]:
     """Run the application in a Ray cluster of this process, and check that nothing is left of it.
 
     Args:
         artifacts: Folder of the models.
+        scaling: Of Ray's autoscaler, in place of its defaults.
         settings: Further settings of the service.
 
     Raises:
@@ -168,30 +185,32 @@ def deployed(artifacts: Path, **settings: Any) -> Iterator[Deployed]:
     import ray
     from ray import serve
 
-    from yolo_assigner.serve.cluster.application import NAME, build
+    from yolo_assigner.serve.cluster.application import NAME, bind, deployment_options
     from yolo_assigner.serve.cluster.command import cluster_variables, http_options
     from yolo_assigner.serve.cluster.options import replica_settings
 
     arguments = {"artifacts": str(artifacts), "port": free_port(), "ray_replicas": REPLICAS, **settings}
     used = replica_settings(arguments)
-    mark = uuid.uuid4().hex
-    environment = dict(os.environ)
-    os.environ |= {**cluster_variables(used, arguments), MARK: mark}
+    options = deployment_options(used)
+    if scaling:
+        options["autoscaling_config"] |= scaling
 
     def update(revision: str) -> None:
-        serve.run(build({**arguments, "ray_revision": revision}), name=NAME, route_prefix="/")
+        serve.run(bind({**arguments, "ray_revision": revision}, options), name=NAME, route_prefix="/")
 
-    try:
-        ray.init(address="local", num_cpus=2 * REPLICAS, include_dashboard=False, log_to_driver=False)
-        os.environ.clear()  # the clients are no part of the cluster
-        os.environ.update(environment)
-        serve.start(proxy_location="HeadOnly", http_options=http_options(used))
-        update("")
-        yield Deployed(f"127.0.0.1:{used.port}", mark, update)
-    finally:
-        serve.shutdown()
-        ray.shutdown()
-    _wait_until(lambda: not marked(mark), "a process of the cluster is left")
+    with nothing_left(BACK_SECONDS) as mark:
+        environment = dict(os.environ)
+        os.environ |= cluster_variables(used, arguments)
+        try:
+            ray.init(address="local", num_cpus=2 * REPLICAS, include_dashboard=False, log_to_driver=False)
+            os.environ.clear()  # the clients are no part of the cluster
+            os.environ.update(environment)
+            serve.start(proxy_location="HeadOnly", http_options=http_options(used))
+            update("")
+            yield Deployed(f"127.0.0.1:{used.port}", mark, update)
+        finally:
+            serve.shutdown()
+            ray.shutdown()
 
 
 def bodies(run: Run) -> dict[str, Any]:
@@ -239,6 +258,20 @@ def updates(run: Run) -> dict[str, Any]:
             failed += [] if len(cluster.replicas()) >= REPLICAS else ["too few replicas after an update"]
     part = _part(f"{run.rounds // 2} rolling updates", tallies, refusals_allowed=False)
     return {**part, "failed": part["failed"] + failed}
+
+
+def scaled(run: Run) -> dict[str, Any]:
+    """Let load bring a second replica, which ends when one client is left; clients never send again."""
+    with deployed(run.artifacts, SCALING, ray_replicas=1, ray_max_replicas=REPLICAS) as cluster:
+        with load(cluster.url, run, retries=False) as busy:
+            came = _wait_until(lambda: cluster.ready() == REPLICAS, "no replica is added")
+            time.sleep(5.0)
+        with load(cluster.url, run._replace(connections=1), retries=False) as calm:
+            went = _wait_until(lambda: len(cluster.replicas()) == 1, "no replica is ended")
+            time.sleep(1.0)
+    what = f"{run.connections} clients: 2 replicas after {came:.0f} s; 1 client: 1 replica after {went:.0f} s"
+    part = _part(what, [*busy, *calm], refusals_allowed=False)
+    return {**part, "autoscaler": SCALING, "seconds_until_two": came, "seconds_until_one": went}
 
 
 def overload(run: Run) -> dict[str, Any]:
@@ -315,18 +348,21 @@ def fault(client: AssignerClient, one: Asked) -> list[str]:
     return [f"{one.model}: {n} is wrong" for n in outputs if outputs[n].tobytes() != one.outputs[n].tobytes()]
 
 
-def _wait_until(done: Callable[[], bool], text: str) -> None:
-    until = time.monotonic() + BACK_SECONDS
+def _wait_until(done: Callable[[], bool], text: str) -> float:
+    """Seconds until something is done."""
+    began = time.monotonic()
     while not done():
-        if time.monotonic() > until:
+        if time.monotonic() > began + BACK_SECONDS:
             raise RuntimeError(f"{text} after {BACK_SECONDS:.0f} s")
         time.sleep(0.1)
+    return time.monotonic() - began
 
 
 PARTS: dict[str, Callable[[Run], dict[str, Any]]] = {
     "bodies": bodies,
     "kills": kills,
     "updates": updates,
+    "scaled": scaled,
     "overload": overload,
 }
 

@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.scaling`` measures what one request costs client, server process and engine while it is alone,
 then the throughput of one and of two replicas under load, and compares both with the simulation. With ``--only table``
-it prints the tables of docs/scaling.md from the committed figures. Linux only.
+it prints the tables of docs/scaling.md from the committed figures, and ``--page docs/scaling.md`` replaces those of the
+page. Linux only.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import heapq
 import json
 import multiprocessing
 import os
+import re
 import sys
 import time
 from collections import deque
@@ -24,6 +26,7 @@ from typing import Any, NamedTuple
 from benchmarks.common.report import RESULTS, machine, processor, table, write_json
 from benchmarks.load.cases import ARTIFACTS, NUM_CLASSES, Case, Size, inputs_of
 from examples.service import export_once
+from tests.processes import nothing_left
 from tests.served import Served, processes, serving
 from yolo_assigner.serve.client import AssignerClient
 
@@ -40,6 +43,7 @@ FLOAT = 4  # bytes
 TRUTH = IMAGES * BOXES * (8 + 4 * FLOAT + 1)  # bytes of labels, boxes and flags
 WORKERS = (8, 32, 128, 512)
 GIGABIT = 1e9 / 8  # bytes a second
+LINKS = (1, 10, 25, 200)  # Gbit/s
 HOST_CORES, ENGINE_MS = 64, (1.0, 5.0, 20.0)
 HOSTS = ((1, 25), (8, 25), (8, 200))  # GPUs with a replica each, and Gbit/s of the network
 
@@ -188,19 +192,37 @@ def main() -> int:
     """Measure, compare, write the JSON, print the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
     parser.add_argument("--only", choices=("table",), help="measure nothing")
+    parser.add_argument("--page", type=Path, help="replace the tables of this page")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of each measurement")
     parser.add_argument("--artifacts", type=Path, default=ARTIFACTS, help="models of 80 classes; exported if missing")
     parser.add_argument("--out", type=Path, default=RESULTS / "scaling.json")
     options = parser.parse_args()
     if options.only is None:
         export_once(options.artifacts, NUM_CLASSES, ("loss",))
-        write_json(options.out, measure(options.artifacts, options.seconds))
-    if options.out.exists():
-        points = json.loads(options.out.read_text(encoding="utf-8"))["points"]
-        print(points_table([Point(**point) for point in points]) + "\n")
-    print(job_table())
-    print("\n" + host_table())
+        with nothing_left():
+            measured = measure(options.artifacts, options.seconds)
+        write_json(options.out, measured)
+    points = json.loads(options.out.read_text(encoding="utf-8"))["points"]
+    tables = [job_table(), points_table([Point(**point) for point in points]), limits_table(), host_table()]
+    print("\n\n".join(tables))
+    if options.page:
+        replace_tables(options.page, tables)
     return 0
+
+
+def replace_tables(page: Path, tables: Sequence[str]) -> None:
+    """Put tables in the place of those that have the same head.
+
+    Raises:
+        ValueError: The page has no table, or several, with such a head.
+    """
+    text = page.read_text(encoding="utf-8")
+    for one in tables:
+        head = one.partition("\n")[0]
+        text, count = re.subn(rf"^{re.escape(head)}\n(\|.*(\n|$))*", lambda _, one=one: f"{one}\n", text, flags=re.M)  # type: ignore[misc]
+        if count != 1:
+            raise ValueError(f"{page} has {count} tables with the head {head!r}; it needs one to replace")
+    page.write_text(text, encoding="utf-8")
 
 
 class Point(NamedTuple):
@@ -313,11 +335,12 @@ def ways() -> list[Way]:
     # COMPACT outputs of the assigner: index (8 bytes), flag and weight of each anchor.
     targets = IMAGES * ANCHORS * (8 + 1 + FLOAT)
     thin = json.loads((RESULTS / "transport_thin.json").read_text(encoding="utf-8"))["batches"]["trees"]
+    apart = [Way("thin, an image a request", 1e6 * thin["apart"]["megabytes"], IMAGES)] if "apart" in thin else []
     return [
         Way("raw maps, the loss back", maps + TRUTH),
         Way("scores and boxes", predictions + TRUTH + targets),
         Way("thin", 1e6 * thin["default"]["megabytes"]),
-        Way("thin, an image a request", 1e6 * thin["apart"]["megabytes"], IMAGES),
+        *apart,
     ]
 
 
@@ -326,10 +349,15 @@ def job_table() -> str:
     rows = []
     for way in ways():
         worker = way.moved / STEP_SECONDS
-        totals = [f"{workers * worker / GIGABIT:.3g}" for workers in WORKERS]
-        rows.append((way.name, way.requests, f"{way.moved / 1e6:.3g}", f"{worker / 1e6:.3g}", *totals))
+        totals = [_digits(workers * worker / GIGABIT) for workers in WORKERS]
+        rows.append((way.name, way.requests, _digits(way.moved / 1e6), _digits(worker / 1e6), *totals))
     head = ("a step as", "requests", "MB", "MB/s of a worker", *(f"{n} workers, Gbit/s" for n in WORKERS))
     return table(head, rows)
+
+
+def _digits(value: float) -> str:
+    """Three digits, never with an exponent of ten."""
+    return f"{float(f'{value:.3g}'):g}"
 
 
 def http_seconds(nbytes: float) -> float:
@@ -343,11 +371,29 @@ def http_seconds(nbytes: float) -> float:
     return float(small[1] + slope * (nbytes - small[0]))
 
 
+def step_seconds(way: Way) -> float:
+    """Time of one HTTP process for a step."""
+    return way.requests * http_seconds(way.moved / way.requests)
+
+
+def limits_table() -> str:
+    """Most steps a second that networks carry, and that one HTTP process takes."""
+    rows = [
+        (
+            way.name,
+            *(f"{gigabits * GIGABIT / way.moved:.0f}" for gigabits in LINKS),
+            f"{1 / step_seconds(way):.0f}",
+        )
+        for way in ways()
+    ]
+    return table(("a step as", *(f"{gigabits} Gbit/s carry" for gigabits in LINKS), "an HTTP process takes"), rows)
+
+
 def host_table() -> str:
     """Simulated steps a second of hosts with GPUs, for engines of several speeds and 512 workers."""
     rows = []
     for way in ways():
-        http = way.requests * http_seconds(way.moved / way.requests)
+        http = step_seconds(way)
         for milliseconds in ENGINE_MS:
             cost = Costs(0.0, http, milliseconds / 1000, way.moved)
             rates = [

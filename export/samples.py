@@ -16,6 +16,8 @@ from yolo_loss import GroundTruth, make_anchors, xyxy2xywh
 PADDING_SHARE, NO_AREA_SHARE, SHAKEN_SHARE = 0.25, 0.03, 0.5
 # Rows and columns of random brightness that an image is interpolated from, and the amplitude of its pixel noise.
 PATCHES, NOISE = (6, 8), 0.1
+# Pixels in x and y between the points of one set and of the next.
+SET_SHIFT = (3.0, 5.0)
 # The maps of a one-to-one branch have another seed.
 BRANCH_SEEDS = 1000
 
@@ -30,6 +32,7 @@ class Case(NamedTuple):
         num_classes: C.
         weak: Whether predicted boxes are so small that every IoU is near 0.
         regions: I, where the model takes regions to ignore.
+        point_sets: S, sets of anchor points of an assigner: one for each image, or 1 for all; 0: points (A, 2).
     """
 
     batch: int
@@ -38,6 +41,7 @@ class Case(NamedTuple):
     num_classes: int
     weak: bool = False
     regions: int = 2
+    point_sets: int = 0
 
 
 def pyramid(height: int, width: int, strides: Sequence[float]) -> tuple[tuple[int, int], ...]:
@@ -70,7 +74,10 @@ def ragged_batch(ground_truth: GroundTruth, image_size: tuple[float, float]) -> 
 
 
 def sample_assigner_inputs(case: Case, strides: Sequence[float], seed: int) -> tuple[Tensor, ...]:
-    """Sample the assigner's inputs in float32; half of the predicted boxes are ground-truth boxes plus noise."""
+    """Sample the assigner's inputs in float32; half of the predicted boxes are ground-truth boxes plus noise.
+
+    Anchor points are (A, 2), or (S, A, 2) where the case says so.
+    """
     generator = torch.Generator().manual_seed(seed)
     maps = [torch.empty((1, 1, *grid)) for grid in case.grids]
     points, stride = make_anchors(maps, strides)
@@ -78,10 +85,14 @@ def sample_assigner_inputs(case: Case, strides: Sequence[float], seed: int) -> t
     height, width = case.grids[0][0] * strides[0], case.grids[0][1] * strides[0]
     ground_truth = sample_ground_truth(case, (height, width), generator)
     anchors = points.shape[0]
+    own = points
+    if case.point_sets:
+        points = points + torch.arange(case.point_sets)[:, None, None] * torch.tensor(SET_SHIFT)
+        own = points[torch.arange(case.batch).clamp(max=case.point_sets - 1)]  # (B, A, 2)
     scores = torch.rand((case.batch, anchors, case.num_classes), generator=generator).square()
     reach = torch.rand((case.batch, anchors, 4), generator=generator)
     reach = stride * (0.3 * reach if case.weak else 0.5 + 5 * reach)
-    boxes = torch.cat((points - reach[..., :2], points + reach[..., 2:]), dim=-1)
+    boxes = torch.cat((own - reach[..., :2], own + reach[..., 2:]), dim=-1)
     if case.slots and not case.weak:
         slot = torch.randint(case.slots, (case.batch, anchors), generator=generator)
         images = torch.arange(case.batch)[:, None]

@@ -24,7 +24,8 @@ def input_specs(kind: str, hyperparameters: Hyperparameters) -> tuple[TensorSpec
         return (
             TensorSpec("pd_scores", "float32", ("B", "A", "C")),
             TensorSpec("pd_bboxes", "float32", ("B", "A", 4)),
-            TensorSpec("anc_points", "float32", ("A", 2)),
+            # S is 1, or B for points of each image.
+            TensorSpec("anc_points", "float32", ("S", "A", 2)),
             *ground_truth,
         )
     further = extra_input_specs(hyperparameters)

@@ -29,7 +29,8 @@ from yolo_assigner.serve.http.routes_v1 import v1_handlers
 from yolo_assigner.serve.http.routes_v2 import refusing, v2_handlers
 from yolo_assigner.serve.inference.registry import ModelInfo, log_failure
 from yolo_assigner.serve.inference.service import Service
-from yolo_assigner.serve.settings import MIB, Settings
+from yolo_assigner.serve.settings import Settings
+from yolo_assigner.serve.system import MIB
 from yolo_loss import __version__
 
 ABOUT = """YOLOv8's label assignment and detection loss.

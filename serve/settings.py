@@ -26,12 +26,10 @@ from pydantic_settings import (
 )
 
 from yolo_assigner.serve.inference.runners.base import ENGINES, parse_device
-from yolo_assigner.serve.system import Memory, memory_limit
+from yolo_assigner.serve.system import MIB, PREFIX, Memory, memory_limit
 
-PREFIX = "YOLO_ASSIGNER_"
 SECRETS = ("api_keys", "admin_keys", "ssl_keyfile_password")
 HIDDEN = "********"
-MIB = 2**20
 # Where memory is short, these defaults are 1/16, 1/64, ... of it. A request needs at most 8 times its body, or 50 times
 # its JSON, and what the engine needs. The process that answers holds bodies and replies alone, less than half of the
 # memory.

@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+MIB = 2**20
+PREFIX = "YOLO_ASSIGNER_"  # of the environment variables that are settings
 # mallopt(3). By default blocks of 128 KiB and more are taken from the system and given back, page by page, until the
 # first large one was freed: a request of 19 MB then takes 1.2 times as long.
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3

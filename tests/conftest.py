@@ -1,18 +1,33 @@
-"""What several test folders share."""
+"""What several test folders share.
+
+Exports are imported by what needs them: the process that hands out the tests does without torch.
+"""
 
 from __future__ import annotations
 
+import gc
 import shutil
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
-from tests.exports import NUM_CLASSES, exported, exported_kinds
 from tests.guard import guard
 
-__all__ = ["KINDS", "NUM_CLASSES", "export_detector", "export_kinds", "guard"]
+__all__ = ["KINDS", "export_detector", "export_kinds", "guard"]
 
 KINDS = ("assigner", "loss", "loss_grad")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Exclude what the modules of all tests consist of from garbage collection, which takes half a second with it."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +39,9 @@ def artifacts_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def assigner_dir() -> Path:
     """A read-only folder with the exported assigner alone, for servers of which any model will do: it loads soonest."""
-    return exported("assigner", "sparse")
+    from tests.exports import exported
+
+    return exported("assigner", "dense")
 
 
 @pytest.fixture(scope="session")
@@ -47,11 +64,15 @@ def dense_detector_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def export_detector(folder: Path, implementation: str) -> Path:
     """Export a detector of random but lively weights."""
+    from tests.exports import exported
+
     return shutil.copytree(exported("detector_loss", implementation), folder, dirs_exist_ok=True)
 
 
 def export_kinds(folder: Path, implementation: str) -> Path:
     """Export one model of each kind."""
+    from tests.exports import exported_kinds
+
     for made in exported_kinds(KINDS, implementation):
         shutil.copytree(made, folder, dirs_exist_ok=True)
     return folder

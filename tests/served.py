@@ -12,6 +12,7 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 READY_SECONDS = 120.0
+POLL_SECONDS = 0.1  # a server that is asked much more often is slower to start
 LISTENING = "serving on http://"
 SEGMENT = "/memfd:"  # how Linux names the memory that the server shares with the engine process
 
@@ -72,7 +73,7 @@ def wait_until_ready(port: int, process: subprocess.Popen[str]) -> None:
     while not _is_ready(port):
         if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"nothing got ready on port {port}; the reason is above")
-        time.sleep(0.02)
+        time.sleep(POLL_SECONDS)
 
 
 def _is_ready(port: int) -> bool:

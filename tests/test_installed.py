@@ -137,7 +137,7 @@ def wait_until_ready(address: str) -> None:
 @pytest.fixture
 def served(environment: Environment) -> Iterator[str]:
     """The address of a server, with its models in a process of their own."""
-    words = ("serve", "--artifacts", exported("assigner", "sparse"), "--port", "0", "--threads", "1")
+    words = ("serve", "--artifacts", exported("assigner", "dense"), "--port", "0", "--threads", "1")
     with subprocess.Popen(
         [environment.programs / "yolo-assigner", *words],
         stdout=subprocess.PIPE,

@@ -7,10 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing import get_context
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import pytest
+
+from tests.processes import SHARED_MEMORY, marked, nothing_left
 
 ROOT = Path(__file__).parents[1]
 RUN = (
@@ -74,3 +80,51 @@ def test_a_killed_run_ends_what_it_has_started(tmp_path: Path) -> None:
         assert alive(pid)
         run.send_signal(signal.SIGKILL)
     eventually(lambda: not alive(pid))
+
+
+def started(mark: str) -> subprocess.Popen[bytes]:
+    """A process that lasts, once it can be seen."""
+    process = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    eventually(lambda: bool(marked(mark, b"sleep")))
+    return process
+
+
+def test_a_process_that_is_left_is_named_and_ended() -> None:
+    with pytest.raises(RuntimeError, match="left after 0 s: sleep 600"), nothing_left(0) as mark:
+        process = started(mark)
+    assert process.wait(timeout=60) == -signal.SIGKILL
+
+
+def test_an_object_that_is_left_in_shared_memory_is_named() -> None:
+    path = SHARED_MEMORY / f"left-{uuid.uuid4().hex}"
+    try:
+        with pytest.raises(RuntimeError, match=path.name), nothing_left(0):
+            path.touch()
+    finally:
+        path.unlink()
+
+
+def test_an_object_that_a_process_uses_is_not_left() -> None:
+    with nothing_left(0):
+        used = SharedMemory(create=True, size=1)
+    used.close()
+    used.unlink()
+
+
+def test_a_failure_ends_what_was_started() -> None:
+    with suppress(ValueError), nothing_left() as mark:
+        process = started(mark)
+        raise ValueError
+    assert process.wait(timeout=60) == -signal.SIGKILL
+
+
+def test_what_ends_in_time_is_not_left() -> None:
+    """Python's helpers of processes last as long as this one."""
+    with nothing_left() as mark:
+        assert os.environ["STARTED_WITHIN"] == mark
+        process = subprocess.Popen(["sleep", "0.3"])
+        one = get_context("spawn").Process(target=int)
+        one.start()
+        one.join()
+    assert "STARTED_WITHIN" not in os.environ
+    assert process.wait(timeout=60) == 0

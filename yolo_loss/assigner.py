@@ -174,7 +174,10 @@ class TaskAlignedAssigner(nn.Module):
         Args:
             pd_scores: (B, A, C) class probabilities.
             pd_bboxes: (B, A, 4) predicted boxes, pixel xyxy.
-            anc_points: (A, 2) anchor points, pixels.
+            anc_points: (A, 2) anchor points of all images, pixels; or (B, A, 2), those of each image. An image with
+                fewer points than others is padded with points behind its own that lie in none of its boxes, for example
+                with y = -2^30, the least that is accepted: they become background and change nothing else. They should
+                differ in x by equal steps, which the sparse implementation skips as one row.
             gt_labels: (B, M, 1) classes, any numeric dtype; below 0 counts as 0.
             gt_bboxes: (B, M, 4) pixel xyxy.
             mask_gt: (B, M, 1) non-zero on valid slots, any dtype.
@@ -216,7 +219,7 @@ class TaskAlignedAssigner(nn.Module):
         Args:
             scores: Class scores of all anchors.
             pd_bboxes: (B, A, 4) pixel xyxy.
-            anc_points: (A, 2) pixels.
+            anc_points: (A, 2) or (B, A, 2) pixels; (1, A, 2) is as (A, 2).
             ground_truth: Padded; M may be 0.
 
         Returns:

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from yolo_loss.execution.buffers import constants
+
 EPS = 1e-7
 
 
@@ -146,6 +148,47 @@ def _diagonal2(one: BoxGeometry, other: BoxGeometry, eps: float) -> Tensor:
     width2 = (torch.maximum(one.x2, other.x2) - torch.minimum(one.x1, other.x1)).square()
     height2 = (torch.maximum(one.y2, other.y2) - torch.minimum(one.y1, other.y1)).square()
     return width2 + height2 + eps
+
+
+def ciou_with_gradient(boxes1: Tensor, boxes2: Tensor, eps: float = EPS) -> tuple[Tensor, Tensor]:
+    """``ciou`` of N pairs with its derivative by the first boxes, in closed form: a third of autograd's operations.
+
+    Args:
+        boxes1: (N, 4) x1, y1, x2, y2 in any unit.
+        boxes2: (N, 4) in the same unit.
+        eps: As there.
+
+    Returns:
+        (N,) equal to ``ciou`` to the bit, and (N, 4).
+    """
+    # Corner by corner, so that one operation computes x and y of all pairs.
+    corners = ((sides[:2], sides[2:]) for sides in (boxes1.t().contiguous(), boxes2.t().contiguous()))
+    (low1, high1), (low2, high2) = corners  # (2, N)
+    margin = constants((0.0, eps), boxes1).unsqueeze(1)
+    size1, size2 = high1 - low1 + margin, high2 - low2 + margin
+    reach = torch.minimum(high1, high2) - torch.maximum(low1, low2)
+    overlap = reach.clamp(min=0.0)
+    inter = overlap[0] * overlap[1]  # (N,)
+    union = size1[0] * size1[1] + size2[0] * size2[1] - inter + eps
+    iou = inter / union
+    outer = torch.maximum(high1, high2) - torch.minimum(low1, low2)
+    diagonal2 = outer.square().sum(dim=0) + eps
+    shift = low2 + high2 - low1 - high1
+    distance = shift.square().sum(dim=0) / 4 / diagonal2
+    turn = torch.atan(size2[0] / size2[1]) - torch.atan(size1[0] / size1[1])
+    aspect = (4 / math.pi**2) * turn.square()
+    weight = trade_off(aspect, iou, eps)
+
+    by_reach = overlap.flip(0) * (reach >= 0) * ((1 + iou) / union)
+    by_outer = outer * (2 * distance / diagonal2)
+    by_turn = (8 / math.pi**2) * weight * turn / size1.square().sum(dim=0)
+    by_area = iou / union
+    by_size = size1.flip(0) * torch.stack((by_turn - by_area, -by_turn - by_area))
+    by_shift = shift / (2 * diagonal2)
+    # A side inside the other box bounds the overlap, one outside it the enclosing box, and an equal one half of each.
+    by_low = torch.lerp(by_outer, by_reach, (torch.sign(low1 - low2) + 1) / 2) + by_size
+    by_high = torch.lerp(by_outer, by_reach, (torch.sign(high2 - high1) + 1) / 2) + by_size
+    return iou - (distance + aspect * weight), torch.cat((by_shift - by_low, by_shift + by_high)).t()
 
 
 def trade_off(aspect: Tensor, iou: Tensor, eps: float) -> Tensor:

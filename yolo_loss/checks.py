@@ -306,7 +306,7 @@ def check_padded(inputs: Mapping[str, Shaped], classes: int | None = None) -> No
     images, anchors, _ = inputs["pd_scores"].shape
     check_anchors(anchors)
     check_shape("pd_bboxes", inputs["pd_bboxes"], (images, anchors, 4), "(B, A, 4), B and A as in pd_scores")
-    check_shape("anc_points", inputs["anc_points"], (anchors, 2), "(A, 2), A as in pd_scores")
+    _check_points_shape(inputs["anc_points"], images, anchors)
     check_shape("gt_bboxes", inputs["gt_bboxes"], (images, None, 4), "(B, M, 4), B as in pd_scores")
     slots = inputs["gt_bboxes"].shape[1]
     for name in ("gt_labels", "mask_gt"):
@@ -314,6 +314,14 @@ def check_padded(inputs: Mapping[str, Shaped], classes: int | None = None) -> No
     for name in ("pd_scores", "pd_bboxes", "gt_bboxes"):
         check_floating(name, inputs[name])
     check_numbers("gt_labels", inputs["gt_labels"])
+
+
+def _check_points_shape(points: Shaped, images: int, anchors: int) -> None:
+    if not points.shape[:-2]:
+        check_shape("anc_points", points, (anchors, 2), "(A, 2), or (B, A, 2) for each image's own, as in pd_scores")
+        return
+    sets = 1 if points.shape[0] == 1 else images
+    check_shape("anc_points", points, (sets, anchors, 2), "(B, A, 2), B (or 1, for all images) and A as in pd_scores")
 
 
 def check_anchors(anchors: int) -> None:
@@ -327,17 +335,17 @@ def check_anchors(anchors: int) -> None:
 
 
 def check_points(points: Array) -> None:
-    """Check anchor points (A, 2), from which indices are computed.
+    """Check anchor points (..., 2), from which indices are computed.
 
     Raises:
         ValueError: A coordinate is not finite, or beyond ``MAX_COORDINATE``.
     """
-    sizes = np.abs(_comparable(points))
-    if not sizes.max(initial=0) <= MAX_COORDINATE:  # neither for NaN
-        place = int(np.argmax(~(sizes <= MAX_COORDINATE).all(axis=1)))
+    # Neither holds for NaN.
+    if not (float(points.max(initial=0)) <= MAX_COORDINATE and float(points.min(initial=0)) >= -MAX_COORDINATE):
+        place = np.argwhere(~(np.abs(_comparable(points)) <= MAX_COORDINATE).all(axis=-1))[0]
         raise ValueError(
-            f"anc_points[{place}] is {points[place].tolist()}; give finite pixels, as the grid of the levels has them, "
-            f"not beyond {MAX_COORDINATE}"
+            f"anc_points[{', '.join(map(str, place))}] is {points[tuple(place)].tolist()}; give finite pixels, as the "
+            f"grid of the levels has them, not beyond {MAX_COORDINATE}"
         )
 
 

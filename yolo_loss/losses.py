@@ -66,10 +66,27 @@ def dfl_loss(distri: Tensor, target_bboxes: Tensor, anchor_points: Tensor) -> Te
     Returns:
         (...).
     """
-    reg_max = distri.shape[-1]
-    distance = bbox2dist(anchor_points, target_bboxes, reg_max).unsqueeze(-1)  # (..., 4, 1)
-    bins = torch.arange(reg_max, dtype=distri.dtype, device=distri.device)
-    two_hot = (1.0 - (distance - bins).abs()).clamp(min=0.0)  # (..., 4, R)
+    bins = torch.arange(distri.shape[-1], dtype=distri.dtype, device=distri.device)
+    return dfl_of_targets(distri, two_hot_targets(target_bboxes, anchor_points, bins))
+
+
+def two_hot_targets(target_bboxes: Tensor, anchor_points: Tensor, bins: Tensor) -> Tensor:
+    """The targets of ``dfl_loss``.
+
+    Args:
+        target_bboxes: (..., 4) xyxy, grid units.
+        anchor_points: (..., 2) grid units, broadcast.
+        bins: (R,) 0 to R - 1.
+
+    Returns:
+        (..., 4, R).
+    """
+    distance = bbox2dist(anchor_points, target_bboxes, bins.shape[0]).unsqueeze(-1)  # (..., 4, 1)
+    return (1.0 - (distance - bins).abs()).clamp(min=0.0)
+
+
+def dfl_of_targets(distri: Tensor, two_hot: Tensor) -> Tensor:
+    """``dfl_loss`` (...) of logits and targets (..., 4, R)."""
     # Selected, not multiplied by 0: the logarithm of a bin beside the target may be infinite.
     log_probabilities = torch.where(two_hot > 0, distri.log_softmax(dim=-1), 0.0)
     return -(two_hot * log_probabilities).sum(dim=-1).mean(dim=-1)

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.processes import nothing_left
+
 
 class Run(NamedTuple):
     """A program that ran.
@@ -25,15 +27,15 @@ class Run(NamedTuple):
 
 
 def run_program(words: Sequence[str | Path]) -> Run:
-    """Run a program of this Python, and keep its output to itself.
+    """Run a program of this Python, keep its output to itself, and check that nothing is left of it.
 
     Args:
         words: Behind the name of the interpreter.
 
     Raises:
-        RuntimeError: It failed; with the end of what it said.
+        RuntimeError: It failed, with the end of what it said; or something is left of it.
     """
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as said, nothing_left():
         begun = time.perf_counter()
         process = subprocess.Popen([sys.executable, "-W", "ignore", *words], stdout=said, stderr=said)
         _, status, used = os.wait4(process.pid, 0)

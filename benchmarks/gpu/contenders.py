@@ -107,7 +107,11 @@ def find_model(models: Path, setting: Setting, implementation: str) -> tuple[Pat
 def feed_of(contract: Contract, inputs: Inputs) -> dict[str, np.ndarray[Any, Any]]:
     """Inputs of an exported model by name, in the host's memory."""
     values = (value.cpu().numpy() for value in (*inputs.predictions, *inputs.truth))
-    return dict(zip((spec.name for spec in contract.inputs), values, strict=True))
+    # Points of all images have no axis of sets.
+    return {
+        spec.name: value if value.ndim == len(spec.axes) else value[None]
+        for spec, value in zip(contract.inputs, values, strict=True)
+    }
 
 
 def onnx_runtime(setting: Setting, implementation: str, sets: Sequence[Inputs], models: Path) -> Run:

@@ -30,7 +30,7 @@ OPSET = 20
 # Tracing multiplies it to bounds that must fit 64 bits; the graph itself accepts larger axes.
 LARGEST_AXIS = 2**10
 # Sizes for tracing: every dynamic axis has another one, and none is 0 or 1, which tracing would treat as constants.
-TRACE_CELLS, TRACE_BATCH, TRACE_SLOTS, TRACE_REGIONS = (5, 7), 2, 3, 4
+TRACE_CELLS, TRACE_BATCH, TRACE_SLOTS, TRACE_REGIONS, TRACE_SETS = (5, 7), 2, 3, 4, 6
 LEAST_COARSEST = 32.0  # pixels per cell in which the image for tracing is measured, if no level is coarser
 
 
@@ -103,7 +103,7 @@ def _trace_inputs(kind: str, hyperparameters: Hyperparameters) -> tuple[Any, ...
     coarsest = max(LEAST_COARSEST, *hyperparameters.strides)
     height, width = (int(cells * coarsest) for cells in TRACE_CELLS)
     grids = pyramid(height, width, hyperparameters.strides)
-    case = Case(TRACE_BATCH, TRACE_SLOTS, grids, classes, regions=TRACE_REGIONS)
+    case = Case(TRACE_BATCH, TRACE_SLOTS, grids, classes, regions=TRACE_REGIONS, point_sets=TRACE_SETS)
     return tuple(sample_inputs(kind, hyperparameters, case, seed=0))
 
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 from yolo_assigner.export.contract import Contract
 from yolo_assigner.export.to_tensorrt.contract import Profile, Sizes
 
-AXIS = re.compile(r"imgsz|[BMICA]|[HW]\d*")
+AXIS = re.compile(r"imgsz|[BMICAS]|[HW]\d*")
 # Axes that may be 0: a batch without ground truth or without regions to ignore.
 MAYBE_EMPTY = ("M", "I")
 # Axes that depend on the image: its sides in pixels, the sides of its maps, its anchors.
@@ -110,6 +110,8 @@ def resolve_profile(request: ProfileRequest, contract: Contract) -> Profile:
     _check_names(request, contract, letters, of_image)
     classes = contract.hyperparameters["num_classes"]
     known = {**USUAL, "C": (classes, classes, classes), **request.sizes}
+    # One set of anchor points for all images is usual; one for each must be possible.
+    known.setdefault("S", (1, 1, known["B"][2]))
     image = request.image or (request.sizes.get("H", USUAL_SIDE), request.sizes.get("W", USUAL_SIDE))
     # Map sides or A may be given instead of the image; sides of the image must be multiples of the strides.
     if of_image and ("H" in of_image or of_image[0] not in request.sizes):

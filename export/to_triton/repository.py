@@ -192,7 +192,7 @@ def render_config(
     """Write a model's configuration as text.
 
     ``max_batch_size`` is 0: Triton does not batch requests, and shapes are written in full. Any other number would
-    enable dynamic batching, for which every tensor needs B as its first axis; ``anc_points`` has no such axis, and the
+    enable dynamic batching, for which every tensor needs B as its first axis; that of ``anc_points`` may be 1, and the
     loss of a merged batch is a single scalar for all its requests. Inputs and outputs are given because Triton's
     auto-completion would take A for a batch axis.
 

@@ -92,6 +92,8 @@ def verification_cases(kind: str, hyperparameters: Hyperparameters) -> list[Case
     cases = [case._replace(regions=place % 4) for place, case in enumerate(cases)]
     if kind == "assigner":
         cases += [cases[2]._replace(num_classes=1), cases[2]._replace(num_classes=classes + 5)]
+        # Points of all images, and of each.
+        cases = [case._replace(point_sets=case.batch if place % 2 else 1) for place, case in enumerate(cases)]
     return cases
 
 

@@ -56,7 +56,10 @@ def verify_model(path: Path, contract: Contract) -> list[Difference]:
     reference = Reference(contract.kind, hyperparameters, contract.formulation)
     names = [spec.name for spec in contract.outputs]
     differences: list[Difference] = []
-    for seed, case in enumerate(verification_cases(contract.kind, hyperparameters)):
+    cases = verification_cases(contract.kind, hyperparameters)
+    if not any("S" in spec.axes for spec in contract.inputs):  # as of earlier releases: points (A, 2)
+        cases = [case._replace(point_sets=0) for case in cases]
+    for seed, case in enumerate(cases):
         inputs = in_types(sample_inputs(contract.kind, hyperparameters, case, seed + 1), contract.inputs)
         want = dict(zip(names, reference(inputs), strict=True))
         differences += compare(case, *_comparable(model(inputs, names), want))

@@ -9,7 +9,6 @@ Takes numpy arrays or torch tensors without importing torch, and sends binary te
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -24,8 +23,18 @@ from tritonclient.utils import np_to_triton_dtype
 from yolo_assigner.serve.client.errors import ServerError
 from yolo_assigner.serve.client.predictions import Decoded, Maps, Predictions, keep_tensor
 from yolo_assigner.serve.client.servers import OK, RetryPolicy, Servers
-from yolo_assigner.serve.client.thin import ModelOptions, ScoresAndBoxes, divide, find_needed, join, read_options
-from yolo_assigner.serve.client.transport import Outgoing, Reply
+from yolo_assigner.serve.client.thin import (
+    ModelOptions,
+    Part,
+    ScoresAndBoxes,
+    divide,
+    find_needed,
+    halve,
+    join,
+    read_options,
+    takes_sets,
+)
+from yolo_assigner.serve.client.transport import Outgoing, Reply, reason_of
 from yolo_assigner.serve.detection.collate import class_inputs, pad_ground_truth
 from yolo_assigner.serve.detection.grid import points_of
 from yolo_assigner.serve.detection.results import (
@@ -62,6 +71,7 @@ T = TypeVar("T")
 LOSS_OUTPUTS = ("loss", "loss_items", "image_sums")
 TRUTH_TYPES = (np.int64, np.float32, np.bool_)
 MOST_RELOADS = 3  # of a model during one assignment, after which everything is sent
+BAD_REQUEST, TOO_LARGE = 400, 413
 LENGTH_HEADER = "Inference-Header-Content-Length"
 MOST_ERROR_BYTES = 1000  # of a reply that is not in the protocol's form, a proxy's page for example
 
@@ -115,6 +125,7 @@ class AssignerClient:
         self._thin = thin
         self._request_bytes = whole_number("request_bytes", request_bytes, 0)
         self._options: dict[str, ModelOptions] = {}
+        self._takes_sets: dict[str, bool] = {}
         # Two pools: a call that waits for its requests must not keep them from being sent.
         threads = whole_number("concurrency", concurrency)
         self._callers = ThreadPoolExecutor(threads, "yolo-assigner-call")
@@ -292,7 +303,7 @@ class AssignerClient:
         Args:
             pd_scores: (B, A, C) class probabilities.
             pd_bboxes: (B, A, 4) pixel xyxy.
-            anc_points: (A, 2) pixels.
+            anc_points: (A, 2) pixels; or (B, A, 2), those of each image, where the model takes them.
             gt_labels: (B, M, 1) classes.
             gt_bboxes: (B, M, 4) pixel xyxy.
             mask_gt: (B, M, 1), true where a slot is valid.
@@ -352,10 +363,15 @@ class AssignerClient:
         check_slots(truth.gt_labels, truth.mask_gt, classes, negative=False)
         with np.errstate(invalid="ignore"):  # labels of padding may be anything
             truth = GroundTruth(*(np.ascontiguousarray(a, t) for a, t in zip(truth, TRUTH_TYPES, strict=True)))
-        points = np.ascontiguousarray(points, np.float32)
+        shared = points.shape[:-2] == (1,)
+        points = np.ascontiguousarray(points[0] if shared else points, np.float32)
         targets = self._thin_targets(model, predictions, points, truth)
         if targets is None:
             scores, boxes = self._rounded(predictions.everything())
+            if model not in self._takes_sets:
+                self._fetch_options(model)
+            # This project's servers take points in either form, others only in the model's own.
+            points = points[np.newaxis] if self._takes_sets.get(model) and not points.shape[:-2] else points
             inputs = {"pd_scores": scores, "pd_bboxes": boxes, "anc_points": points}
             targets = self.infer(model, inputs | truth._asdict(), COMPACT)
         # The other outputs follow from these and the inputs.
@@ -375,11 +391,17 @@ class AssignerClient:
             if options is None:
                 return None
             needed = find_needed(points, truth, options.min_box_side)
-            parts = divide(self._rounded(predictions.pick(needed)), points, truth, needed, self._request_bytes)
-            replies = self._send_all(model, [part.inputs for part in parts])
+            picked = self._rounded(predictions.pick(needed))
+            parts = divide(picked, points, truth, needed, self._request_bytes, options)
+            try:
+                answered = self._send_parts(model, parts)
+            except ServerError as error:
+                if error.status != BAD_REQUEST or self._fetch_options(model) == options:
+                    raise
+                continue
             # A model that was reloaded meanwhile may enlarge boxes to another side.
             if self._fetch_options(model) == options:
-                return join(parts, replies, predictions.shape[:2])
+                return join(*answered, predictions.shape[:2])
         return None
 
     def _loss_inputs(self, feats: list[Any], batch: Mapping[str, Any]) -> dict[str, Array]:
@@ -436,17 +458,28 @@ class AssignerClient:
         """Ask for what a request of this model may leave out; None: nothing, or the server does not say."""
         reply = self._servers.send(Outgoing("GET", f"{_path(model)}/config", None, self._headers))
         options = read_options(reply.body) if reply.status == OK else None
+        if reply.status == OK:
+            self._takes_sets[model] = takes_sets(reply.body)
         if options is None:
             self._options.pop(model, None)
         else:
             self._options[model] = options
         return options
 
-    def _send_all(self, model: str, requests: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
-        """Send requests for targets at the same time."""
-        if len(requests) == 1:
-            return [self.infer(model, requests[0], COMPACT)]
-        return list(self._senders.map(lambda inputs: self.infer(model, inputs, COMPACT), requests))
+    def _send_parts(self, model: str, parts: Sequence[Part]) -> tuple[list[Part], list[dict[str, Array]]]:
+        """Send requests for targets at the same time; those that are too large for the server in halves."""
+        send = self._senders.map if len(parts) > 1 else map
+        sent = list(send(lambda part: self._send_part(model, part), parts))
+        return [part for some, _ in sent for part in some], [reply for _, some in sent for reply in some]
+
+    def _send_part(self, model: str, part: Part) -> tuple[list[Part], list[dict[str, Array]]]:
+        try:
+            return [part], [self.infer(model, part.inputs, COMPACT)]
+        except ServerError as error:
+            if error.status != TOO_LARGE or part.images == 1:
+                raise
+        (parts, replies), (others, other_replies) = (self._send_part(model, half) for half in halve(part))
+        return parts + others, replies + other_replies
 
 
 def _truth_inputs(batch: Mapping[str, Any], images: int, image_size: tuple[int, int]) -> dict[str, Array]:
@@ -466,8 +499,7 @@ def _check_reply(reply: Reply) -> None:
         raise ServerError(str(error), reply.status) from error
     if reply.status == OK:
         return
-    try:
-        text = str(json.loads(reply.body)["error"])
-    except (ValueError, KeyError, TypeError):
+    text = reason_of(reply)
+    if text is None:
         text = f"status {reply.status}: {reply.body[:MOST_ERROR_BYTES].decode(errors='replace')}"
     raise ServerError(text, reply.status)

@@ -55,6 +55,8 @@ class Decoded(NamedTuple):
             scores = self.scores.reshape(-1).take(row[:, None] * self.scores.shape[2] + classes)
         else:
             scores = self.scores[image[:, None], anchor[:, None], classes]
+        if isinstance(self.boxes, np.ndarray) and self.boxes.flags.c_contiguous:
+            return _as_arrays(scores, self.boxes.reshape(-1, 4).take(image * self.boxes.shape[1] + anchor, axis=0))
         return _as_arrays(scores, self.boxes[image, anchor])
 
     def everything(self) -> ScoresAndBoxes:

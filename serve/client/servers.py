@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from yolo_assigner.serve.client.errors import ServerError
-from yolo_assigner.serve.client.transport import CutReplyError, Outgoing, Reply, Server
+from yolo_assigner.serve.client.transport import CutReplyError, Outgoing, Reply, Server, reason_of
 from yolo_assigner.serve.versions import SERVER_HEADER
 from yolo_loss.option_checks import real_number, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FAILED, BAD_GATEWAY, UNAVAILABLE = 500, 502, 503
+FAILED, BAD_GATEWAY, UNAVAILABLE, GATEWAY_TIMEOUT = 500, 502, 503, 504
 OK = 200
 HEALTH = Outgoing("GET", "/v2/health/ready", None, {})
 HEALTH_SECONDS = 2.0
@@ -36,10 +36,10 @@ class RetryPolicy(NamedTuple):
     """How often and how long a request is tried.
 
     A request is sent again when there is no connection, when the connection fails or ends within the reply, after 502,
-    after 503, where ``Retry-After`` is heeded, and after a 500 without a body, as proxies send whose server died. It is
-    not sent again after any other status, after a reply that did not come within the client's ``timeout`` (the server
-    may still be computing it), after a failed TLS handshake, or after this server's 503 without ``Retry-After``: that
-    model cannot be loaded.
+    after 503, where ``Retry-After`` is heeded, and after a 500 or 504 that a proxy wrote: an inference server's own has
+    ``{"error": "text"}``. It is not sent again after any other status, after a reply that did not come within the
+    client's ``timeout`` (the server may still be computing it), after a failed TLS handshake, or after this server's
+    503 without ``Retry-After``: that model cannot be loaded.
 
     Attributes:
         tries: Most tries of a request, the first included; 1: never again.
@@ -201,17 +201,23 @@ class Servers:
 
 def _is_worth_a_retry(outcome: Reply | Exception) -> bool:
     if isinstance(outcome, Reply):
-        ours = SERVER_HEADER.lower() in outcome.headers
-        if outcome.status == FAILED:  # a proxy's whose server died has no body, any server's own says why
-            return not ours and not outcome.body
-        final = ours and "retry-after" not in outcome.headers
-        return outcome.status == BAD_GATEWAY or (outcome.status == UNAVAILABLE and not final)
+        return _may_change(outcome)
     if isinstance(outcome, ssl.SSLError):
         return isinstance(outcome, ssl.SSLEOFError)
     if isinstance(outcome, TimeoutError):
         return False
     # An OSError is also: no route, or no such name at the moment.
     return isinstance(outcome, CutReplyError | OSError)
+
+
+def _may_change(reply: Reply) -> bool:
+    """Whether the reply to another try may be a different one."""
+    ours = SERVER_HEADER.lower() in reply.headers
+    if reply.status == UNAVAILABLE:
+        return not ours or "retry-after" in reply.headers
+    if reply.status in (FAILED, GATEWAY_TIMEOUT):  # an inference server says why; a proxy whose server died cannot
+        return not ours and reason_of(reply) is None
+    return reply.status == BAD_GATEWAY
 
 
 def retry_after(outcome: Reply | Exception) -> float:

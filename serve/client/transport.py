@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 import threading
 import time
@@ -33,6 +34,14 @@ class Reply(NamedTuple):
     status: int
     headers: Mapping[str, str]
     body: bytes
+
+
+def reason_of(reply: Reply) -> str | None:
+    """The text of an error in the form of the inference protocol; None: it has another form, a proxy's for example."""
+    try:
+        return str(json.loads(reply.body)["error"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 class Outgoing(NamedTuple):

@@ -32,8 +32,12 @@ def build(args: dict[str, Any]) -> serve.Application:
     Raises:
         ValueError: A setting cannot be used.
     """
-    settings = replica_settings(args)
-    return serve.deployment(serve.ingress()(Replica), name=NAME, **deployment_options(settings)).bind(args)
+    return bind(args, deployment_options(replica_settings(args)))
+
+
+def bind(args: dict[str, Any], options: dict[str, Any]) -> serve.Application:
+    """Make an application of settings by name, and of options of its deployment."""
+    return serve.deployment(serve.ingress()(Replica), name=NAME, **options).bind(args)
 
 
 def deployment_options(settings: Settings) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_settings import InitSettingsSource
 
-from yolo_assigner.serve.settings import PREFIX, SECRETS, Configuration, Settings, defaults_for, explain
-from yolo_assigner.serve.system import memory_limit
+from yolo_assigner.serve.settings import SECRETS, Configuration, Settings, defaults_for, explain
+from yolo_assigner.serve.system import PREFIX, memory_limit
 
 # Of the settings, those that Ray's proxies take from their environment.
 PROXY_SETTINGS = (

@@ -21,7 +21,14 @@ from yolo_loss.checks import (
     check_slots,
 )
 
-AXES = {"B": "images", "A": "anchor points", "M": "ground-truth slots", "C": "classes", "I": "regions to ignore"}
+AXES = {
+    "B": "images",
+    "A": "anchor points",
+    "M": "ground-truth slots",
+    "C": "classes",
+    "I": "regions to ignore",
+    "S": "sets of anchor points",
+}
 
 
 def check_inputs(contract: Contract, arrays: Mapping[str, Array]) -> dict[str, Array]:
@@ -32,18 +39,20 @@ def check_inputs(contract: Contract, arrays: Mapping[str, Array]) -> dict[str, A
         arrays: Inputs by name, in the types in which they were sent.
 
     Returns:
-        The same values in the order and types of the contract: narrower floats are widened, and floats of up to 32 bits
-        are rounded to the half precision of a model that was exported in it.
+        The same values in the order, types and axes of the contract: narrower floats are widened, floats of up to 32
+        bits are rounded to the half precision of a model that was exported in it, and anchor points (A, 2) become
+        (1, A, 2) where the model also takes those of each image, and the other way round where it does not.
 
     Raises:
         BadRequestError: A name is missing or unknown, a type or rank is wrong, a number is too large for the model's
             precision, a fixed axis has another size, axes of one letter disagree, there is no image, anchor point or
-            cell of a level, the maps are not the levels of one image, images do not consist of whole cells, an anchor
-            point is not finite, a class does not exist, or a class weight is negative or not finite.
+            cell of a level, the maps are not the levels of one image, images do not consist of whole cells, anchor
+            points are those of another number of images or not finite, a class does not exist, or a class weight is
+            negative or not finite.
     """
     _check_names(contract, arrays)
     axes: dict[str, tuple[int, str]] = {}
-    inputs = {spec.name: _converted(spec, arrays[spec.name]) for spec in contract.inputs}
+    inputs = {spec.name: _shared(spec, _converted(spec, arrays[spec.name])) for spec in contract.inputs}
     maps = {spec.name: inputs[spec.name] for spec in contract.maps}
     strides = strides_of(contract) if maps else []
     with _bad_requests():
@@ -61,7 +70,7 @@ def check_inputs(contract: Contract, arrays: Mapping[str, Array]) -> dict[str, A
     if "images" in inputs:
         _check_images(contract, inputs["images"])
     if "anc_points" in inputs:
-        _check_points(inputs["anc_points"])
+        _check_points(inputs["anc_points"], axes)
     return inputs
 
 
@@ -158,7 +167,22 @@ def _check_images(contract: Contract, images: Array) -> None:
         )
 
 
-def _check_points(points: Array) -> None:
+def _shared(spec: TensorSpec, array: Array) -> Array:
+    """Give anchor points of all images the axis of sets, or take it from them, as the model has it or not."""
+    if spec.name != "anc_points":
+        return array
+    if array.ndim == len(spec.axes) - 1:
+        return array[np.newaxis]
+    return array[0] if array.ndim == len(spec.axes) + 1 and len(array) == 1 else array
+
+
+def _check_points(points: Array, axes: Mapping[str, tuple[int, str]]) -> None:
+    images, sets = axes["B"][0], axes["S"][0] if "S" in axes else 1
+    if sets not in (1, images):
+        raise BadRequestError(
+            f"input 'anc_points' has shape {list(points.shape)}, points of {sets} images, but there are {images}; send "
+            "those of each, or one set for all as [A, 2]"
+        )
     with _bad_requests():
-        check_anchors(len(points))
-        check_points(points)
+        check_anchors(points.shape[-2])
+        check_points(points[0] if "S" in axes and sets == 1 else points)

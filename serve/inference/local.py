@@ -17,9 +17,8 @@ from yolo_assigner.serve.inference.model import Model
 from yolo_assigner.serve.inference.registry import check_loaded, not_loaded, reason_of
 from yolo_assigner.serve.inference.runners.choice import RunnerOptions
 from yolo_assigner.serve.inference.service import Call, Operation
-from yolo_assigner.serve.settings import MIB
 from yolo_assigner.serve.shared_memory.regions import Regions, extensions, run_region_call
-from yolo_assigner.serve.v1.operations import detect, reduce
+from yolo_assigner.serve.system import MIB
 from yolo_assigner.serve.wire.buffers import GRAIN, BufferPool
 from yolo_assigner.serve.wire.response import EncodedResponse
 
@@ -104,6 +103,8 @@ class LocalService:
     async def run(self, call: Call, body: memoryview, on_begun: Callable[[], None] | None = None) -> EncodedResponse:
         """See :meth:`yolo_assigner.serve.inference.service.Service.run`.
 
+        The v1 JSON API is imported with its first request: its schemas are a third of what the engine process imports.
+
         Args:
             call: The request but for its body.
             body: JSON and raw tensors.
@@ -115,8 +116,12 @@ class LocalService:
                 case Operation.INFER:
                     return await infer(registry.find(call.target or ""), call, body, self.regions, limit, on_begun)
                 case Operation.LOSS | Operation.ASSIGN | Operation.EXPLAIN:
+                    from yolo_assigner.serve.v1.operations import detect
+
                     return await detect(registry, call, body, limit, on_begun)
                 case Operation.REDUCE:
+                    from yolo_assigner.serve.v1.operations import reduce
+
                     return await asyncio.to_thread(reduce, registry, body)
                 case _:
                     # Opening objects may block, and one thread registers and unregisters all regions.

@@ -7,7 +7,7 @@ megabytes can need more memory than any machine has.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ PER_EXPLAINED_PAIR = 500.0
 PER_TRUTH_PAIR = 64.0  # explain: comparison of all ground truths of an image with one another
 PER_CELL = 1.0  # sparse: tables of B x M x A / 64 rows of 10, when one box has all points and the others few
 PER_CROSSING = 12.0  # sparse: comparison of boxes with blocks of rows
+PER_LISTED_CROSSING = 64.0  # sparse, where images may have points of their own: the same, as a list
 PER_CHOSEN = 12.0  # dense: lists of each ground truth's topk best points
 PER_TOPK = 64.0  # sparse: a list with room for topk pairs, whatever boxes there are
 # Comparison of regions to ignore with anchor points: growth of VmHWM in one call of a sparse `loss` and a dense
@@ -86,7 +87,7 @@ def memory_bound(contract: Contract, inputs: Mapping[str, Array]) -> int:
     regions = _region_bytes(inputs, anchors)
     if contract.formulation == "dense":
         return regions + _dense_bytes(contract, images * slots, anchors)
-    per_cell = _bytes_per_pair(contract) + PER_CELL + PER_CROSSING
+    per_cell = _bytes_per_pair(contract) + PER_CELL + _bytes_per_crossing(inputs)
     listed = images * slots * anchors * per_cell + _truth_bytes(contract, images, slots)
     return regions + math.ceil(listed + _topk(contract) * PER_TOPK)
 
@@ -99,17 +100,18 @@ def estimate_memory(contract: Contract, inputs: Mapping[str, Array]) -> MemoryEs
     if contract.formulation == "dense":
         nbytes = regions + _dense_bytes(contract, images * (slots + 1), anchors)
         return MemoryEstimate(images, slots, anchors, cells, nbytes)
-    points = _point_index(contract, inputs)
-    boxes, mask = inputs["gt_bboxes"].reshape(-1, 4), inputs["mask_gt"].reshape(-1)
-    pairs = runs = 0
-    for start in range(0, len(boxes), BOXES_AT_ONCE):
-        part = slice(start, start + BOXES_AT_ONCE)
-        corners = _areas(boxes[part][mask[part]], contract.hyperparameters.get("min_box_side"))
-        inside, crossed = points.count(corners)
-        pairs, runs = pairs + inside, runs + crossed
-    crossings: int = images * (slots + 1) * points.rows
+    least = contract.hyperparameters.get("min_box_side")
+    pairs = runs = crossings = 0
+    for part, points in _point_indices(contract, inputs):
+        boxes, mask = inputs["gt_bboxes"][part].reshape(-1, 4), inputs["mask_gt"][part].reshape(-1)
+        for start in range(0, len(boxes), BOXES_AT_ONCE):
+            some = slice(start, start + BOXES_AT_ONCE)
+            inside, crossed = points.count(_areas(boxes[some][mask[some]], least))
+            pairs, runs = pairs + inside, runs + crossed
+        crossings += len(inputs["gt_bboxes"][part]) * (slots + 1) * points.rows
     # The sparse assignment lists runs of points first, then expands them to pairs.
-    listed = max(pairs, runs) * _bytes_per_pair(contract) + cells * PER_CELL + crossings * PER_CROSSING
+    listed = max(pairs, runs) * _bytes_per_pair(contract) + cells * PER_CELL
+    listed += crossings * _bytes_per_crossing(inputs)
     listed += _truth_bytes(contract, images, slots + 1)
     nbytes = regions + math.ceil(listed + _topk(contract) * PER_TOPK)
     return MemoryEstimate(images, slots, anchors, pairs, nbytes)
@@ -123,6 +125,11 @@ def _dense_bytes(contract: Contract, rows: int, anchors: int) -> int:
 def _bytes_per_pair(contract: Contract) -> float:
     """Bytes for a candidate pair of the sparse assignment."""
     return PER_EXPLAINED_PAIR if contract.kind in SPARSE_KINDS else PER_PAIR["sparse"]
+
+
+def _bytes_per_crossing(inputs: Mapping[str, Array]) -> float:
+    """Bytes for a pair of a box and a row of points."""
+    return PER_LISTED_CROSSING if inputs.get("anc_points", np.empty(0)).ndim > 2 else PER_CROSSING  # noqa: PLR2004
 
 
 def _truth_bytes(contract: Contract, images: int, slots: int) -> float:
@@ -151,12 +158,18 @@ def _topk(contract: Contract) -> int:
 def _sizes(contract: Contract, inputs: Mapping[str, Array]) -> tuple[int, int, int]:
     images, slots = inputs["gt_bboxes"].shape[:2]
     if "anc_points" in inputs:
-        return images, slots, len(inputs["anc_points"])
+        return images, slots, inputs["anc_points"].shape[-2]
     return images, slots, sum(rows * columns for rows, columns, _ in _levels(contract, inputs))
 
 
-def _point_index(contract: Contract, inputs: Mapping[str, Array]) -> Grid | Points:
-    return Points(inputs["anc_points"]) if "anc_points" in inputs else Grid(_levels(contract, inputs))
+def _point_indices(contract: Contract, inputs: Mapping[str, Array]) -> Iterator[tuple[slice, Grid | Points]]:
+    """Each set of points with its images."""
+    if "anc_points" not in inputs:
+        yield slice(None), Grid(_levels(contract, inputs))
+        return
+    sets = inputs["anc_points"].reshape(-1, *inputs["anc_points"].shape[-2:])
+    for place, points in enumerate(sets):
+        yield slice(place, place + 1) if len(sets) > 1 else slice(None), Points(points)
 
 
 def _levels(contract: Contract, inputs: Mapping[str, Array]) -> list[tuple[int, int, int]]:

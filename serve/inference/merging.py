@@ -19,7 +19,8 @@ from yolo_assigner.serve.wire.dtypes import Array
 
 BATCHABLE_KINDS = ("assigner", "loss")
 GROUND_TRUTH = ("gt_labels", "gt_bboxes", "mask_gt")
-SHARED = "anc_points"  # one for all images of a request
+POINTS = "anc_points"  # (A, 2), one set for all images of a request; or (S, A, 2), where S is 1 or B
+POINTS_AXES = ("A", 2)  # of models of which all images of a call have the same points
 MOST_SHARED_BYTES = 2**20  # larger ones are not copied into keys
 SUMS = "image_sums"
 FINISHED = ("loss", "loss_items")  # made from the sums
@@ -57,11 +58,13 @@ class Request(NamedTuple):
 def batch_key(request: Request) -> Hashable:
     """Make the key that requests must share to be merged; None: the request is computed alone.
 
-    The key holds the outputs, the sizes of all axes but images and slots, the anchor points, and the power of two of
-    the slots: padding at most doubles them, and a request without slots is never padded.
+    The key holds the outputs, the sizes of all axes but images and slots, anchor points that all images of a call must
+    share, and the power of two of the slots: padding at most doubles them, and a request without slots is never padded.
     """
     sizes = tuple((name, array.shape[1:]) for name, array in request.inputs.items() if name not in GROUND_TRUTH)
-    shared = request.inputs.get(SHARED, np.empty(0))
+    shared = request.inputs.get(POINTS, np.empty(0))
+    if shared.ndim > len(POINTS_AXES):
+        shared = np.empty(0)
     if shared.nbytes > MOST_SHARED_BYTES:
         return None
     return frozenset(request.outputs), sizes, shared.tobytes(), request.slots.bit_length()
@@ -86,7 +89,7 @@ def merge(requests: Sequence[Request]) -> dict[str, Array]:
     if len(requests) == 1:
         return dict(first)
     slots = max(request.slots for request in requests)
-    return {name: first[name] if name == SHARED else _joined(name, requests, slots) for name in first}
+    return {name: _joined(name, requests, slots) for name in first}
 
 
 def split(contract: Contract, requests: Sequence[Request], computed: Mapping[str, Array]) -> list[dict[str, Array]]:
@@ -110,6 +113,8 @@ def split(contract: Contract, requests: Sequence[Request], computed: Mapping[str
 
 def _joined(name: str, requests: Sequence[Request], slots: int) -> Array:
     arrays = [request.inputs[name] for request in requests]
+    if name == POINTS:
+        return _joined_points(requests, arrays)
     if name not in GROUND_TRUTH:
         return np.concatenate(arrays)
     joined = np.zeros((sum(map(len, arrays)), slots, *arrays[0].shape[2:]), arrays[0].dtype)
@@ -118,6 +123,15 @@ def _joined(name: str, requests: Sequence[Request], slots: int) -> Array:
         joined[start : start + len(array), : array.shape[1]] = array
         start += len(array)
     return joined
+
+
+def _joined_points(requests: Sequence[Request], arrays: Sequence[Array]) -> Array:
+    """One set of points where all requests have the same, else one for each image."""
+    first = arrays[0]
+    if first.ndim == len(POINTS_AXES) or all(len(array) == 1 and np.array_equal(array, first) for array in arrays):
+        return first
+    sets = [(request.images, *first.shape[1:]) for request in requests]
+    return np.concatenate([np.broadcast_to(array, shape) for array, shape in zip(arrays, sets, strict=True)])
 
 
 def _own(contract: Contract, request: Request, rows: dict[str, Array]) -> dict[str, Array]:
@@ -150,11 +164,11 @@ def check_batch_invariance(runner: Runner, contract: Contract, images: int) -> s
     images_until = np.cumsum([count for count, _ in REQUEST_SIZES])
     sizes = [size for size, total in zip(REQUEST_SIZES, images_until, strict=True) if total <= images]
     try:
-        for _ in range(ROUNDS):
+        for place in range(ROUNDS):
             requests = [Request(_inputs(contract, runner.sizes, size, rng), outputs) for size in sizes]
-            if SHARED in requests[0].inputs:
-                points = {SHARED: requests[0].inputs[SHARED]}
-                requests = [request._replace(inputs={**request.inputs, **points}) for request in requests]
+            points = requests[0].inputs.get(POINTS)
+            if points is not None and (place % 2 == 0 or points.ndim == len(POINTS_AXES)):
+                requests = [request._replace(inputs={**request.inputs, POINTS: points}) for request in requests]
             together = _compute(runner, contract, requests)
             for request, merged in zip(requests, together, strict=True):
                 (alone,) = _compute(runner, contract, [request])
@@ -175,7 +189,8 @@ def _inputs(
 ) -> dict[str, Array]:
     """Random predictions and boxes; all slots are filled but the last one of the first image."""
     images, slots = size
-    axes = {**axis_sizes(contract, ROWS, COLUMNS), "C": CLASSES, **sizes, "B": images, "M": slots}
+    # Requests of three images have points of all of them, others those of each.
+    axes = {**axis_sizes(contract, ROWS, COLUMNS), "C": CLASSES, **sizes, "B": images, "M": slots, "S": images % 3 or 1}
     side = max(strides_of(contract)) * max(ROWS, COLUMNS)
     inputs = {spec.name: _random(spec, axes, side, rng) for spec in contract.inputs}
     classes = axes["C"] if contract.kind == "assigner" else contract.hyperparameters["num_classes"]
@@ -193,7 +208,7 @@ def _random(spec: TensorSpec, axes: Mapping[str, int], side: float, rng: np.rand
     if "bboxes" in spec.name:
         centre, half = rng.uniform(0, side, (*shape[:-1], 2)), rng.uniform(1, side / 2, (*shape[:-1], 2))
         return np.concatenate((centre - half, centre + half), axis=-1).astype(spec.dtype)
-    if spec.name == "anc_points":
+    if spec.name == POINTS:
         return rng.uniform(0, side, shape).astype(spec.dtype)
     scores = 1 / (1 + np.exp(-rng.normal(0, 2, shape)))
     return (scores if spec.name == "pd_scores" else rng.normal(0, 2, shape)).astype(spec.dtype)

@@ -33,8 +33,7 @@ from yolo_assigner.serve.process.messages import (
     StartCall,
 )
 from yolo_assigner.serve.process.segments import MAX_CALLS, LeaseTable, SharedPool, StartedFlags
-from yolo_assigner.serve.settings import PREFIX
-from yolo_assigner.serve.system import prefer_as_oom_victim
+from yolo_assigner.serve.system import PREFIX, prefer_as_oom_victim
 from yolo_assigner.serve.wire.response import EncodedResponse
 
 # `-m` puts the working folder on the path, where a user's own modules may be; it does so only if this program does.

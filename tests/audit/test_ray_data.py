@@ -15,6 +15,7 @@ import ray
 
 from tests.audit.predictions import contents, mixed_folder
 from tests.audit.shards import TASK, compute, plan
+from tests.processes import nothing_left
 from yolo_assigner.__main__ import main
 from yolo_assigner.audit.ray_data import run_on_ray
 from yolo_assigner.audit.runner import DIED_TWICE, Manner, compute_shards
@@ -24,9 +25,10 @@ pytestmark = pytest.mark.filterwarnings("default")  # Ray Data warns of its own 
 
 @pytest.fixture(scope="module", autouse=True)
 def _cluster() -> Iterator[None]:
-    ray.init("local", num_cpus=2, log_to_driver=False, include_dashboard=False)
-    yield
-    ray.shutdown()
+    with nothing_left():
+        ray.init("local", num_cpus=2, log_to_driver=False, include_dashboard=False)
+        yield
+        ray.shutdown()
 
 
 def test_assign_gives_the_same_files(

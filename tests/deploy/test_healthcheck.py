@@ -73,9 +73,9 @@ class Container(NamedTuple):
 
 @contextlib.contextmanager
 def container(folder: Path, words: Sequence[str] = (), **variables: str) -> Iterator[Container]:
-    """The service as the image starts it, with variables as the image has them and these."""
-    artifacts = str(exported("assigner", "sparse"))
-    own = {"ARTIFACTS": artifacts, "HOST": ALL, "PORT": "1", "INSECURE": "1", **variables}
+    """The service as the image starts it but for the engine process, with variables as the image has them and these."""
+    artifacts = str(exported("assigner", "dense"))
+    own = {"ARTIFACTS": artifacts, "HOST": ALL, "PORT": "1", "INSECURE": "1", "ENGINE_PROCESS": "false", **variables}
     named = {f"YOLO_ASSIGNER_{name}": value for name, value in own.items() if value}
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **named}
     with (folder / "log.txt").open("w") as log:
@@ -153,7 +153,8 @@ def test_a_unix_socket(tmp_path: Path, source: str) -> None:
 @pytest.mark.usefixtures("isolated")
 def test_a_service_that_stops_and_settings_of_another_one(tmp_path: Path) -> None:
     port = free_port()
-    with container(tmp_path, ["serve", f"--port={port}", "--lame-duck-seconds", "30"]) as service:
+    words = ["serve", f"--port={port}", "--lame-duck-seconds", "30"]
+    with container(tmp_path, words, ENGINE_PROCESS="true") as service:
         service.wait_until_healthy()
         assert service.health("--port", str(port)).returncode == 0
         other = service.health("--port", str(free_port()))

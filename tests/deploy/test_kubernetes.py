@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.docs.markdown import DOCS, blocks
 from tests.serve.conftest import ROOT
-from yolo_assigner.serve.settings import PREFIX, Settings, read_settings
+from yolo_assigner.serve.settings import Settings, read_settings
+from yolo_assigner.serve.system import PREFIX
 
 OVERLAYS = ("cpu", "gpu", "kserve")
 OWN = ("cpu", "gpu")  # those with a Deployment of their own; KServe makes one
@@ -20,6 +23,7 @@ FOREIGN = ("PodMonitor", "ClusterServingRuntime", "InferenceService")
 IMAGE = {"YOLO_ASSIGNER_ARTIFACTS": "/artifacts", "YOLO_ASSIGNER_HOST": "0.0.0.0", "YOLO_ASSIGNER_PORT": "8000"}  # noqa: S104
 METRICS = {"YOLO_ASSIGNER_METRICS_HOST": "0.0.0.0", "YOLO_ASSIGNER_METRICS_PORT": "8002"}  # noqa: S104
 Manifest = dict[str, Any]
+(PAGE,) = (page for page in DOCS if page.name == "kubernetes.md")
 
 pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 
@@ -184,5 +188,26 @@ def test_metrics_are_open_to_prometheus_alone(built: dict[str, list[Manifest]], 
 
 def test_the_autoscaler_reads_a_metric_of_the_service(built: dict[str, list[Manifest]]) -> None:
     (metric,) = of_kind(built["cpu"], "HorizontalPodAutoscaler")["spec"]["metrics"]
+    name = metric["pods"]["metric"]["name"]
     watched = (ROOT / "serve/app.py").read_text(encoding="utf-8")
-    assert f'"{metric["pods"]["metric"]["name"].removeprefix("yolo_assigner_")}"' in watched
+    assert f'"{name.removeprefix("yolo_assigner_")}"' in watched
+    (adapter,) = (block.code for block in blocks(PAGE) if block.language == "yaml")
+    (rule,) = yaml.safe_load(adapter)["rules"]
+    assert rule["seriesQuery"].startswith(f"{name}{{")
+
+
+def test_commands_of_the_page(built: dict[str, list[Manifest]], tmp_path: Path) -> None:
+    """Its Secret has the file that the service reads; what it applies are overlays."""
+    lines = [line for block in blocks(PAGE) if block.language == "sh" for line in block.code.splitlines()]
+    (create,) = (line for line in lines if "create secret" in line)
+    (tmp_path / "api-keys.txt").write_text("a-key-of-some-length\n")
+    command = [*create.split(), "--dry-run=client", "--output=yaml"]
+    secret = yaml.safe_load(subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True).stdout)
+    for manifests in built.values():
+        keys = settings_of(manifests).api_key_file
+        assert keys is not None
+        assert list(secret["data"]) == [keys.name]
+        named = [volume["secret"]["secretName"] for volume in pod_of(manifests)["volumes"] if "secret" in volume]
+        assert named == [secret["metadata"]["name"]]
+    applied = {f"kubectl apply -k deploy/kubernetes/overlays/{overlay}" for overlay in OVERLAYS}
+    assert {line for line in lines if line != create} <= applied

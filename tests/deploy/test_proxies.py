@@ -7,6 +7,7 @@ import http.client
 import json
 import re
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -18,10 +19,15 @@ import pytest
 from benchmarks.load.cases import SMALL, TINY, Case
 from benchmarks.proxy import DEPLOY, Proxy, proxy
 from benchmarks.rolling_restart import roll
-from tests.serve.conftest import binary_rows, loss_inputs
+from tests.serve.cluster.running import free_port
+from tests.serve.conftest import Live, assigner_inputs, binary_rows, loss_inputs
 from tests.serve.hostile.wire import Wire
+from tests.serve.relay import relay
+from tests.serve.test_retries import RAYS
+from tests.serve.test_thin import assert_equal
 from tests.served import Served, serving
 from yolo_assigner.serve.cli import KEEP_ALIVE_SECONDS
+from yolo_assigner.serve.client import AssignerClient, RetryPolicy, ServerError
 from yolo_assigner.serve.settings import Settings
 
 KINDS = ("nginx", "haproxy")
@@ -115,7 +121,10 @@ def test_the_log_names_the_caller_and_not_what_it_claims(kind: str, trusting: Lo
 
 
 def test_connections_to_the_server_stay_open(kind: str, assigner_dir: Path, tmp_path: Path) -> None:
-    with logged(assigner_dir, tmp_path / "log.txt") as found, before(kind, found.server) as running:
+    with (
+        logged(assigner_dir, tmp_path / "log.txt", "--no-engine-process") as found,
+        before(kind, found.server) as running,
+    ):
         for _ in range(3):
             with Wire(running.port) as wire:
                 for _ in range(10):
@@ -144,6 +153,41 @@ def test_servers_are_restarted_and_no_request_fails(kind: str, assigner_dir: Pat
     assert results["failed"] == []
     assert (results["proxy"], results["restarts"]) == (kind, 2)
     assert results["requests"] > 50
+
+
+@pytest.fixture
+def configurations(tmp_path: Path) -> Path:
+    """The proxies' configurations, but that haproxy answers as in Ray Serve where a server did not."""
+    (tmp_path / "500.http").write_bytes(RAYS)
+    text = (DEPLOY / "haproxy.cfg").read_text()
+    files = "".join(f"    errorfile {status} {tmp_path / '500.http'}\n" for status in (502, 503, 504))
+    (tmp_path / "haproxy.cfg").write_text(text.replace("    mode http\n", f"    mode http\n{files}"))
+    shutil.copy(DEPLOY / "nginx.conf", tmp_path)
+    return tmp_path
+
+
+def test_clients_outlive_a_server_that_dies_with_their_requests(
+    kind: str, trusting: Logged, assigner_dir: Path, configurations: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the time until the proxy reaches another one."""
+    monkeypatch.setattr("benchmarks.proxy.DEPLOY", configurations)
+    later, arrays = free_port(), tuple(assigner_inputs().values())
+    patience = RetryPolicy(tries=1000, longest_delay=0.2)
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(serving(assigner_dir, "--threads", "1"))
+        url = f"127.0.0.1:{stack.enter_context(proxy(kind, [first.port, later])).port}"
+        patient = stack.enter_context(AssignerClient(url, retry=patience, thin=False))
+        impatient = stack.enter_context(AssignerClient(url, retry=RetryPolicy(tries=1), thin=False))
+        expected = patient.assign(*arrays)
+        first.process.send_signal(signal.SIGSTOP)
+        calls = [client.submit(client.assign, *arrays) for client in (patient, impatient)]
+        time.sleep(0.3)  # until they wait for it
+        first.process.kill()
+        with pytest.raises(ServerError) as caught:
+            calls[1].result(timeout=60)
+        assert caught.value.status == {"haproxy": 500, "nginx": 502}[kind]
+        stack.enter_context(relay(Live("127.0.0.1", trusting.server.port, trusting.server.process), port=later))
+        assert_equal(calls[0].result(timeout=60), expected)
 
 
 def seconds(file: str, setting: str) -> list[int]:

@@ -11,8 +11,7 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from tests.conftest import NUM_CLASSES
-from tests.exports import OTHER_DETECTOR, exported
+from tests.exports import NUM_CLASSES, OTHER_DETECTOR, exported
 from yolo_assigner.export import cli
 from yolo_assigner.export.contract import ContractError, load_contract
 from yolo_assigner.export.hyperparameters import Hyperparameters

@@ -12,8 +12,7 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
-from tests.conftest import NUM_CLASSES
-from tests.exports import END_TO_END, exported
+from tests.exports import END_TO_END, NUM_CLASSES, exported
 from yolo_assigner.export import cli
 from yolo_assigner.export.contract import Contract, ContractError, load_contract
 from yolo_assigner.export.hyperparameters import Hyperparameters

@@ -102,7 +102,7 @@ def test_every_input_gets_the_sizes_of_its_axes(dense_dir: Path, runtime: str, k
     got = {spec.name: [tuple(shape) for shape in shapes.get_shape(spec.name)] for spec in contract.inputs}
     assert got["gt_bboxes"] == [(1, 0, 4), (2, 3, 4), (4, 8, 4)]
     if kind == "assigner":
-        assert got["anc_points"] == [(84, 2), (189, 2), (336, 2)]  # 8 * 8 + 4 * 4 + 2 * 2 and so on
+        assert got["anc_points"] == [(1, 84, 2), (1, 189, 2), (4, 336, 2)]  # 8 * 8 + 4 * 4 + 2 * 2 and so on
         assert got["pd_scores"] == [(1, 84, 3), (2, 189, 3), (4, 336, 3)]
     else:
         assert got["feat_0"] == [(1, 67, 8, 8), (2, 67, 12, 12), (4, 67, 16, 16)]  # 4 * 16 bins and 3 classes

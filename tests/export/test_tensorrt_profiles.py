@@ -27,7 +27,7 @@ def test_default_sizes_of_the_loss() -> None:
 def test_default_sizes_of_the_assigner() -> None:
     # 80 * 80 + 40 * 40 + 20 * 20 anchors.
     profile = resolve_profile(default_profile(), described("assigner", Hyperparameters(num_classes=7)))
-    assert profile == {"B": (1, 16, 64), "M": (0, 32, 300), "C": same(7), "A": same(8400)}
+    assert profile == {"B": (1, 16, 64), "M": (0, 32, 300), "C": same(7), "S": (1, 1, 64), "A": same(8400)}
 
 
 def test_maps_follow_from_images_that_are_not_square() -> None:
@@ -46,8 +46,10 @@ def test_anchors_follow_from_images_or_are_named() -> None:
         "B": (1, 16, 64),
         "M": (0, 32, 300),
         "C": same(2),
+        "S": (1, 1, 64),
         "A": (1, 5, 9),
     }
+    assert resolve_profile(parse_profile(["B=2,4,8"]), assigner)["S"] == (1, 1, 8)  # points of each image, too
 
 
 def test_a_model_of_images_has_axes_in_pixels() -> None:

@@ -136,7 +136,7 @@ def test_the_contract_is_all_there_in_full_shapes(folder: Path, repository: Path
     ]
     dims = {t.name: list(t.dims) for t in loss.output}
     assert (dims["loss"], dims["loss_items"], dims["target_scores"]) == ([1], [3], [-1, -1, 3])
-    assert {t.name: list(t.dims) for t in read_config(repository / "assigner").input}["anc_points"] == [-1, 2]
+    assert {t.name: list(t.dims) for t in read_config(repository / "assigner").input}["anc_points"] == [-1, -1, 2]
     contract = load_contract(folder / "loss.json")
     parameters = {key: value.string_value for key, value in loss.parameters.items()}
     assert parameters["yolo_assigner.sha256"] == contract.sha256

@@ -14,6 +14,8 @@ from yolo_loss import GroundTruth, make_anchors
 
 INF, NAN = float("inf"), float("nan")
 GROUPS = ("ordinary", "candidate-less", "tied", "non-finite")
+# Batches of more images have anchor points of each.
+MOST_SHARING = 2
 # Height and width in pixels.
 SMALL, SQUARE, USUAL = (64, 96), (128, 128), (256, 320)
 
@@ -47,13 +49,14 @@ class Batch(NamedTuple):
 
 
 def _decoded(feats: list[Tensor], numbers: Hyperparameters) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores (B, A, C), boxes (B, A, 4) in pixels and points (A, 2) of maps, as a training loop computes them."""
+    """Scores (B, A, C), boxes (B, A, 4) in pixels and points (S, A, 2) of maps, as a training loop computes them."""
     points, strides = make_anchors(feats, numbers.strides)
     joined = torch.cat([feat.flatten(2) for feat in feats], dim=2).transpose(1, 2)  # (B, A, 4R + C)
     bins = joined[..., : 4 * numbers.reg_max].unflatten(2, (4, numbers.reg_max)).softmax(3)
     distances = bins @ torch.arange(numbers.reg_max, dtype=bins.dtype)  # (B, A, 4)
     boxes = torch.cat((points - distances[..., :2], points + distances[..., 2:]), dim=2) * strides
-    return joined[..., 4 * numbers.reg_max :].sigmoid(), boxes, points * strides
+    sets = len(boxes) if len(boxes) > MOST_SHARING else 1
+    return joined[..., 4 * numbers.reg_max :].sigmoid(), boxes, (points * strides).repeat(sets, 1, 1)
 
 
 def all_batches(numbers: Hyperparameters) -> list[Batch]:

@@ -20,6 +20,7 @@ from yolo_assigner.export.to_onnx.detector import detector_from_onnx
 from yolo_assigner.export.verification.comparison import TOLERANCE, compare
 from yolo_assigner.export.verification.reference import Inputs, Reference, to_float64
 from yolo_assigner.export.verification.verify import NETWORK_TOLERANCES
+from yolo_assigner.models import DetectionModel
 
 Outputs = Mapping[str, NDArray[Any]]
 # Relative to each number; the items are sums of what is raised to the sixth power.
@@ -44,29 +45,34 @@ class Judge:
         after_maps = "loss" if self._maps else self.kind
         self._reference = Reference(after_maps, self.numbers, contract.formulation)
         self._detector = detector_from_onnx(model, self.numbers).double() if self._maps else None
-        self._wanted: dict[str, dict[str, Tensor]] = {}
+        self._wanted: dict[str, dict[str, Tensor]] = {}  # by batch, the same for all runtimes
 
     def differences(self, batch: Batch, got: Outputs) -> list[str]:
         """What differs, in words; nothing where all is well."""
         inputs = batch.inputs(self.kind, self.numbers)
         assert inputs is not None
-        if self._detector is not None:
-            return self._detector_differences(batch, inputs, got)
         key = f"{batch.group}/{batch.name}"
         if key not in self._wanted:
-            self._wanted[key] = dict(zip(self._names, self._reference(inputs), strict=True))
+            self._wanted[key] = self._want(inputs)
+        if self._detector is not None:
+            return self._detector_differences(self._detector, batch, inputs, got, self._wanted[key])
         return _differences(batch.case, got, self._wanted[key])
 
+    def _want(self, inputs: Inputs) -> dict[str, Tensor]:
+        """What the kind gives in float64, or the maps of its network where it has one."""
+        if self._detector is None:
+            return dict(zip(self._names, self._reference(inputs), strict=True))
+        with torch.no_grad():
+            return dict(zip(self._maps, self._detector(to_float64(inputs[:1])[0]).maps, strict=True))
+
     @torch.no_grad()
-    def _detector_differences(self, batch: Batch, inputs: Inputs, got: Outputs) -> list[str]:
+    def _detector_differences(
+        self, detector: DetectionModel, batch: Batch, inputs: Inputs, got: Outputs, maps: Mapping[str, Tensor]
+    ) -> list[str]:
         """The network by its maps, the rest by what follows from the runtime's own maps."""
-        assert self._detector is not None
-        images, *truth = inputs
-        network = self._detector(to_float64([images])[0])
-        maps = dict(zip(self._maps, network.maps, strict=True))
         own = [torch.from_numpy(got[name]) for name in self._maps]
-        want = dict(zip(self._names, self._reference([own, *truth]), strict=False))
-        want["predictions"] = self._detector.head.decode([level.double() for level in own])
+        want = dict(zip(self._names, self._reference([own, *inputs[1:]]), strict=False))
+        want["predictions"] = detector.head.decode([level.double() for level in own])
         found = _differences(batch.case, got, maps, NETWORK_TOLERANCES["fp32"])
         return found + _differences(batch.case, got, want)
 

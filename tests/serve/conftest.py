@@ -21,6 +21,7 @@ import pytest
 
 from tests.control_group import memory_group
 from tests.serve.callers import LIBRARIES, Caller, calling
+from tests.served import POLL_SECONDS
 from yolo_assigner.export.contract import find_contracts
 from yolo_assigner.serve.wire.dtypes import Array, wire_name
 
@@ -110,7 +111,7 @@ def start(*arguments: str | Path, through: Sequence[str] = ()) -> Live:
     deadline = time.monotonic() + 240
     while live.send("GET", "/v2/health/ready").status != 200:
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(POLL_SECONDS)
     return live
 
 
@@ -190,6 +191,15 @@ def assigner_inputs(
         "pd_bboxes": np.concatenate((corners.min(axis=0), corners.max(axis=0)), axis=-1),
         "anc_points": random.uniform(0, side, (anchors, 2)).astype(np.float32),
     } | _boxes(random, images, slots, side)
+
+
+def graph_inputs(
+    images: int = 2, slots: int = 3, side: int = 64, classes: int = 5, seed: int = 0, *, own_points: bool = False
+) -> dict[str, Array]:
+    """Those with the axes that an exported model's graph has: points of all images (1, A, 2), or (B, A, 2)."""
+    arrays = assigner_inputs(images, slots, side, classes, seed)
+    shift = np.arange(images if own_points else 1, dtype=np.float32)[:, None, None]
+    return arrays | {"anc_points": arrays["anc_points"] + 3 * shift}
 
 
 def _boxes(random: np.random.Generator, images: int, slots: int, side: int) -> dict[str, Array]:

@@ -59,15 +59,16 @@ class Relay:
 
 
 @contextmanager
-def relay(target: Live, script: Sequence[int | bytes] = (), *, held: bool = False) -> Iterator[Relay]:
+def relay(target: Live, script: Sequence[int | bytes] = (), *, held: bool = False, port: int = 0) -> Iterator[Relay]:
     """Run a relay.
 
     Args:
         target: The server behind it.
         script: What to do with the first connections.
         held: Whether requests wait until ``open`` is set.
+        port: Port to listen on; 0 takes a free one.
     """
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", port)) as listener:
         made = Relay(target, listener, list(script))
         if not held:
             made.open.set()

@@ -249,7 +249,7 @@ def wait_for(log: Path, text: str) -> str:
 def test_a_live_server_reads_them_again_and_its_log_names_them(assigner_dir: Path, tmp_path: Path) -> None:
     path, log = tmp_path / "keys.txt", tmp_path / "log"
     path.write_text(f"worker-3: {OLD}\n{ADMIN}\n")
-    words = ("--api-key-file", str(path), "--log-format", "json", "--log-level", "debug")
+    words = ("--api-key-file", str(path), "--log-format", "json", "--log-level", "debug", "--no-engine-process")
     with log.open("wb") as file, serving(assigner_dir, *words, output=file.fileno()) as live:
         assert [status(live, key, "/v2?named") for key in (OLD, ADMIN, NEW)] == [200, 200, 403]
         path.write_text(f"worker-3-of-may: {NEW}\n")
@@ -275,7 +275,8 @@ def test_a_live_server_reads_them_again_and_its_log_names_them(assigner_dir: Pat
 def test_a_live_server_refuses_later_and_serves_at_once(assigner_dir: Path, tmp_path: Path) -> None:
     path = tmp_path / "keys.txt"
     path.write_text(OLD)
-    with serving(assigner_dir, "--api-key-file", str(path), output=subprocess.DEVNULL) as live:
+    words = ("--api-key-file", str(path), "--no-engine-process")
+    with serving(assigner_dir, *words, output=subprocess.DEVNULL) as live:
         with ThreadPoolExecutor(1) as pool:
             started = time.monotonic()
             guesses = pool.map(lambda number: status(live, f"guess-{number:016}"), range(5))

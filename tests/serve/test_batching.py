@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.exports import exported
-from tests.serve.conftest import Live, assigner_inputs, binary_rows, loss_inputs, start, stop
+from tests.serve.conftest import Live, assigner_inputs, binary_rows, graph_inputs, loss_inputs, start, stop
 from tests.serve.toy_contract import CONTRACT
 from yolo_assigner.serve.errors import InferenceError
 from yolo_assigner.serve.inference.batching import BatchLimits
@@ -36,10 +36,12 @@ def requests_of(kind: str) -> list[Request]:
     """Requests of every size and set of outputs, several of each, shuffled."""
     requests = []
     for seed, (images, slots, side) in enumerate(SIZES * 3):
-        inputs = loss_inputs if kind == "loss" else assigner_inputs
-        arrays = inputs(images, slots, side=side, seed=seed)
-        if kind == "assigner" and seed % 4:
-            arrays["anc_points"] = assigner_inputs(images, slots, side=side)["anc_points"]  # workers share one detector
+        if kind == "loss":
+            arrays = loss_inputs(images, slots, side=side, seed=seed)
+        else:
+            arrays = graph_inputs(images, slots, side=side, seed=seed, own_points=seed % 5 == 1)
+            if seed % 4:  # workers share one detector
+                arrays["anc_points"] = graph_inputs(images, side=side, own_points=seed % 3 == 1)["anc_points"]
         if slots:
             arrays["mask_gt"][0, -1] = False
         requests += [Request(arrays, outputs) for outputs in OUTPUTS[kind]]

@@ -16,7 +16,7 @@ from yolo_assigner.serve.wire.dtypes import wire_name
 
 @pytest.fixture(scope="module")
 def compressing(assigner_dir: Path) -> Iterator[Live]:
-    server = start("--artifacts", assigner_dir, "--compress-replies")
+    server = start("--artifacts", assigner_dir, "--compress-replies", "--no-engine-process")
     yield server
     assert stop(server) == 0
 

@@ -275,7 +275,9 @@ def test_a_refusal_at_the_connection_is_counted_and_logged_with_its_id(
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 40])
-@pytest.mark.parametrize("line", [b"GET /%s HTTP/1.1\r\nHost: a\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nA: %s\r\n\r\n"])
+@pytest.mark.parametrize(
+    "line", [b"GET /%s HTTP/1.1\r\nHost: a\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nA: %s\r\n\r\n"]
+)
 def test_a_long_head_is_refused_however_it_comes(line: bytes, pieces: int) -> None:
     """Also where all of it lies in the socket before the server reads."""
     for size, status in ((MOST_HEAD - 100, 200), (MOST_HEAD + 1, 431)):

@@ -27,7 +27,7 @@ LINKS = ("src", "href", "action", "data-source")
 def keyed(assigner_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     keys = tmp_path_factory.mktemp("keys") / "keys"
     keys.write_text(f"browser: {KEY}\n")
-    server = start("--artifacts", assigner_dir, "--api-key-file", keys)
+    server = start("--artifacts", assigner_dir, "--api-key-file", keys, "--no-engine-process")
     yield server
     assert stop(server) == 0
 

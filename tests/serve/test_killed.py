@@ -32,7 +32,7 @@ PREFIX = f"yolo-assigner-killed-{os.getpid()}-"
 # What `restart: unless-stopped` and systemd's `Restart=always` do.
 SUPERVISOR = 'while :; do "$@" & echo $! > "$PID_FILE"; wait $!; done'
 # About a second of work on one core: time enough to be killed in.
-LARGE = loss_inputs(images=16, slots=100, side=1024)
+LARGE = {"images": 16, "slots": 100, "side": 1024}
 
 
 class Supervised(NamedTuple):
@@ -65,7 +65,7 @@ class Supervised(NamedTuple):
     @contextlib.contextmanager
     def computing(self) -> Iterator[socket.socket]:
         """Send a large request, and wait until an engine has started on it."""
-        rows, blob = binary_rows(LARGE)
+        rows, blob = binary_rows(loss_inputs(**LARGE))
         text = json.dumps({"inputs": rows}).encode()
         head = f"POST /v2/models/loss/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(text) + len(blob)}\r\n"
         head += f"inference-header-content-length: {len(text)}\r\n\r\n"

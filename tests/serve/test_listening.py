@@ -76,7 +76,7 @@ def serving(folder: Path, *words: str | Path) -> Iterator[Local]:
         "yolo_assigner",
         "serve",
         "--artifacts",
-        str(exported("assigner", "sparse")),
+        str(exported("assigner", "dense")),
         "--threads",
         "1",
     ]
@@ -99,7 +99,8 @@ def settings(*words: str | Path) -> Settings:
 
 
 def test_both_families_at_one_port(tmp_path: Path) -> None:
-    with serving(tmp_path, "--host", "::", "--port", "0", "--insecure", "--trusted-proxy", "127.0.0.0/8") as server:
+    words = ("--host", "::", "--port", "0", "--insecure", "--trusted-proxy", "127.0.0.0/8", "--no-engine-process")
+    with serving(tmp_path, *words) as server:
         assert server.line.startswith("serving on http://[::]:")
         port = int(server.line.rpartition(":")[2])
         for host, headers in (("127.0.0.1", {}), ("::1", {}), ("127.0.0.1", FORWARDED), ("::1", FORWARDED)):
@@ -158,7 +159,7 @@ def test_tls_over_a_unix_socket(tmp_path: Path) -> None:
     pair.cert_chain_pems[0].write_to_path(tmp_path / "chain.pem")
     path = tmp_path / "serve.sock"
     files = "--ssl-certfile", tmp_path / "chain.pem", "--ssl-keyfile", tmp_path / "key.pem"
-    with serving(tmp_path, "--unix-socket", path, *files) as server:
+    with serving(tmp_path, "--unix-socket", path, "--no-engine-process", *files) as server:
         context = ssl.create_default_context()
         authority.configure_trust(context)
         plain = socket.socket(socket.AF_UNIX)

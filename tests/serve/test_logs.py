@@ -20,6 +20,7 @@ import pytest
 
 from tests.serve.conftest import ROOT, Live, assigner_inputs, binary_rows
 from tests.serve.test_operation import free_port, samples
+from tests.served import POLL_SECONDS
 from yolo_assigner.serve.logs import KEPT_BYTES, NonBlockingStream
 from yolo_assigner.serve.process.child import start as start_engines
 
@@ -85,7 +86,7 @@ def wait_until_ready(live: Live) -> None:
                 return
         assert live.process.poll() is None, "it has ended"
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(POLL_SECONDS)
 
 
 def infers(live: Live) -> None:
@@ -215,7 +216,7 @@ FORWARDED = {"X-Forwarded-For": "198.51.100.1, 203.0.113.7"}
 )
 def test_lines_say_when_and_who(assigner_dir: Path, words: tuple[str, ...], peer: str) -> None:
     out, into = os.pipe()
-    with serving(assigner_dir, *words, output=into) as live:
+    with serving(assigner_dir, "--no-engine-process", *words, output=into) as live:
         os.close(into)
         assert live.send("GET", "/nothing", headers=FORWARDED).status == 404
         live.process.send_signal(signal.SIGTERM)

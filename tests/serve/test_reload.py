@@ -13,32 +13,35 @@ import time
 from collections.abc import Callable, Iterator
 from http.client import HTTPSConnection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import trustme
 
 from tests.exports import OTHER_ASSIGNER, exported
-from tests.serve.conftest import ROOT, Live, assigner_inputs, binary_rows, copy_as, start, stop, worker_of
+from tests.serve.conftest import ROOT, Live, assigner_inputs, binary_rows, copy_as, graph_inputs, start, stop, worker_of
 from tests.serve.test_failed_models import edit, index, no_graph
 from tests.serve.test_tls import command
 from yolo_assigner.export import contract
 from yolo_assigner.serve.errors import NotFoundError
-from yolo_assigner.serve.inference.loading import find_model, names_in
+from yolo_assigner.serve.inference.loading import find_model, names_in, open_artifacts
+from yolo_assigner.serve.inference.runners.choice import RunnerOptions
 
 LOAD = "/v2/repository/models/{}/load"
-OUTPUTS = {"outputs": [{"name": "target_weights"}]}
+OUTPUT = "target_weights"
 CALLERS, EXCHANGES = 3, 3
-MODEL, OTHER = "model-b", "model-a"
-# Of the assigner, which loads soonest, with results of their own.
-VERSIONS: dict[str, dict[str, Any]] = {"first": {}, "second": OTHER_ASSIGNER}
+PAUSE = 0.01  # seconds between the requests of a caller
+MODEL, OTHER, ANOTHER = "model-b", "model-a", "model-0"
+# Of the assigner, which loads soonest, with results of their own: implementation and hyper-parameters.
+VERSIONS: dict[str, tuple[str, dict[str, Any]]] = {"first": ("dense", {}), "second": ("sparse", OTHER_ASSIGNER)}
 
 
 def put(folder: Path, version: str, name: str = MODEL) -> None:
     """Replace the files of a model."""
     with tempfile.TemporaryDirectory() as new:
-        copy_as(exported("assigner", "sparse", **VERSIONS[version]), Path(new), name)
+        implementation, options = VERSIONS[version]
+        copy_as(exported("assigner", implementation, **options), Path(new), name)
         for file in Path(new).iterdir():
             shutil.copy(file, folder / f"{file.name}.new")
             (folder / f"{file.name}.new").replace(folder / file.name)
@@ -46,18 +49,40 @@ def put(folder: Path, version: str, name: str = MODEL) -> None:
 
 def result_of(live: Live) -> float:
     rows, blob = binary_rows(assigner_inputs())
-    reply = live.infer(MODEL, {"inputs": rows, **OUTPUTS}, blob)
+    outputs = [{"name": OUTPUT, "parameters": {"binary_data": True}}]
+    reply = live.infer(MODEL, {"inputs": rows, "outputs": outputs}, blob)
     assert reply.status == 200, reply.error
-    return float(np.array(reply.json["outputs"][0]["data"]).sum())
+    return float(np.frombuffer(reply.body[int(reply.headers["Inference-Header-Content-Length"]) :], np.float32).sum())
 
 
-@pytest.fixture(params=["--engine-process", "--no-engine-process"])
-def live(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Live]:
-    """A server of its own folder with one model."""
-    put(tmp_path, "first")
-    server = start("--artifacts", tmp_path, request.param)
-    yield server
+class Changing(NamedTuple):
+    """A server, and the folder of its models, which tests change."""
+
+    live: Live
+    folder: Path
+
+
+@pytest.fixture(scope="module", params=["--engine-process", "--no-engine-process"])
+def changing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Changing]:
+    folder = tmp_path_factory.mktemp("changing")
+    put(folder, "first")
+    server = start("--artifacts", folder, request.param)
+    yield Changing(server, folder)
     assert stop(server) == 0
+
+
+@pytest.fixture
+def folder(changing: Changing) -> Path:
+    """The folder of a server that has the first version of ``MODEL`` in use."""
+    put(changing.folder, "first")
+    assert changing.live.send("POST", LOAD.format(MODEL)).status == 200
+    return changing.folder
+
+
+@pytest.fixture
+def live(changing: Changing) -> Live:
+    """The server of that folder, which may have other models, too."""
+    return changing.live
 
 
 def eventually(condition: Callable[[], Any], seconds: float = 60.0) -> None:
@@ -69,24 +94,25 @@ def eventually(condition: Callable[[], Any], seconds: float = 60.0) -> None:
 
 @pytest.fixture(scope="module")
 def versions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
-    """The result that each version gives, from a server that never had another."""
+    """The result that each version gives, from an engine that never had another."""
     values = {}
     for version in VERSIONS:
         folder = tmp_path_factory.mktemp(version)
         put(folder, version)
-        server = start("--artifacts", folder)
-        values[version] = result_of(server)
-        assert stop(server) == 0
+        runner = open_artifacts(folder, RunnerOptions(threads=1)).models[MODEL].runner
+        runner.load()
+        values[version] = float(runner.infer(graph_inputs(), [OUTPUT])[OUTPUT].sum())
+        runner.close()
     assert abs(values["first"] - values["second"]) > 0.1
     return values
 
 
-def test_every_request_is_answered_by_one_version(live: Live, tmp_path: Path, versions: dict[str, float]) -> None:
+def test_every_request_is_answered_by_one_version(live: Live, folder: Path, versions: dict[str, float]) -> None:
     answers: list[float] = []
     over = threading.Event()
 
     def call() -> None:
-        while not over.is_set():
+        while not over.wait(PAUSE):
             answers.append(result_of(live))
 
     callers = [threading.Thread(target=call) for _ in range(CALLERS)]
@@ -95,7 +121,7 @@ def test_every_request_is_answered_by_one_version(live: Live, tmp_path: Path, ve
     try:
         for number in range(EXCHANGES):
             version = ("second", "first")[number % 2]
-            put(tmp_path, version)
+            put(folder, version)
             reply = live.send("POST", LOAD.format(MODEL))
             assert (reply.status, reply.json["state"]) == (200, "READY")
             assert result_of(live) == versions[version]
@@ -115,45 +141,45 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 
 
-def test_damaged_files_change_nothing(live: Live, tmp_path: Path, versions: dict[str, float]) -> None:
+def test_damaged_files_change_nothing(live: Live, folder: Path, versions: dict[str, float]) -> None:
     for number, damage in enumerate(DAMAGES):
         loaded, following = [("first", "second"), ("second", "first")][number % 2]
-        DAMAGES[damage](tmp_path)
+        DAMAGES[damage](folder)
         reply = live.send("POST", LOAD.format(MODEL), {})
         assert reply.status == 400, damage
         assert f"model '{MODEL}' cannot be loaded: " in reply.error
         assert "the one that was loaded before stays in use" in reply.error
-        assert index(live) == {MODEL: ("READY", "")}, damage
+        assert index(live)[MODEL] == ("READY", ""), damage
         assert result_of(live) == versions[loaded], damage
-        put(tmp_path, following)
+        put(folder, following)
         assert live.send("POST", LOAD.format(MODEL)).status == 200, damage
         assert result_of(live) == versions[following], damage
 
 
-def test_unknown_names_and_files_in_requests_are_refused(live: Live, tmp_path: Path) -> None:
+def test_unknown_names_and_files_in_requests_are_refused(live: Live, folder: Path) -> None:
     reply = live.send("POST", LOAD.format("nothing"))
     assert (reply.status, "there is no nothing.json in" in reply.error) == (404, True)
     reply = live.send("POST", LOAD.format(MODEL), {"parameters": {"config": "{}"}})
     assert (reply.status, "put them into --artifacts" in reply.error) == (501, True)
     assert live.send("POST", LOAD.format(MODEL), {"parameters": {}}).status == 200
     # A model that was not there before.
-    put(tmp_path, "first", OTHER)
+    put(folder, "first", OTHER)
     assert live.send("GET", f"/v2/models/{OTHER}/ready").status == 404
     assert live.send("POST", LOAD.format(OTHER)).json["state"] == "READY"
     assert live.send("GET", f"/v2/models/{OTHER}/ready").status == 200
-    assert list(index(live)) == [OTHER, MODEL]
+    assert [name for name in index(live) if name != ANOTHER] == [OTHER, MODEL]
     assert OTHER in str(live.send("GET", "/openapi.json").json["paths"]["/v2/models/{name}/infer"])
 
 
-def test_sighup_reloads_all_models(live: Live, tmp_path: Path, versions: dict[str, float]) -> None:
-    put(tmp_path, "second")
-    (tmp_path / f"{OTHER}.json").write_text("{")  # it comes first
+def test_sighup_reloads_all_models(live: Live, folder: Path, versions: dict[str, float]) -> None:
+    put(folder, "second")
+    (folder / f"{ANOTHER}.json").write_text("{")  # it comes first
     live.process.send_signal(signal.SIGHUP)
     eventually(lambda: result_of(live) == versions["second"])
-    assert list(index(live)) == [MODEL]
-    put(tmp_path, "first", OTHER)
+    assert ANOTHER not in index(live)
+    put(folder, "first", ANOTHER)
     live.process.send_signal(signal.SIGHUP)
-    eventually(lambda: live.send("GET", f"/v2/models/{OTHER}/ready").status == 200)
+    eventually(lambda: live.send("GET", f"/v2/models/{ANOTHER}/ready").status == 200)
 
 
 def test_models_that_are_not_reloaded_are_logged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -254,7 +280,10 @@ def test_sighup_reloads_the_certificate(tmp_path: Path, assigner_dir: Path) -> N
 
 def start_secure(artifacts: Path, folder: Path) -> Live:
     process = subprocess.Popen(
-        command(artifacts, folder / "chain.pem", folder / "key.pem"), stdout=subprocess.PIPE, text=True, cwd=ROOT
+        command(artifacts, folder / "chain.pem", folder / "key.pem", "--no-engine-process"),
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
     )
     assert process.stdout is not None
     host, port = process.stdout.readline().removeprefix("serving on https://").strip().rsplit(":", 1)
@@ -264,7 +293,7 @@ def start_secure(artifacts: Path, folder: Path) -> Live:
 def test_sighup_reloads_keys(tmp_path: Path, assigner_dir: Path) -> None:
     keys = tmp_path / "keys.txt"
     keys.write_text("first-key-of-a-test\n")
-    live = start("--artifacts", assigner_dir, "--api-key-file", keys)
+    live = start("--artifacts", assigner_dir, "--api-key-file", keys, "--no-engine-process")
 
     def status(key: str) -> int:
         return live.send("GET", "/v2", headers={"Authorization": f"Bearer {key}"}).status

@@ -25,6 +25,8 @@ from yolo_assigner.serve.versions import OURS, SERVER_HEADER
 SOON = RetryPolicy(first_delay=0.01)
 INPUTS = tuple(assigner_inputs().values())
 SERVICE = f"{SERVER_HEADER}: {OURS}"
+# As HAProxy answers in Ray Serve in place of 502, 503 and 504.
+RAYS = answer(500, "Content-Type: text/plain", body="Internal Server Error")
 
 
 def full(url: Any, **options: Any) -> AssignerClient:
@@ -52,10 +54,10 @@ def test_a_reply_that_is_cut_off(live: Live, expected: Any, cut: int) -> None:
 
 def test_busy_servers_and_gateways(live: Live, expected: Any) -> None:
     busy = answer(503, "Retry-After: 0", SERVICE, body='{"error": "busy"}')
-    script = [answer(502, body="<html>"), busy, answer(503), answer(500)]
-    with relay(live, script) as proxy, full(proxy.url, retry=SOON._replace(tries=5)) as client:
+    script = [answer(502, body="<html>"), busy, answer(503), answer(500), answer(504, body="<html>"), RAYS]
+    with relay(live, script) as proxy, full(proxy.url, retry=SOON._replace(tries=7)) as client:
         assert_equal(client.assign(*INPUTS), expected)
-        assert proxy.connections == 5
+        assert proxy.connections == 7
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 429, 500, 501, 503, 504])
@@ -66,6 +68,14 @@ def test_refusals_that_are_final(live: Live, status: int) -> None:
         with pytest.raises(ServerError, match="because") as caught:
             client.assign(*INPUTS)
         assert caught.value.status == status
+        assert proxy.connections == 1
+
+
+@pytest.mark.parametrize("status", [500, 504])
+def test_other_inference_servers_failures_are_final(live: Live, status: int) -> None:
+    with relay(live, [answer(status, body='{"error": "because"}')]) as proxy, full(proxy.url) as client:
+        with pytest.raises(ServerError, match="because"):
+            client.assign(*INPUTS)
         assert proxy.connections == 1
 
 

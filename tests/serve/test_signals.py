@@ -65,7 +65,7 @@ def wait_for(folder: Path, words: str) -> None:
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_before_all_else(tmp_path: Path, sign: signal.Signals) -> None:
     """Nothing is imported and nothing is said any more."""
-    with started(tmp_path, [*SERVE, str(exported("assigner", "sparse"))]) as process:
+    with started(tmp_path, [*SERVE, str(exported("assigner", "dense"))]) as process:
         process.send_signal(sign)
         assert first_line(process) == ""
         assert process.wait(PATIENCE) == 0
@@ -74,7 +74,7 @@ def test_a_stop_before_all_else(tmp_path: Path, sign: signal.Signals) -> None:
 
 @pytest.mark.parametrize("seconds", [0.05, 0.2, 0.5, 1.0, 2.0])
 def test_a_stop_at_any_moment(tmp_path: Path, seconds: float) -> None:
-    with started(tmp_path, [*SERVE, str(exported("assigner", "sparse"))]) as process:
+    with started(tmp_path, [*SERVE, str(exported("assigner", "dense"))]) as process:
         time.sleep(seconds)
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 0
@@ -86,7 +86,7 @@ def test_a_stop_of_a_container_that_has_just_started(tmp_path: Path) -> None:
     """The system drops what the first process of a container neither handles nor blocks."""
     if subprocess.run([*ISOLATED, "true"], capture_output=True, check=False).returncode:
         pytest.skip("processes cannot be isolated here; it takes root and unshare")
-    artifacts = str(exported("assigner", "sparse"))
+    artifacts = str(exported("assigner", "dense"))
     command = [*ISOLATED, sys.executable, "-m", "deploy.entrypoint"]
     with started(tmp_path, command, YOLO_ASSIGNER_ARTIFACTS=artifacts, YOLO_ASSIGNER_PORT="0") as process:
         deadline = time.monotonic() + PATIENCE
@@ -101,7 +101,7 @@ def test_a_stop_of_a_container_that_has_just_started(tmp_path: Path) -> None:
 
 
 def test_a_hangup_while_it_starts_is_kept(tmp_path: Path) -> None:
-    with started(tmp_path, [*SERVE, str(exported("assigner", "sparse"))]) as process:
+    with started(tmp_path, [*SERVE, str(exported("assigner", "dense"))]) as process:
         process.send_signal(signal.SIGHUP)
         assert first_line(process).startswith("serving on ")
         wait_for(tmp_path, "reloading is done")
@@ -111,7 +111,7 @@ def test_a_hangup_while_it_starts_is_kept(tmp_path: Path) -> None:
 
 
 def test_hangups_while_it_stops_change_nothing(tmp_path: Path) -> None:
-    with started(tmp_path, [*SERVE, str(exported("assigner", "sparse"))]) as process:
+    with started(tmp_path, [*SERVE, str(exported("assigner", "dense"))]) as process:
         assert first_line(process).startswith("serving on ")
         wait_for(tmp_path, "assigner is ready")
         process.send_signal(signal.SIGTERM)
@@ -126,7 +126,7 @@ def test_hangups_while_it_stops_change_nothing(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="engines have a process of their own on Linux only")
 def test_a_hangup_of_the_group_leaves_the_engines_alone(tmp_path: Path) -> None:
     """As a terminal sends it when it is closed."""
-    with started(tmp_path, [*SERVE, str(exported("assigner", "sparse"))]) as process:
+    with started(tmp_path, [*SERVE, str(exported("assigner", "dense"))]) as process:
         assert first_line(process).startswith("serving on ")
         wait_for(tmp_path, "assigner is ready")
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.numpy_helper
 import pytest
 import torch
 from hypothesis import given
@@ -14,7 +18,9 @@ from hypothesis import strategies as st
 
 from tests.exports import OTHER_ASSIGNER, exported
 from tests.serve.conftest import Live, start, stop
-from yolo_assigner.serve.client import AssignerClient
+from yolo_assigner.export.contract import file_hash, load_contract
+from yolo_assigner.export.verification.verify import verify_model
+from yolo_assigner.serve.client import AssignerClient, ServerError
 from yolo_assigner.serve.client import client as client_module
 from yolo_assigner.serve.client.predictions import Decoded, Maps
 from yolo_assigner.serve.client.thin import (
@@ -24,6 +30,7 @@ from yolo_assigner.serve.client.thin import (
     divide,
     enlarge,
     find_needed,
+    halve,
     join,
     read_options,
 )
@@ -81,12 +88,15 @@ def compact(assigner: TaskAlignedAssigner, inputs: Mapping[str, Array]) -> dict[
     return dict(zip(COMPACT, map(np.asarray, (targets.fg_mask, targets.target_gt_idx, weights)), strict=True))
 
 
-def thin_parts(inputs: Mapping[str, Array], min_box_side: float | None, request_bytes: int = SMALL) -> list[Part]:
+def thin_parts(
+    inputs: Mapping[str, Array], min_box_side: float | None, request_bytes: int = SMALL, *, own_points: bool = False
+) -> list[Part]:
     """The requests of a batch."""
     truth = GroundTruth(inputs["gt_labels"], inputs["gt_bboxes"], inputs["mask_gt"])
     needed = find_needed(inputs["anc_points"], truth, min_box_side)
     picked = Decoded(inputs["pd_scores"], inputs["pd_bboxes"]).pick(needed)
-    return divide(picked, inputs["anc_points"], truth, needed, request_bytes)
+    options = ModelOptions(min_box_side, own_points)
+    return divide(picked, inputs["anc_points"], truth, needed, request_bytes, options)
 
 
 def assert_equal(ours: Any, theirs: Any) -> None:
@@ -103,16 +113,35 @@ def assert_equal(ours: Any, theirs: Any) -> None:
     classes=st.integers(1, 6),
     regular=st.booleans(),
     request_bytes=st.sampled_from([SMALL, LARGE]),
+    own_points=st.booleans(),
+    given_own=st.booleans(),
+    halved=st.booleans(),
     options=OPTIONS,
 )
 def test_targets_are_those_of_all_anchors(
-    seed: int, images: int, slots: int, classes: int, regular: bool, request_bytes: int, options: dict[str, Any]
+    seed: int,
+    images: int,
+    slots: int,
+    classes: int,
+    regular: bool,
+    request_bytes: int,
+    own_points: bool,
+    given_own: bool,
+    halved: bool,
+    options: dict[str, Any],
 ) -> None:
-    """For every option, one request for each image or one for all, M = 0 and images without boxes among them."""
+    """For every option, one request for each image or one for all, M = 0 and images without boxes among them.
+
+    Points of all images or of each, as the model takes them and as the caller gives them, and requests in halves.
+    """
     inputs = batch(seed, images, slots, classes, regular=regular)
+    if given_own:
+        inputs["anc_points"] = inputs["anc_points"] + 3 * np.arange(images, dtype=np.float32)[:, None, None]
     full = TaskAlignedAssigner(num_classes=classes, **options)
-    parts = thin_parts(inputs, options["min_box_side"], request_bytes)
-    assert len(parts) <= (1 if request_bytes == LARGE else images)
+    parts = thin_parts(inputs, options["min_box_side"], request_bytes, own_points=own_points)
+    assert len(parts) <= (1 if request_bytes == LARGE and (own_points or not given_own) else images)
+    if halved:
+        parts = [half for part in parts for half in (halve(part) if part.images > 1 else [part])]
     replies = []
     for part in parts:
         assert part.inputs["pd_scores"].shape[2] <= classes
@@ -139,12 +168,20 @@ def test_by_hand() -> None:
     inputs = dict(zip(("pd_scores", "pd_bboxes", "anc_points"), (scores, predicted, points), strict=True))
     inputs |= {"gt_labels": labels, "gt_bboxes": boxes, "mask_gt": mask}
     (part,) = thin_parts(inputs, None)
-    assert (part.images.tolist(), part.anchors.tolist()) == ([0], [0, 1])
+    assert (part.image.tolist(), part.anchor.tolist()) == ([0, 0], [0, 1])
     np.testing.assert_array_equal(part.inputs["pd_scores"], scores[:1, :2][:, :, [2, 7]])
     np.testing.assert_array_equal(part.inputs["pd_bboxes"], predicted[:1, :2])
     assert part.inputs["gt_labels"].tolist() == [[[1], [0]]]
     (part,) = thin_parts(inputs, 8.0)
-    assert part.anchors.tolist() == [0, 1, 5]
+    assert part.anchor.tolist() == [0, 1, 5]
+    # With a box from (2, 10) to (14, 14) around point 4 in the second image, both are filled up to the longer one.
+    boxes[1, 0], mask[1, 0] = (2, 10, 14, 14), True
+    (part,) = thin_parts(inputs, None, LARGE, own_points=True)
+    assert part.inputs["anc_points"].tolist() == [[[4, 4], [12, 4]], [[4, 12], [12, 12]]]
+    boxes[1, 0, 2] = 11
+    (part,) = thin_parts(inputs, None, LARGE, own_points=True)
+    assert part.inputs["anc_points"].tolist() == [[[4, 4], [12, 4]], [[4, 12], [1 / 16, 9]]]
+    assert (part.row.tolist(), part.column.tolist(), part.anchor.tolist()) == ([0, 0, 1], [0, 1, 0], [0, 1, 4])
 
 
 @pytest.mark.parametrize("regular", [True, False])
@@ -175,7 +212,31 @@ def other() -> Iterator[Live]:
     assert stop(server) == 0
 
 
-@pytest.fixture(params=["live", "other"])
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """A server of an assigner in the form of earlier releases, which takes points of all images alone."""
+    server = start("--artifacts", export_as_before(exported("assigner", "sparse"), tmp_path_factory.mktemp("earlier")))
+    yield server
+    assert stop(server) == 0
+
+
+def export_as_before(folder: Path, out: Path) -> Path:
+    """Give an exported assigner the input ``anc_points`` (A, 2)."""
+    model = onnx.load(folder / "assigner.onnx")
+    for node in model.graph.node:
+        node.input[:] = ["sets" if name == "anc_points" else name for name in node.input]
+    (points,) = (value for value in model.graph.input if value.name == "anc_points")
+    del points.type.tensor_type.shape.dim[0]
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0]), "first"))
+    model.graph.node.insert(0, onnx.helper.make_node("Unsqueeze", ["anc_points", "first"], ["sets"]))
+    onnx.save(model, out / "assigner.onnx")
+    contract = load_contract(folder / "assigner.json")
+    inputs = tuple(replace(spec, axes=("A", 2)) if spec.name == "anc_points" else spec for spec in contract.inputs)
+    replace(contract, inputs=inputs, sha256=file_hash(out / "assigner.onnx")).save(out / "assigner.json")
+    return out
+
+
+@pytest.fixture(params=["live", "other", "earlier"])
 def url(request: pytest.FixtureRequest) -> str:
     """The address of either server."""
     return str(request.getfixturevalue(request.param).url)
@@ -194,6 +255,50 @@ def test_a_served_model_gives_the_same(url: str, request_bytes: int) -> None:
             found.append(int(expected.fg_mask.sum()))
     assert found[0] == 0
     assert sum(found) > 0
+
+
+def test_points_of_each_image_are_taken_by_the_client(live: Live) -> None:
+    """As the module takes them, with everything sent or what can matter; by a model of earlier releases one by one."""
+    inputs = batch(7, 3, 5, 3, regular=True)
+    shared = inputs["anc_points"]
+    with AssignerClient(live.url) as thin, AssignerClient(live.url, thin=False) as full:
+        inputs["anc_points"] = shared[None]
+        assert_equal(thin.assign(*inputs.values()), full.assign(*(inputs | {"anc_points": shared}).values()))
+        inputs["anc_points"] = shared + 3 * np.arange(3, dtype=np.float32)[:, None, None]
+        expected = full.assign(*inputs.values())
+        assert_equal(thin.assign(*inputs.values()), expected)
+        with pytest.raises(ValueError, match=r"anc_points has shape \(2, 126, 2\)"):
+            thin.assign(*(inputs | {"anc_points": inputs["anc_points"][:2]}).values())
+        for image in range(3):
+            alone = {name: array[image : image + 1] for name, array in inputs.items()}
+            for one, other in zip(full.assign(*alone.values()), expected, strict=True):
+                np.testing.assert_array_equal(one[0], other[image])
+
+
+def test_points_of_each_image_are_sent_one_by_one_to_an_earlier_model(earlier: Live, live: Live) -> None:
+    inputs = batch(7, 3, 5, 3, regular=True)
+    inputs["anc_points"] = inputs["anc_points"] + 3 * np.arange(3, dtype=np.float32)[:, None, None]
+    with AssignerClient(earlier.url) as client, AssignerClient(live.url, thin=False) as full:
+        assert_equal(client.assign(*inputs.values()), full.assign(*inputs.values()))
+    with AssignerClient(earlier.url, thin=False) as client, pytest.raises(ServerError, match=r"it needs 2 axes"):
+        client.assign(*inputs.values())
+
+
+def test_a_request_beyond_a_limit_is_sent_in_halves(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of five images at most two fit in the limit; then not even one."""
+    inputs = batch(2, 5, 5, 3, regular=True) | {"mask_gt": np.ones((5, 5, 1), np.bool_)}
+    inputs["gt_labels"] = inputs["gt_labels"].clip(min=0)
+    limited = start("--artifacts", exported("assigner", "sparse"), "--max-request-bytes", "2500")
+    try:
+        with AssignerClient(limited.url) as client, AssignerClient(live.url, thin=False) as full:
+            sent = count_bytes(client, monkeypatch)
+            assert_equal(client.assign(*inputs.values()), full.assign(*inputs.values()))
+            assert len(sent) > 3
+            large = inputs | {"gt_bboxes": np.tile(np.array([0, 0, 96, 96], np.float32), (5, 5, 1))}
+            with pytest.raises(ServerError, match="2500"):
+                client.assign(*large.values())
+    finally:
+        assert stop(limited) == 0
 
 
 def count_bytes(client: AssignerClient, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -291,9 +396,19 @@ def test_a_model_that_is_reloaded_meanwhile(live: Live, monkeypatch: pytest.Monk
 def test_servers_that_do_not_say_get_everything() -> None:
     """Engines take no fewer anchors than they were built for, and other servers have no such parameters."""
     config: dict[str, Any] = {"platform": "onnxruntime_onnx", "parameters": {"min_box_side": {"string_value": "16.0"}}}
+    config["input"] = [{"name": "anc_points", "dims": [-1, -1, 2]}]
+    assert read_options(json.dumps(config).encode()) == ModelOptions(16.0, own_points=True)
+    config["input"] = [{"name": "anc_points", "dims": [-1, 2]}]
     assert read_options(json.dumps(config).encode()) == ModelOptions(16.0)
     config["parameters"]["min_box_side"]["string_value"] = "null"
     assert read_options(json.dumps(config).encode()) == ModelOptions(None)
     assert read_options(json.dumps(config | {"platform": "tensorrt_plan"}).encode()) is None
     assert read_options(json.dumps(config | {"parameters": {}}).encode()) is None
     assert read_options(b"<html>") is None
+
+
+def test_models_of_earlier_releases_are_verified(tmp_path: Path) -> None:
+    folder = export_as_before(exported("assigner", "sparse"), tmp_path)
+    differences = verify_model(folder / "assigner.onnx", load_contract(folder / "assigner.json"))
+    assert differences
+    assert all(difference.passed for difference in differences)

@@ -8,6 +8,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from http.client import HTTPSConnection
 from pathlib import Path
@@ -29,6 +30,7 @@ from tritonclient.http import aio as tritonclient_aio
 from tests.exports import exported
 from tests.serve.conftest import ROOT, Live, loss_inputs, stop
 from tests.serve.test_operation import free_port
+from tests.served import POLL_SECONDS
 from yolo_assigner.serve.client import AssignerClient, ServerError
 from yolo_assigner.serve.listening import check_certificate
 
@@ -98,6 +100,7 @@ def secure(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     server = Secure(live, port, errors)
     while get(server, files.authority, "/v2/health/ready") != 200:
         assert process.poll() is None
+        time.sleep(POLL_SECONDS)
     yield server
     assert stop(live) == 0
     log = errors.read_text()

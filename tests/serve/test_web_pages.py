@@ -39,7 +39,7 @@ def shared() -> Iterator[Live]:
 def keyed(assigner_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     keys = tmp_path_factory.mktemp("keys") / "keys"
     keys.write_text(KEY)
-    server = start("--artifacts", assigner_dir, "--api-key-file", keys, "--cors-origin", PAGE)
+    server = start("--artifacts", assigner_dir, "--api-key-file", keys, "--cors-origin", PAGE, "--no-engine-process")
     yield server
     assert stop(server) == 0
 

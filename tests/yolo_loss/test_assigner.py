@@ -42,6 +42,7 @@ def onnx_run(path: Path) -> Run:
     def run(inputs: tuple[Tensor, ...]) -> dict[str, np.ndarray[Any, Any]]:
         names = [spec.name for spec in session.get_inputs()]
         feed = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
+        feed["anc_points"] = feed["anc_points"][None]
         return dict(zip(NAMES, session.run(list(NAMES), feed), strict=True))
 
     return run

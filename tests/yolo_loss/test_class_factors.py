@@ -82,7 +82,7 @@ def test_agrees_with_the_oracle(implementation: str, class_loss: str, which: str
     assert (plain.image_sums[:, 1] != result.image_sums[:, 1]).all()
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", ["sparse", "dense"])  # one of which `auto` takes
 @pytest.mark.parametrize("class_loss", CLASS_LOSSES)
 def test_gradcheck(implementation: str, class_loss: str) -> None:
     # Boxes do not depend on the factors, so the check is of class logits alone, where nothing is frozen by definition

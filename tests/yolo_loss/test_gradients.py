@@ -9,6 +9,7 @@ from torch import Tensor
 from yolo_assigner.export.samples import Case, pyramid, sample_loss_inputs
 from yolo_loss import DetectionLoss, GroundTruth
 from yolo_loss.predictions import join_predictions
+from yolo_loss.reductions.foreground import Rows, row_gradients, row_losses
 
 STRIDES = (8.0, 16.0, 32.0)
 
@@ -36,6 +37,26 @@ def test_same_as_autograd(implementation: str, class_loss: str, reg_max: int, sl
     assert bool(result.assignment.fg_mask.any()) == bool(slots)
     for ours, theirs in zip(got, want, strict=True):
         torch.testing.assert_close(ours.view(theirs.shape), theirs, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("reg_max", [16, 1])
+def test_rows_in_closed_form_are_those_of_autograd(reg_max: int) -> None:
+    """Also for boxes apart from their targets, and where sides are equal, between which the derivative is divided."""
+    generator = torch.Generator().manual_seed(0)
+    size, logit, scale, point, sides = (
+        torch.rand((40, width), generator=generator, dtype=torch.float64) for width in (4 * reg_max, 1, 2, 2, 4)
+    )
+    target = torch.cat((point - 4 * sides[:, :2], point + 4 * sides[:, 2:]), dim=1)
+    target[:5] += 100
+    target[5:20, 0::3] = (point + torch.tensor([-7.5, 7.5]))[5:20]  # the distance that equal logits expect
+    distri = torch.where(torch.arange(40)[:, None] < 20, 7.5 if reg_max == 1 else 0.0, 4 * size).requires_grad_()
+    rows = Rows(distri, logit[:, 0], logit[:, 0], target, point, scale if reg_max == 1 else None)
+    want, got = row_losses(rows, reg_max, "bce"), row_gradients(rows, reg_max, "bce")
+    for ours, theirs in zip(got.losses, want, strict=True):
+        assert torch.equal(ours, theirs)
+    for loss, gradient in ((want.box, got.box_grad_distri), (want.dfl, got.dfl_grad_distri)):
+        (expected,) = torch.autograd.grad(loss.sum(), distri, retain_graph=True)
+        torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("implementation", ["dense", "sparse"])

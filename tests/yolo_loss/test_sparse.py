@@ -16,9 +16,10 @@ from yolo_loss import GroundTruth, TaskAlignedAssigner, make_anchors
 from yolo_loss.assigner import IMPLEMENTATIONS
 from yolo_loss.assignment import sparse
 from yolo_loss.assignment.anchor_grid import candidate_ranges, count_pairs_per_image, expand_ranges, find_anchor_grid
-from yolo_loss.assignment.params import power
+from yolo_loss.assignment.dense import assign_candidates, assign_images, find_candidates
+from yolo_loss.assignment.params import AssignerParams, power
 from yolo_loss.assignment.segment_ops import segment_count_true, segment_ids, segment_topk
-from yolo_loss.execution.channels import probability
+from yolo_loss.execution.channels import Channels, ClassScores, probability
 
 STRIDES = (8.0, 16.0, 32.0)
 
@@ -199,6 +200,23 @@ def test_probabilities_do_not_depend_on_the_place(dtype: torch.dtype) -> None:
     whole = probability(logits)
     assert torch.equal(whole, torch.cat([probability(one) for one in logits.split(1)]))
     torch.testing.assert_close(whole, logits.sigmoid(), rtol=4 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).tiny)
+
+
+@pytest.mark.parametrize("slots", [0, 2])
+@pytest.mark.parametrize("levels", [1, 3])
+def test_dense_among_candidates_equals_dense_among_all(slots: int, levels: int) -> None:
+    """Boxes hold a few of the anchors or none, and class scores lie in one tensor or in levels."""
+    scores, boxes, points, *rest = sample_assigner_inputs(Case(2, 2, pyramid(128, 128, STRIDES), 3), STRIDES, seed=4)
+    truth = GroundTruth(*rest)
+    truth = truth._replace(mask_gt=truth.mask_gt & (torch.arange(2)[:, None] < slots))
+    sizes = [256, 64, 16] if levels > 1 else [336]
+    channels = [Channels(level, 0, 3) for level in scores.transpose(1, 2).split(sizes, dim=2)]
+    inputs = ClassScores(channels, torch.float32), boxes, points, truth, AssignerParams(topk=4)
+    want = assign_images(*inputs)
+    assert 0 < find_candidates(points, truth, inputs[-1]).any(dim=1).float().mean() < 0.5 or not slots
+    assert bool(want.fg_mask.any()) == bool(slots)
+    for got, field in zip(assign_candidates(*inputs), want, strict=True):
+        assert torch.equal(got, field)
 
 
 class _Largest(TorchDispatchMode):

@@ -6,6 +6,7 @@ equal steps in y. Points in any other order form rows of one point, for which th
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -62,6 +63,20 @@ class AnchorGrid(NamedTuple):
     blocks: RegularRuns
 
 
+class AnchorGrids(NamedTuple):
+    """The anchor points of S sets, one set after the other, with their rows and blocks; none reaches into another set.
+
+    Attributes:
+        grid: Of all S * A points.
+        first_block: (S,) int64, the first of each set's blocks, which follow one another.
+        num_blocks: (S,) int64, at least 1.
+    """
+
+    grid: AnchorGrid
+    first_block: Tensor
+    num_blocks: Tensor
+
+
 class IndexRanges(NamedTuple):
     """Ranges of consecutive anchors inside one box, ordered by ground truth, then by anchor.
 
@@ -92,23 +107,29 @@ def candidate_ranges(points: Tensor, boxes: Tensor, valid: Tensor, eps: float) -
     """Find the candidate anchors of every ground truth, as ranges.
 
     Args:
-        points: (A, 2) pixels, A >= 1.
+        points: (A, 2) pixels, A >= 1; or (S, A, 2), where S is B for points of each image, or 1.
         boxes: (B, M, 4) pixel xyxy.
         valid: (B, M) bool.
         eps: A point is inside when its distance from every side is larger.
     """
-    grid = cached_anchor_grid(points)
+    sets = find_anchor_grids(points) if points.shape[:-2] else None
+    grid = cached_anchor_grid(points) if sets is None else sets.grid
     # No point lies inside an empty box, even where a graph's dummy entry asks for it.
     boxes = torch.where(valid.unsqueeze(-1), boxes, 0.0)
     x1, y1, x2, y2 = (side.flatten() for side in boxes.unbind(-1))  # (B * M,) each
-    slot, block = _overlapping_blocks(grid, y1, y2, x2 > x1, eps)
+    if sets is None:
+        slot, block = _overlapping_blocks(grid, y1, y2, x2 > x1, eps)
+    else:
+        slot, block = _overlapping_blocks_of_sets(sets, boxes, eps)
     low, high = y1.index_select(0, slot), y2.index_select(0, slot)
     begin, length = _members_between(grid.blocks.select(block), grid.y, low, high, eps)
     slot, row = expand_ranges(IndexRanges(slot, begin, extend_for_dummy(length)))
     low, high = x1.index_select(0, slot), x2.index_select(0, slot)
     begin, length = _members_between(grid.rows.select(row), grid.x, low, high, eps)
     image = torch.div(slot, valid.shape[1], rounding_mode="floor")
-    return IndexRanges(slot, begin + image * points.shape[0], extend_for_dummy(length))
+    if sets is not None:  # which already counts the points of the sets before the image's own
+        image = image - image.clamp(max=points.shape[0] - 1)
+    return IndexRanges(slot, begin + image * points.shape[-2], extend_for_dummy(length))
 
 
 def expand_ranges(ranges: IndexRanges) -> CandidatePairs:
@@ -168,10 +189,49 @@ def find_anchor_grid(points: Tensor) -> AnchorGrid:
     x, y = points[:, 0].contiguous(), points[:, 1]
     rows = _find_regular_runs(x, _next(y) == y)
     y = y.index_select(0, rows.start)
-    alike = torch.ones_like(y, dtype=torch.bool)
+    return AnchorGrid(x, y, rows, _find_regular_runs(y, _alike(rows)))
+
+
+def find_anchor_grids(points: Tensor) -> AnchorGrids:
+    """:func:`find_anchor_grid` for sets of points, which may lack points of their grid: a gap begins another run.
+
+    Args:
+        points: (S, A, 2), S and A >= 1.
+    """
+    sets, anchors, _ = points.shape
+    x, y = (coordinate.flatten().contiguous() for coordinate in points.unbind(-1))  # (S * A,) each
+    owner = torch.div(torch.arange(sets * anchors, device=points.device), anchors, rounding_mode="floor")
+    rows = _find_regular_runs(x, _without_gaps(x, (_next(y) == y) & (_next(owner) == owner)))
+    y, owner = y.index_select(0, rows.start), owner.index_select(0, rows.start)
+    blocks = _find_regular_runs(y, _without_gaps(y, _alike(rows) & (_next(owner) == owner)))
+    owner = owner.index_select(0, blocks.start)
+    count = segment_sum(owner, torch.ones_like(owner), sets)
+    return AnchorGrids(AnchorGrid(x, y, rows, blocks), count.cumsum(0) - count, count)
+
+
+def _alike(rows: RegularRuns) -> Tensor:
+    """Whether each row has the same positions in x as the next, (N,) bool."""
+    alike = torch.ones_like(rows.origin, dtype=torch.bool)
     for field in (rows.length, rows.origin, rows.step):
         alike = alike & (_next(field) == field)
-    return AnchorGrid(x, y, rows, _find_regular_runs(y, alike))
+    return alike
+
+
+def _without_gaps(position: Tensor, linked: Tensor) -> Tensor:
+    """Unlink the members beside a gap, which is a longer step than one before or after it.
+
+    Args:
+        position: (N,), N >= 1, of each member.
+        linked: (N,) bool, whether a member may share a run with the next; the last entry is ignored.
+
+    Returns:
+        (N,) bool.
+    """
+    step = _next(position) - position
+    steps = torch.where(linked & (step > 0), step, math.inf)
+    index = torch.arange(position.shape[0], device=position.device)
+    beside = torch.minimum(steps.index_select(0, (index - 1).clamp(min=0)), _next(steps))
+    return linked & ~(step > beside * (1 + TOLERANCE))
 
 
 def _next(values: Tensor) -> Tensor:
@@ -249,3 +309,29 @@ def _overlapping_blocks(grid: AnchorGrid, y1: Tensor, y2: Tensor, valid: Tensor,
     found, blocks = true_indices(keep_dummy(reaches.flatten())), top.shape[0]
     slot = torch.div(found, blocks, rounding_mode="floor")
     return slot, found - slot * blocks
+
+
+def _overlapping_blocks_of_sets(sets: AnchorGrids, boxes: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Pair each box with the blocks of its image's points that it may reach into.
+
+    Args:
+        sets: Points of S sets, S is B or 1.
+        boxes: (B, M, 4) pixel xyxy; empty where there is none.
+        eps: As in :func:`candidate_ranges`.
+
+    Returns:
+        Ground truth and block of each pair, ordered by both.
+    """
+    images, slots, _ = boxes.shape
+    index = torch.arange(images * slots, device=boxes.device)
+    of_image = torch.div(index, slots, rounding_mode="floor").clamp(max=sets.first_block.shape[0] - 1)
+    x1, y1, x2, y2 = (side.flatten() for side in boxes.unbind(-1))
+    length = torch.where(x2 > x1, sets.num_blocks.index_select(0, of_image), 0)
+    first = sets.first_block.index_select(0, of_image)
+    slot, block = expand_ranges(IndexRanges(index, first, extend_for_dummy(length)))
+    blocks = sets.grid.blocks
+    top = blocks.origin.index_select(0, block)
+    bottom = sets.grid.y.index_select(0, blocks.start + blocks.length - 1).index_select(0, block)
+    reaches = (bottom - y1.index_select(0, slot) > eps) & (y2.index_select(0, slot) - top > eps)
+    found = true_indices(keep_dummy(reaches))
+    return slot.index_select(0, found), block.index_select(0, found)

@@ -9,33 +9,44 @@ import torch
 from torch import Tensor
 
 from yolo_loss.assignment.params import AssignerParams, enlarge, power
+from yolo_loss.assignment.segment_ops import true_indices
 from yolo_loss.boxes import box_geometry, ciou_of_geometry
 from yolo_loss.execution.buffers import is_plain
 from yolo_loss.execution.channels import ClassScores
 from yolo_loss.execution.chunks import chunk_slices, concatenate_assignments
-from yolo_loss.execution.compilation import kernel
+from yolo_loss.execution.compilation import compiling_kernels, kernel
 from yolo_loss.structures import Assignment, GroundTruth
 
 # (Ground truth, anchor) pairs that a GPU computes at once: each takes 25 bytes of live memory, and tensors of this
 # length stay in its cache from one operation to the next.
 PAIRS_PER_CHUNK = 2**22
+# Up to this share of all anchors, selecting those in any box costs less than it saves.
+MAX_CANDIDATE_SHARE = 0.5
 
 
 def assign_dense(
-    scores: ClassScores, pd_bboxes: Tensor, anc_points: Tensor, ground_truth: GroundTruth, params: AssignerParams
+    scores: ClassScores,
+    pd_bboxes: Tensor,
+    anc_points: Tensor,
+    ground_truth: GroundTruth,
+    params: AssignerParams,
 ) -> Assignment:
     """Assign at most one ground truth to each anchor.
 
     Args:
         scores: Class scores of all anchors.
         pd_bboxes: (B, A, 4) predicted boxes, pixel xyxy.
-        anc_points: (A, 2) pixels.
+        anc_points: (A, 2) pixels, or (S, A, 2) with S 1 or B.
         ground_truth: Padded, M >= 1.
         params: Hyper-parameters.
 
     Returns:
         The assignment in compact form.
     """
+    if anc_points.shape[:-2]:
+        anc_points = _points_of_images(anc_points, pd_bboxes.shape[0])
+    if is_plain(pd_bboxes) and not compiling_kernels():
+        return assign_candidates(scores, pd_bboxes, anc_points, ground_truth, params)
     if pd_bboxes.device.type == "cpu" or torch.compiler.is_compiling():
         return assign_images(scores, pd_bboxes, anc_points, ground_truth, params)
     return assign_in_chunks(scores, pd_bboxes, anc_points, ground_truth, params, PAIRS_PER_CHUNK)
@@ -54,7 +65,8 @@ def assign_in_chunks(
     assignments = []
     for chunk in chunk_slices([ground_truth.gt_bboxes.shape[1] * anchors] * images, limit):
         chunk_truth = GroundTruth(*(field[chunk] for field in ground_truth))
-        assignments.append(assign_images(scores.of_images(chunk), pd_bboxes[chunk], anc_points, chunk_truth, params))
+        points = anc_points[chunk] if anc_points.shape[:-2] else anc_points
+        assignments.append(assign_images(scores.of_images(chunk), pd_bboxes[chunk], points, chunk_truth, params))
     return concatenate_assignments(assignments)
 
 
@@ -63,13 +75,65 @@ def assign_images(
     scores: ClassScores, pd_bboxes: Tensor, anc_points: Tensor, ground_truth: GroundTruth, params: AssignerParams
 ) -> Assignment:
     """:func:`assign_dense` of all images at once."""
+    return _assign_among(find_candidates(anc_points, ground_truth, params), scores, pd_bboxes, ground_truth, params)
+
+
+def assign_candidates(
+    scores: ClassScores,
+    pd_bboxes: Tensor,
+    anc_points: Tensor,
+    ground_truth: GroundTruth,
+    params: AssignerParams,
+) -> Assignment:
+    """:func:`assign_dense` of the anchors that lie in any box, where these can be counted without waiting."""
     candidates = find_candidates(anc_points, ground_truth, params)  # (B, M, A)
-    ious, metric = align_metric(scores, pd_bboxes, ground_truth, candidates, params)
+    anchors = true_indices(candidates.flatten(0, 1).any(dim=0))
+    images, total, _ = pd_bboxes.shape
+    if anchors.shape[0] > total * MAX_CANDIDATE_SHARE:
+        return _assign_among(candidates, scores, pd_bboxes, ground_truth, params)
+    empty = pd_bboxes.new_zeros((images, total))
+    background = Assignment(empty.bool(), empty.long(), empty)
+    if not anchors.shape[0]:
+        return background
+    boxes = pd_bboxes.index_select(1, anchors)
+    found = _assign_among(candidates.index_select(2, anchors), scores, boxes, ground_truth, params, anchors)
+    return Assignment(*(field.index_copy_(1, anchors, own) for field, own in zip(background, found, strict=True)))
+
+
+def _assign_among(
+    candidates: Tensor,
+    scores: ClassScores,
+    pd_bboxes: Tensor,
+    ground_truth: GroundTruth,
+    params: AssignerParams,
+    anchors: Tensor | None = None,
+) -> Assignment:
+    """Assign some anchors, or all.
+
+    Args:
+        candidates: (B, M, N) bool.
+        scores: Class scores of all anchors.
+        pd_bboxes: (B, N, 4) predicted boxes, pixel xyxy.
+        ground_truth: Padded, M >= 1.
+        params: Hyper-parameters.
+        anchors: (N,) ascending; None: all.
+
+    Returns:
+        The assignment, (B, N).
+    """
+    ious, metric = align_metric(scores, pd_bboxes, ground_truth, candidates, params, anchors)
     chosen = select_topk(metric, params.topk)
     assigned = resolve_conflicts(chosen, ious, candidates)
     if params.topk2 is not None:
         assigned = select_topk(torch.where(assigned, metric, 0.0), params.topk2)
     return normalize_scores(assigned, metric, ious, params.eps)
+
+
+def _points_of_images(points: Tensor, images: int) -> Tensor:
+    """Each image's points (B, A, 2), from (S, A, 2) with S 1 or B."""
+    # Not expand: in a graph S and B are both unknown.
+    image = torch.arange(images, device=points.device)
+    return points.index_select(0, image.clamp(max=points.shape[0] - 1))
 
 
 def find_candidates(anc_points: Tensor, ground_truth: GroundTruth, params: AssignerParams) -> Tensor:
@@ -86,7 +150,7 @@ def is_inside(anc_points: Tensor, boxes: Tensor, eps: float) -> Tensor:
     """Whether each anchor's distance from every side of a box, towards its inside, is above ``eps``.
 
     Args:
-        anc_points: (A, 2).
+        anc_points: (A, 2) or (B, A, 2).
         boxes: (B, M, 4) xyxy in the same unit.
         eps: In the same unit.
 
@@ -94,7 +158,8 @@ def is_inside(anc_points: Tensor, boxes: Tensor, eps: float) -> Tensor:
         (B, M, A) bool.
     """
     x1, y1, x2, y2 = boxes.split(1, dim=-1)  # each (B, M, 1)
-    x, y = (coordinate.contiguous() for coordinate in anc_points.unbind(-1))  # each (A,)
+    points = anc_points.unsqueeze(1) if anc_points.shape[:-2] else anc_points
+    x, y = (coordinate.contiguous() for coordinate in points.unbind(-1))  # each (A,) or (B, 1, A)
     inside_x = torch.minimum(x - x1, x2 - x)  # (B, M, A)
     inside_y = torch.minimum(y - y1, y2 - y)
     return torch.minimum(inside_x, inside_y) > eps
@@ -106,8 +171,11 @@ def align_metric(
     ground_truth: GroundTruth,
     candidates: Tensor,
     params: AssignerParams,
+    anchors: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute IoU u and metric t = s^alpha * u^beta of all pairs, zero outside the candidates.
+
+    The scores are those of all anchors, of which ``anchors`` selects some.
 
     Returns:
         u and t, each (B, M, A).
@@ -117,7 +185,7 @@ def align_metric(
     ious = ciou_of_geometry(truth, predicted)  # (B, M, A)
     # `> 0` and not clamp, so that a NaN prediction has IoU 0.
     ious = torch.where(candidates & (ious > 0), ious, 0.0)
-    class_scores = scores.of_slots(ground_truth.gt_labels.squeeze(-1).clamp(min=0))  # (B, M, A)
+    class_scores = scores.of_slots(ground_truth.gt_labels.squeeze(-1).clamp(min=0), anchors)  # (B, M, A)
     metric = power(class_scores, params.alpha) * power(ious, params.beta)
     return ious, torch.where(candidates & (metric > 0), metric, 0.0)
 

@@ -80,7 +80,7 @@ def assign_sparse(
     Args:
         scores: Class scores of all anchors.
         pd_bboxes: (B, A, 4) predicted boxes, pixel xyxy.
-        anc_points: (A, 2) pixels.
+        anc_points: (A, 2) pixels, or (S, A, 2) with S 1 or B.
         ground_truth: Padded, M >= 1.
         params: Hyper-parameters.
 

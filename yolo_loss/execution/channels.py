@@ -155,17 +155,22 @@ class ClassScores(NamedTuple):
             offset = offset - level.anchors
         return self._probabilities(picked)
 
-    def of_slots(self, labels: Tensor) -> Tensor:
-        """Gather the probabilities of each ground truth's class at all anchors.
+    def of_slots(self, labels: Tensor, anchors: Tensor | None = None) -> Tensor:
+        """Gather the probabilities of each ground truth's class at anchors.
 
         Args:
             labels: (B, M).
+            anchors: (N,), counted over all levels; None: all A.
 
         Returns:
-            (B, M, A).
+            (B, M, A), or (B, M, N).
         """
         images = torch.arange(labels.shape[0], device=labels.device)[:, None]
-        return self._probabilities(torch.cat([level.view()[images, labels] for level in self.levels], dim=2))
+        if anchors is not None and len(self.levels) == 1:
+            picked = self.levels[0].pick(images.unsqueeze(2), labels.unsqueeze(2), anchors)
+            return self._probabilities(picked)
+        picked = torch.cat([level.view()[images, labels] for level in self.levels], dim=2)
+        return self._probabilities(picked if anchors is None else picked.index_select(2, anchors))
 
     def _probabilities(self, scores: Tensor) -> Tensor:
         scores = scores.to(self.dtype)

@@ -124,7 +124,8 @@ def explain_assignment(
         The explanation without a loss.
 
     Raises:
-        ValueError: As the assigner, or ``strides`` has another length than ``anc_points``.
+        ValueError: As the assigner, ``anc_points`` are those of each image, or ``strides`` has another length than
+            they.
     """
     pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt = assigner.check_inputs(
         pd_scores=pd_scores,
@@ -134,6 +135,8 @@ def explain_assignment(
         gt_bboxes=gt_bboxes,
         mask_gt=mask_gt,
     )
+    if anc_points.shape[:-2]:
+        raise ValueError(f"anc_points has shape {tuple(anc_points.shape)}; explain each such image alone")
     dtype = compute_dtype(pd_scores, pd_bboxes, anc_points, gt_bboxes)
     points = anc_points.to(dtype)
     truth = add_empty_slot(GroundTruth(gt_labels.long(), gt_bboxes.to(dtype), mask_gt.bool()))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from yolo_loss.anchors import decode_rows
 from yolo_loss.assignment.segment_ops import keep_dummy, true_indices
+from yolo_loss.boxes import bbox2dist, ciou_with_gradient, dist2bbox
 from yolo_loss.class_factors import ClassFactors
 from yolo_loss.execution.buffers import as_array
 from yolo_loss.losses import (
@@ -18,7 +19,9 @@ from yolo_loss.losses import (
     background_class_gradient,
     box_loss,
     dfl_loss,
+    dfl_of_targets,
     l1_loss,
+    two_hot_targets,
 )
 from yolo_loss.structures import Assignment, GroundTruth, Predictions
 
@@ -269,11 +272,30 @@ def row_losses(rows: Rows, reg_max: int, class_loss: str) -> RowLosses:
 
 
 def row_gradients(rows: Rows, reg_max: int, class_loss: str) -> RowGradients:
-    """Compute the weighted losses of each row and their derivatives by the row's distributions, all detached."""
-    with torch.enable_grad():
-        distri = rows.distri.detach().requires_grad_()
-        losses = row_losses(rows._replace(distri=distri), reg_max, class_loss)
-        (box_grad,) = torch.autograd.grad(losses.box.sum(), distri, retain_graph=True)
-        (dfl_grad,) = torch.autograd.grad(losses.dfl.sum(), distri)
-    box, cls, dfl = (loss.detach() for loss in losses)
-    return RowGradients(box, cls, dfl, box_grad, dfl_grad)
+    """Compute the weighted losses of each row and their derivatives by the row's distributions, in closed form."""
+    cls = assigned_class_correction(rows.assigned_logits, rows.weight, class_loss)
+    weight = rows.weight.unsqueeze(1)
+    if rows.side_scale is not None:
+        box, box_grad = _box_gradient(rows.distri, rows)
+        dfl = l1_loss(rows.distri, rows.target_grid, rows.point, rows.side_scale)
+        direction = torch.sign(rows.distri - bbox2dist(rows.point, rows.target_grid))
+        dfl_grad = direction * torch.cat((rows.side_scale, rows.side_scale), dim=1) * (weight / 4)
+        return RowGradients(box, cls, dfl * rows.weight, box_grad, dfl_grad)
+    logits = rows.distri.unflatten(1, (4, reg_max))
+    bins = torch.arange(reg_max, dtype=logits.dtype, device=logits.device)
+    probabilities = logits.softmax(dim=2)  # (N, 4, R)
+    distance = (probabilities * bins).sum(dim=2)
+    box, by_distance = _box_gradient(distance, rows)
+    box_grad = probabilities * (bins - distance.unsqueeze(2)) * by_distance.unsqueeze(2)
+    two_hot = two_hot_targets(rows.target_grid, rows.point, bins)
+    dfl_grad = (probabilities - two_hot) * (weight / 4).unsqueeze(2)
+    dfl = dfl_of_targets(logits, two_hot) * rows.weight
+    return RowGradients(box, cls, dfl, box_grad.flatten(1), dfl_grad.flatten(1))
+
+
+def _box_gradient(distance: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Weighted box loss (N,) of rows, and its derivative by their distances (N, 4)."""
+    value, gradient = ciou_with_gradient(dist2bbox(distance, rows.point), rows.target_grid)
+    # A larger distance moves left and top down, right and bottom up, and the loss is 1 - CIoU.
+    low, high = gradient[:, :2], gradient[:, 2:]
+    return (1 - value) * rows.weight, torch.cat((low, -high), dim=1) * rows.weight.unsqueeze(1)

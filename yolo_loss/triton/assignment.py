@@ -96,14 +96,14 @@ def assign_triton(
     Args:
         scores: Class scores of all anchors.
         pd_bboxes: (B, A, 4) predicted boxes, pixel xyxy.
-        anc_points: (A, 2) pixels.
+        anc_points: (A, 2) pixels; with (B, A, 2) the dense implementation computes.
         ground_truth: Padded, M >= 1.
         params: Hyper-parameters.
 
     Returns:
         The assignment in compact form; equal to the dense implementation's up to the rounding of a few operations.
     """
-    if not _applies(scores, pd_bboxes, params):
+    if anc_points.shape[:-2] or not _applies(scores, pd_bboxes, params):
         return assign_dense(scores, pd_bboxes, anc_points, ground_truth, params)
     return _assign(scores, pd_bboxes, anc_points, ground_truth, params, with_targets=False).assignment
 
@@ -116,7 +116,7 @@ def assign_targets(
     Returns:
         The five targets; None where the kernels do not apply.
     """
-    if ground_truth.gt_labels.shape[1] == 0 or not _applies(scores, pd_bboxes, params):
+    if ground_truth.gt_labels.shape[1] == 0 or anc_points.shape[:-2] or not _applies(scores, pd_bboxes, params):
         return None
     return _assign(scores, pd_bboxes, anc_points, ground_truth, params, with_targets=True).targets
 

@@ -13,8 +13,8 @@ import yaml
 
 from tests.serve.conftest import ROOT
 from yolo_assigner.serve.cluster.options import arguments_of, proxy_variables, replica_settings
-from yolo_assigner.serve.settings import MIB, Configuration, defaults_for, read_settings
-from yolo_assigner.serve.system import memory_limit
+from yolo_assigner.serve.settings import Configuration, defaults_for, read_settings
+from yolo_assigner.serve.system import MIB, memory_limit
 
 
 def configured(*words: str, **environment: str) -> Configuration:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +16,13 @@ import pytest
 import yaml
 
 from benchmarks.common.client import infer_head
-from tests.serve.cluster.running import REPLICA, Cluster, cluster, shared_memory
+from tests.docs.markdown import DOCS, blocks
+from tests.processes import marked, nothing_left
+from tests.serve.cluster.running import REPLICA, Cluster, cluster
 from tests.serve.conftest import ROOT, assigner_inputs, binary_rows
 from tests.serve.hostile.wire import Reply, Wire
-from tests.served import serving
-from yolo_assigner.serve.client import AssignerClient
+from tests.served import serving, wait_until_ready
+from yolo_assigner.serve.client import AssignerClient, ServerError
 from yolo_assigner.serve.wire.dtypes import Array
 from yolo_assigner.serve.wire.response import dump_json
 
@@ -26,13 +31,56 @@ pytest.importorskip("ray.serve", reason="needs yolo-assigner[ray]: make test-ray
 OUTPUTS = ("target_labels", "target_bboxes", "target_scores", "fg_mask", "target_gt_idx", "target_weights")
 WORDS = ("--threads", "1", "--engine", "onnxruntime", "--device", "cpu")
 LIMIT = 2**22
+KEY = "a-key-of-some-length"
+(PAGE,) = (page for page in DOCS if page.name == "ray.md")
 ENDED_SECONDS = 20.0
+
+
+def commands_of_the_page(artifacts: Path, folder: Path, port: int) -> str:
+    """What starts a cluster, as the page has it, but for paths, ports and the GPU."""
+    (folder / "keys.txt").write_text(f"{KEY}\n")
+    control, dashboard = 6400 + os.getpid() % 1000, 9200 + os.getpid() % 700  # below the ports of Ray's workers
+    changes = {
+        "/run/secrets/yolo-assigner/api-keys.txt": str(folder / "keys.txt"),
+        "artifacts: /artifacts": f"artifacts: {artifacts}",
+        "ray_gpus: 1": "ray_gpus: 0",
+        "port: 8000": f"port: {port}",
+        "ray start --head": f"ray start --head --num-cpus 2 --port {control} --dashboard-port {dashboard}",
+        "serve deploy deploy/ray-serve.yaml": f"serve deploy -a http://127.0.0.1:{dashboard} {folder}/serve.yaml",
+    }
+    (shown,) = (block.code for block in blocks(PAGE) if "serve deploy" in block.code)
+    config = (ROOT / "deploy/ray-serve.yaml").read_text(encoding="utf-8")
+    for old, new in changes.items():
+        assert old in shown + config
+        shown, config = shown.replace(old, new), config.replace(old, new)
+    (folder / "serve.yaml").write_text(config)
+    return shown
+
+
+def test_the_commands_for_a_cluster(assigner_dir: Path, tmp_path: Path) -> None:
+    """Its processes are killed, since ``ray stop`` would end the clusters of others, too."""
+    port = 8000 + os.getpid() % 1000
+    programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    home = {"HOME": str(tmp_path), "PATH": programs, "PYTHONPATH": str(ROOT)}  # Ray keeps its token there
+    script = f"{commands_of_the_page(assigner_dir, tmp_path, port)}\nsleep 600"
+    with nothing_left() as mark:
+        process = subprocess.Popen(["bash", "-ec", script], env=os.environ | home, text=True)
+        try:
+            wait_until_ready(port, process)
+            with AssignerClient(f"127.0.0.1:{port}", key=KEY) as client:
+                assert client.infer("assigner", assigner_inputs(), OUTPUTS).keys() == set(OUTPUTS)
+            with AssignerClient(f"127.0.0.1:{port}") as client, pytest.raises(ServerError, match="key"):
+                client.infer("assigner", assigner_inputs(), OUTPUTS)
+        finally:
+            for pid in marked(mark):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.wait()
 
 
 @pytest.fixture(scope="module")
 def running(assigner_dir: Path) -> Iterator[Cluster]:
     """A cluster of one replica; it ends when the requests under way are answered, and nothing is left."""
-    before = shared_memory()
     limits = ("--max-request-bytes", str(LIMIT), "--max-requests", "2", "--ray-cpus", "0.5")
     with cluster(assigner_dir, *WORDS, *limits) as made:
         yield made
@@ -43,11 +91,6 @@ def running(assigner_dir: Path) -> Iterator[Cluster]:
             wire.write((rest,))
             assert wire.reply().status == 200
         assert made.process.wait(timeout=60) == 0
-        until = time.monotonic() + ENDED_SECONDS
-        while made.processes() and time.monotonic() < until:
-            time.sleep(0.1)
-        assert made.processes() == []
-    assert shared_memory() <= before
 
 
 def replica_of(running: Cluster) -> int:
@@ -93,9 +136,20 @@ def test_ray_takes_the_config_file() -> None:
     from yolo_assigner.serve.cluster import application
 
     config = yaml.safe_load((ROOT / "deploy/ray-serve.yaml").read_text(encoding="utf-8"))
+    (more,) = (yaml.safe_load(block.code) for block in blocks(PAGE) if block.language == "yaml")
+    config["applications"][0] |= more
     (given,) = ServeDeploySchema.model_validate(config).applications
     assert given.import_path == f"{application.__name__}:{application.build.__name__}"
     assert application.build(given.args) is not None
+    assert [deployment.name for deployment in given.deployments] == [application.NAME]
+
+
+def test_the_page_says_how_long_rays_autoscaler_waits() -> None:
+    from ray.serve.config import AutoscalingConfig
+
+    usual = AutoscalingConfig()
+    assert (usual.upscale_delay_s, usual.downscale_delay_s) == (30, 600)
+    assert "waits for 30 s before it adds a replica, and for 10 minutes" in PAGE.read_text(encoding="utf-8")
 
 
 def test_answers_are_those_of_one_server_to_the_bit(running: Cluster, assigner_dir: Path) -> None:

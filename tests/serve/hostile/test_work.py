@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis.strategies import booleans, floats, integers, lists, sampled_from, tuples
 
 from tests.exports import OTHER_ASSIGNER, exported
-from tests.serve.conftest import Live, assigner_inputs, binary_rows, loss_inputs
+from tests.serve.conftest import Live, assigner_inputs, binary_rows, graph_inputs, loss_inputs
 from tests.serve.hostile.conftest import WORK_LIMIT
 from tests.serve.peak import peak_growth
 from yolo_assigner.export.contract import find_contracts
@@ -114,7 +114,7 @@ def test_a_dense_model_counts_all_pairs(dense_dir: Path) -> None:
 def test_a_large_topk_is_counted(tmp_path: Path) -> None:
     """Four hundred small boxes have few candidates, whatever topk allows."""
     ((path, contract),) = find_contracts(exported("assigner", "sparse", **OTHER_ASSIGNER))
-    inputs = assigner_inputs(images=1, slots=400, side=640)
+    inputs = graph_inputs(images=1, slots=400, side=640)
     low = np.random.default_rng(0).uniform(0, 500, (1, 400, 2))
     inputs["gt_bboxes"] = np.concatenate((low, low + 60), axis=2).astype(np.float32)
     inputs["mask_gt"][:] = True

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.serve.conftest import assigner_inputs
+from tests.serve.conftest import graph_inputs
 from tests.serve.runners.test_tensorrt_engine import needs_none
 from yolo_assigner.export.contract import SPARSE_KINDS, Contract, ContractError, load_contract
 from yolo_assigner.export.to_tensorrt.build import build_engine
@@ -72,7 +72,7 @@ def test_better_runners_that_do_not_load_are_logged_with_their_reasons(
     assert lines[3].endswith("CPUExecutionProvider, cpu is taken")
     assert {record.levelno for record in caplog.records} == {logging.INFO}
     assert chosen.platform == "onnxruntime_onnx"
-    assert chosen.infer(assigner_inputs(), ["fg_mask"])["fg_mask"].any()
+    assert chosen.infer(graph_inputs(), ["fg_mask"])["fg_mask"].any()
 
 
 def test_a_requested_engine_is_not_replaced(with_engine: Path, artifacts_dir: Path) -> None:

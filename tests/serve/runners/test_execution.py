@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from tests.serve.conftest import assigner_inputs
+from tests.serve.conftest import graph_inputs
 from tests.serve.runners.fake_gpu import Context, HostMemory
 from yolo_assigner.export.contract import Contract, TensorSpec, load_contract
 from yolo_assigner.export.to_tensorrt.contract import EngineContract, Profile
@@ -20,8 +20,8 @@ from yolo_assigner.serve.inference.runners.tensorrt import Buffer, Execution
 from yolo_assigner.serve.wire.dtypes import Array
 
 TENSORRT = load_library("tensorrt-rtx")
-FEW: Profile = {"B": (1, 1, 2), "A": (21, 84, 84), "C": (1, 5, 5), "M": (0, 3, 8)}
-MANY: Profile = {**FEW, "B": (1, 8, 16)}
+FEW: Profile = {"B": (1, 1, 2), "S": (1, 1, 2), "A": (21, 84, 84), "C": (1, 5, 5), "M": (0, 3, 8)}
+MANY: Profile = {**FEW, "B": (1, 8, 16), "S": (1, 1, 16)}
 
 
 class Rig(NamedTuple):
@@ -71,7 +71,7 @@ def assigner(dense_dir: Path) -> Rig:
 
 
 def test_results_are_those_of_the_model_and_only_the_named_are_fetched(assigner: Rig) -> None:
-    inputs = assigner_inputs()
+    inputs = graph_inputs()
     names = ["fg_mask", "target_labels", "target_weights"]
     results = assigner.execution.run(0, inputs, names)
     assert list(results) == names
@@ -84,7 +84,7 @@ def test_results_are_those_of_the_model_and_only_the_named_are_fetched(assigner:
 
 def test_memory_grows_to_the_largest_and_stays(assigner: Rig) -> None:
     tensors = 12  # six inputs, six outputs
-    large, small = assigner_inputs(images=2), assigner_inputs(images=1, slots=1, seed=1)
+    large, small = graph_inputs(images=2), graph_inputs(images=1, slots=1, seed=1)
     assigner.execution.run(0, small, ["fg_mask"])
     assert assigner.memory.allocations == len(assigner.memory.blocks) == tensors
     assigner.execution.run(0, large, ["fg_mask"])
@@ -99,7 +99,7 @@ def test_memory_grows_to_the_largest_and_stays(assigner: Rig) -> None:
 
 
 def test_profiles_are_switched_only_when_they_change(assigner: Rig) -> None:
-    many, few = assigner_inputs(images=9), assigner_inputs(images=1)
+    many, few = graph_inputs(images=9), graph_inputs(images=1)
     for profile, inputs in ((0, few), (1, many), (1, few), (1, many), (0, few)):
         results = assigner.execution.run(profile, inputs, ["target_gt_idx"])
         np.testing.assert_array_equal(results["target_gt_idx"], assigner.expected(inputs)["target_gt_idx"])
@@ -107,7 +107,7 @@ def test_profiles_are_switched_only_when_they_change(assigner: Rig) -> None:
 
 
 def test_no_ground_truth_is_an_empty_tensor_with_an_address(assigner: Rig) -> None:
-    inputs = assigner_inputs(slots=0)
+    inputs = graph_inputs(slots=0)
     results = assigner.execution.run(0, inputs, ["target_labels"])
     np.testing.assert_array_equal(results["target_labels"], assigner.expected(inputs)["target_labels"])
 
@@ -140,14 +140,14 @@ def test_memory_that_is_not_there_is_named_and_the_next_call_runs(dense_dir: Pat
     """The allocator is called by TensorRT, through which no exception may pass."""
     contract = load_contract(dense_dir / "assigner.json")
     room = rig(dense_dir / "assigner.onnx", contract, MANY)
-    room.execution.run(0, assigner_inputs(images=2), ["fg_mask"])
+    room.execution.run(0, graph_inputs(images=2), ["fg_mask"])
     taken = sum(block.size for block in room.memory.blocks.values())
 
     tight = rig(dense_dir / "assigner.onnx", contract, MANY, capacity=taken)
-    inputs = assigner_inputs(images=2)
+    inputs = graph_inputs(images=2)
     tight.execution.run(0, inputs, ["fg_mask"])
     with pytest.raises(RuntimeError, match="cudaMalloc failed: cudaErrorMemoryAllocation"):
-        tight.execution.run(0, assigner_inputs(images=16), ["fg_mask"])
+        tight.execution.run(0, graph_inputs(images=16), ["fg_mask"])
     tight.execution.close()
     assert tight.memory.blocks == {}
     results = tight.execution.run(0, inputs, ["fg_mask"])
@@ -157,7 +157,7 @@ def test_memory_that_is_not_there_is_named_and_the_next_call_runs(dense_dir: Pat
 def test_an_output_without_memory_is_named(dense_dir: Path) -> None:
     """The inputs fit, the first output does not: TensorRT itself gives no more than False."""
     contract = load_contract(dense_dir / "assigner.json")
-    inputs = assigner_inputs(images=2)
+    inputs = graph_inputs(images=2)
     tight = rig(dense_dir / "assigner.onnx", contract, MANY, capacity=sum(array.nbytes for array in inputs.values()))
     with pytest.raises(RuntimeError, match="execute_async_v3 of TensorRT failed: cudaMalloc failed"):
         tight.execution.run(0, inputs, ["fg_mask"])
@@ -166,12 +166,12 @@ def test_an_output_without_memory_is_named(dense_dir: Path) -> None:
 def test_a_refused_call_is_named_and_leaves_nothing_queued(assigner: Rig) -> None:
     assigner.context.fails = "execute_async_v3"
     with pytest.raises(RuntimeError, match="execute_async_v3 of TensorRT failed: what TensorRT logged says why"):
-        assigner.execution.run(0, assigner_inputs(), ["fg_mask"])
+        assigner.execution.run(0, graph_inputs(), ["fg_mask"])
     assert assigner.memory.queue == []
     with pytest.raises(RuntimeError, match="set_input_shape of TensorRT failed"):
-        assigner.execution.run(0, assigner_inputs(images=3), ["fg_mask"])
+        assigner.execution.run(0, graph_inputs(images=3), ["fg_mask"])
     assigner.context.fails = None
-    assert assigner.execution.run(0, assigner_inputs(), ["fg_mask"])["fg_mask"].any()
+    assert assigner.execution.run(0, graph_inputs(), ["fg_mask"])["fg_mask"].any()
 
 
 def test_a_buffer_is_never_at_address_zero() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.serve.conftest import assigner_inputs, loss_inputs
+from tests.serve.conftest import graph_inputs, loss_inputs
 from yolo_assigner.export.contract import load_contract
 from yolo_assigner.export.to_tensorrt.contract import EngineContract, Profile
 from yolo_assigner.serve.inference.runners.base import UnfitRequestError
@@ -93,6 +93,6 @@ def test_sizes_by_letter(artifacts_dir: Path) -> None:
     sizes = {"B": 2, "M": 0, "H0": 8, "W0": 8, "H1": 4, "W1": 4, "H2": 2, "W2": 2}
     assert dynamic_sizes(loss.inputs, loss_inputs(images=2, slots=0)) == sizes
     assigner = load_contract(artifacts_dir / "assigner.json")
-    arrays = assigner_inputs(images=1, slots=3, classes=5)
-    assert dynamic_sizes(assigner.inputs, arrays) == {"B": 1, "A": 84, "C": 5, "M": 3}
+    arrays = graph_inputs(images=1, slots=3, classes=5)
+    assert dynamic_sizes(assigner.inputs, arrays) == {"B": 1, "S": 1, "A": 84, "C": 5, "M": 3}
     assert dynamic_sizes(assigner.inputs, {**arrays, "gt_labels": np.zeros((1, 3, 1))})["M"] == 3

@@ -14,7 +14,7 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
-from tests.serve.conftest import ROOT, assigner_inputs, loss_inputs
+from tests.serve.conftest import ROOT, graph_inputs, loss_inputs
 from yolo_assigner.export.contract import Contract, load_contract
 from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.specs import input_specs, output_specs
@@ -39,7 +39,7 @@ def runners(folder: Path, kind: str) -> tuple[TorchRunner, OnnxRuntimeRunner]:
 
 
 def inputs_of(kind: str, slots: int) -> dict[str, Array]:
-    return assigner_inputs(slots=slots, classes=3) if kind == "assigner" else loss_inputs(slots=slots)
+    return graph_inputs(slots=slots, classes=3) if kind == "assigner" else loss_inputs(slots=slots)
 
 
 @pytest.mark.parametrize("kind", ["assigner", "loss", "loss_grad"])

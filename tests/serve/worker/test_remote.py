@@ -31,6 +31,7 @@ from tests.serve.worker.toy import (
     HOLD,
     SLOW,
     SLOW_SECONDS,
+    STARTED,
 )
 from yolo_assigner.export.contract import file_hash
 from yolo_assigner.serve.errors import (
@@ -99,6 +100,12 @@ async def expected(toy: Toy, **asked: Any) -> None:
     body = b"".join(encoded.chunks)
     assert encoded.header_length is not None
     assert body[encoded.header_length :] == b"".join(results[name].tobytes() for name in outputs)
+
+
+async def begun(folder: Path) -> None:
+    """Wait until an engine has begun on a slow request."""
+    while not (folder / STARTED).exists():
+        await asyncio.sleep(0.01)
 
 
 @asynccontextmanager
@@ -181,7 +188,7 @@ def test_only_the_request_that_was_computed_fails_when_the_worker_dies(tmp_path:
         service, first = toy.service, toy.service.pid
         slow = toy.ask(mark=SLOW, side=side)
         others = [asyncio.create_task(expected(toy, side=side, mark=n / 9)) for n in range(5)]
-        await asyncio.sleep(0.2)
+        await begun(tmp_path)
         assert first is not None
         os.kill(first, signal.SIGKILL)
         with pytest.raises(InferenceError, match="ended while it computed this request"):
@@ -209,7 +216,7 @@ def test_an_engine_that_hangs_is_ended(tmp_path: Path, capfd: pytest.CaptureFixt
 
     async def play(toy: Toy) -> None:
         hanging = toy.ask(mark=HANG)
-        await asyncio.sleep(0.3)
+        await begun(tmp_path)
         hanging.cancel()
         behind = asyncio.create_task(expected(toy))
         await behind

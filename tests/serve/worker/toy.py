@@ -25,6 +25,7 @@ FAIL, DIE, HANG, SLOW, FORGET, HOLD = 2.0, 3.0, 4.0, 5.0, 6.0, 7.0
 SLOW_SECONDS = 0.5
 # Names of files in the folder of artifacts; such a file names the models that it is for, an empty one is for all.
 CANNOT_LOAD, DIES_LOADING = "cannot load", "dies loading"
+STARTED = "started"  # made there when a slow request or one that hangs is begun
 CONTRACT = replace(
     ASSIGNER, outputs=(*ASSIGNER.outputs, TensorSpec("target_scores", "float32", ("B", "A", "C"), heavy=True))
 )
@@ -57,6 +58,7 @@ class Toy:
         if mark == DIE:
             os.kill(os.getpid(), signal.SIGKILL)
         if mark in (HANG, SLOW):
+            (self._folder / STARTED).touch()
             time.sleep(60 if mark == HANG else SLOW_SECONDS)
         if mark == HOLD:
             ctypes.PyDLL(None).sleep(60)  # which keeps the interpreter

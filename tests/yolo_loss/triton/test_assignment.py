@@ -12,7 +12,8 @@ from torch import Tensor
 from tests.yolo_loss.triton.cases import interpreted
 from yolo_assigner.export.samples import Case, pyramid, sample_assigner_inputs
 from yolo_loss import TaskAlignedAssigner, make_anchors
-from yolo_loss.structures import AssignmentResult
+from yolo_loss.execution.channels import Channels, ClassScores
+from yolo_loss.structures import AssignmentResult, GroundTruth
 from yolo_loss.triton import assignment
 
 pytestmark = interpreted
@@ -62,6 +63,18 @@ def test_decides_as_float64(options: dict[str, Any], seed: int) -> None:
 def test_other_pyramids(strides: tuple[float, ...]) -> None:
     inputs = sample_assigner_inputs(Case(1, 3, pyramid(64, 128, strides), 4), strides, seed=2)
     assert_alike(assign(inputs), assign(double(inputs), "dense"))
+
+
+def test_points_of_each_image_are_left_to_the_dense_implementation() -> None:
+    """The kernels have one set of points; also where only the compact form is asked for."""
+    scores, boxes, points, *truth = sample_assigner_inputs(CASE, STRIDES, seed=4)
+    inputs = (scores, boxes, points + 3.0 * torch.arange(CASE.batch)[:, None, None], *truth)
+    want = assign(inputs, "dense")
+    assert all(torch.equal(*pair) for pair in zip(assign(inputs), want, strict=True))
+    classes = ClassScores((Channels(scores.transpose(1, 2), 0, CASE.num_classes),), scores.dtype)
+    compact = TaskAlignedAssigner(**NUMBERS, implementation="triton").assign(classes, *inputs[1:3], GroundTruth(*truth))
+    assert torch.equal(compact.fg_mask, want.fg_mask)
+    assert want.fg_mask.any(dim=1).all()
 
 
 @pytest.mark.parametrize("options", [{}, {"topk2": 2}])
