@@ -11,12 +11,17 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.guard import guard
 
 __all__ = ["KINDS", "export_detector", "export_kinds", "guard"]
 
 KINDS = ("assigner", "loss", "loss_grad")
+
+# How long an example takes depends on the machine.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 @pytest.hookimpl(wrapper=True)

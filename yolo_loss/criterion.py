@@ -21,8 +21,7 @@ from yolo_loss.losses import loss_from_sums
 from yolo_loss.option_checks import class_weight_list, gain_values, one_of, stride_list, whole_number
 from yolo_loss.predictions import AnchorMaker, RawOutput, join_map_lists, join_predictions
 from yolo_loss.reductions.dense import dense_sums
-from yolo_loss.reductions.foreground import RowGradients, Rows, row_gradients
-from yolo_loss.reductions.gradients import RowGradientFunction, dense_gradients, sparse_gradients
+from yolo_loss.reductions.gradients import dense_gradients, sparse_gradients
 from yolo_loss.reductions.sparse import sparse_sums
 from yolo_loss.structures import Assignment, ClassInputs, Gains, GroundTruth, LossResult, Predictions
 from yolo_loss.triton.loss import LossOptions, anchors_by_kernel, loss_by_kernels, loss_is_supported
@@ -230,7 +229,6 @@ class DetectionLoss(nn.Module):
         self,
         predictions: Predictions,
         ground_truth: GroundTruth,
-        compute_row_gradients: RowGradientFunction | None = None,
         class_inputs: ClassInputs = NO_CLASS_INPUTS,
     ) -> tuple[LossResult, list[Tensor]]:
         """Compute the loss and its gradients without autograd; exported models hold this function.
@@ -238,23 +236,21 @@ class DetectionLoss(nn.Module):
         Args:
             predictions: As ``join_predictions`` gives them for raw maps.
             ground_truth: As ``pad_ground_truth`` gives it.
-            compute_row_gradients: Losses of single anchors with their derivatives; None: ``row_gradients``.
             class_inputs: Class weights of each image, and regions to ignore.
 
         Returns:
             The loss with its sums and the assignment, and its gradient by each level, (B, 4R + C, A_i).
         """
         ground_truth, assignment = self._assign(predictions, ground_truth)
-        row_gradients = compute_row_gradients or self.row_gradients
         factors = self._class_factors(predictions, assignment, class_inputs)
         if self.assigner.implementation == "dense":
             image_sums, gradients = dense_gradients(
-                predictions, ground_truth, assignment, self.class_loss, self.gains, row_gradients, factors
+                predictions, ground_truth, assignment, self.class_loss, self.gains, factors
             )
         else:
             bound = self._max_foreground(ground_truth)
             image_sums, gradients = sparse_gradients(
-                predictions, ground_truth, assignment, self.class_loss, self.gains, row_gradients, bound, factors
+                predictions, ground_truth, assignment, self.class_loss, self.gains, bound, factors
             )
         return LossResult(*loss_from_sums(image_sums, self.gains), image_sums, assignment), gradients
 
@@ -264,10 +260,6 @@ class DetectionLoss(nn.Module):
         if self.assigner.implementation == "triton":
             return anchors_by_kernel
         return cached_anchors
-
-    def row_gradients(self, rows: Rows) -> RowGradients:
-        """Compute the losses of single anchors with their derivatives."""
-        return row_gradients(rows, self.reg_max, self.class_loss)
 
     def _class_factors(
         self, predictions: Predictions, assignment: Assignment, class_inputs: ClassInputs

@@ -6,11 +6,9 @@ The order of their inputs and outputs is that of ``yolo_assigner.export.specs``,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch import Tensor, nn
 
 from yolo_assigner.export.contract import SPARSE_KINDS
 from yolo_assigner.export.hyperparameters import Hyperparameters
@@ -25,13 +23,10 @@ from yolo_loss.end_to_end import combine
 from yolo_loss.execution.channels import Channels, ClassScores
 from yolo_loss.explain.explain import explain_padded, explanation_outputs
 from yolo_loss.predictions import join_predictions
-from yolo_loss.reductions.foreground import RowGradients, Rows
 from yolo_loss.structures import Assignment, Predictions
 
 # A scatter is faster in ONNX Runtime, but TensorRT does not support it.
 SCORES = {"dense": scores_by_comparison, "sparse": scores_by_scatter}
-# Rows of the example that derivatives are recorded with. Tracing would treat 0 and 1 as constants.
-RECORDED_ROWS = 5
 
 
 class AssignerGraph(nn.Module):
@@ -92,40 +87,8 @@ class LossGraph(nn.Module):
         return inputs._replace(ignore_bboxes=regions.gt_bboxes, mask_ignore=regions.mask_gt)
 
 
-class RecordedDerivatives(nn.Module):
-    """``DetectionLoss.row_gradients`` as a recording of the operations that autograd executed.
-
-    Args:
-        criterion: The criterion to differentiate.
-    """
-
-    def __init__(self, criterion: DetectionLoss) -> None:
-        super().__init__()
-
-        def derive(*rows: Tensor) -> RowGradients:
-            return criterion.row_gradients(Rows(*rows))
-
-        generator = torch.Generator().manual_seed(0)
-        widths = ((4 * criterion.reg_max,), (), (), (4,), (2,), *([(2,)] if criterion.reg_max == 1 else []))
-        example = [torch.rand((RECORDED_ROWS, *width), generator=generator) for width in widths]
-        # The exporter does not translate operations of a backward pass, so they are decomposed to forward ones.
-        decompositions: dict[Any, Any] = torch.export.default_decompositions().materialize()
-        # `operators.softplus` translates it; decomposed, it takes logarithms outside the range of `operators.log1p`.
-        decompositions.pop(torch.ops.aten.softplus.default, None)
-        recorded: fx.GraphModule = make_fx(derive, decompositions, tracing_mode="symbolic")(*example)
-        self.operations = recorded
-
-    def forward(self, rows: Rows) -> RowGradients:
-        """Run the recorded operations."""
-        return RowGradients(*self.operations(*(field for field in rows if field is not None)))
-
-
 class LossGradGraph(LossGraph):
     """``LossGraph`` with the gradient of the loss with respect to each map."""
-
-    def __init__(self, criterion: DetectionLoss, further: Sequence[str] = ()) -> None:
-        super().__init__(criterion, further)
-        self.derive = RecordedDerivatives(criterion)
 
     def forward(
         self, feats: list[Tensor], gt_labels: Tensor, gt_bboxes: Tensor, mask_gt: Tensor, *further: Tensor
@@ -133,7 +96,7 @@ class LossGradGraph(LossGraph):
         """Compute the outputs of :class:`LossGraph`, then the gradients in the maps' shapes."""
         padded = add_empty_slot(GroundTruth(gt_labels, gt_bboxes, mask_gt))
         result, levels = self.criterion.gradients_from_padded(
-            _join(self.criterion, feats), padded, self.derive, self.class_inputs(further)
+            _join(self.criterion, feats), padded, self.class_inputs(further)
         )
         gradients = (level.view(feat.shape) for level, feat in zip(levels, feats, strict=True))
         return *_results(self.criterion, result, padded), *gradients

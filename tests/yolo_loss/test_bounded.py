@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from yolo_loss.assigner import IMPLEMENTATIONS
 from yolo_loss.assignment.dense import assign_in_chunks
 from yolo_loss.execution.buffers import constants, kept_constants
 from yolo_loss.predictions import join_predictions
-from yolo_loss.reductions.foreground import Rows, find_foreground, indices_true_first, row_gradients
+from yolo_loss.reductions.foreground import find_foreground, indices_true_first
 from yolo_loss.reductions.gradients import sparse_gradients
 from yolo_loss.reductions.sparse import sparse_sums
 from yolo_loss.structures import Assignment, Predictions
@@ -81,11 +80,7 @@ def weights_of(sums: Tensor) -> Tensor:
 @pytest.mark.parametrize("class_loss", ["bce", "varifocal"])
 def test_gradients_without_autograd_from_lists_filled_up(class_loss: str) -> None:
     predictions, ground_truth, assignment = assigned(class_loss)
-
-    def compute_row_gradients(rows: Rows) -> Any:
-        return row_gradients(rows, 16, class_loss)
-
-    inputs = predictions, ground_truth, assignment, class_loss, Gains(), compute_row_gradients
+    inputs = predictions, ground_truth, assignment, class_loss, Gains()
     with torch.no_grad():
         want, got = (sparse_gradients(*inputs, max_foreground) for max_foreground in (None, 600))
     assert torch.equal(got[0], want[0])

@@ -5,7 +5,6 @@ In eager mode ``loss.backward()`` gives the same gradients.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -16,17 +15,15 @@ from yolo_loss.class_factors import ClassFactors, factors_of_levels
 from yolo_loss.losses import assigned_class_gradient, background_class_gradient, background_class_loss_of_levels
 from yolo_loss.reductions.dense import join_levels
 from yolo_loss.reductions.foreground import (
-    RowGradients,
     RowLosses,
     Rows,
     find_foreground,
     foreground_rows,
+    row_gradients,
     split_levels,
 )
 from yolo_loss.reductions.sparse import sum_per_image
 from yolo_loss.structures import Assignment, Gains, GroundTruth, Predictions
-
-RowGradientFunction = Callable[[Rows], RowGradients]
 
 
 class GradOutput(NamedTuple):
@@ -43,7 +40,6 @@ def sparse_gradients(
     assignment: Assignment,
     class_loss: str,
     gains: Gains,
-    compute_row_gradients: RowGradientFunction,
     max_foreground: int | None = None,
     factors: ClassFactors | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
@@ -55,7 +51,6 @@ def sparse_gradients(
         assignment: Its targets.
         class_loss: ``bce`` or ``varifocal``.
         gains: Weights of the losses.
-        compute_row_gradients: ``row_gradients`` with its options, in a form that can be exported.
         max_foreground: As in ``find_foreground``.
         factors: Factors of the class loss's elements; None: all 1.
 
@@ -64,10 +59,10 @@ def sparse_gradients(
     """
     foreground = find_foreground(predictions, ground_truth, assignment, max_foreground, factors)
     rows = foreground_rows(predictions, foreground)
-    row_gradients = foreground.zero_padding(compute_row_gradients(rows))
-    image_sums = sum_per_image(predictions, foreground, row_gradients.losses, class_loss, factors)
+    of_rows = foreground.zero_padding(row_gradients(rows, predictions.reg_max, class_loss))
+    image_sums = sum_per_image(predictions, foreground, of_rows.losses, class_loss, factors)
     grad_output = grad_output_of(image_sums, gains)
-    grad_distri = row_gradients.box_grad_distri * grad_output.box + row_gradients.dfl_grad_distri * grad_output.dfl
+    grad_distri = of_rows.box_grad_distri * grad_output.box + of_rows.dfl_grad_distri * grad_output.dfl
     grad_assigned = foreground.class_gradients(rows.assigned_logits, class_loss) * grad_output.cls
 
     boxes = 4 * predictions.reg_max
@@ -94,7 +89,6 @@ def dense_gradients(
     assignment: Assignment,
     class_loss: str,
     gains: Gains,
-    compute_row_gradients: RowGradientFunction,
     factors: ClassFactors | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Compute the gradients of all anchors' rows and replace those of background by zeros; no scatter.
@@ -105,7 +99,6 @@ def dense_gradients(
         assignment: Its targets.
         class_loss: ``bce`` or ``varifocal``.
         gains: Weights of the losses.
-        compute_row_gradients: ``row_gradients`` with its options, in a form that can be exported.
         factors: Factors of the class loss's elements; None: all 1.
 
     Returns:
@@ -123,9 +116,10 @@ def dense_gradients(
     all_anchors = [distri.transpose(1, 2), assigned_logits, weights, target_bboxes / predictions.strides]
     of_anchors = [predictions.anchor_points, *([predictions.side_scale] if predictions.reg_max == 1 else [])]
     all_anchors += [values.expand(target_bboxes.shape[0], -1, -1) for values in of_anchors]
-    row_gradients = compute_row_gradients(Rows(*(values.flatten(0, 1) for values in all_anchors)))
+    all_rows = Rows(*(values.flatten(0, 1) for values in all_anchors))
+    of_rows = row_gradients(all_rows, predictions.reg_max, class_loss)
     # The losses come with their gradients: computed separately they would repeat every pass over the maps.
-    rows = RowLosses(*(loss.view(weights.shape) for loss in row_gradients.losses))
+    rows = RowLosses(*(loss.view(weights.shape) for loss in of_rows.losses))
     rows = rows if factor is None else rows._replace(cls=rows.cls * factor)
     losses = (torch.where(foreground, loss, 0.0).sum(dim=1) for loss in rows)
     box, assigned_class, dfl = losses
@@ -133,7 +127,7 @@ def dense_gradients(
     image_sums = torch.stack((box, class_sum, dfl, weights.sum(dim=1)), dim=1)
     grad_output = grad_output_of(image_sums, gains)
 
-    grad_rows = row_gradients.box_grad_distri * grad_output.box + row_gradients.dfl_grad_distri * grad_output.dfl
+    grad_rows = of_rows.box_grad_distri * grad_output.box + of_rows.dfl_grad_distri * grad_output.dfl
     # Selected, not multiplied by 0: a background derivative may be NaN.
     grad_distri = torch.where(foreground.unsqueeze(1), grad_rows.view(*weights.shape, -1).transpose(1, 2), 0.0)
     grad_assigned = assigned_class_gradient(assigned_logits, weights, class_loss)
