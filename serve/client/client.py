@@ -125,7 +125,7 @@ class AssignerClient:
         self._thin = thin
         self._request_bytes = whole_number("request_bytes", request_bytes, 0)
         self._options: dict[str, ModelOptions] = {}
-        self._takes_sets: dict[str, bool] = {}
+        self._needs_sets: dict[str, bool] = {}
         # Two pools: a call that waits for its requests must not keep them from being sent.
         threads = whole_number("concurrency", concurrency)
         self._callers = ThreadPoolExecutor(threads, "yolo-assigner-call")
@@ -368,12 +368,8 @@ class AssignerClient:
         targets = self._thin_targets(model, predictions, points, truth)
         if targets is None:
             scores, boxes = self._rounded(predictions.everything())
-            if model not in self._takes_sets:
-                self._fetch_options(model)
-            # This project's servers take points in either form, others only in the model's own.
-            points = points[np.newaxis] if self._takes_sets.get(model) and not points.shape[:-2] else points
-            inputs = {"pd_scores": scores, "pd_bboxes": boxes, "anc_points": points}
-            targets = self.infer(model, inputs | truth._asdict(), COMPACT)
+            inputs = {"pd_scores": scores, "pd_bboxes": boxes, "anc_points": points} | truth._asdict()
+            targets = self._targets_of_all(model, inputs)
         # The other outputs follow from these and the inputs.
         return complete_targets(truth.gt_labels, truth.gt_bboxes, **targets, num_classes=classes)
 
@@ -403,6 +399,22 @@ class AssignerClient:
             if self._fetch_options(model) == options:
                 return join(*answered, predictions.shape[:2])
         return None
+
+    def _targets_of_all(self, model: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Compute the ``COMPACT`` targets from everything."""
+        points = inputs["anc_points"]
+        if points.shape[:-2] or self._needs_sets.get(model) is False:
+            return self.infer(model, inputs, COMPACT)
+        if model not in self._needs_sets:
+            try:
+                return self.infer(model, inputs, COMPACT)
+            except ServerError as error:
+                if error.status != BAD_REQUEST:
+                    raise
+                self._fetch_options(model)
+                if not self._needs_sets.get(model):
+                    raise
+        return self.infer(model, {**inputs, "anc_points": points[np.newaxis]}, COMPACT)
 
     def _loss_inputs(self, feats: list[Any], batch: Mapping[str, Any]) -> dict[str, Array]:
         maps = {f"feats[{level}]": as_array(f"feats[{level}]", feat, np.float32) for level, feat in enumerate(feats)}
@@ -459,7 +471,8 @@ class AssignerClient:
         reply = self._servers.send(Outgoing("GET", f"{_path(model)}/config", None, self._headers))
         options = read_options(reply.body) if reply.status == OK else None
         if reply.status == OK:
-            self._takes_sets[model] = takes_sets(reply.body)
+            # This project's servers take the points of all images in either form, others only in the model's own.
+            self._needs_sets[model] = SERVER_HEADER.lower() not in reply.headers and takes_sets(reply.body)
         if options is None:
             self._options.pop(model, None)
         else:

@@ -102,7 +102,7 @@ def test_malformed_words_are_refused(words: str, message: str) -> None:
     [
         ("loss", "A=8400", "loss has no axis A to choose a size of; it has B, H0"),
         ("loss", "C=80", "loss has no axis C"),
-        ("assigner", "H0=80", "assigner has no axis H0 .* it has B, A, C, M, imgsz"),
+        ("assigner", "H0=80", "assigner has no axis H0 .* it has B, A, C, S, M, imgsz"),
         ("assigner", "A=8400 imgsz=640", "A follows from imgsz; name imgsz, or without it all of A"),
         ("loss", "H0=80", "H0 follows from imgsz; name imgsz, or without it all of H0, W0, H1, W1, H2, W2"),
         ("loss", "imgsz=650", "imgsz 650 is no multiple of the stride 32; take 640 or 672"),

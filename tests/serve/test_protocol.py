@@ -29,6 +29,8 @@ def direct(artifacts_dir: Path, model: str, arrays: dict[str, Array]) -> dict[st
     """The same file in ONNX Runtime, without a server."""
     session = onnxruntime.InferenceSession(artifacts_dir / f"{model}.onnx", providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
+    if "anc_points" in arrays:  # the file has an axis for the points of each image
+        arrays = arrays | {"anc_points": arrays["anc_points"][np.newaxis]}
     return dict(zip(names, session.run(names, arrays), strict=True))
 
 
