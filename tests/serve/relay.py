@@ -22,6 +22,7 @@ class Relay:
         listener: Where it listens.
         script: For each connection in turn: the number of bytes of the reply after which it is cut, or an answer that
             is sent in the server's place. Further connections are passed on.
+        hidden: What is crossed out in the replies of the server.
         connections: How many there were.
         open: Requests are passed on while it is set.
     """
@@ -29,6 +30,7 @@ class Relay:
     target: Live
     listener: socket.socket
     script: list[int | bytes]
+    hidden: bytes = b""
     connections: int = 0
     open: threading.Event = field(default_factory=threading.Event)
 
@@ -55,21 +57,24 @@ class Relay:
             self.open.wait()
             with socket.create_connection((self.target.host, self.target.port)) as server:
                 threading.Thread(target=_pump, args=(connection, server), daemon=True).start()
-                _pump(server, connection, entry)
+                _pump(server, connection, entry, self.hidden)
 
 
 @contextmanager
-def relay(target: Live, script: Sequence[int | bytes] = (), *, held: bool = False, port: int = 0) -> Iterator[Relay]:
+def relay(
+    target: Live, script: Sequence[int | bytes] = (), *, hidden: bytes = b"", held: bool = False, port: int = 0
+) -> Iterator[Relay]:
     """Run a relay.
 
     Args:
         target: The server behind it.
         script: What to do with the first connections.
+        hidden: What to cross out in replies; a header's name, which is in the first piece.
         held: Whether requests wait until ``open`` is set.
         port: Port to listen on; 0 takes a free one.
     """
     with socket.create_server(("127.0.0.1", port)) as listener:
-        made = Relay(target, listener, list(script))
+        made = Relay(target, listener, list(script), hidden)
         if not held:
             made.open.set()
         thread = threading.Thread(target=made.run)
@@ -97,7 +102,7 @@ def _read_request(connection: socket.socket) -> None:
         stream.read(length)
 
 
-def _pump(source: socket.socket, sink: socket.socket, most: int | None = None) -> None:
+def _pump(source: socket.socket, sink: socket.socket, most: int | None = None, hidden: bytes = b"") -> None:
     """Copy until the source ends, or so many bytes were copied; then end the connection."""
     passed = 0
     with suppress(OSError):
@@ -105,7 +110,7 @@ def _pump(source: socket.socket, sink: socket.socket, most: int | None = None) -
             piece = source.recv(PIECE if most is None else most - passed)
             if not piece:
                 break
-            sink.sendall(piece)
+            sink.sendall(piece.replace(hidden, b"-" * len(hidden)) if hidden else piece)
             passed += len(piece)
     for end in (sink, source):
         with suppress(OSError):
