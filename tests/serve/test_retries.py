@@ -75,7 +75,7 @@ def test_refusals_that_are_final(live: Live, status: int) -> None:
 def test_other_inference_servers_get_points_in_the_models_form(live: Live, expected: Any) -> None:
     """They refuse a request that lacks the axis of sets; what the model takes is asked once."""
     refusal = answer(400, body='{"error": "anc_points: expected 3 dimensions, got 2"}')
-    with relay(live, [refusal], hidden=SERVER_HEADER.encode()) as proxy, full(proxy.url) as client:
+    with relay(live, [refusal], hidden=SERVER_HEADER.lower().encode()) as proxy, full(proxy.url) as client:
         assert_equal(client.assign(*INPUTS), expected)
         assert proxy.connections == 2
         assert_equal(client.assign(*INPUTS), expected)
