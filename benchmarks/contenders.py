@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common.inputs import REG_MAX, STRIDES, Inputs, Setting, make_inputs
+from yolo_assigner.export.contract import TensorSpec
 from yolo_assigner.export.hyperparameters import Hyperparameters
 from yolo_assigner.export.specs import input_specs
 from yolo_loss import PRESETS, DetectionLoss, TaskAlignedAssigner
@@ -171,7 +172,15 @@ def _onnx(setting: Setting, implementation: str = "sparse") -> Contender:
 
 def onnx_feed(setting: Setting) -> dict[str, Any]:
     """Inputs of the exported model by name."""
-    inputs = make_inputs(setting)
-    names = [spec.name for spec in input_specs(setting.task, Hyperparameters(num_classes=setting.classes))]
-    feed = {name: tensor.numpy() for name, tensor in zip(names, (*inputs.predictions, *inputs.truth), strict=True)}
-    return feed | ({"anc_points": feed["anc_points"][None]} if "anc_points" in feed else {})  # of all images
+    specs = input_specs(setting.task, Hyperparameters(num_classes=setting.classes))
+    return feed_of(specs, make_inputs(setting))
+
+
+def feed_of(specs: Sequence[TensorSpec], inputs: Inputs) -> dict[str, Any]:
+    """Inputs of an exported model by name, in the host's memory."""
+    values = (value.cpu().numpy() for value in (*inputs.predictions, *inputs.truth))
+    # Points of all images have no axis of sets.
+    return {
+        spec.name: value if value.ndim == len(spec.axes) else value[None]
+        for spec, value in zip(specs, values, strict=True)
+    }

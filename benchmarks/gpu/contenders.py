@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks import contenders
 from benchmarks.common.inputs import Inputs, Setting
-from benchmarks.contenders import OUTPUTS, Run
+from benchmarks.contenders import OUTPUTS, Run, feed_of
 from yolo_assigner.export.contract import Contract, ContractError, open_contract
 from yolo_assigner.serve.inference.runners.base import Device, RunnerError
 
@@ -104,16 +103,6 @@ def find_model(models: Path, setting: Setting, implementation: str) -> tuple[Pat
     return path, contract
 
 
-def feed_of(contract: Contract, inputs: Inputs) -> dict[str, np.ndarray[Any, Any]]:
-    """Inputs of an exported model by name, in the host's memory."""
-    values = (value.cpu().numpy() for value in (*inputs.predictions, *inputs.truth))
-    # Points of all images have no axis of sets.
-    return {
-        spec.name: value if value.ndim == len(spec.axes) else value[None]
-        for spec, value in zip(contract.inputs, values, strict=True)
-    }
-
-
 def onnx_runtime(setting: Setting, implementation: str, sets: Sequence[Inputs], models: Path) -> Run:
     """A model as the server runs it, with inputs and outputs in the host's memory; a call returns outputs by name."""
     from yolo_assigner.serve.inference.runners.onnx_runtime import OnnxRuntimeRunner
@@ -122,5 +111,5 @@ def onnx_runtime(setting: Setting, implementation: str, sets: Sequence[Inputs], 
     device, asked = sets[0].truth.gt_bboxes.device, ASKED[setting.task]
     runner = OnnxRuntimeRunner(path, asked, Device(device.type, device.index or 0))
     runner.load()
-    feeds = [feed_of(contract, inputs) for inputs in sets]
+    feeds = [feed_of(contract.inputs, inputs) for inputs in sets]
     return lambda number: runner.infer(feeds[number], asked)

@@ -13,7 +13,8 @@ import torch
 
 from benchmarks.common.inputs import PRECISIONS, TASKS, Setting, input_sets, make_inputs
 from benchmarks.common.timing import clock
-from benchmarks.gpu.contenders import ASKED, COMPILED, EXPORTED, OURS, REFERENCE, feed_of, find_model, make
+from benchmarks.contenders import feed_of
+from benchmarks.gpu.contenders import ASKED, COMPILED, EXPORTED, OURS, REFERENCE, find_model, make
 from benchmarks.gpu.correctness import CASES, Case, by_name, checks, compare, expected, inputs_of, usual
 from benchmarks.gpu.measure import MIB, copy_speed, floor_bytes, measure, memory
 from benchmarks.gpu.report import TARGETS
@@ -105,7 +106,7 @@ def served(plan: Plan, implementation: str) -> Entry:
     with serving(folder, *words) as server, AssignerClient(f"127.0.0.1:{server.port}") as client:
         for case, (_, contract) in models.items():
             task = case.setting.task
-            call = partial(client.infer, contract.name, feed_of(contract, inputs_of(case)), ASKED[task])
+            call = partial(client.infer, contract.name, feed_of(contract.inputs, inputs_of(case)), ASKED[task])
             found["checks"] += compare(by_name(call()), expected(case))
             found[f"{task}, ms"] = 1000 * statistics.median(clock(call) for _ in range(REQUESTS))
     return found
