@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import time
 from contextlib import ExitStack
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from tests.serve.hostile.requests import Request, ask
 from tests.serve.hostile.wire import NoReplyError, Wire
 
 LARGE = 2**20
+BEGUN_SECONDS = 60.0  # within which a large reply begins, whatever else the machine computes
 LIVE, LARGE_GET = (
     b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path for path in (b"/v2/health/live", b"/openapi.json")
 )
@@ -95,6 +97,8 @@ def slow_readers(port: int, large: Request, callers: int, timeout: float) -> Slo
         wires = [stack.enter_context(Wire(port, room=2**12)) for _ in range(callers)]
         for wire in wires:
             wire.write([large.head() + large.body])
+        for wire in wires:
+            select.select([wire.socket], [], [], BEGUN_SECONDS)  # reading would make room for more
         time.sleep(2 * timeout + 1)
         statuses = [0 if _cut_off(wire) else 200 for wire in wires]
         held = time.monotonic() - began

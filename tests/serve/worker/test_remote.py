@@ -232,8 +232,8 @@ def test_deadlines_are_kept_without_the_worker(tmp_path: Path) -> None:
     """Deadlines are the request's or the server's; a request that an engine has started on is waited for."""
 
     async def play(toy: Toy) -> None:
-        slow = toy.ask(mark=SLOW, allowed=0.1)
-        await asyncio.sleep(0.05)
+        slow = toy.ask(mark=SLOW, allowed=0.8 * SLOW_SECONDS)
+        await begun(tmp_path)
         began = time.monotonic()
         late = [toy.ask(allowed=0.05), toy.ask(timeout=50_000), toy.ask(timeout=50_000, side=320)]
         patient = asyncio.create_task(expected(toy, allowed=0.05, timeout=30_000_000))
