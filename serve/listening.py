@@ -152,13 +152,16 @@ def _identity(path: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def check_certificate(certificate: Path, key: Path, password: str | None) -> None:
+def check_certificate(certificate: Path, key: Path, password: str | None) -> ssl.SSLContext:
     """Check a certificate and its key. uvicorn loads them later, with errors that name no file and no remedy.
 
     Args:
         certificate: PEM file, the server's certificate first and then those between it and its authority.
         key: PEM file of the private key.
         password: Password of the key; None when it is not encrypted. It is never shown.
+
+    Returns:
+        A server's context that has loaded them.
 
     Raises:
         ValueError: They cannot be used.
@@ -180,6 +183,7 @@ def check_certificate(certificate: Path, key: Path, password: str | None) -> Non
         raise ValueError(f"certificate {certificate} with key {key}: {_reason(error, asked, password)}") from None
     except OSError as error:
         raise ValueError(f"{error.filename} cannot be read for TLS ({error.strerror}); give PEM files") from None
+    return context
 
 
 def reload_certificate(context: ssl.SSLContext | None, certificate: Path, key: Path, password: str | None) -> None:
@@ -194,9 +198,15 @@ def reload_certificate(context: ssl.SSLContext | None, certificate: Path, key: P
     Raises:
         ValueError: They cannot be used; the context keeps its pair.
     """
-    check_certificate(certificate, key, password)
+    loaded = check_certificate(certificate, key, password)
+
+    def take(connection: ssl.SSLObject | ssl.SSLSocket, _host: str | None, _context: ssl.SSLContext) -> None:
+        connection.context = loaded
+
     if context is not None:
-        context.load_cert_chain(certificate, key, lambda: password or "")
+        # Loading them into `context` is not safe: OpenSSL drops its key as soon as the new certificate is there, and
+        # handshakes fail until the new key is read. The callback is called without a host name (SNI), too.
+        context.sni_callback = take
 
 
 def _reason(error: ssl.SSLError, encrypted: bool, password: str | None) -> str:

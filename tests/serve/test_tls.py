@@ -8,8 +8,10 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.client import HTTPSConnection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
+from cryptography.x509 import load_pem_x509_certificate
 from tritonclient.http import InferenceServerClient
 from tritonclient.http import aio as tritonclient_aio
 
@@ -32,7 +35,7 @@ from tests.serve.conftest import ROOT, Live, loss_inputs, stop
 from tests.serve.test_operation import free_port
 from tests.served import POLL_SECONDS
 from yolo_assigner.serve.client import AssignerClient, ServerError
-from yolo_assigner.serve.listening import check_certificate
+from yolo_assigner.serve.listening import check_certificate, reload_certificate
 
 PASSWORD = "password-of-a-test"  # noqa: S105
 BATCH: dict[str, Any] = {"batch_idx": [0], "cls": [1], "bboxes": [[0.5, 0.5, 0.4, 0.4]]}
@@ -199,6 +202,48 @@ def test_files_that_cannot_be_used(files: Files, tmp_path: Path) -> None:
         AssignerClient("127.0.0.1:1", ca_file=files.authority)
     with pytest.raises(ValueError, match="cannot be used"):
         AssignerClient("https://127.0.0.1:1", ca_file=tmp_path / "missing.pem")
+
+
+def test_handshakes_succeed_while_a_certificate_is_reloaded(files: Files, tmp_path: Path) -> None:
+    """The new key is a pipe, so that each of its readings waits until a handshake has been made."""
+    context = check_certificate(files.certificate, files.key, None)
+    pair = trustme.CA().issue_cert("127.0.0.1")
+    certificate, key = tmp_path / "new.pem", tmp_path / "pipe"
+    pair.cert_chain_pems[0].write_to_path(certificate)
+    os.mkfifo(key)
+    readings = 0
+    reloading = threading.Thread(target=reload_certificate, args=(context, certificate, key, None), daemon=True)
+    reloading.start()
+    while reloading.is_alive():
+        time.sleep(0.01)
+        try:
+            pipe = os.open(key, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # nothing reads it yet, or any more
+            continue
+        readings += 1
+        assert served_by(context) == first_certificate(files.certificate)
+        with suppress(BrokenPipeError):
+            os.write(pipe, pair.private_key_pem.bytes())
+        os.close(pipe)
+    assert readings > 0
+    assert served_by(context) == first_certificate(certificate)
+
+
+def first_certificate(path: Path) -> bytes:
+    return load_pem_x509_certificate(path.read_bytes()).public_bytes(Encoding.DER)
+
+
+def served_by(context: ssl.SSLContext) -> bytes | None:
+    """Shake hands in memory, naming no host, and give the certificate."""
+    trusting = ssl.create_default_context()
+    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = context.wrap_bio(up, down, server_side=True)
+    client = trusting.wrap_bio(down, up)
+    for side in (client, server, client):
+        with suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    return client.getpeercert(binary_form=True)
 
 
 def test_a_server_that_cannot_use_them_says_so(assigner_dir: Path, files: Files) -> None:
