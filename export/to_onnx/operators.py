@@ -50,6 +50,16 @@ def clamp(x: ir.Value, min: _Bound = None, max: _Bound = None) -> Any:  # noqa: 
     return x
 
 
+def greater(x: ir.Value, y: ir.Value) -> Any:
+    """Translate ``x > y`` to ``y < x``: in OpenVINO 2026.4 on CPUs with AVX-512, Greater is true where one is NaN."""
+    return _op.Less(y, x)
+
+
+def greater_or_equal(x: ir.Value, y: ir.Value) -> Any:
+    """Translate ``x >= y`` to ``y <= x``, for the reason of :func:`greater`."""
+    return _op.LessOrEqual(y, x)
+
+
 def batch_norm(
     x: ir.Value,
     weight: ir.Value,
@@ -173,12 +183,12 @@ def atan(x: ir.Value) -> Any:
     size = _op.Abs(x)
     # The bounds come first, as in `clamp`.
     r = _op.Div(_op.Min(1.0, size), _op.Max(1.0, size))
-    steep = _is(_op.Greater(r, math.tan(math.pi / 8)))
+    steep = _is(_op.Less(math.tan(math.pi / 8), r))
     t = _op.Div(_op.Sub(r, steep), _op.Add(_op.Mul(steep, r), 1.0))
     z = _op.Mul(t, t)
     angle = _op.Add(t, _op.Mul(t, _op.Mul(z, _polynomial(z, _ATAN))))
     angle = _op.Add(angle, _op.Mul(steep, math.pi / 4))
-    large = _is(_op.Greater(size, 1.0))
+    large = _is(_op.Less(1.0, size))
     angle = _op.Add(_op.Mul(angle, _op.Sub(1.0, _op.Add(large, large))), _op.Mul(large, math.pi / 2))
     return _op.Mul(angle, _op.Sign(x))
 
@@ -191,7 +201,7 @@ def log1p(x: ir.Value) -> Any:
     """
     powers: Any = None
     for power in _POWERS:
-        big = _is(_op.GreaterOrEqual(x, 2.0**power - 1))
+        big = _is(_op.LessOrEqual(2.0**power - 1, x))
         less = _op.Mul(big, 1 - 2.0**-power)
         x = _op.Sub(_op.Mul(x, _op.Sub(1.0, less)), less)
         taken = _op.Mul(big, float(power))
@@ -233,6 +243,10 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.div.Scalar_mode: divide,
     torch.ops.aten.flatten.using_ints: flatten,
     torch.ops.aten.floor_divide.default: floor_divide,
+    torch.ops.aten.ge.Scalar: greater_or_equal,
+    torch.ops.aten.ge.Tensor: greater_or_equal,
+    torch.ops.aten.gt.Scalar: greater,
+    torch.ops.aten.gt.Tensor: greater,
     torch.ops.aten.log1p.default: log1p,
     torch.ops.aten.softplus.default: softplus,
     torch.ops.aten.sort.default: sort,

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.exports import exported
 from yolo_assigner.export.to_onnx.operators import TRANSLATIONS
 
 
@@ -86,3 +88,23 @@ def test_large_integers_are_divided_exactly(tmp_path: Path) -> None:
     session = session_of(tmp_path / "divided.onnx", Divided(), (x, y))
     for got, want in zip(run(session, x, y), Divided()(x, y), strict=True):
         np.testing.assert_array_equal(got, want.numpy())
+
+
+class Compared(nn.Module):
+    """Comparisons of two tensors, and of one with a number."""
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        """Compare in each way."""
+        return x > y, x >= y, x > 0.0, x >= 0.0
+
+
+def test_nothing_is_greater_than_nan(tmp_path: Path) -> None:
+    """Nor in OpenVINO, whose Greater and GreaterOrEqual say so on some CPUs."""
+    x = torch.tensor([torch.nan, torch.nan, 1.0, 1.0, -1.0, torch.inf])
+    y = torch.tensor([torch.nan, 1.0, torch.nan, 1.0, 2.0, 1.0])
+    session = session_of(tmp_path / "compared.onnx", Compared(), (x, y))
+    for got, want in zip(run(session, x, y), Compared()(x, y), strict=True):
+        np.testing.assert_array_equal(got, want.numpy())
+    for implementation in ("dense", "sparse"):
+        model = onnx.load(exported("loss_grad", implementation) / "loss_grad.onnx")
+        assert not {"Greater", "GreaterOrEqual"} & {node.op_type for node in model.graph.node}
