@@ -27,11 +27,11 @@ demo: $(READY)  ## export, serve, send the real sample, draw the picture
 	$(BIN)/python -m examples.demo
 
 # Processes that run tests, one more than cores, since tests wait for servers and for models that another one exports;
-# each has what it computes with torch in one thread.
+# each has what it computes and compiles with torch in one thread.
 JOBS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 1)
 test: $(READY)  ## run every test
 	@$(BIN)/python -m compileall -q yolo_loss models audit export serve  # servers start often, where nothing is written, too
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist worksteal
+	OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist worksteal
 
 # No addopts: with --strict-config pytest ends where pytest-timeout is missing.
 test-gpu: $(READY)  ## run the tests that need a GPU
