@@ -52,7 +52,7 @@ class Served:
     def stop(self) -> int:
         """Send SIGTERM, as an orchestrator does, and return the exit code."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=60)
+        return self.process.wait(timeout=120)
 
     def close(self) -> None:
         """Kill the process if it still runs."""

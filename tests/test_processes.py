@@ -92,7 +92,7 @@ def started(mark: str) -> subprocess.Popen[bytes]:
 def test_a_process_that_is_left_is_named_and_ended() -> None:
     with pytest.raises(RuntimeError, match="left after 0 s: sleep 600"), nothing_left(0) as mark:
         process = started(mark)
-    assert process.wait(timeout=60) == -signal.SIGKILL
+    assert process.wait(timeout=120) == -signal.SIGKILL
 
 
 def test_an_object_that_is_left_in_shared_memory_is_named() -> None:
@@ -115,7 +115,7 @@ def test_a_failure_ends_what_was_started() -> None:
     with suppress(ValueError), nothing_left() as mark:
         process = started(mark)
         raise ValueError
-    assert process.wait(timeout=60) == -signal.SIGKILL
+    assert process.wait(timeout=120) == -signal.SIGKILL
 
 
 def test_what_ends_in_time_is_not_left() -> None:
@@ -127,4 +127,4 @@ def test_what_ends_in_time_is_not_left() -> None:
         one.start()
         one.join()
     assert "STARTED_WITHIN" not in os.environ
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=120) == 0

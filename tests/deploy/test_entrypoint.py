@@ -101,7 +101,7 @@ def test_sigterm_ends_a_build(dense: Path, dense_dir: Path) -> None:
         assert process.stdout is not None
         assert "assigner.onnx" in process.stdout.readline()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+        assert process.wait(timeout=120) == 128 + signal.SIGTERM
     assert not list((dense / "engines").iterdir())
 
 
@@ -109,7 +109,7 @@ def test_a_first_start_without_a_gpu_says_so_and_serves(dense: Path) -> None:
     # A mount of its own for this process alone, as a volume is in a container.
     mount = ["unshare", "--mount", "--map-root-user", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"']
     words = [*mount, str(dense / "engines"), *command("--show-config")]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60, env=variables(dense))
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120, env=variables(dense))
     if "unshare failed" in done.stderr:
         pytest.skip("this machine allows no namespaces")
     assert done.returncode == 0, done.stderr

@@ -113,7 +113,7 @@ def test_large_bodies_pass_and_never_by_the_disk(kind: str, trusting: Logged) ->
 def test_the_log_names_the_caller_and_not_what_it_claims(kind: str, trusting: Logged) -> None:
     path = f"/caller-by-{kind}"
     with before(kind, trusting.server) as running:
-        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=30, source_address=(CALLER, 0))
+        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=120, source_address=(CALLER, 0))
         connection.request("GET", path, headers={"X-Forwarded-For": "203.0.113.7", "Host": "localhost"})
         assert connection.getresponse().status == 404
         connection.close()
@@ -184,10 +184,10 @@ def test_clients_outlive_a_server_that_dies_with_their_requests(
         time.sleep(0.3)  # until they wait for it
         first.process.kill()
         with pytest.raises(ServerError) as caught:
-            calls[1].result(timeout=60)
+            calls[1].result(timeout=120)
         assert caught.value.status == {"haproxy": 500, "nginx": 502}[kind]
         stack.enter_context(relay(Live("127.0.0.1", trusting.server.port, trusting.server.process), port=later))
-        assert_equal(calls[0].result(timeout=60), expected)
+        assert_equal(calls[0].result(timeout=120), expected)
 
 
 def seconds(file: str, setting: str) -> list[int]:

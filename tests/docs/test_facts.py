@@ -156,7 +156,7 @@ def table_routes() -> list[tuple[str, str]]:
 
 
 def ask(url: str, verb: str, path: str) -> tuple[int, str]:
-    connection = HTTPConnection(url.removeprefix("http://"), timeout=60)
+    connection = HTTPConnection(url.removeprefix("http://"), timeout=120)
     try:
         connection.request(verb, path, b"" if verb == "POST" else None)
         response = connection.getresponse()

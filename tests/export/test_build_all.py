@@ -358,7 +358,7 @@ def test_no_worker_outlives_its_run(
     if busy:  # torch is there, so it is in the midst of the export
         wait_until(lambda: "libtorch" in Path(f"/proc/{worker}/maps").read_text(encoding="utf-8"))
     os.kill(started.pid, how)
-    _, errors = started.communicate(timeout=60)
+    _, errors = started.communicate(timeout=120)
     assert started.returncode == {signal.SIGINT: 130}.get(how, -how), errors
     wait_until(lambda: not is_running(worker))
     assert not (repository / SPARSE).exists()

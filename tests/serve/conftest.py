@@ -129,7 +129,7 @@ def stop(live: Live) -> int:
 
 def ended(live: Live) -> int:
     """Wait for the end of a server that was told to stop, and return its exit code."""
-    code = live.process.wait(timeout=30)
+    code = live.process.wait(timeout=120)
     assert live.process.stdout is not None
     live.process.stdout.close()
     return code

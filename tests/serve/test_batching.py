@@ -182,16 +182,17 @@ def test_the_batch_invariance_check_finds_differences(
 def test_sizes_and_waits_are_bounded() -> None:
     async def scenario() -> None:
         runner = Rows()
-        model = await loaded(runner, BatchLimits(images=4, seconds=0.3))
-        begun = time.monotonic()
+        model = await loaded(runner, BatchLimits(images=4, seconds=600))  # full calls do not wait
         await asyncio.gather(*(ask(model, 0.1) for _ in range(8)))
         assert runner.calls == [4, 4]
-        assert time.monotonic() - begun < 0.3, "full calls do not wait"
+        model.close()
+        runner = Rows()
+        model = await loaded(runner, BatchLimits(images=4, seconds=0.3))
         begun = time.monotonic()
         await asyncio.gather(ask(model, 0.1, 3), ask(model, 0.1, 3), ask(model, 0.1, 9))
-        assert runner.calls[2:] == [3, 3, 9]
+        assert runner.calls == [3, 3, 9]
         assert await ask(model, 0.2) == 1.0
-        assert 0.3 < time.monotonic() - begun < 2
+        assert time.monotonic() - begun > 0.3
         model.close()
 
     asyncio.run(scenario())
@@ -200,12 +201,10 @@ def test_sizes_and_waits_are_bounded() -> None:
 def test_no_request_waits_while_one_of_another_batch_key_is_queued() -> None:
     async def scenario() -> None:
         runner = Rows()
-        model = await loaded(runner, BatchLimits(images=100, seconds=5))
-        begun = time.monotonic()
+        model = await loaded(runner, BatchLimits(images=100, seconds=600))
         other = assigner_inputs(classes=2)
         asked = [asyncio.create_task(ask(model, 0.1)), asyncio.create_task(model.infer(other, ["target_weights"]))]
         await asked[0]
-        assert time.monotonic() - begun < 2
         model.close()
         await asyncio.gather(*asked, return_exceptions=True)
 

@@ -98,7 +98,7 @@ class Wire:
     """A connection on which anything can be written; used where HTTP libraries are too polite."""
 
     def __init__(self, live: Live) -> None:
-        self.socket = socket.create_connection((live.host, live.port), timeout=30)
+        self.socket = socket.create_connection((live.host, live.port), timeout=120)
         self.reader = self.socket.makefile("rb")
 
     def __enter__(self) -> Wire:

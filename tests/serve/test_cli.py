@@ -21,7 +21,7 @@ from yolo_assigner.export.contract import file_hash
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run to the end."""
     command = [sys.executable, "-m", "yolo_assigner", "serve", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
 
 
 def refuses(done: subprocess.CompletedProcess[str], *words: str) -> None:
@@ -53,7 +53,7 @@ def test_stops_at_once_while_loading(assigner_dir: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("serving on")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=120) == 0
 
 
 def test_a_folder_without_models(tmp_path: Path) -> None:

@@ -352,5 +352,5 @@ def test_no_more_connections_than_half_of_the_descriptors(assigner_dir: Path) ->
         assert wires[-1].reply().status == 200
         assert wires[0].ended()
         process.terminate()
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=120)
     assert "64 connections at most, of 128 descriptors" in said

@@ -48,7 +48,7 @@ def descriptors(pid: int, more: int) -> Iterator[None]:
 @contextmanager
 def connected(live: Live) -> Iterator[http.client.HTTPConnection]:
     """A connection that has its descriptor already."""
-    connection = http.client.HTTPConnection(live.host, live.port, timeout=30)
+    connection = http.client.HTTPConnection(live.host, live.port, timeout=120)
     connection.request("GET", "/v2/health/live")
     assert connection.getresponse().read() is not None
     yield connection

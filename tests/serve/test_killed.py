@@ -70,7 +70,7 @@ class Supervised(NamedTuple):
         head = f"POST /v2/models/loss/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(text) + len(blob)}\r\n"
         head += f"inference-header-content-length: {len(text)}\r\n\r\n"
         worker = self.worker()
-        with socket.create_connection((self.live.host, self.live.port), timeout=60) as connection:
+        with socket.create_connection((self.live.host, self.live.port), timeout=120) as connection:
             before = engine_seconds(worker)
             connection.sendall(head.encode() + text + blob)
             while engine_seconds(worker) < before + 0.1:

@@ -25,7 +25,7 @@ SIZE = 4 * LIMIT  # more than the buffers between the two ends
     ],
 )
 def test_the_reason_comes_through(live: Live, head: str) -> None:
-    with socket.create_connection((live.host, live.port), timeout=30) as connection:
+    with socket.create_connection((live.host, live.port), timeout=120) as connection:
         connection.sendall(f"POST {INFER} {head}\r\ncontent-length: {SIZE}\r\n\r\n".encode())
         connection.sendall(bytes(SIZE))
         reply = b"".join(iter(lambda: connection.recv(2**16), b""))  # up to the end of the connection

@@ -159,7 +159,7 @@ def test_a_second_signal_ends_a_server_whose_log_nobody_reads(assigner_dir: Path
 
 def test_a_start_that_fails_ends_although_nobody_reads_why(tmp_path: Path, full_pipe: tuple[int, int]) -> None:
     command = [sys.executable, "-m", "yolo_assigner", "serve", "--artifacts", str(tmp_path / "nothing")]
-    done = subprocess.run(command, stderr=full_pipe[1], cwd=ROOT, timeout=60, check=False)
+    done = subprocess.run(command, stderr=full_pipe[1], cwd=ROOT, timeout=120, check=False)
     assert done.returncode == 2
 
 

@@ -180,7 +180,7 @@ def test_one_of_two_servers_is_killed_and_started_again(
         two[0].process.kill()
         calls += [client.submit(client.assign, *INPUTS) for _ in range(20)]
         for call in calls:
-            assert_equal(call.result(timeout=60), expected)
+            assert_equal(call.result(timeout=120), expected)
         two[0].close()
         again = served.start(assigner_dir, "--threads", "1", port=two[0].port)
         try:
@@ -208,7 +208,7 @@ def test_requests_go_to_the_server_with_the_fewest_pending(live: Live, expected:
         one.open.set()
         other.open.set()
         for call in calls:
-            assert_equal(call.result(timeout=60), expected)
+            assert_equal(call.result(timeout=120), expected)
 
 
 def test_asyncio(live: Live, expected: Any) -> None:

@@ -113,7 +113,7 @@ def secure(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 
 def get(secure: Secure, authority: Path, path: str) -> int:
     context = ssl.create_default_context(cafile=authority)
-    connection = HTTPSConnection("127.0.0.1", secure.live.port, context=context, timeout=30)
+    connection = HTTPSConnection("127.0.0.1", secure.live.port, context=context, timeout=120)
     try:
         connection.request("GET", path)
         return connection.getresponse().status
@@ -165,7 +165,7 @@ def test_an_authority_that_nobody_named(secure: Secure, files: Files) -> None:
 
 
 def test_plain_http_on_the_port_of_tls_and_the_other_way_round(secure: Secure, files: Files, live: Live) -> None:
-    with socket.create_connection(("127.0.0.1", secure.live.port), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", secure.live.port), timeout=120) as connection:
         connection.sendall(b"GET /v2/health/ready HTTP/1.1\r\nhost: localhost\r\n\r\n")
         try:
             reply = connection.recv(100)
@@ -180,7 +180,7 @@ def test_plain_http_on_the_port_of_tls_and_the_other_way_round(secure: Secure, f
 
 
 def test_metrics_stay_plain(secure: Secure) -> None:
-    with urlopen(f"http://127.0.0.1:{secure.metrics_port}/metrics", timeout=10) as response:
+    with urlopen(f"http://127.0.0.1:{secure.metrics_port}/metrics", timeout=120) as response:
         assert b"yolo_assigner_models_ready" in response.read()
 
 
@@ -248,7 +248,7 @@ def served_by(context: ssl.SSLContext) -> bytes | None:
 
 def test_a_server_that_cannot_use_them_says_so(assigner_dir: Path, files: Files) -> None:
     words = command(assigner_dir, files.certificate, files.encrypted_key)
-    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert "the key is encrypted" in done.stderr
     assert len(done.stderr.splitlines()) == 1

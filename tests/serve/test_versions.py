@@ -37,7 +37,7 @@ def test_the_server_says_what_it_is(live: Live) -> None:
     """In every reply, also to what is no request."""
     for path in ("/v2", "/v2/health/live", "/nothing", "/docs"):
         assert live.send("GET", path).headers[SERVER_HEADER] == OURS
-    connection = http.client.HTTPConnection(live.host, live.port, timeout=30)
+    connection = http.client.HTTPConnection(live.host, live.port, timeout=120)
     connection.putrequest("GET", "/v2", skip_host=True)
     connection.endheaders()
     reply = connection.getresponse()

@@ -234,7 +234,7 @@ def browse(url: str, profile: Path, *options: str) -> str:
     """What a browser shows once the page is quiet."""
     command = [BROWSERS[0], "--headless", "--no-sandbox", f"--user-data-dir={profile}", *options]
     command += ["--virtual-time-budget=20000", "--dump-dom", url]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
 
 
 @pytest.mark.skipif(not BROWSERS, reason="there is no Chromium")

@@ -46,7 +46,7 @@ def test_the_document_is_true(document: schemathesis.BaseSchema, route: str) -> 
     @settings(max_examples=EXAMPLES, derandomize=True, database=None, deadline=None, suppress_health_check=HEALTH)
     @given(case=strategy_of(operation))
     def check(case: Case) -> None:
-        response = case.call_and_validate(checks=CHECKS)
+        response = case.call_and_validate(checks=CHECKS, timeout=120)
         assert response.status_code != 500
         if response.status_code >= 400:
             assert list(response.json()) == ["error"]

@@ -104,7 +104,7 @@ def test_a_server_that_is_killed_leaves_what_it_was_given(artifacts_dir: Path, t
             results.append(client.infer("loss", inputs).as_numpy("image_sums"))
         if number == 0:
             live.process.send_signal(signal.SIGKILL)
-            live.process.wait(timeout=30)
+            live.process.wait(timeout=120)
             assert live.process.stdout is not None
             live.process.stdout.close()
         else:
