@@ -6,12 +6,12 @@ Exports are imported by what needs them: the process that hands out the tests do
 from __future__ import annotations
 
 import gc
+import importlib.util
 import shutil
 from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
 from tests.guard import guard
 
@@ -19,9 +19,12 @@ __all__ = ["KINDS", "export_detector", "export_kinds", "guard"]
 
 KINDS = ("assigner", "loss", "loss_grad")
 
-# How long an example takes depends on the machine.
-settings.register_profile("patient", deadline=None)
-settings.load_profile("patient")
+if importlib.util.find_spec("hypothesis"):  # it is not where some tests run on a GPU or beside the reference
+    from hypothesis import settings
+
+    # How long an example takes depends on the machine.
+    settings.register_profile("patient", deadline=None)
+    settings.load_profile("patient")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -162,3 +163,26 @@ def test_models_of_other_classes(artifacts_dir: Path, tmp_path: Path) -> None:
     assert find_model(tmp_path, Setting("assigner", 1, 1), "sparse")[0].name == "assigner.onnx"
     with pytest.raises(ContractError, match="has 3 classes, not 80"):
         find_model(tmp_path, SMALL._replace(classes=80), "sparse")
+
+
+def test_tests_of_a_gpu_and_beside_the_reference_need_pytest_alone() -> None:
+    """Not the other packages for tests, which are not there."""
+    words = [
+        "-o",
+        "addopts=",
+        "-p",
+        "no:cacheprovider",
+        "-W",
+        "default",
+        "-q",
+        "--co",
+        "tests/gpu",
+        "tests/integrations",
+    ]
+    missing = ("hypothesis", "schemathesis", "trustme", "xdist", "pytest_timeout")
+    code = f"import sys; sys.modules.update(dict.fromkeys({missing})); import pytest; sys.exit(pytest.main({words}))"
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
