@@ -167,20 +167,9 @@ def test_models_of_other_classes(artifacts_dir: Path, tmp_path: Path) -> None:
 
 def test_tests_of_a_gpu_and_beside_the_reference_need_pytest_alone() -> None:
     """Not the other packages for tests, which are not there."""
-    words = [
-        "-o",
-        "addopts=",
-        "-p",
-        "no:cacheprovider",
-        "-W",
-        "default",
-        "-q",
-        "--co",
-        "tests/gpu",
-        "tests/integrations",
-    ]
+    words = "-o addopts= -p no:cacheprovider -W default -q --collect-only tests/gpu tests/integrations"
     missing = ("hypothesis", "schemathesis", "trustme", "xdist", "pytest_timeout")
-    code = f"import sys; sys.modules.update(dict.fromkeys({missing})); import pytest; sys.exit(pytest.main({words}))"
+    code = f"import pytest, sys; sys.modules.update(dict.fromkeys({missing})); sys.exit(pytest.main({words.split()}))"
     environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=120
