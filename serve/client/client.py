@@ -9,6 +9,7 @@ Takes numpy arrays or torch tensors without importing torch, and sends binary te
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -389,14 +390,17 @@ class AssignerClient:
             needed = find_needed(points, truth, options.min_box_side)
             picked = self._rounded(predictions.pick(needed))
             parts = divide(picked, points, truth, needed, self._request_bytes, options)
+            assumed = {"min_box_side": json.dumps(options.min_box_side)}
             try:
-                answered = self._send_parts(model, parts)
+                answered = self._send_parts(model, parts, assumed)
             except ServerError as error:
-                if error.status != BAD_REQUEST or self._fetch_options(model) == options:
+                if error.status != BAD_REQUEST:
                     raise
+                if self._fetch_options(model) == options:
+                    return None  # another server may have another model; any takes everything, or says what is wrong
                 continue
-            # A model that was reloaded meanwhile may enlarge boxes to another side.
-            if self._fetch_options(model) == options:
+            # Where nothing was sent, no model has compared its side with the assumed one.
+            if parts or self._fetch_options(model) == options:
                 return join(*answered, predictions.shape[:2])
         return None
 
@@ -432,13 +436,20 @@ class AssignerClient:
         check_batch_size(images)
         return int(rows * self._strides[0]), int(columns * self._strides[0])
 
-    def infer(self, model: str, arrays: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+    def infer(
+        self,
+        model: str,
+        arrays: Mapping[str, Array],
+        outputs: Sequence[str],
+        parameters: Mapping[str, Any] | None = None,
+    ) -> dict[str, Array]:
         """Send arrays to a model as they are, for models and outputs that the other methods do not know.
 
         Args:
             model: Name of the model.
             arrays: Inputs by name, of the types and shapes that the model's contract gives.
             outputs: Names of the outputs to return.
+            parameters: Of the request, as the protocol names them; None: none.
 
         Returns:
             The outputs by name.
@@ -451,7 +462,9 @@ class AssignerClient:
             tensor = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
             inputs.append(tensor.set_data_from_numpy(array))
         requested = [InferRequestedOutput(name, binary_data=True) for name in outputs]
-        body, length = InferenceServerClient.generate_request_body(inputs, outputs=requested)
+        body, length = InferenceServerClient.generate_request_body(
+            inputs, outputs=requested, parameters=dict(parameters or {})
+        )
         headers = self._headers | ({} if length is None else {LENGTH_HEADER: str(length)})
         reply = self._servers.send(Outgoing("POST", f"{_path(model)}/infer", body, headers))
         _check_reply(reply)
@@ -479,19 +492,23 @@ class AssignerClient:
             self._options[model] = options
         return options
 
-    def _send_parts(self, model: str, parts: Sequence[Part]) -> tuple[list[Part], list[dict[str, Array]]]:
+    def _send_parts(
+        self, model: str, parts: Sequence[Part], parameters: Mapping[str, Any]
+    ) -> tuple[list[Part], list[dict[str, Array]]]:
         """Send requests for targets at the same time; those that are too large for the server in halves."""
         send = self._senders.map if len(parts) > 1 else map
-        sent = list(send(lambda part: self._send_part(model, part), parts))
+        sent = list(send(lambda part: self._send_part(model, part, parameters), parts))
         return [part for some, _ in sent for part in some], [reply for _, some in sent for reply in some]
 
-    def _send_part(self, model: str, part: Part) -> tuple[list[Part], list[dict[str, Array]]]:
+    def _send_part(
+        self, model: str, part: Part, parameters: Mapping[str, Any]
+    ) -> tuple[list[Part], list[dict[str, Array]]]:
         try:
-            return [part], [self.infer(model, part.inputs, COMPACT)]
+            return [part], [self.infer(model, part.inputs, COMPACT, parameters)]
         except ServerError as error:
             if error.status != TOO_LARGE or part.images == 1:
                 raise
-        (parts, replies), (others, other_replies) = (self._send_part(model, half) for half in halve(part))
+        (parts, replies), (others, other_replies) = (self._send_part(model, half, parameters) for half in halve(part))
         return parts + others, replies + other_replies
 
 

@@ -141,7 +141,9 @@ class InferRequest(BaseModel):
     """Inputs and requested outputs."""
 
     id: str | None = Field(None, description="Comes back unchanged")
-    parameters: dict[str, Any] | None = Field(None, description="`binary_data_output`, and `timeout` in microseconds")
+    parameters: dict[str, Any] | None = Field(
+        None, description="`binary_data_output`, `timeout` in microseconds, `min_box_side`"
+    )
     inputs: list[InputTensor]
     outputs: list[RequestedOutput] | None = Field(None, description="All but the heavy ones when none is named")
 

@@ -11,8 +11,11 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple, TypeVar
 
+import orjson
+
 from yolo_assigner.export.contract import Contract
 from yolo_assigner.serve.detection.validate import check_inputs, check_outputs
+from yolo_assigner.serve.errors import BadRequestError
 from yolo_assigner.serve.inference.memory_estimate import check_memory
 from yolo_assigner.serve.inference.model import Model
 from yolo_assigner.serve.inference.registry import VERSION
@@ -21,7 +24,7 @@ from yolo_assigner.serve.shared_memory.regions import Regions
 from yolo_assigner.serve.shared_memory.tensors import check_places, read_tensors, write_outputs
 from yolo_assigner.serve.wire.dtypes import Array
 from yolo_assigner.serve.wire.request import InferRequest, RequestedOutput, decode_request
-from yolo_assigner.serve.wire.response import EncodedResponse, encode_response
+from yolo_assigner.serve.wire.response import EncodedResponse, dump_json, encode_response
 
 INLINE_BYTES = 1 << 16  # up to here a thread switch costs more than the work
 Result = TypeVar("Result")
@@ -134,8 +137,25 @@ async def infer(
     return await answer(model, call, prepare, on_begun)
 
 
+def _check_min_box_side(contract: Contract, assumed: str | None) -> None:
+    """Refuse a request that leaves out anchors for another model, as one that has been reloaded since."""
+    if assumed is None:
+        return
+    own = contract.hyperparameters.get("min_box_side")
+    try:
+        same = orjson.loads(assumed) == own
+    except orjson.JSONDecodeError:
+        same = False
+    if not same:
+        raise BadRequestError(
+            f"parameters: min_box_side is {assumed!r}, but model {contract.name!r} has '{dump_json(own).decode()}' and "
+            "may need other anchors; read its config again"
+        )
+
+
 def _prepare(model: Model, request: InferRequest, regions: Regions | None, max_work_bytes: int) -> PreparedRequest:
     contract = model.contract
+    _check_min_box_side(contract, request.min_box_side)
     check_outputs(contract, [output.name for output in request.outputs])
     requested = request.outputs or tuple(
         RequestedOutput(name, request.binary_default) for name in contract.default_outputs

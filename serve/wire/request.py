@@ -40,6 +40,7 @@ class InferRequest(NamedTuple):
         outputs: In the requested order; empty when the caller named none.
         binary_default: Whether outputs are sent as bytes when the caller named none.
         timeout: Microseconds that the request may wait for its model; None: it names none.
+        min_box_side: JSON of the hyper-parameter for which anchors were left out; None: the request names none.
     """
 
     id: str | None
@@ -48,6 +49,7 @@ class InferRequest(NamedTuple):
     outputs: tuple[RequestedOutput, ...]
     binary_default: bool
     timeout: int | None
+    min_box_side: str | None
 
     @property
     def shared_bytes(self) -> int:
@@ -82,7 +84,8 @@ def decode_request(body: memoryview, header_length: int | None, *, shared_memory
     shared = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, SharedTensor)}
     inputs = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, SharedTensor)}
     outputs = _outputs(_rows(document, "outputs"), binary_default, shared_memory=shared_memory)
-    return InferRequest(identifier, inputs, shared, outputs, binary_default, _timeout(parameters))
+    timeout, side = _timeout(parameters), _min_box_side(parameters)
+    return InferRequest(identifier, inputs, shared, outputs, binary_default, timeout, side)
 
 
 def parse_object(text: memoryview, remedy: str = "") -> dict[str, Any]:
@@ -139,6 +142,13 @@ def _timeout(parameters: dict[str, Any]) -> int | None:
     if type(value) is not int or value < 0:
         raise BadRequestError(f"parameters: timeout is {value!r}; write a whole number of microseconds")
     return value or None
+
+
+def _min_box_side(parameters: dict[str, Any]) -> str | None:
+    value = parameters.get("min_box_side")
+    if value is not None and not isinstance(value, str):
+        raise BadRequestError(f"parameters: min_box_side is {value!r}; write the string of the model's config")
+    return value
 
 
 def _flag(parameters: dict[str, Any], key: str, where: str, *, default: bool) -> bool:

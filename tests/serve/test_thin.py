@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from tests.serve.conftest import Live, start, stop
 from yolo_assigner.export.contract import file_hash, load_contract
 from yolo_assigner.export.verification.verify import verify_model
 from yolo_assigner.serve.client import AssignerClient, ServerError
-from yolo_assigner.serve.client import client as client_module
 from yolo_assigner.serve.client.predictions import Decoded, Maps
 from yolo_assigner.serve.client.thin import (
     ModelOptions,
@@ -35,7 +35,7 @@ from yolo_assigner.serve.client.thin import (
     read_options,
 )
 from yolo_assigner.serve.detection.grid import anchor_points, points_of
-from yolo_assigner.serve.detection.results import COMPACT, Array, GroundTruth, complete_targets
+from yolo_assigner.serve.detection.results import COMPACT, Array, AssignmentResult, GroundTruth, complete_targets
 from yolo_loss import TaskAlignedAssigner
 from yolo_loss.assignment.params import enlarge as enlarge_tensors
 
@@ -307,9 +307,9 @@ def count_bytes(client: AssignerClient, monkeypatch: pytest.MonkeyPatch) -> list
     sent: list[int] = []
     infer = client.infer
 
-    def listen(model: str, arrays: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+    def listen(model: str, arrays: Mapping[str, Array], *more: Any) -> dict[str, Array]:
         sent.append(sum(array.nbytes for array in arrays.values()))
-        return infer(model, arrays, outputs)
+        return infer(model, arrays, *more)
 
     monkeypatch.setattr(client, "infer", listen)
     return sent
@@ -382,16 +382,64 @@ def test_decoding_is_that_of_the_loss() -> None:
         np.testing.assert_allclose(decoded.scores, flat[:, 64:].sigmoid().transpose(1, 2), rtol=1e-5)
 
 
-def test_a_model_that_is_reloaded_meanwhile(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_is_reloaded_meanwhile(other: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When it turns out to enlarge boxes otherwise than thought, the request is made again."""
-    inputs = batch(1, 2, 4, 3, regular=True)
-    with AssignerClient(live.url) as client, AssignerClient(live.url, thin=False) as full:
-        expected = full.assign(*inputs.values())
-        sent = count_bytes(client, monkeypatch)
-        client.assign(*inputs.values())
-        monkeypatch.setattr(client_module, "read_options", lambda _: ModelOptions(4.0))
-        assert_equal(client.assign(*inputs.values()), expected)
-    assert len(sent) == 3
+    shutil.copytree(exported("assigner", "sparse"), tmp_path, dirs_exist_ok=True)
+    server = start("--artifacts", tmp_path)
+    inputs = small_and_large_boxes()
+    try:
+        with AssignerClient(server.url) as client, AssignerClient(other.url, thin=False) as full:
+            sent = count_bytes(client, monkeypatch)
+            client.assign(*inputs.values())
+            shutil.copytree(exported("assigner", "sparse", **OTHER_ASSIGNER), tmp_path, dirs_exist_ok=True)
+            assert server.send("POST", "/v2/repository/models/assigner/load").status == 200
+            assert_equal(client.assign(*inputs.values()), full.assign(*inputs.values()))
+        assert len(sent) == 3
+    finally:
+        assert stop(server) == 0
+
+
+def test_servers_with_different_models(live: Live, other: Live) -> None:
+    """As in a rolling update: each assignment is that of one of them."""
+    inputs = small_and_large_boxes()
+    with AssignerClient(live.url, thin=False) as one, AssignerClient(other.url, thin=False) as two:
+        allowed = [full.assign(*inputs.values()) for full in (one, two)]
+    assert not np.array_equal(allowed[0].fg_mask, allowed[1].fg_mask)
+    found = []
+    for urls in ([live.url, other.url], [other.url, live.url]):  # the first is asked for its configuration
+        with AssignerClient(urls, concurrency=4) as client:
+            calls = [client.submit(client.assign, *inputs.values()) for _ in range(40)]
+            found += [[equal(call.result(), some) for some in allowed] for call in calls]
+    assert all(map(any, found))
+    assert all(map(any, zip(*found, strict=True)))
+
+
+def small_and_large_boxes() -> dict[str, Array]:
+    """A box with anchors, and one that has none until it is enlarged; every anchor predicts a box around itself."""
+    inputs = batch(1, 2, 2, 3, regular=True)
+    points = inputs["anc_points"]
+    inputs["pd_bboxes"] = np.tile(np.concatenate((points - 8, points + 8), axis=1), (2, 1, 1))
+    inputs["gt_bboxes"] = np.tile(np.array([[28, 28, 32, 32], [40, 40, 90, 80]], np.float32), (2, 1, 1))
+    return inputs | {"gt_labels": np.ones((2, 2, 1), np.int64), "mask_gt": np.ones((2, 2, 1), np.bool_)}
+
+
+def equal(ours: AssignmentResult, theirs: AssignmentResult) -> bool:
+    return all(np.array_equal(*pair) for pair in zip(ours, theirs, strict=True))
+
+
+def test_a_side_that_a_model_does_not_have_is_refused(live: Live, other: Live) -> None:
+    inputs = small_and_large_boxes()
+    inputs["anc_points"] = inputs["anc_points"][None]
+    with AssignerClient(other.url) as client, AssignerClient(live.url) as without:
+        for text in ("16.0", "16", "1.6e1"):
+            client.infer("assigner", inputs, COMPACT, {"min_box_side": text})
+        without.infer("assigner", inputs, COMPACT, {"min_box_side": "null"})
+        for text, own in (("null", "16.0"), ("15.0", "16.0"), ("", "16.0")):
+            with pytest.raises(ServerError, match=f"is '{text}', but model 'assigner' has '{own}'") as refused:
+                client.infer("assigner", inputs, COMPACT, {"min_box_side": text})
+            assert refused.value.status == 400
+        with pytest.raises(ServerError, match="min_box_side is 16; write the string"):
+            client.infer("assigner", inputs, COMPACT, {"min_box_side": 16})
 
 
 def test_servers_that_do_not_say_get_everything() -> None:
