@@ -48,7 +48,7 @@ class Decoded(NamedTuple):
 
     def pick(self, needed: Needed) -> ScoresAndBoxes:
         """Read the needed anchors, (N, K) and (N, 4)."""
-        image, anchor, classes = needed.image, needed.anchor, needed.classes[needed.image]
+        image, anchor, classes = needed.image, needed.anchor, needed.classes.take(needed.image, axis=0)
         if isinstance(self.scores, np.ndarray) and self.scores.flags.c_contiguous:
             # One index: indexing with three takes several times as long.
             row = image * self.scores.shape[1] + anchor
