@@ -49,15 +49,9 @@ class CountingClient(AssignerClient):
         super().__init__(url, **options)
         self.counts: list[int] = []  # of each request; threads append to it
 
-    def infer(
-        self,
-        model: str,
-        arrays: Mapping[str, Array],
-        outputs: Sequence[str],
-        parameters: Mapping[str, Any] | None = None,
-    ) -> dict[str, Array]:
+    def infer(self, model: str, arrays: Mapping[str, Array], *more: Any, **named: Any) -> dict[str, Array]:
         """Count, and send."""
-        replies = super().infer(model, arrays, outputs, parameters)
+        replies = super().infer(model, arrays, *more, **named)
         self.counts.append(sum(array.nbytes for array in (*arrays.values(), *replies.values())))
         return replies
 
