@@ -371,7 +371,7 @@ def test_requests_under_way_are_answered_by_the_model_they_began_with(tmp_path: 
 
     async def play(toy: Toy) -> None:
         under_way = [toy.ask(mark=SLOW, model="b") for _ in range(SLOW_REQUESTS)]
-        await asyncio.sleep(0.1)
+        await begun(tmp_path)
         await toy.service.reload("b")
         assert not under_way[-1].done()
         await expected(toy, model="b")
@@ -451,7 +451,7 @@ def test_hanging_up_dequeues_the_request(tmp_path: Path) -> None:
 
     async def play(toy: Toy) -> None:
         slow = toy.ask(mark=SLOW)
-        await asyncio.sleep(0.1)
+        await begun(tmp_path)
         gone = [toy.ask(mark=SLOW, side=320) for _ in range(20)]
         await asyncio.sleep(0.1)
         for task in gone:
@@ -480,7 +480,7 @@ def test_statistics_count_failures_and_hang_ups(tmp_path: Path) -> None:
         with pytest.raises(InferenceError):
             await toy.ask(mark=FAIL)
         slow = toy.ask(mark=SLOW)
-        await asyncio.sleep(0.1)
+        await begun(tmp_path)
         gone = toy.ask()
         await asyncio.sleep(0.1)
         assert toy.service.queued == 2
@@ -532,7 +532,7 @@ def test_a_request_may_wait_longer_than_the_server_allows_by_default(tmp_path: P
 
     async def play(toy: Toy) -> None:
         slow = toy.ask(mark=SLOW)
-        await asyncio.sleep(0.05)
+        await begun(tmp_path)
         await expected(toy, allowed=0.05, timeout=30_000_000, padding="x" * 70_000)
         await slow
 
@@ -592,7 +592,7 @@ def test_a_closed_service_refuses_requests(tmp_path: Path) -> None:
         toy = Toy(tmp_path)
         await toy.service.load()
         waiting = toy.ask(mark=SLOW)
-        await asyncio.sleep(0.1)
+        await begun(tmp_path)
         toy.service.close()
         with pytest.raises(InferenceError):
             await waiting
