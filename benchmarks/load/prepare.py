@@ -32,6 +32,8 @@ from benchmarks.load.cases import (
 from benchmarks.load.client import Prepared
 from benchmarks.load.probe import URGENT
 from tests.serve.hostile.wire import Wire
+from yolo_assigner.export.contract import load_contract
+from yolo_assigner.serve.detection.validate import check_inputs
 from yolo_assigner.serve.wire.dtypes import NUMPY_TYPES, Array
 
 URGENT_BYTES = 2**20  # largest request that is also sent with a deadline
@@ -103,20 +105,18 @@ def check_again(port: int, cases: Sequence[Prepared], memory: Mapping[str, mmap.
 
 def check_direct(folder: Path, cases: Sequence[Prepared]) -> list[str]:
     """Compare the answers with those of ONNX Runtime without a server, and describe what differs."""
+    models = {prepared.case.model for prepared in cases}
+    contracts = {model: load_contract(folder / f"{model}.json") for model in models}
     sessions = {
         model: onnxruntime.InferenceSession(folder / f"{model}.onnx", providers=["CPUExecutionProvider"])
-        for model in {prepared.case.model for prepared in cases}
+        for model in models
     }
     wrong = []
     for number, prepared in enumerate(tqdm(cases, desc="without a server", file=sys.stderr)):
         case = prepared.case
         arrays = _widened(case, inputs_of(case, number))
         answers = {name: output.raw for name, output in outputs_of(prepared.reply).items()} | prepared.outputs
-        session = sessions[case.model]
-        axes = {row.name: len(row.shape) for row in session.get_inputs()}
-        # Points of all images have no axis of sets.
-        feed = {name: array if array.ndim == axes[name] else array[None] for name, array in arrays.items()}
-        expected = session.run(list(answers), feed)
+        expected = sessions[case.model].run(list(answers), check_inputs(contracts[case.model], arrays))
         for (name, raw), array in zip(answers.items(), expected, strict=True):
             if raw != array.tobytes():
                 wrong.append(f"{case.name}: {name} is not what ONNX Runtime computes")
