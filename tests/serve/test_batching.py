@@ -192,7 +192,7 @@ def test_sizes_and_waits_are_bounded() -> None:
         await asyncio.gather(ask(model, 0.1, 3), ask(model, 0.1, 3), ask(model, 0.1, 9))
         assert runner.calls == [3, 3, 9]
         assert await ask(model, 0.2) == 1.0
-        assert time.monotonic() - begun > 0.3
+        assert 0.3 < time.monotonic() - begun < 60
         model.close()
 
     asyncio.run(scenario())

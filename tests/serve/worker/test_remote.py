@@ -234,11 +234,13 @@ def test_deadlines_are_kept_without_the_worker(tmp_path: Path) -> None:
     async def play(toy: Toy) -> None:
         slow = toy.ask(mark=SLOW, allowed=0.8 * SLOW_SECONDS)
         await begun(tmp_path)
+        began = time.monotonic()
         late = [toy.ask(allowed=0.05), toy.ask(timeout=50_000), toy.ask(timeout=50_000, side=320)]
         patient = asyncio.create_task(expected(toy, allowed=0.05, timeout=30_000_000))
         for one in late:
             with pytest.raises(TooLateError):
                 await one
+        assert time.monotonic() - began >= 0.05
         assert not slow.done()
         assert len((await slow).chunks) == 1
         await patient
